@@ -1,0 +1,284 @@
+//! Every feature bit once: its number, its name in profiles, who provides it, where the
+//! specification defines it, and which other bits it needs.
+//!
+//! Clauses are those of virtio 1.2 (and of the 1.4 draft where marked), protocol features those
+//! of QEMU's `docs/interop/vhost-user.rst`.
+
+use std::fmt;
+
+/// Who makes a device feature true behind a vhost-user front-end (QEMU 7.2 to 11.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// The bit is offered by the backend's GET_FEATURES and done by its datapath.
+    Backend,
+    /// The front-end implements it and sets the bit by its own command line.
+    Frontend,
+    /// The vhost-user protocol's own bits, which no guest sees.
+    Protocol,
+    /// Cannot be offered behind today's front-ends: they mask it or have no message for it.
+    Reserved,
+}
+
+/// One feature bit.
+#[derive(Debug)]
+pub struct Feature {
+    /// Bit number.
+    pub bit: u8,
+    /// As written in profiles.
+    pub name: &'static str,
+    /// Who makes it true.
+    pub provider: Provider,
+    /// Where it is defined.
+    pub clause: &'static str,
+    /// Bits without which it must not be offered: any one of each group (virtio 1.2, 5.1.3.1).
+    pub requires: &'static [&'static [u8]],
+}
+
+impl Feature {
+    /// The bit as a mask.
+    #[must_use]
+    pub const fn mask(&self) -> u64 {
+        1 << self.bit
+    }
+}
+
+/// VIRTIO_NET_F_CSUM: the guest may send partial checksums.
+pub const CSUM: u8 = 0;
+/// VIRTIO_NET_F_GUEST_CSUM: the guest takes partial checksums.
+pub const GUEST_CSUM: u8 = 1;
+/// VIRTIO_NET_F_MTU: the MTU is in the configuration space.
+pub const MTU: u8 = 3;
+/// VIRTIO_NET_F_GUEST_TSO4.
+pub const GUEST_TSO4: u8 = 7;
+/// VIRTIO_NET_F_GUEST_TSO6.
+pub const GUEST_TSO6: u8 = 8;
+/// VIRTIO_NET_F_HOST_TSO4.
+pub const HOST_TSO4: u8 = 11;
+/// VIRTIO_NET_F_HOST_TSO6.
+pub const HOST_TSO6: u8 = 12;
+/// VIRTIO_NET_F_MRG_RXBUF: a packet may span several receive buffers.
+pub const MRG_RXBUF: u8 = 15;
+/// VIRTIO_NET_F_CTRL_VQ.
+pub const CTRL_VQ: u8 = 17;
+/// VIRTIO_NET_F_GUEST_ANNOUNCE.
+pub const GUEST_ANNOUNCE: u8 = 21;
+/// VIRTIO_NET_F_MQ: several queue pairs.
+pub const MQ: u8 = 22;
+/// VHOST_F_LOG_ALL: log the pages we write.
+pub const LOG_ALL: u8 = 26;
+/// VIRTIO_F_INDIRECT_DESC.
+pub const INDIRECT_DESC: u8 = 28;
+/// VIRTIO_F_EVENT_IDX.
+pub const EVENT_IDX: u8 = 29;
+/// VHOST_USER_F_PROTOCOL_FEATURES.
+pub const PROTOCOL_FEATURES: u8 = 30;
+/// VIRTIO_F_VERSION_1.
+pub const VERSION_1: u8 = 32;
+
+const fn feature(
+    bit: u8,
+    name: &'static str,
+    provider: Provider,
+    clause: &'static str,
+    requires: &'static [&'static [u8]],
+) -> Feature {
+    Feature { bit, name, provider, clause, requires }
+}
+
+use Provider::{Backend, Frontend, Protocol, Reserved};
+
+/// All device features, by bit.
+pub static FEATURES: &[Feature] = &[
+    feature(CSUM, "csum", Backend, "5.1.3", &[]),
+    feature(GUEST_CSUM, "guest_csum", Backend, "5.1.3", &[]),
+    feature(2, "ctrl_guest_offloads", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(MTU, "mtu", Backend, "5.1.3", &[]),
+    feature(5, "mac", Frontend, "5.1.3", &[]),
+    feature(6, "gso", Reserved, "5.1.3.2 (legacy)", &[]),
+    feature(GUEST_TSO4, "guest_tso4", Backend, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(GUEST_TSO6, "guest_tso6", Backend, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(9, "guest_ecn", Backend, "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
+    feature(10, "guest_ufo", Backend, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(HOST_TSO4, "host_tso4", Backend, "5.1.3", &[&[CSUM]]),
+    feature(HOST_TSO6, "host_tso6", Backend, "5.1.3", &[&[CSUM]]),
+    feature(13, "host_ecn", Backend, "5.1.3", &[&[HOST_TSO4, HOST_TSO6]]),
+    feature(14, "host_ufo", Backend, "5.1.3", &[&[CSUM]]),
+    feature(MRG_RXBUF, "mrg_rxbuf", Backend, "5.1.3", &[]),
+    feature(16, "status", Frontend, "5.1.3", &[]),
+    feature(CTRL_VQ, "ctrl_vq", Frontend, "5.1.3", &[]),
+    feature(18, "ctrl_rx", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(19, "ctrl_vlan", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(20, "ctrl_rx_extra", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(GUEST_ANNOUNCE, "guest_announce", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(MQ, "mq", Backend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(23, "ctrl_mac_addr", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(24, "notify_on_empty", Backend, "6.3 (legacy)", &[]),
+    feature(LOG_ALL, "log_all", Protocol, "vhost-user, Migration", &[]),
+    feature(27, "any_layout", Backend, "6.3 (legacy)", &[]),
+    feature(INDIRECT_DESC, "indirect_desc", Backend, "2.7.5.3", &[]),
+    feature(EVENT_IDX, "event_idx", Backend, "2.7.7", &[]),
+    feature(PROTOCOL_FEATURES, "protocol_features", Protocol, "vhost-user, Feature bits", &[]),
+    feature(VERSION_1, "version_1", Backend, "6.1", &[]),
+    feature(33, "access_platform", Backend, "6", &[]),
+    feature(34, "ring_packed", Backend, "2.8", &[]),
+    feature(35, "in_order", Backend, "2.7.9", &[]),
+    feature(36, "order_platform", Reserved, "6", &[]),
+    feature(38, "notification_data", Reserved, "6", &[]),
+    feature(40, "ring_reset", Backend, "2.6.1", &[]),
+    feature(52, "vq_notf_coal", Reserved, "5.1.3 (1.4 draft)", &[&[CTRL_VQ]]),
+    feature(53, "notf_coal", Reserved, "5.1.3", &[&[CTRL_VQ]]),
+    feature(54, "guest_uso4", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(55, "guest_uso6", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(56, "host_uso", Reserved, "5.1.3", &[&[CSUM]]),
+    feature(57, "hash_report", Reserved, "5.1.3", &[&[CTRL_VQ]]),
+    feature(59, "guest_hdrlen", Reserved, "5.1.3", &[]),
+    feature(60, "rss", Reserved, "5.1.3", &[&[CTRL_VQ]]),
+    feature(61, "rsc_ext", Reserved, "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
+    feature(62, "standby", Frontend, "5.1.3", &[]),
+    feature(63, "speed_duplex", Frontend, "5.1.3", &[]),
+];
+
+/// What this version's datapath can do: the widest a profile's backend features may be.
+pub const IMPLEMENTED: FeatureSet = FeatureSet(
+    1 << MTU
+        | 1 << MRG_RXBUF
+        | 1 << MQ
+        | 1 << INDIRECT_DESC
+        | 1 << EVENT_IDX
+        | 1 << PROTOCOL_FEATURES
+        | 1 << VERSION_1,
+);
+
+/// A set of feature bits 0 to 63, all that a vhost-user message carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FeatureSet(pub u64);
+
+impl FeatureSet {
+    /// Whether `bit` is in the set.
+    #[must_use]
+    pub const fn has(self, bit: u8) -> bool {
+        self.0 & (1 << bit) != 0
+    }
+
+    /// The bits of this set that `other` lacks.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The bits of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether no bit is set.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The bit numbers, ascending.
+    pub fn bits(self) -> impl Iterator<Item = u8> {
+        (0..64).filter(move |&bit| self.has(bit))
+    }
+
+    /// The names, ascending by bit; unknown bits as `bit_N`.
+    #[must_use]
+    pub fn names(self) -> Vec<String> {
+        self.bits().map(name_of).collect()
+    }
+}
+
+impl fmt::Display for FeatureSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} ({})", self.0, self.names().join(", "))
+    }
+}
+
+/// The feature with this name in profiles.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static Feature> {
+    FEATURES.iter().find(|feature| feature.name == name)
+}
+
+fn name_of(bit: u8) -> String {
+    match FEATURES.iter().find(|feature| feature.bit == bit) {
+        Some(feature) => feature.name.to_owned(),
+        None => format!("bit_{bit}"),
+    }
+}
+
+/// One vhost-user protocol feature.
+#[derive(Debug)]
+pub struct ProtocolFeature {
+    /// Bit number.
+    pub bit: u8,
+    /// As written in profiles.
+    pub name: &'static str,
+}
+
+/// VHOST_USER_PROTOCOL_F_MQ.
+pub const PROTOCOL_MQ: u8 = 0;
+/// VHOST_USER_PROTOCOL_F_RARP.
+pub const PROTOCOL_RARP: u8 = 2;
+/// VHOST_USER_PROTOCOL_F_REPLY_ACK.
+pub const PROTOCOL_REPLY_ACK: u8 = 3;
+/// VHOST_USER_PROTOCOL_F_MTU.
+pub const PROTOCOL_MTU: u8 = 4;
+/// VHOST_USER_PROTOCOL_F_RESET_DEVICE.
+pub const PROTOCOL_RESET_DEVICE: u8 = 13;
+/// VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS.
+pub const PROTOCOL_CONFIGURE_MEM_SLOTS: u8 = 15;
+/// VHOST_USER_PROTOCOL_F_STATUS.
+pub const PROTOCOL_STATUS: u8 = 16;
+
+/// The protocol features whose messages this version answers.
+pub static PROTOCOL: &[ProtocolFeature] = &[
+    ProtocolFeature { bit: PROTOCOL_MQ, name: "mq" },
+    ProtocolFeature { bit: PROTOCOL_RARP, name: "rarp" },
+    ProtocolFeature { bit: PROTOCOL_REPLY_ACK, name: "reply_ack" },
+    ProtocolFeature { bit: PROTOCOL_MTU, name: "mtu" },
+    ProtocolFeature { bit: PROTOCOL_RESET_DEVICE, name: "reset_device" },
+    ProtocolFeature { bit: PROTOCOL_CONFIGURE_MEM_SLOTS, name: "configure_mem_slots" },
+    ProtocolFeature { bit: PROTOCOL_STATUS, name: "status" },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_and_names_occur_once_and_ascend() {
+        assert!(FEATURES.windows(2).all(|pair| pair[0].bit < pair[1].bit));
+        for feature in FEATURES {
+            assert_eq!(by_name(feature.name).unwrap().bit, feature.bit);
+        }
+    }
+
+    #[test]
+    fn only_what_a_backend_provides_is_implemented() {
+        for bit in IMPLEMENTED.bits() {
+            let feature = FEATURES.iter().find(|feature| feature.bit == bit).unwrap();
+            assert!(matches!(feature.provider, Backend | Protocol), "{}", feature.name);
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_kernels_headers() {
+        use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
+        let same = [
+            (CSUM, virtio_net::VIRTIO_NET_F_CSUM),
+            (MTU, virtio_net::VIRTIO_NET_F_MTU),
+            (MRG_RXBUF, virtio_net::VIRTIO_NET_F_MRG_RXBUF),
+            (CTRL_VQ, virtio_net::VIRTIO_NET_F_CTRL_VQ),
+            (MQ, virtio_net::VIRTIO_NET_F_MQ),
+            (INDIRECT_DESC, virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
+            (EVENT_IDX, virtio_ring::VIRTIO_RING_F_EVENT_IDX),
+            (VERSION_1, virtio_config::VIRTIO_F_VERSION_1),
+        ];
+        for (ours, theirs) in same {
+            assert_eq!(u32::from(ours), theirs);
+        }
+    }
+}

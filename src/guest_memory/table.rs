@@ -1,0 +1,226 @@
+//! The regions in force, and the translation of addresses through them.
+
+use std::sync::Arc;
+
+use super::{FrontendAddress, GuestAddress, GuestSlice, Region, RegionSpec};
+
+/// Most regions one front-end may have: the slots we report for GET_MAX_MEM_SLOTS. QEMU sends
+/// one per memory slot that is backed by a file; memory hot-plug adds one per module.
+pub const REGIONS_MAX: usize = 64;
+
+/// Why a table was refused; the one in force stays as it was.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TableError {
+    /// Two regions claim the same guest or front-end addresses.
+    #[error("memory regions at guest addresses {0:#x} and {1:#x} overlap")]
+    Overlap(u64, u64),
+    /// More than [`REGIONS_MAX`].
+    #[error("{0} memory regions, and at most {REGIONS_MAX} are served")]
+    TooMany(usize),
+    /// The region to remove is not there exactly as described.
+    #[error("no memory region at guest address {0:#x} with that size and front-end address")]
+    NotFound(u64),
+}
+
+/// An immutable table of regions, sorted by guest address.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    regions: Vec<Arc<Region>>,
+}
+
+impl GuestMemory {
+    /// A table of these regions.
+    ///
+    /// # Errors
+    /// [`TableError::TooMany`], or [`TableError::Overlap`] (in either address space).
+    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<Self, TableError> {
+        if regions.len() > REGIONS_MAX {
+            return Err(TableError::TooMany(regions.len()));
+        }
+        check_overlap(&mut regions, |spec| spec.frontend.0)?;
+        check_overlap(&mut regions, |spec| spec.guest.0)?;
+        Ok(Self { regions })
+    }
+
+    /// This table and one more region (ADD_MEM_REG).
+    ///
+    /// # Errors
+    /// As [`GuestMemory::new`].
+    pub fn with_region(&self, region: Region) -> Result<Self, TableError> {
+        let mut regions = self.regions.clone();
+        regions.push(Arc::new(region));
+        Self::new(regions)
+    }
+
+    /// This table less one region (REM_MEM_REG), which must match in both addresses and size;
+    /// the file offset is not compared, since vhost-user says front-ends send 0 there.
+    ///
+    /// # Errors
+    /// [`TableError::NotFound`].
+    pub fn without_region(&self, spec: &RegionSpec) -> Result<Self, TableError> {
+        let mut regions = self.regions.clone();
+        let same = |region: &Arc<Region>| {
+            let own = region.spec();
+            (own.guest, own.frontend, own.size) == (spec.guest, spec.frontend, spec.size)
+        };
+        let index = regions.iter().position(same).ok_or(TableError::NotFound(spec.guest.0))?;
+        regions.remove(index);
+        Ok(Self { regions })
+    }
+
+    /// The regions, by guest address.
+    pub fn regions(&self) -> impl ExactSizeIterator<Item = &RegionSpec> {
+        self.regions.iter().map(|region| region.spec())
+    }
+
+    /// Whether any region's file was cut short under us; what was read since is not the guest's.
+    #[must_use]
+    pub fn faulted(&self) -> bool {
+        self.regions.iter().any(|region| region.faulted())
+    }
+
+    /// As much of `len` bytes at `address` as lies in one region: shorter than `len` where the
+    /// range goes on in another, `None` where `address` is not the guest's or `len` is 0.
+    #[inline]
+    #[must_use]
+    pub fn translate(&self, address: GuestAddress, len: u32) -> Option<GuestSlice<'_>> {
+        self.regions.iter().find_map(|region| {
+            slice_of(region, region.spec().guest.0, address.0, u64::from(len))
+        })
+    }
+
+    /// All `len` bytes at `address`, a front-end address, which must lie in one region.
+    #[must_use]
+    pub fn translate_frontend(&self, address: FrontendAddress, len: u64) -> Option<GuestSlice<'_>> {
+        let slice = self.regions.iter().find_map(|region| {
+            slice_of(region, region.spec().frontend.0, address.0, len)
+        })?;
+        (slice.len() as u64 == len).then_some(slice)
+    }
+}
+
+/// The part of `address..address + len` that lies in `region`, which starts at `start`.
+#[inline]
+fn slice_of(region: &Region, start: u64, address: u64, len: u64) -> Option<GuestSlice<'_>> {
+    let offset = address.wrapping_sub(start);
+    if offset >= region.spec().size || len == 0 {
+        return None;
+    }
+    let part = len.min(region.spec().size - offset);
+    // The region is mapped, so offsets and lengths within it fit in usize.
+    #[allow(clippy::cast_possible_truncation)]
+    let (offset, part) = (offset as usize, part as usize);
+    // SAFETY: offset + part <= size, and `Region::map` mapped `size` bytes from host_base; the
+    // slice borrows the region, which unmaps only when dropped.
+    Some(unsafe { GuestSlice::new(region.host_base().wrapping_add(offset), part) })
+}
+
+/// Sort by `start` and refuse neighbours that overlap. Ends cannot wrap: `Region::map` checked.
+fn check_overlap(
+    regions: &mut [Arc<Region>],
+    start: impl Fn(&RegionSpec) -> u64,
+) -> Result<(), TableError> {
+    regions.sort_by_key(|region| start(region.spec()));
+    for pair in regions.windows(2) {
+        let (low, high) = (pair[0].spec(), pair[1].spec());
+        if start(low) + low.size > start(high) {
+            return Err(TableError::Overlap(low.guest.0, high.guest.0));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MapError;
+    use super::*;
+    use std::fs::File;
+
+    fn file(bytes: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    fn spec(guest: u64, frontend: u64, size: u64) -> RegionSpec {
+        RegionSpec {
+            guest: GuestAddress(guest),
+            frontend: FrontendAddress(frontend),
+            size,
+            file_offset: 0,
+        }
+    }
+
+    fn region(guest: u64, frontend: u64, size: u64) -> Arc<Region> {
+        Arc::new(Region::map(spec(guest, frontend, size), file(size)).unwrap())
+    }
+
+    #[test]
+    fn a_range_that_leaves_its_region_is_cut_at_the_end() {
+        let memory = GuestMemory::new(vec![region(0x1000, 0x9000, 0x1000)]).unwrap();
+        assert_eq!(memory.translate(GuestAddress(0x1ff0), 0x100).unwrap().len(), 0x10);
+        assert!(memory.translate(GuestAddress(0x2000), 1).is_none());
+        assert!(memory.translate(GuestAddress(0xfff), 1).is_none());
+        assert!(memory.translate(GuestAddress(u64::MAX), 1).is_none());
+        assert!(memory.translate(GuestAddress(0x1000), 0).is_none());
+    }
+
+    #[test]
+    fn a_ring_must_lie_in_one_region_whole() {
+        let memory =
+            GuestMemory::new(vec![region(0, 0x10000, 0x1000), region(0x1000, 0x11000, 0x1000)])
+                .unwrap();
+        assert!(memory.translate_frontend(FrontendAddress(0x10ff0), 0x20).is_none());
+        assert!(memory.translate_frontend(FrontendAddress(0x10ff0), 0x10).is_some());
+        assert!(memory.translate_frontend(FrontendAddress(0x10ff0), u64::MAX).is_none());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_through_the_other_address() {
+        let memory = GuestMemory::new(vec![region(0x1000, 0x9000, 0x1000)]).unwrap();
+        memory.translate(GuestAddress(0x1234), 4).unwrap().write(b"iso!");
+        let mut read = [0; 4];
+        memory.translate_frontend(FrontendAddress(0x9234), 4).unwrap().read(&mut read);
+        assert_eq!(&read, b"iso!");
+    }
+
+    #[test]
+    fn overlap_in_either_address_space_is_refused() {
+        let guest = vec![region(0, 0x10000, 0x2000), region(0x1000, 0x20000, 0x1000)];
+        assert_eq!(GuestMemory::new(guest).unwrap_err(), TableError::Overlap(0, 0x1000));
+        let frontend = vec![region(0, 0x10000, 0x2000), region(0x8000, 0x11000, 0x1000)];
+        assert_eq!(GuestMemory::new(frontend).unwrap_err(), TableError::Overlap(0, 0x8000));
+    }
+
+    #[test]
+    fn a_region_longer_than_its_file_is_refused() {
+        let error = Region::map(spec(0, 0, 0x2000), file(0x1000)).unwrap_err();
+        assert!(matches!(error, MapError::BeyondFile { needed: 0x2000, actual: 0x1000, .. }));
+        let wrapping = RegionSpec { file_offset: u64::MAX - 0xfff, ..spec(0, 0, 0x2000) };
+        let error = Region::map(wrapping, file(0x1000)).unwrap_err();
+        assert!(matches!(error, MapError::Wraps { .. }));
+        assert!(matches!(Region::map(spec(0, 0, 0), file(1)), Err(MapError::Empty(0))));
+    }
+
+    #[test]
+    fn a_file_truncated_under_us_ends_in_zeroes_and_a_flag_not_a_signal() {
+        super::super::install_fault_handler();
+        let file = file(0x2000);
+        let mapped = Region::map(spec(0, 0, 0x2000), file.try_clone().unwrap()).unwrap();
+        let memory = GuestMemory::new(vec![Arc::new(mapped)]).unwrap();
+        memory.translate(GuestAddress(0), 4).unwrap().write(b"abcd");
+        file.set_len(0).unwrap();
+        let mut read = [1; 4];
+        memory.translate(GuestAddress(0), 4).unwrap().read(&mut read);
+        assert_eq!(read, [0; 4]);
+        assert!(memory.faulted());
+    }
+
+    #[test]
+    fn remove_needs_the_same_addresses_and_size() {
+        let memory = GuestMemory::new(vec![region(0, 0x10000, 0x1000)]).unwrap();
+        let other = spec(0, 0x10000, 0x2000);
+        assert_eq!(memory.without_region(&other).unwrap_err(), TableError::NotFound(0));
+        assert_eq!(memory.without_region(&spec(0, 0x10000, 0x1000)).unwrap().regions().len(), 0);
+    }
+}

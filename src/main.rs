@@ -1,0 +1,2 @@
+//! The isonic binary.
+fn main() {}

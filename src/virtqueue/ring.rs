@@ -1,0 +1,101 @@
+//! A queue with its event descriptors: what a session hands to a worker and takes back.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::{Fault, Queue};
+
+/// Why a descriptor that came with a message cannot serve as an event.
+#[derive(Debug, thiserror::Error)]
+pub enum EventFdError {
+    /// A pipe or socket could block the worker that writes it.
+    #[error("the descriptor is {0}, not an eventfd")]
+    NotAnEventFd(String),
+    /// The kernel refused to examine it.
+    #[error("cannot examine the event descriptor")]
+    Io(#[from] io::Error),
+}
+
+/// An eventfd that the front-end shares with us, made non-blocking.
+#[derive(Debug)]
+pub struct EventFd(File);
+
+impl EventFd {
+    /// Take a descriptor that came with a message.
+    ///
+    /// # Errors
+    /// [`EventFdError`].
+    pub fn new(file: File) -> Result<Self, EventFdError> {
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let target = std::fs::read_link(link)?;
+        if target.as_os_str() != "anon_inode:[eventfd]" {
+            return Err(EventFdError::NotAnEventFd(target.display().to_string()));
+        }
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(io::Error::from)?;
+        rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK)
+            .map_err(io::Error::from)?;
+        Ok(Self(file))
+    }
+
+    /// Signal the other side. A full counter is a signal that was not yet read; any other
+    /// failure is the front-end's loss.
+    #[inline]
+    pub fn signal(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// One virtqueue of a started session. It belongs to the session or to one worker, never both:
+/// to change anything, the session takes it back, changes it, and hands it over again.
+#[derive(Debug)]
+pub struct Ring {
+    /// The ring itself.
+    pub queue: Queue,
+    /// The driver's signal to us; None asks us to poll.
+    pub kick: Option<EventFd>,
+    /// Our signal to the driver; None asks us not to.
+    pub call: Option<EventFd>,
+    /// Our signal that the ring is broken.
+    pub err: Option<EventFd>,
+    /// SET_VRING_ENABLE. A ring that is started but disabled gets no packets, and what it sends
+    /// is taken and discarded (vhost-user: "Ring states").
+    pub enabled: bool,
+    /// Why the ring is served no more.
+    pub broken: Option<Fault>,
+}
+
+impl Ring {
+    /// Stop serving the ring: the first fault counts, the front-end is told once.
+    #[cold]
+    pub fn break_with(&mut self, fault: Fault) {
+        if self.broken.is_none() {
+            self.broken = Some(fault);
+            if let Some(err) = &self.err {
+                err.signal();
+            }
+        }
+    }
+
+    /// Signal the driver if it wants to hear of what was published.
+    #[inline]
+    pub fn notify(&mut self) -> bool {
+        let (_, ring) = self.queue.parts();
+        if !ring.needs_notification() {
+            return false;
+        }
+        match &self.call {
+            Some(call) => {
+                call.signal();
+                true
+            }
+            None => false,
+        }
+    }
+}
