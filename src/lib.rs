@@ -2,8 +2,13 @@
 //! interface profile to every VM.
 #![warn(missing_docs)]
 
+pub mod datapath;
 pub mod device;
 pub mod guest_memory;
+pub mod metrics;
 pub mod profile;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
 pub mod vhost_user;
 pub mod virtqueue;
+pub mod xdp;

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
 use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::fault::Watch;
 use super::{FrontendAddress, GuestAddress};
@@ -30,7 +30,9 @@ pub enum MapError {
     #[error("region at guest address {0:#x} has size 0")]
     Empty(u64),
     /// An address plus the size leaves the 64-bit space.
-    #[error("region at guest address {guest:#x}: size {size:#x} or offset {offset:#x} wraps around")]
+    #[error(
+        "region at guest address {guest:#x}: size {size:#x} or offset {offset:#x} wraps around"
+    )]
     Wraps {
         /// Guest address.
         guest: u64,
@@ -120,11 +122,9 @@ fn checked_length(spec: &RegionSpec, file: &File) -> Result<usize, MapError> {
         return Err(MapError::Empty(guest.0));
     }
     let wraps = MapError::Wraps { guest: guest.0, size, offset: file_offset };
-    let (Some(needed), Some(_), Some(_)) = (
-        file_offset.checked_add(size),
-        guest.0.checked_add(size),
-        frontend.0.checked_add(size),
-    ) else {
+    let (Some(needed), Some(_), Some(_)) =
+        (file_offset.checked_add(size), guest.0.checked_add(size), frontend.0.checked_add(size))
+    else {
         return Err(wraps);
     };
     let metadata = file.metadata().map_err(MapError::Stat)?;

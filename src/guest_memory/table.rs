@@ -84,17 +84,18 @@ impl GuestMemory {
     #[inline]
     #[must_use]
     pub fn translate(&self, address: GuestAddress, len: u32) -> Option<GuestSlice<'_>> {
-        self.regions.iter().find_map(|region| {
-            slice_of(region, region.spec().guest.0, address.0, u64::from(len))
-        })
+        self.regions
+            .iter()
+            .find_map(|region| slice_of(region, region.spec().guest.0, address.0, u64::from(len)))
     }
 
     /// All `len` bytes at `address`, a front-end address, which must lie in one region.
     #[must_use]
     pub fn translate_frontend(&self, address: FrontendAddress, len: u64) -> Option<GuestSlice<'_>> {
-        let slice = self.regions.iter().find_map(|region| {
-            slice_of(region, region.spec().frontend.0, address.0, len)
-        })?;
+        let slice = self
+            .regions
+            .iter()
+            .find_map(|region| slice_of(region, region.spec().frontend.0, address.0, len))?;
         (slice.len() as u64 == len).then_some(slice)
     }
 }

@@ -67,6 +67,8 @@ pub struct Ring {
     /// SET_VRING_ENABLE. A ring that is started but disabled gets no packets, and what it sends
     /// is taken and discarded (vhost-user: "Ring states").
     pub enabled: bool,
+    /// VIRTIO_NET_F_MRG_RXBUF: a packet to the guest may span several chains.
+    pub mergeable: bool,
     /// Why the ring is served no more.
     pub broken: Option<Fault>,
 }

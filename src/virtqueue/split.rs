@@ -117,6 +117,8 @@ pub struct SplitRing {
     kicks_wanted: bool,
     /// The next entry of the available ring to take; free-running.
     next_available: u16,
+    /// The available index as last read, never more than `size` ahead of `next_available`.
+    seen_available: u16,
     /// The next entry of the used ring to write; free-running.
     next_used: u16,
     /// The used index that the driver has seen.
@@ -153,13 +155,15 @@ impl SplitRing {
             indirect: setup.options.indirect,
             kicks_wanted: true,
             next_available: 0,
+            seen_available: 0,
             next_used: 0,
             published: 0,
             decided: None,
             _memory: memory,
         };
         let position = u16::from_le(ring.atomic(ring.used, 2).load(Ordering::Relaxed));
-        (ring.next_available, ring.next_used, ring.published) = (position, position, position);
+        (ring.next_available, ring.seen_available) = (position, position);
+        (ring.next_used, ring.published) = (position, position);
         ring.want_kicks(true);
         ring
     }
@@ -239,13 +243,24 @@ impl SplitRing {
     /// # Errors
     /// [`Fault::AvailableIndex`].
     #[inline]
-    pub fn available(&self) -> Result<u16, Fault> {
+    pub fn available(&mut self) -> Result<u16, Fault> {
         let index = self.available_index();
         let ahead = index.wrapping_sub(self.next_available);
         if ahead > self.size {
             return Err(Fault::AvailableIndex { index, ahead, size: self.size });
         }
+        self.seen_available = index;
         Ok(ahead)
+    }
+
+    /// Whether there is a chain to take; looks at the driver's index only when those seen before
+    /// are used up.
+    ///
+    /// # Errors
+    /// As [`available`](Self::available).
+    #[inline]
+    pub fn has_available(&mut self) -> Result<bool, Fault> {
+        Ok(self.seen_available != self.next_available || self.available()? > 0)
     }
 
     /// Take the next chain: append its pieces to `segments` and return its head. The caller has
@@ -402,10 +417,17 @@ impl SplitRing {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// Whether chains were completed that the driver has not been shown.
+    #[inline]
+    #[must_use]
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.next_used
+    }
+
     /// Show the driver all that was completed: one store. Returns whether there was anything.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
+        if !self.has_unpublished() {
             return false;
         }
         // Release pairs with the driver's read barrier after it has read idx (2.7.14).

@@ -1,0 +1,155 @@
+//! The forwarding table: an immutable snapshot that the control plane replaces whole.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::{PortId, UplinkId, WorkerId};
+
+/// How a port is attached to its uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// By destination MAC, among others.
+    Switch {
+        /// Its address.
+        mac: [u8; 6],
+    },
+    /// These queues of the uplink are the port's: queue pair `n` uses queue `n` modulo their number.
+    Wire {
+        /// Queue numbers of the NIC.
+        queues: Vec<u32>,
+    },
+}
+
+/// Where a port's packets go and come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its uplink.
+    pub uplink: UplinkId,
+    /// How.
+    pub attachment: Attachment,
+    /// Longest frame, bytes.
+    pub frame_max: u32,
+    /// Which worker serves each queue pair.
+    pub workers: Vec<WorkerId>,
+    /// The queue pairs that can receive: started and enabled. Ascending.
+    pub ready: Vec<u16>,
+}
+
+impl Route {
+    /// The queue pair to deliver to, of those that are ready; the same for the same `hint`, so
+    /// that a flow stays on one.
+    #[inline]
+    #[must_use]
+    pub fn pair(&self, hint: usize) -> Option<u16> {
+        if self.ready.is_empty() { None } else { Some(self.ready[hint % self.ready.len()]) }
+    }
+
+    /// The worker that serves a queue pair.
+    #[inline]
+    #[must_use]
+    pub fn worker(&self, pair: u16) -> WorkerId {
+        self.workers[usize::from(pair) % self.workers.len()]
+    }
+}
+
+/// The whole table.
+#[derive(Debug, Default)]
+pub struct Forwarding {
+    routes: Vec<Option<Route>>,
+    by_mac: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
+    wires: HashMap<(UplinkId, u32), PortId>,
+    switched: Vec<Vec<PortId>>,
+}
+
+/// Gathers routes and makes the table.
+#[derive(Debug, Default)]
+pub struct ForwardingBuilder(Forwarding);
+
+impl ForwardingBuilder {
+    /// Add a port.
+    pub fn add(&mut self, port: PortId, route: Route) {
+        let table = &mut self.0;
+        match &route.attachment {
+            Attachment::Switch { mac } => {
+                table.by_mac.insert(mac_key(route.uplink, *mac), port);
+                let uplink = route.uplink.index();
+                if table.switched.len() <= uplink {
+                    table.switched.resize_with(uplink + 1, Vec::new);
+                }
+                table.switched[uplink].push(port);
+            }
+            Attachment::Wire { queues } => {
+                table.wires.extend(queues.iter().map(|&queue| ((route.uplink, queue), port)));
+            }
+        }
+        if table.routes.len() <= port.index() {
+            table.routes.resize_with(port.index() + 1, || None);
+        }
+        table.routes[port.index()] = Some(route);
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn build(self) -> Forwarding {
+        self.0
+    }
+}
+
+impl Forwarding {
+    /// A port's route.
+    #[inline]
+    #[must_use]
+    pub fn route(&self, port: PortId) -> Option<&Route> {
+        self.routes.get(port.index())?.as_ref()
+    }
+
+    /// The switched port with this MAC on this uplink.
+    #[inline]
+    #[must_use]
+    pub fn by_mac(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<PortId> {
+        self.by_mac.get(&mac_key(uplink, mac)).copied()
+    }
+
+    /// The port that a queue belongs to whole.
+    #[inline]
+    #[must_use]
+    pub fn by_queue(&self, uplink: UplinkId, queue: u32) -> Option<PortId> {
+        self.wires.get(&(uplink, queue)).copied()
+    }
+
+    /// All switched ports of an uplink, for flooding.
+    #[must_use]
+    pub fn switched(&self, uplink: UplinkId) -> &[PortId] {
+        self.switched.get(uplink.index()).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn mac_key(uplink: UplinkId, mac: [u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = mac;
+    let [x, y] = uplink.0.to_be_bytes();
+    u64::from_be_bytes([x, y, a, b, c, d, e, f])
+}
+
+/// One multiplication per lookup. Guests cannot choose the keys in the table, so collisions are
+/// the operator's at worst.
+#[derive(Default)]
+struct MacHasher(u64);
+
+impl Hasher for MacHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(self.0 ^ u64::from(byte));
+        }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, value: u64) {
+        // 2^64 divided by the golden ratio (Knuth's multiplicative hashing), high half mixed down.
+        let product = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

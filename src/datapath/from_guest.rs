@@ -1,0 +1,301 @@
+//! A burst from a guest: its transmit ring → header check → destination → copied once.
+
+use std::sync::Arc;
+
+use crate::metrics::{PortCounter, SocketCounter};
+use crate::virtqueue::{Direction, Fault, Ring, Segments};
+
+use super::forwarding::{Attachment, Forwarding, Route};
+use super::frame::{FrameView, PacketError, Start};
+use super::handover::{Handover, Inbox, PacketPool, Target};
+use super::worker::{Ports, Worker, WorkerSocket};
+use super::{BURST, PortId, WorkerId, pair_of};
+
+/// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
+/// many were taken.
+pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
+    let Some(mut ring) = worker.ports.lift(port, index) else { return 0 };
+    let mut taken = 0;
+    let mut fault = None;
+    if ring.broken.is_none() {
+        match ring.queue.parts().1.available() {
+            Ok(0) => {}
+            Ok(available) => {
+                (taken, fault) = serve(worker, port, index, &mut ring, available.min(BURST));
+            }
+            Err(error) => fault = Some(error),
+        }
+    }
+    worker.ports.lower(port, index, ring);
+    if let Some(fault) = fault {
+        worker.ports.break_ring(port, index, fault);
+    }
+    usize::from(taken)
+}
+
+/// Take `count` packets, forward or discard them, and show the guest that they are done.
+fn serve(
+    worker: &mut Worker,
+    port: PortId,
+    index: u16,
+    ring: &mut Ring,
+    count: u16,
+) -> (u16, Option<Fault>) {
+    let table = Arc::clone(&worker.table);
+    let enabled = ring.enabled;
+    let mut taken = 0;
+    let result = match table.route(port).filter(|_| enabled) {
+        Some(route) => {
+            let mut outlet = Outlet::new(worker, port, pair_of(index), &table, route);
+            let result = each_packet(ring, count, &mut taken, |packet| outlet.forward(packet));
+            outlet.finish();
+            result
+        }
+        None => {
+            let result = each_packet(ring, count, &mut taken, |_| {});
+            let discarded = PortCounter::FromGuestDroppedDisabled;
+            worker.ports.count(port, discarded, u64::from(taken));
+            result
+        }
+    };
+    if ring.queue.parts().1.publish() {
+        let notified = ring.notify();
+        worker.ports.count_notification(port, notified);
+    }
+    let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
+    (taken, result.err().or(gone))
+}
+
+/// Take up to `count` packets, let `forward` see each, and complete them.
+#[inline]
+fn each_packet(
+    ring: &mut Ring,
+    count: u16,
+    taken: &mut u16,
+    mut forward: impl FnMut(&mut Segments<'_>),
+) -> Result<(), Fault> {
+    let (memory, queue) = ring.queue.parts();
+    while *taken < count {
+        let mut segments = Segments::new();
+        let head = queue.take(memory, Direction::FromGuest, &mut segments)?;
+        forward(&mut segments);
+        queue.complete(head, 0);
+        *taken += 1;
+    }
+    Ok(())
+}
+
+/// A control-plane frame in the name of a port (its announcement after a migration): to the wire
+/// and to all others.
+pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
+    let table = Arc::clone(&worker.table);
+    let Some(route) = table.route(port) else { return };
+    let mut outlet = Outlet::new(worker, port, 0, &table, route);
+    let frame = FrameView::whole(bytes);
+    match route.attachment {
+        Attachment::Wire { .. } => {
+            outlet.to_uplink(&frame);
+        }
+        Attachment::Switch { .. } => outlet.flood(&frame),
+    }
+}
+
+/// Where the packets of one burst of one ring can go.
+struct Outlet<'w> {
+    port: PortId,
+    pair: u16,
+    table: &'w Forwarding,
+    route: &'w Route,
+    worker: WorkerId,
+    ports: &'w mut Ports,
+    /// The uplink's socket for this queue pair; the control plane places rings where there is one.
+    socket: Option<&'w mut WorkerSocket>,
+    inboxes: &'w [Arc<Inbox>],
+    pool: &'w PacketPool,
+    forwarded: u64,
+    bytes: u64,
+}
+
+impl<'w> Outlet<'w> {
+    fn new(
+        worker: &'w mut Worker,
+        port: PortId,
+        pair: u16,
+        table: &'w Forwarding,
+        route: &'w Route,
+    ) -> Self {
+        let place = socket_for(&worker.sockets, route, pair);
+        Self {
+            port,
+            pair,
+            table,
+            route,
+            worker: worker.id,
+            ports: &mut worker.ports,
+            socket: place.map(|place| &mut worker.sockets[place]),
+            inboxes: &worker.inboxes,
+            pool: &worker.pool,
+            forwarded: 0,
+            bytes: 0,
+        }
+    }
+
+    fn finish(self) {
+        self.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
+        self.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
+    }
+
+    #[inline]
+    fn forward(&mut self, segments: &mut Segments<'_>) {
+        let start = match Start::read(segments) {
+            Ok(start) => start,
+            Err(PacketError::Runt) => return self.drop(PortCounter::FromGuestDroppedRunt),
+            Err(PacketError::Header) => return self.drop(PortCounter::FromGuestDroppedHeader),
+        };
+        let frame = start.frame(segments);
+        if frame.len() > self.route.frame_max {
+            return self.drop(PortCounter::FromGuestDroppedOversize);
+        }
+        match self.route.attachment {
+            Attachment::Wire { .. } => {
+                let sent = self.to_uplink(&frame);
+                self.account(sent, &frame);
+            }
+            Attachment::Switch { .. } => self.switch(&frame),
+        }
+    }
+
+    /// By destination: a port of this switch, all of them, or the wire.
+    #[inline]
+    fn switch(&mut self, frame: &FrameView<'_>) {
+        let destination = frame.destination();
+        if destination[0] & 1 != 0 {
+            self.flood(frame);
+            return self.account(true, frame);
+        }
+        match self.table.by_mac(self.route.uplink, destination) {
+            Some(port) if port == self.port => self.drop(PortCounter::FromGuestDroppedNoRoute),
+            Some(port) => {
+                self.to_port(port, frame);
+                self.account(true, frame);
+            }
+            None => {
+                let sent = self.to_uplink(frame);
+                self.account(sent, frame);
+            }
+        }
+    }
+
+    /// To the wire and to every other port of the switch.
+    fn flood(&mut self, frame: &FrameView<'_>) {
+        self.to_uplink(frame);
+        for &port in self.table.switched(self.route.uplink) {
+            if port != self.port {
+                self.to_port(port, frame);
+            }
+        }
+    }
+
+    /// Copy into a frame of the uplink; when all are in flight, wake the kernel once and try again.
+    #[inline]
+    fn to_uplink(&mut self, frame: &FrameView<'_>) -> bool {
+        let Some(WorkerSocket { socket, counters, .. }) = self.socket.as_deref_mut() else {
+            return false;
+        };
+        let mut sent = socket.send(frame.len(), |bytes| frame.copy_to(bytes));
+        if !sent {
+            socket.flush();
+            sent = socket.send(frame.len(), |bytes| frame.copy_to(bytes));
+        }
+        if sent {
+            counters.add(SocketCounter::TxPackets, 1);
+            counters.add(SocketCounter::TxBytes, u64::from(frame.len()));
+        } else {
+            counters.add(SocketCounter::TxDroppedFull, 1);
+        }
+        sent
+    }
+
+    #[inline]
+    fn to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
+        to_port(self.ports, self.table, port, usize::from(self.pair), |ports, worker, pair| {
+            if worker == self.worker {
+                ports.deliver(self.table, port, pair, frame);
+                return true;
+            }
+            hand_over(self.pool, &self.inboxes[worker.index()], Target::Pair { port, pair }, frame)
+        });
+    }
+
+    #[inline]
+    fn account(&mut self, forwarded: bool, frame: &FrameView<'_>) {
+        if forwarded {
+            self.forwarded += 1;
+            self.bytes += u64::from(frame.len());
+        } else if self.socket.is_some() {
+            self.drop(PortCounter::FromGuestDroppedUplinkFull);
+        } else {
+            self.drop(PortCounter::FromGuestDroppedNoRoute);
+        }
+    }
+
+    #[cold]
+    fn drop(&mut self, reason: PortCounter) {
+        self.ports.count(self.port, reason, 1);
+    }
+}
+
+/// This worker's socket that a queue pair of the port transmits on.
+fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usize> {
+    let of_uplink = |socket: &WorkerSocket| socket.uplink == route.uplink;
+    match &route.attachment {
+        Attachment::Wire { queues } => {
+            let queue = queues[usize::from(pair) % queues.len()];
+            sockets.iter().position(|socket| of_uplink(socket) && socket.socket.queue() == queue)
+        }
+        Attachment::Switch { .. } => {
+            let count = sockets.iter().filter(|socket| of_uplink(socket)).count();
+            let nth = usize::from(pair).checked_rem(count)?;
+            let mut places = (0..sockets.len()).filter(|&place| of_uplink(&sockets[place]));
+            places.nth(nth)
+        }
+    }
+}
+
+/// Choose the queue pair of `port` for a frame and let `deliver` bring it to its worker; false
+/// from it means that the worker's inbox is full.
+#[inline]
+pub(super) fn to_port(
+    ports: &mut Ports,
+    table: &Forwarding,
+    port: PortId,
+    hint: usize,
+    deliver: impl FnOnce(&mut Ports, WorkerId, u16) -> bool,
+) {
+    let Some(route) = table.route(port) else { return };
+    let Some(pair) = route.pair(hint) else {
+        return ports.count(port, PortCounter::ToGuestDroppedNotReady, 1);
+    };
+    if !deliver(ports, route.worker(pair), pair) {
+        ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+    }
+}
+
+/// Copy a frame to another worker's inbox; false if there is no buffer or no room.
+pub(super) fn hand_over(
+    pool: &PacketPool,
+    inbox: &Inbox,
+    target: Target,
+    frame: &FrameView<'_>,
+) -> bool {
+    let Some(mut packet) = pool.take() else { return false };
+    frame.copy_to(packet.room(frame.len() as usize));
+    match inbox.hand_over(Handover::Packet { packet, target }) {
+        Ok(()) => true,
+        Err(Handover::Packet { packet, .. }) => {
+            pool.put(packet);
+            false
+        }
+        Err(Handover::Frame { .. }) => unreachable!("a packet went in"),
+    }
+}

@@ -1,0 +1,216 @@
+//! Between workers: a packet whose ring belongs to another worker is handed over, never delivered
+//! across.
+//!
+//! Each worker has one bounded inbox. A frame from an uplink goes as it is and comes home to the
+//! socket it was received from; a packet from a guest, or from the control plane, goes in a
+//! buffer of the shared pool. Full means dropped and counted by the sender. Placement makes all of
+//! this the exception.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::xdp::{FRAME_BYTES, Frame, Received};
+
+use super::{PortId, UplinkId, WorkerId};
+
+/// Longest packet that is handed over in a buffer.
+pub const PACKET_BYTES_MAX: usize = FRAME_BYTES as usize;
+
+/// Packets that can wait in one inbox.
+const INBOX_PACKETS: usize = 1024;
+
+/// Buffers in the pool.
+const POOL_PACKETS: usize = 1024;
+
+/// A packet in a buffer of ours.
+#[derive(Debug)]
+pub struct Packet {
+    bytes: Box<[u8; PACKET_BYTES_MAX]>,
+    len: usize,
+}
+
+impl Packet {
+    fn new() -> Self {
+        Self { bytes: Box::new([0; PACKET_BYTES_MAX]), len: 0 }
+    }
+
+    /// The packet.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Set the length and give the bytes to fill in.
+    ///
+    /// # Panics
+    /// Above [`PACKET_BYTES_MAX`]; callers have checked the frame.
+    pub fn room(&mut self, len: usize) -> &mut [u8] {
+        self.len = len;
+        &mut self.bytes[..len]
+    }
+}
+
+/// The buffers that are not under way. Any thread takes and returns them.
+#[derive(Clone, Debug)]
+pub struct PacketPool(Arc<ArrayQueue<Packet>>);
+
+impl PacketPool {
+    /// A full pool.
+    #[must_use]
+    pub fn new() -> Self {
+        let pool = ArrayQueue::new(POOL_PACKETS);
+        for _ in 0..POOL_PACKETS {
+            let _ = pool.push(Packet::new());
+        }
+        Self(Arc::new(pool))
+    }
+
+    /// A buffer; None while all are under way.
+    #[must_use]
+    pub fn take(&self) -> Option<Packet> {
+        self.0.pop()
+    }
+
+    /// Give a buffer back.
+    pub fn put(&self, packet: Packet) {
+        // As many places as buffers.
+        let _ = self.0.push(packet);
+    }
+}
+
+impl Default for PacketPool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where a handed-over packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// One queue pair of a port.
+    Pair {
+        /// The port.
+        port: PortId,
+        /// Its queue pair, served by the receiving worker.
+        pair: u16,
+    },
+    /// All switched ports of an uplink, as if it came from the wire.
+    Flood {
+        /// The uplink.
+        uplink: UplinkId,
+    },
+    /// The wire and all other switched ports, as if it came from this port.
+    FloodFrom {
+        /// The port.
+        port: PortId,
+    },
+}
+
+/// What one worker gives another.
+#[derive(Debug)]
+pub enum Handover {
+    /// A received frame, to be sent home when it is delivered.
+    Frame {
+        /// Whose frame it is.
+        home: WorkerId,
+        /// Which of the home worker's sockets received it.
+        socket: usize,
+        /// Whose memory it is in.
+        uplink: UplinkId,
+        /// The packet.
+        received: Received,
+        /// Its port.
+        port: PortId,
+        /// Its queue pair.
+        pair: u16,
+    },
+    /// A packet in a buffer of the pool.
+    Packet {
+        /// The packet.
+        packet: Packet,
+        /// Where to.
+        target: Target,
+    },
+}
+
+/// A worker's letter box, shared with everybody who hands packets to it.
+#[derive(Debug)]
+pub struct Inbox {
+    handovers: ArrayQueue<Handover>,
+    /// Frames coming home, with their socket; room for all that can be away.
+    homecoming: ArrayQueue<(usize, Frame)>,
+    /// Set while the worker sleeps or is about to.
+    sleeping: AtomicBool,
+    wake: File,
+}
+
+impl Inbox {
+    /// An empty one, for a worker whose sockets have `frames` frames in all.
+    ///
+    /// # Errors
+    /// No descriptor left for the eventfd.
+    pub fn new(frames: usize) -> std::io::Result<Self> {
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        Ok(Self {
+            handovers: ArrayQueue::new(INBOX_PACKETS),
+            homecoming: ArrayQueue::new(frames.max(1)),
+            sleeping: AtomicBool::new(false),
+            wake: rustix::event::eventfd(0, flags)?.into(),
+        })
+    }
+
+    /// Hand a packet over.
+    ///
+    /// # Errors
+    /// The packet, if the inbox is full.
+    // The error is the argument itself, which the caller must dispose of.
+    #[allow(clippy::result_large_err)]
+    pub fn hand_over(&self, handover: Handover) -> Result<(), Handover> {
+        self.handovers.push(handover)?;
+        self.wake_if_asleep();
+        Ok(())
+    }
+
+    pub(super) fn send_home(&self, socket: usize, frame: Frame) {
+        let sent = self.homecoming.push((socket, frame));
+        assert!(sent.is_ok(), "more frames came home than ever left");
+        self.wake_if_asleep();
+    }
+
+    pub(super) fn next(&self) -> Option<Handover> {
+        self.handovers.pop()
+    }
+
+    pub(super) fn next_home(&self) -> Option<(usize, Frame)> {
+        self.homecoming.pop()
+    }
+
+    /// Announce that the worker sleeps; it must look at everything once more before it does.
+    pub(super) fn set_sleeping(&self, sleeping: bool) {
+        self.sleeping.store(sleeping, Ordering::SeqCst);
+        // Pairs with the fence in `wake_if_asleep`: either the sender sees us asleep, or we see
+        // what was sent.
+        fence(Ordering::SeqCst);
+    }
+
+    fn wake_if_asleep(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Wake the worker.
+    pub fn wake(&self) {
+        // The only failure is a full counter, which has woken it already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

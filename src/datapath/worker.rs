@@ -1,0 +1,556 @@
+//! One worker: a pinned thread, its rings and its sockets.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::channel::Receiver;
+use rustix::event::epoll;
+
+use crate::metrics::{Counters, PortCounter, Published, SocketCounter};
+use crate::virtqueue::{Fault, Ring};
+use crate::xdp::{Received, Socket, Umem};
+
+use super::deliver::{Refusal, deliver};
+use super::forwarding::Forwarding;
+use super::frame::FrameView;
+use super::handover::{Inbox, PacketPool};
+use super::idle::Idle;
+use super::mailbox::{Command, RingReport};
+use super::{BURST, PortId, UplinkId, WorkerId, from_guest, from_uplink, is_from_guest};
+use super::{handover::Handover, handover::Target, to_guest_ring};
+
+/// Turns between two publications of the counters while busy.
+const TURNS_PER_PUBLICATION: u64 = 1024;
+
+/// Longest sleep, in milliseconds, while something must be looked at without being told: a ring
+/// without a kick descriptor, or a transmit ring the kernel did not empty.
+const POLL_MS: i64 = 1;
+
+/// What a worker starts with.
+#[derive(Debug)]
+pub struct Setup {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its sockets and their uplinks.
+    pub sockets: Vec<(UplinkId, Socket)>,
+    /// The frame memory of every uplink, by number.
+    pub umems: Vec<Arc<Umem>>,
+    /// Every worker's inbox, its own too, by number.
+    pub inboxes: Vec<Arc<Inbox>>,
+    /// Buffers for handing packets over.
+    pub pool: PacketPool,
+    /// Its commands.
+    pub mailbox: Receiver<Command>,
+}
+
+/// A socket in the hands of a worker.
+#[derive(Debug)]
+pub struct WorkerSocket {
+    pub(super) uplink: UplinkId,
+    pub(super) socket: Socket,
+    pub(super) counters: Counters<SocketCounter>,
+}
+
+/// A port in the hands of a worker: those of its rings that the worker serves.
+#[derive(Debug)]
+struct WorkerPort {
+    name: Arc<str>,
+    rings: Vec<Option<Box<Ring>>>,
+    counters: Counters<PortCounter>,
+}
+
+/// How often a worker turned and slept, as published.
+#[derive(Debug, Default)]
+pub struct Turns {
+    turns: AtomicU64,
+    sleeps: AtomicU64,
+}
+
+impl Turns {
+    /// Turns of the loop.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Times it slept.
+    #[must_use]
+    pub fn sleeps(&self) -> u64 {
+        self.sleeps.load(Ordering::Relaxed)
+    }
+}
+
+/// A worker. Everything in it is its thread's alone.
+#[derive(Debug)]
+pub struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) sockets: Vec<WorkerSocket>,
+    pub(super) umems: Vec<Arc<Umem>>,
+    pub(super) inboxes: Vec<Arc<Inbox>>,
+    pub(super) pool: PacketPool,
+    pub(super) ports: Ports,
+    pub(super) table: Arc<Forwarding>,
+    /// Scratch of a receive burst.
+    pub(super) received: Vec<Received>,
+    mailbox: Receiver<Command>,
+    /// The rings to take packets from.
+    from_guest: Vec<(PortId, u16)>,
+    epoll: OwnedFd,
+    idle: Idle,
+    turns: u64,
+    sleeps: u64,
+    published: Arc<Turns>,
+    stopping: bool,
+}
+
+impl Worker {
+    /// A worker that has nothing to do yet.
+    ///
+    /// # Errors
+    /// No descriptor left, or a socket that cannot be waited for.
+    pub fn new(setup: Setup) -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let inbox = &setup.inboxes[setup.id.index()];
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, inbox.wake_fd(), epoll::EventData::new_u64(NOT_A_SOCKET), edge)?;
+        for (index, (_, socket)) in setup.sockets.iter().enumerate() {
+            if let Some(fd) = socket.fd() {
+                let data = epoll::EventData::new_u64(index as u64);
+                epoll::add(&epoll, fd, data, epoll::EventFlags::IN)?;
+            }
+        }
+        let worker_socket =
+            |(uplink, socket)| WorkerSocket { uplink, socket, counters: Counters::new() };
+        Ok(Self {
+            id: setup.id,
+            sockets: setup.sockets.into_iter().map(worker_socket).collect(),
+            umems: setup.umems,
+            inboxes: setup.inboxes,
+            pool: setup.pool,
+            ports: Ports::default(),
+            table: Arc::default(),
+            received: Vec::with_capacity(usize::from(BURST)),
+            mailbox: setup.mailbox,
+            from_guest: Vec::new(),
+            epoll,
+            idle: Idle::default(),
+            turns: 0,
+            sleeps: 0,
+            published: Arc::default(),
+            stopping: false,
+        })
+    }
+
+    /// Where the socket counters are published, with uplink and queue.
+    pub fn socket_counters(
+        &self,
+    ) -> impl Iterator<Item = (UplinkId, u32, Arc<Published<SocketCounter>>)> {
+        self.sockets.iter().map(|socket| {
+            (socket.uplink, socket.socket.queue(), Arc::clone(socket.counters.published()))
+        })
+    }
+
+    /// Where its turns are published.
+    #[must_use]
+    pub fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.published)
+    }
+
+    /// Work until told to stop.
+    pub fn run(mut self) {
+        while !self.stopping {
+            let work = self.turn();
+            if self.idle.after_turn(work) {
+                self.sleep();
+            }
+        }
+        self.publish_counters();
+    }
+
+    /// One turn: everything there is to do, in the order a packet meets it. Returns how many
+    /// packets moved.
+    pub fn turn(&mut self) -> usize {
+        self.apply_commands();
+        let mut work = self.take_from_inbox();
+        for socket in 0..self.sockets.len() {
+            work += from_uplink::burst(self, socket);
+        }
+        for ring in 0..self.from_guest.len() {
+            let (port, index) = self.from_guest[ring];
+            work += from_guest::burst(self, port, index);
+        }
+        self.ports.publish_and_notify();
+        for socket in &mut self.sockets {
+            socket.socket.flush();
+        }
+        self.turns += 1;
+        if self.turns.is_multiple_of(TURNS_PER_PUBLICATION) {
+            self.publish_counters();
+        }
+        work
+    }
+
+    /// Frames that come home and packets that other workers hand over.
+    fn take_from_inbox(&mut self) -> usize {
+        let inbox = Arc::clone(&self.inboxes[self.id.index()]);
+        while let Some((socket, frame)) = inbox.next_home() {
+            self.sockets[socket].socket.recycle(frame);
+        }
+        let mut work = 0;
+        while work < usize::from(BURST)
+            && let Some(handover) = inbox.next()
+        {
+            self.accept(handover);
+            work += 1;
+        }
+        work
+    }
+
+    fn accept(&mut self, handover: Handover) {
+        match handover {
+            Handover::Frame { home, socket, uplink, received, port, pair } => {
+                let frame = FrameView::whole(self.umems[uplink.index()].packet(&received));
+                self.ports.deliver(&self.table, port, pair, &frame);
+                self.inboxes[home.index()].send_home(socket, received.frame);
+            }
+            Handover::Packet { packet, target } => {
+                match target {
+                    Target::Pair { port, pair } => {
+                        let frame = FrameView::whole(packet.bytes());
+                        self.ports.deliver(&self.table, port, pair, &frame);
+                    }
+                    Target::Flood { uplink } => {
+                        from_uplink::flood(self, uplink, packet.bytes());
+                    }
+                    Target::FloodFrom { port } => from_guest::announce(self, port, packet.bytes()),
+                }
+                self.pool.put(packet);
+            }
+        }
+    }
+
+    fn publish_counters(&mut self) {
+        self.ports.publish_counters();
+        for WorkerSocket { socket, counters, .. } in &mut self.sockets {
+            let census = socket.census();
+            counters.set(SocketCounter::FramesTotal, census.total());
+            counters.set(SocketCounter::FramesFree, census.free);
+            counters.set(SocketCounter::FramesReceiving, census.receiving);
+            counters.set(SocketCounter::FramesTransmitting, census.transmitting);
+            counters.set(SocketCounter::FramesAway, census.away);
+            counters.publish();
+        }
+        self.published.turns.store(self.turns, Ordering::Relaxed);
+        self.published.sleeps.store(self.sleeps, Ordering::Relaxed);
+    }
+}
+
+// ---- sleeping -----------------------------------------------------------------------------------
+
+/// The event data of everything that needs no more than a wake-up.
+const NOT_A_SOCKET: u64 = u64::MAX;
+
+impl Worker {
+    /// Sleep until something happens, having looked at everything once more after asking to be
+    /// told: a packet that came in between is seen by that look, a later one wakes us.
+    fn sleep(&mut self) {
+        let inbox = Arc::clone(&self.inboxes[self.id.index()]);
+        inbox.set_sleeping(true);
+        self.want_kicks(true);
+        if self.turn() == 0 && !self.stopping {
+            self.sleeps += 1;
+            self.publish_counters();
+            self.wait();
+        }
+        self.want_kicks(false);
+        inbox.set_sleeping(false);
+    }
+
+    fn want_kicks(&mut self, wanted: bool) {
+        for &(port, index) in &self.from_guest {
+            if let Some(ring) = self.ports.ring(port, index) {
+                ring.queue.parts().1.want_kicks(wanted);
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let milliseconds = rustix::event::Timespec { tv_sec: 0, tv_nsec: POLL_MS * 1_000_000 };
+        let timeout = self.must_poll().then_some(&milliseconds);
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
+        // An interrupted wait is a wake-up like any other.
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, timeout) else { return };
+        for event in events {
+            let broken = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
+            let flags = event.flags;
+            if event.data.u64() != NOT_A_SOCKET && flags.intersects(broken) {
+                self.stop_waiting_for(event.data.u64());
+            }
+        }
+    }
+
+    /// A socket whose NIC is gone reports an error for ever: wait for it no more.
+    #[cold]
+    fn stop_waiting_for(&mut self, socket: u64) {
+        let index = usize::try_from(socket).expect("an index of ours");
+        let socket = &self.sockets[index].socket;
+        tracing::error!(queue = socket.queue(), "the uplink's socket failed: is the NIC gone?");
+        if let Some(fd) = socket.fd() {
+            // It was added once and is removed once; a failure would be reported again.
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+    }
+
+    /// Whether something must be looked at again although nobody will tell. Packets that the
+    /// kernel did not take are offered to it again.
+    fn must_poll(&mut self) -> bool {
+        let mut backlog = false;
+        for socket in &mut self.sockets {
+            if socket.socket.has_backlog() {
+                socket.socket.retry();
+                backlog |= socket.socket.has_backlog();
+            }
+        }
+        let polled = |&(port, index): &(PortId, u16)| {
+            let ring = self.ports.ring(port, index);
+            ring.is_some_and(|ring| ring.kick.is_none() && ring.broken.is_none())
+        };
+        backlog || self.from_guest.iter().any(polled)
+    }
+}
+
+// ---- commands -----------------------------------------------------------------------------------
+
+impl Worker {
+    fn apply_commands(&mut self) {
+        while let Ok(command) = self.mailbox.try_recv() {
+            self.apply(command);
+        }
+    }
+
+    /// Apply one command and acknowledge it. A caller that no longer waits is of no concern.
+    #[cold]
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::SetForwarding { table, done } => {
+                self.table = table;
+                let _ = done.send(());
+            }
+            Command::AddPort { port, name, done } => {
+                let _ = done.send(self.ports.add(port, name));
+            }
+            Command::RemovePort { port, done } => {
+                self.from_guest.retain(|&(owner, _)| owner != port);
+                self.ports.remove(port);
+                let _ = done.send(());
+            }
+            Command::Give { port, index, ring, done } => {
+                self.give(port, index, ring);
+                let _ = done.send(());
+            }
+            Command::Take { port, index, done } => {
+                let _ = done.send(self.take(port, index));
+            }
+            Command::Inspect { port, done } => {
+                self.publish_counters();
+                let _ = done.send(self.ports.report(port));
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn give(&mut self, port: PortId, index: u16, mut ring: Box<Ring>) {
+        // Awake, we poll; before sleeping we ask for kicks on the rings we take packets from. A
+        // guest's new receive buffers are of no news to us.
+        ring.queue.parts().1.want_kicks(false);
+        if is_from_guest(index) {
+            self.from_guest.push((port, index));
+            if let Some(kick) = &ring.kick {
+                let data = epoll::EventData::new_u64(NOT_A_SOCKET);
+                let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                if let Err(error) = epoll::add(&self.epoll, kick.as_fd(), data, edge) {
+                    tracing::error!(?port, index, %error, "cannot wait for the ring's kicks");
+                }
+            }
+        }
+        self.ports.put(port, index, ring);
+    }
+
+    fn take(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
+        self.from_guest.retain(|&place| place != (port, index));
+        let mut ring = self.ports.lift(port, index)?;
+        // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the eventfd.
+        ring.queue.parts().1.want_kicks(true);
+        if let Some(kick) = &ring.kick {
+            // Not there for receive rings.
+            let _ = epoll::delete(&self.epoll, kick.as_fd());
+        }
+        Some(ring)
+    }
+}
+
+// ---- the ports of a worker ------------------------------------------------------------------------
+
+/// The ports and rings of a worker, apart from its sockets so that both can be borrowed at once.
+#[derive(Debug, Default)]
+pub(super) struct Ports {
+    slots: Vec<Option<Box<WorkerPort>>>,
+    /// Receive rings with completions that their guests have not been shown.
+    to_publish: Vec<(PortId, u16)>,
+}
+
+impl Ports {
+    fn add(&mut self, port: PortId, name: Arc<str>) -> Arc<Published<PortCounter>> {
+        if self.slots.len() <= port.index() {
+            self.slots.resize_with(port.index() + 1, || None);
+        }
+        let slot = WorkerPort { name, rings: Vec::new(), counters: Counters::new() };
+        let published = Arc::clone(slot.counters.published());
+        self.slots[port.index()] = Some(Box::new(slot));
+        published
+    }
+
+    fn remove(&mut self, port: PortId) {
+        if let Some(slot) = self.slots.get_mut(port.index()) {
+            *slot = None;
+        }
+    }
+
+    #[inline]
+    fn slot(&mut self, port: PortId) -> Option<&mut WorkerPort> {
+        self.slots.get_mut(port.index())?.as_deref_mut()
+    }
+
+    #[inline]
+    fn ring(&mut self, port: PortId, index: u16) -> Option<&mut Ring> {
+        self.slot(port)?.rings.get_mut(usize::from(index))?.as_deref_mut()
+    }
+
+    fn put(&mut self, port: PortId, index: u16, ring: Box<Ring>) {
+        let Some(slot) = self.slot(port) else { return };
+        let index = usize::from(index);
+        if slot.rings.len() <= index {
+            slot.rings.resize_with(index + 1, || None);
+        }
+        slot.rings[index] = Some(ring);
+    }
+
+    /// Take a ring out of its place, to work on it while the others are reached too.
+    #[inline]
+    pub fn lift(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
+        self.slot(port)?.rings.get_mut(usize::from(index))?.take()
+    }
+
+    /// Put a lifted ring back.
+    #[inline]
+    pub fn lower(&mut self, port: PortId, index: u16, ring: Box<Ring>) {
+        if let Some(slot) = self.slot(port) {
+            slot.rings[usize::from(index)] = Some(ring);
+        }
+    }
+
+    /// Count for a port.
+    #[inline]
+    pub fn count(&mut self, port: PortId, counter: PortCounter, amount: u64) {
+        if let Some(slot) = self.slot(port) {
+            slot.counters.add(counter, amount);
+        }
+    }
+
+    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why.
+    #[inline]
+    pub fn deliver(&mut self, table: &Forwarding, port: PortId, pair: u16, frame: &FrameView<'_>) {
+        let index = to_guest_ring(pair);
+        let frame_max = table.route(port).map_or(0, |route| route.frame_max);
+        let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let ring = slot.rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
+        let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
+            return slot.counters.add(PortCounter::ToGuestDroppedNotReady, 1);
+        };
+        if frame.len() > frame_max {
+            return slot.counters.add(PortCounter::ToGuestDroppedOversize, 1);
+        }
+        let first = !ring.queue.ring().has_unpublished();
+        match deliver(ring, frame) {
+            Ok(()) => {
+                slot.counters.add(PortCounter::ToGuestPackets, 1);
+                slot.counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));
+                if first {
+                    self.to_publish.push((port, index));
+                }
+            }
+            Err(Refusal::NoBuffers) => {
+                slot.counters.add(PortCounter::ToGuestDroppedNoBuffers, 1);
+            }
+            Err(Refusal::BufferSize) => {
+                slot.counters.add(PortCounter::ToGuestDroppedBufferSize, 1);
+            }
+            Err(Refusal::Fault(fault)) => {
+                slot.counters.add(PortCounter::ToGuestDroppedNotReady, 1);
+                self.break_ring(port, index, fault);
+            }
+        }
+    }
+
+    /// Serve a ring no more: one log line, one count, and the front-end is told.
+    #[cold]
+    pub fn break_ring(&mut self, port: PortId, index: u16, fault: Fault) {
+        let Some(slot) = self.slot(port) else { return };
+        let Some(Some(ring)) = slot.rings.get_mut(usize::from(index)) else { return };
+        if ring.broken.is_none() {
+            tracing::error!(
+                port = &*slot.name, ring = index, %fault,
+                "the guest broke its ring, which is served no more until it is started again"
+            );
+            slot.counters.add(PortCounter::RingFaults, 1);
+            ring.break_with(fault);
+        }
+    }
+
+    /// Show the guests what was delivered in this turn: one index store and at most one interrupt
+    /// per ring.
+    fn publish_and_notify(&mut self) {
+        while let Some((port, index)) = self.to_publish.pop() {
+            let Some(ring) = self.ring(port, index) else { continue };
+            ring.queue.parts().1.publish();
+            let notified = ring.notify();
+            let gone = ring.queue.memory_gone();
+            self.count_notification(port, notified);
+            if gone {
+                self.break_ring(port, index, Fault::MemoryGone);
+            }
+        }
+    }
+
+    /// Count a notification decision.
+    #[inline]
+    pub fn count_notification(&mut self, port: PortId, notified: bool) {
+        let counter = if notified {
+            PortCounter::Notifications
+        } else {
+            PortCounter::NotificationsSuppressed
+        };
+        self.count(port, counter, 1);
+    }
+
+    fn publish_counters(&self) {
+        for slot in self.slots.iter().flatten() {
+            slot.counters.publish();
+        }
+    }
+
+    fn report(&mut self, port: PortId) -> Vec<RingReport> {
+        let Some(slot) = self.slot(port) else { return Vec::new() };
+        let report = |(index, ring): (usize, &Ring)| RingReport {
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            size: ring.queue.ring().size(),
+            enabled: ring.enabled,
+            broken: ring.broken.map(|fault| fault.to_string()),
+        };
+        let rings = slot.rings.iter().enumerate();
+        rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()
+    }
+}

@@ -1,0 +1,260 @@
+//! Counters named by what they count. Every packet ends in exactly one of a port's `…packets` or
+//! `…dropped…` counters of its direction.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+/// Most counters of one kind.
+const COUNTERS_MAX: usize = 24;
+
+/// A kind of counters: an enum whose variants are numbered from 0 in the order of `NAMES`.
+pub trait Counter: Copy {
+    /// As shown by the API.
+    const NAMES: &'static [&'static str];
+
+    /// The place in `NAMES`.
+    fn index(self) -> usize;
+}
+
+/// What is counted per port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum PortCounter {
+    /// Taken from the guest and forwarded.
+    FromGuestPackets,
+    /// Their bytes, without the virtio-net header.
+    FromGuestBytes,
+    /// Header asks for an offload that was not negotiated, or is malformed.
+    FromGuestDroppedHeader,
+    /// Shorter than an Ethernet header.
+    FromGuestDroppedRunt,
+    /// Longer than the profile's MTU allows.
+    FromGuestDroppedOversize,
+    /// The ring is disabled: taken and discarded.
+    FromGuestDroppedDisabled,
+    /// The uplink's transmit frames are all in flight.
+    FromGuestDroppedUplinkFull,
+    /// Addressed to itself, or no uplink queue on its worker.
+    FromGuestDroppedNoRoute,
+    /// Delivered to the guest.
+    ToGuestPackets,
+    /// Their bytes, without the virtio-net header.
+    ToGuestBytes,
+    /// No receive ring is started and enabled.
+    ToGuestDroppedNotReady,
+    /// The guest has not posted enough buffers.
+    ToGuestDroppedNoBuffers,
+    /// A buffer is smaller than the frame and buffers may not be merged.
+    ToGuestDroppedBufferSize,
+    /// Longer than the profile's MTU allows.
+    ToGuestDroppedOversize,
+    /// The worker that owns the ring has too much waiting.
+    ToGuestDroppedHandover,
+    /// Interrupts sent.
+    Notifications,
+    /// Interrupts that the guest did not want.
+    NotificationsSuppressed,
+    /// Rings broken by a fault of the guest.
+    RingFaults,
+}
+
+impl Counter for PortCounter {
+    const NAMES: &'static [&'static str] = &[
+        "from_guest_packets",
+        "from_guest_bytes",
+        "from_guest_dropped_header",
+        "from_guest_dropped_runt",
+        "from_guest_dropped_oversize",
+        "from_guest_dropped_disabled",
+        "from_guest_dropped_uplink_full",
+        "from_guest_dropped_no_route",
+        "to_guest_packets",
+        "to_guest_bytes",
+        "to_guest_dropped_not_ready",
+        "to_guest_dropped_no_buffers",
+        "to_guest_dropped_buffer_size",
+        "to_guest_dropped_oversize",
+        "to_guest_dropped_handover",
+        "notifications",
+        "notifications_suppressed",
+        "ring_faults",
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What is counted per AF_XDP socket; `rx` and `tx` are the kernel's words. The `frames_…` are
+/// not sums but the present whereabouts of the socket's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum SocketCounter {
+    /// Received.
+    RxPackets,
+    /// Their bytes.
+    RxBytes,
+    /// Received for a MAC or queue that no port has (any more).
+    RxDroppedNoPort,
+    /// Given to the kernel to transmit.
+    TxPackets,
+    /// Their bytes.
+    TxBytes,
+    /// Could not be transmitted: all frames in flight.
+    TxDroppedFull,
+    /// Broadcast and multicast taken from the packet socket.
+    MulticastPackets,
+    /// Broadcast and multicast lost between the packet socket and the worker.
+    MulticastDropped,
+    /// All frames.
+    FramesTotal,
+    /// Ready to transmit with.
+    FramesFree,
+    /// With the kernel, to receive into.
+    FramesReceiving,
+    /// With the kernel, being transmitted.
+    FramesTransmitting,
+    /// Received and lent to another worker.
+    FramesAway,
+}
+
+impl Counter for SocketCounter {
+    const NAMES: &'static [&'static str] = &[
+        "rx_packets",
+        "rx_bytes",
+        "rx_dropped_no_port",
+        "tx_packets",
+        "tx_bytes",
+        "tx_dropped_full",
+        "multicast_packets",
+        "multicast_dropped",
+        "frames_total",
+        "frames_free",
+        "frames_receiving",
+        "frames_transmitting",
+        "frames_away",
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A worker's own counters of one port or socket, and where it publishes them.
+#[derive(Debug)]
+pub struct Counters<C> {
+    values: [u64; COUNTERS_MAX],
+    published: std::sync::Arc<Published<C>>,
+}
+
+impl<C: Counter> Counters<C> {
+    /// All zero, with a place to publish.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { values: [0; COUNTERS_MAX], published: std::sync::Arc::default() }
+    }
+
+    /// Where readers look.
+    #[must_use]
+    pub fn published(&self) -> &std::sync::Arc<Published<C>> {
+        &self.published
+    }
+
+    /// Count.
+    #[inline]
+    pub fn add(&mut self, counter: C, amount: u64) {
+        self.values[counter.index()] += amount;
+    }
+
+    /// Set a value that is not a sum.
+    pub fn set(&mut self, counter: C, value: u64) {
+        self.values[counter.index()] = value;
+    }
+
+    /// The worker's own value.
+    #[must_use]
+    pub fn get(&self, counter: C) -> u64 {
+        self.values[counter.index()]
+    }
+
+    /// Let readers see the present values.
+    pub fn publish(&self) {
+        for (cell, &value) in self.published.values.iter().zip(&self.values) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<C: Counter> Default for Counters<C> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counters as last published; one writer, any number of readers.
+#[derive(Debug)]
+pub struct Published<C> {
+    values: CachePadded<[AtomicU64; COUNTERS_MAX]>,
+    kind: PhantomData<fn() -> C>,
+}
+
+impl<C> Default for Published<C> {
+    fn default() -> Self {
+        Self { values: CachePadded::default(), kind: PhantomData }
+    }
+}
+
+impl<C: Counter> Published<C> {
+    /// The value as last published.
+    #[must_use]
+    pub fn get(&self, counter: C) -> u64 {
+        self.values[counter.index()].load(Ordering::Relaxed)
+    }
+
+    /// Count from a control thread, in a place that no worker writes.
+    pub fn add(&self, counter: C, amount: u64) {
+        self.values[counter.index()].fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+/// The sum over several writers, by name.
+pub fn sum<'p, C: Counter + 'p>(
+    parts: impl IntoIterator<Item = &'p Published<C>>,
+) -> BTreeMap<String, u64> {
+    let mut totals = vec![0u64; C::NAMES.len()];
+    for part in parts {
+        for (total, value) in totals.iter_mut().zip(part.values.iter()) {
+            *total += value.load(Ordering::Relaxed);
+        }
+    }
+    C::NAMES.iter().map(|&name| name.to_owned()).zip(totals).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_variant_has_the_last_name() {
+        assert_eq!(PortCounter::NAMES[PortCounter::RingFaults.index()], "ring_faults");
+        assert_eq!(PortCounter::NAMES.len(), PortCounter::RingFaults.index() + 1);
+        assert_eq!(SocketCounter::NAMES.len(), SocketCounter::FramesAway.index() + 1);
+        assert!(PortCounter::NAMES.len() <= COUNTERS_MAX);
+        assert!(SocketCounter::NAMES.len() <= COUNTERS_MAX);
+    }
+
+    #[test]
+    fn readers_see_the_sum_of_what_was_published() {
+        let (mut one, mut two) = (Counters::<PortCounter>::new(), Counters::new());
+        one.add(PortCounter::ToGuestPackets, 3);
+        two.add(PortCounter::ToGuestPackets, 4);
+        two.publish();
+        let read = || sum([&**one.published(), &**two.published()])["to_guest_packets"];
+        assert_eq!(read(), 4);
+        one.publish();
+        assert_eq!(sum([&**one.published(), &**two.published()])["to_guest_packets"], 7);
+    }
+}

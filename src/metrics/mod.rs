@@ -1,0 +1,8 @@
+//! METRICS: what is counted. Workers count in plain integers of their own and publish them now
+//! and then; readers add the workers up.
+
+#![forbid(unsafe_code)]
+
+mod counters;
+
+pub use counters::{Counter, Counters, PortCounter, Published, SocketCounter, sum};

@@ -1,0 +1,485 @@
+//! One AF_XDP socket: one queue of a NIC, with its four rings and its frames.
+
+use std::any::Any;
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use xsk_rs::config::{
+    BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig,
+    UmemConfig,
+};
+use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
+
+use super::ring::{Completion, Fill, RingParts, Rx, Tx};
+use super::umem::{FRAME_BYTES, Frame, Received, Umem};
+
+/// Entries of each of a socket's rings, and frames it has in each direction.
+pub const RING_ENTRIES: u32 = 2048;
+
+/// The kernel transmits at most this many packets per call in copy mode (TX_BATCH_SIZE of
+/// net/xdp/xsk.c); a larger backlog takes more calls.
+const COPY_MODE_BATCH: u32 = 32;
+
+/// How packets move between the NIC and our frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketMode {
+    /// The NIC reads and writes the frames itself.
+    ZeroCopy,
+    /// The kernel copies.
+    Copy,
+}
+
+/// Why a socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The frame memory could not be registered.
+    #[error("cannot create the frame memory ({bytes} bytes); see `ulimit -l` and free memory")]
+    Umem {
+        /// Wanted.
+        bytes: u64,
+        /// The kernel's reason.
+        #[source]
+        source: xsk_rs::umem::UmemCreateError,
+    },
+    /// The socket could not be created or bound.
+    #[error("cannot bind an AF_XDP socket to queue {queue} of {interface} in {mode:?} mode")]
+    Bind {
+        /// NIC.
+        interface: String,
+        /// Queue.
+        queue: u32,
+        /// Mode tried.
+        mode: SocketMode,
+        /// The kernel's reason.
+        #[source]
+        source: xsk_rs::socket::SocketCreateError,
+    },
+    /// The kernel refused the second view of the rings.
+    #[error("cannot map the rings of queue {queue} of {interface}")]
+    Map {
+        /// NIC.
+        interface: String,
+        /// Queue.
+        queue: u32,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The four rings of a socket.
+#[derive(Debug)]
+pub struct SocketParts {
+    /// Received packets.
+    pub rx: Rx,
+    /// Packets to transmit.
+    pub tx: Tx,
+    /// Empty frames for the kernel.
+    pub fill: Fill,
+    /// Transmitted frames.
+    pub completion: Completion,
+}
+
+/// Where a socket's frames are, for the accounts: the sum is always the number it started with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameCensus {
+    /// Ours, ready to transmit with.
+    pub free: u64,
+    /// With the kernel, to receive into.
+    pub receiving: u64,
+    /// With the kernel, being transmitted.
+    pub transmitting: u64,
+    /// Received and not yet given back: with this worker or lent to another.
+    pub away: u64,
+}
+
+impl FrameCensus {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.free + self.receiving + self.transmitting + self.away
+    }
+}
+
+/// One queue of an uplink. Owned by one worker.
+#[derive(Debug)]
+pub struct Socket {
+    queue: u32,
+    umem: Arc<Umem>,
+    parts: SocketParts,
+    free: Vec<Frame>,
+    census: FrameCensus,
+    /// Packets put since the last `flush`.
+    unflushed: bool,
+    /// The socket's descriptor, to wake the kernel; None for a ring pair in memory.
+    fd: Option<RawFd>,
+    /// Closes the socket when dropped; after the rings, which are mapped from it.
+    _owner: Option<XskQueues>,
+}
+
+/// What xsk-rs made; held for its destructors.
+#[derive(Debug)]
+struct XskQueues {
+    tx: TxQueue,
+    _rx: RxQueue,
+    _fill: FillQueue,
+    _completion: CompQueue,
+}
+
+impl Socket {
+    /// A socket of these rings, with half of `frames` to transmit with and half to receive into.
+    fn new(
+        queue: u32,
+        umem: Arc<Umem>,
+        parts: SocketParts,
+        frames: impl IntoIterator<Item = Frame>,
+    ) -> Self {
+        let mut socket = Self {
+            queue,
+            umem,
+            parts,
+            free: frames.into_iter().collect(),
+            census: FrameCensus::default(),
+            unflushed: false,
+            fd: None,
+            _owner: None,
+        };
+        for frame in socket.free.split_off(socket.free.len() / 2) {
+            socket.parts.fill.put(frame);
+            socket.census.receiving += 1;
+        }
+        socket.parts.fill.release();
+        socket.census.free = socket.free.len() as u64;
+        socket
+    }
+
+    /// A socket that has all frames of its own UMEM.
+    #[must_use]
+    pub fn of_whole(queue: u32, umem: Arc<Umem>, parts: SocketParts) -> Self {
+        let frames: Vec<_> = umem.divide().collect();
+        Self::new(queue, umem, parts, frames)
+    }
+
+    /// Which queue of the NIC.
+    #[must_use]
+    pub fn queue(&self) -> u32 {
+        self.queue
+    }
+
+    /// The memory of its frames.
+    #[must_use]
+    pub fn umem(&self) -> &Arc<Umem> {
+        &self.umem
+    }
+
+    /// The descriptor to wait on; None for a ring pair in memory.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the descriptor is open while `_owner` lives, which is as long as `self`.
+        self.fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Where the frames are.
+    #[must_use]
+    pub fn census(&self) -> FrameCensus {
+        self.census
+    }
+
+    // ---- receiving ------------------------------------------------------------------------------
+
+    /// Take up to `limit` received packets; give each frame back with [`recycle`](Self::recycle).
+    #[inline]
+    pub fn receive(&mut self, limit: u32, mut each: impl FnMut(Received)) -> u32 {
+        let count = self.parts.rx.acquire(limit);
+        for _ in 0..count {
+            each(self.parts.rx.take());
+        }
+        if count > 0 {
+            self.parts.rx.release();
+            self.census.receiving -= u64::from(count);
+            self.census.away += u64::from(count);
+        }
+        count
+    }
+
+    /// Give a received frame back to the kernel; [`flush`](Self::flush) shows it.
+    #[inline]
+    pub fn recycle(&mut self, frame: Frame) {
+        self.parts.fill.put(frame);
+        self.census.away -= 1;
+        self.census.receiving += 1;
+        self.unflushed = true;
+    }
+
+    // ---- transmitting ---------------------------------------------------------------------------
+
+    /// Send a packet of `len` bytes that `write` fills in; [`flush`](Self::flush) shows it to the
+    /// kernel. False, and nothing is called, while all transmit frames are in flight.
+    #[inline]
+    pub fn send(&mut self, len: u32, write: impl FnOnce(&mut [u8])) -> bool {
+        if self.free.is_empty() {
+            self.reclaim();
+        }
+        let Some(mut frame) = self.free.pop() else { return false };
+        write(self.umem.room(&mut frame, len));
+        self.parts.tx.put(frame, len);
+        self.census.transmitting += 1;
+        self.census.free -= 1;
+        self.unflushed = true;
+        true
+    }
+
+    /// Take transmitted frames back.
+    fn reclaim(&mut self) {
+        let count = self.parts.completion.acquire();
+        for _ in 0..count {
+            self.free.push(self.parts.completion.take());
+        }
+        self.parts.completion.release();
+        self.census.transmitting -= u64::from(count);
+        self.census.free += u64::from(count);
+    }
+
+    /// Show the kernel what was put since the last time, and wake it if it asks for that.
+    #[inline]
+    pub fn flush(&mut self) {
+        if !std::mem::take(&mut self.unflushed) {
+            return;
+        }
+        self.parts.fill.release();
+        self.parts.tx.release();
+        if let Some(fd) = self.fd {
+            self.wake(fd);
+        }
+        self.reclaim();
+    }
+
+    /// Whether packets wait that the kernel did not take at the last call.
+    pub fn has_backlog(&mut self) -> bool {
+        self.fd.is_some() && self.parts.tx.backlog() > 0
+    }
+
+    /// Call the kernel again for what it did not take.
+    pub fn retry(&mut self) {
+        self.unflushed = true;
+        self.flush();
+    }
+
+    #[inline(never)]
+    fn wake(&mut self, fd: RawFd) {
+        if self.parts.tx.needs_wakeup() {
+            let calls = self.parts.tx.backlog().div_ceil(COPY_MODE_BATCH);
+            for _ in 0..calls {
+                if !wake_transmit(fd) {
+                    break;
+                }
+            }
+        }
+        if self.parts.fill.needs_wakeup() {
+            // SAFETY: a receive of nothing into nothing on our own socket.
+            unsafe {
+                libc::recvfrom(
+                    fd,
+                    ptr::null_mut(),
+                    0,
+                    libc::MSG_DONTWAIT,
+                    ptr::null_mut(),
+                    ptr::null_mut(),
+                )
+            };
+        }
+    }
+}
+
+/// One wake-up call. False when more of them are useless now: EBUSY and ENOBUFS say that the
+/// driver's queue is full, ENETDOWN and ENXIO that the NIC is down or gone. What was not taken
+/// stays in the ring for the next turn. EAGAIN says that the batch limit was reached.
+fn wake_transmit(fd: RawFd) -> bool {
+    // SAFETY: a send of nothing on our own socket.
+    let sent = unsafe { libc::sendto(fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
+    sent >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
+}
+
+// ---- opening ------------------------------------------------------------------------------------
+
+/// Open one socket per queue in `mode`, on one UMEM.
+pub(super) fn open_all(
+    interface: &str,
+    queues: &[u32],
+    mode: SocketMode,
+) -> Result<Vec<Socket>, SocketError> {
+    let frames_per_socket = 2 * RING_ENTRIES;
+    let count = u32::try_from(queues.len()).unwrap_or(u32::MAX).saturating_mul(frames_per_socket);
+    let (xsk_umem, umem) = create_umem(count)?;
+    let umem = Arc::new(umem);
+    let mut frames = umem.divide();
+    let mut sockets = Vec::with_capacity(queues.len());
+    for &queue in queues {
+        let owner = bind(&xsk_umem, interface, queue, mode)?;
+        let fd = owner.tx.fd().as_raw_fd();
+        let map_error =
+            |source| SocketError::Map { interface: interface.to_owned(), queue, source };
+        let parts = map_rings(fd).map_err(map_error)?;
+        let own = frames.by_ref().take(frames_per_socket as usize);
+        let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own);
+        socket.fd = Some(fd);
+        socket._owner = Some(owner);
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn create_umem(frames: u32) -> Result<(xsk_rs::Umem, Umem), SocketError> {
+    let size = QueueSize::new(RING_ENTRIES).expect("a power of two");
+    let config = UmemConfig::builder()
+        .frame_size(FrameSize::new(FRAME_BYTES).expect("a power of two above 2048"))
+        .fill_queue_size(size)
+        .comp_queue_size(size)
+        .build()
+        .expect("the frame has room for the headroom");
+    let frames = NonZeroU32::new(frames.max(1)).expect("at least 1");
+    let bytes = u64::from(frames.get()) * u64::from(FRAME_BYTES);
+    let (xsk_umem, descriptors) = xsk_rs::Umem::new(config, frames, false)
+        .map_err(|source| SocketError::Umem { bytes, source })?;
+    // SAFETY: the descriptor is this UMEM's, and nothing else touches the fresh memory.
+    let data = unsafe { xsk_umem.data(&descriptors[0]) };
+    let base = data.contents().as_ptr().cast_mut().wrapping_sub(descriptors[0].addr());
+    let bytes = usize::try_from(bytes).expect("it was just mapped");
+    // SAFETY: `base` is where xsk-rs mapped `bytes` bytes, which stay while a clone of its handle
+    // lives; the descriptors it made are dropped here, so only our tokens name frames.
+    let umem = unsafe { Umem::new(base, bytes, Box::new(xsk_umem.clone())) };
+    Ok((xsk_umem, umem))
+}
+
+fn bind(
+    umem: &xsk_rs::Umem,
+    interface: &str,
+    queue: u32,
+    mode: SocketMode,
+) -> Result<XskQueues, SocketError> {
+    let size = QueueSize::new(RING_ENTRIES).expect("a power of two");
+    let copy = match mode {
+        SocketMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
+        SocketMode::Copy => BindFlags::XDP_COPY,
+    };
+    let config = SocketConfig::builder()
+        .rx_queue_size(size)
+        .tx_queue_size(size)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(copy | BindFlags::XDP_USE_NEED_WAKEUP)
+        .build();
+    let name = XskInterface::from_str(interface).expect("an existing interface's name has no NUL");
+    // SAFETY: each queue is bound once per UMEM, and the program load is inhibited.
+    let made = unsafe { xsk_rs::Socket::new(config, umem, &name, queue) };
+    match made {
+        Ok((tx, rx, Some((fill, completion)))) => {
+            Ok(XskQueues { tx, _rx: rx, _fill: fill, _completion: completion })
+        }
+        Ok((_, _, None)) => {
+            unreachable!("a queue bound once has its own fill and completion rings")
+        }
+        Err(source) => {
+            Err(SocketError::Bind { interface: interface.to_owned(), queue, mode, source })
+        }
+    }
+}
+
+/// Map the socket's four rings a second time. Our view takes over from here: xsk-rs never moves
+/// an index of the rings it made.
+fn map_rings(fd: RawFd) -> io::Result<SocketParts> {
+    let offsets = mmap_offsets(fd)?;
+    let frame_ring = size_of::<u64>();
+    let packet_ring = size_of::<libc::xdp_desc>();
+    let rx = map_ring(fd, libc::XDP_PGOFF_RX_RING, &offsets.rx, packet_ring)?;
+    let tx = map_ring(fd, libc::XDP_PGOFF_TX_RING, &offsets.tx, packet_ring)?;
+    let fill = map_ring(fd, fill_offset(), &offsets.fr, frame_ring)?;
+    let completion = map_ring(fd, completion_offset(), &offsets.cr, frame_ring)?;
+    // SAFETY: the kernel laid the rings out so, and nobody else moves our side's indices.
+    unsafe {
+        Ok(SocketParts {
+            rx: Rx::new(rx),
+            tx: Tx::new(tx),
+            fill: Fill::new(fill),
+            completion: Completion::new(completion),
+        })
+    }
+}
+
+// linux/if_xdp.h gives these two as 64-bit constants; off_t has their size on the 64-bit hosts we
+// serve.
+#[allow(clippy::cast_possible_wrap)]
+fn fill_offset() -> libc::off_t {
+    libc::XDP_UMEM_PGOFF_FILL_RING as libc::off_t
+}
+
+#[allow(clippy::cast_possible_wrap)]
+fn completion_offset() -> libc::off_t {
+    libc::XDP_UMEM_PGOFF_COMPLETION_RING as libc::off_t
+}
+
+fn mmap_offsets(fd: RawFd) -> io::Result<libc::xdp_mmap_offsets> {
+    // SAFETY: a struct of integers, for which zeroes are valid.
+    let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
+    let mut len = libc::socklen_t::try_from(size_of_val(&offsets)).expect("a few dozen bytes");
+    // SAFETY: the buffer is as long as `len` says and outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_XDP,
+            libc::XDP_MMAP_OFFSETS,
+            (&raw mut offsets).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(offsets) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A mapping of one ring; unmapped when the last part of it is dropped.
+#[derive(Debug)]
+struct RingMapping {
+    base: *mut libc::c_void,
+    bytes: usize,
+}
+
+// SAFETY: an address range that is only unmapped through this value.
+unsafe impl Send for RingMapping {}
+// SAFETY: as above; nothing is reachable through a shared reference.
+unsafe impl Sync for RingMapping {}
+
+impl Drop for RingMapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `map_ring` mapped.
+        unsafe { libc::munmap(self.base, self.bytes) };
+    }
+}
+
+fn map_ring(
+    fd: RawFd,
+    page: libc::off_t,
+    offset: &libc::xdp_ring_offset,
+    entry_bytes: usize,
+) -> io::Result<RingParts> {
+    let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
+    let bytes = at(offset.desc)? + RING_ENTRIES as usize * entry_bytes;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+    // SAFETY: a new mapping chosen by the kernel.
+    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, flags, fd, page) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let keep = Arc::new(RingMapping { base, bytes });
+    let part = |offset: usize| base.cast::<u8>().wrapping_add(offset);
+    Ok(RingParts {
+        producer: part(at(offset.producer)?).cast(),
+        consumer: part(at(offset.consumer)?).cast(),
+        flags: part(at(offset.flags)?).cast(),
+        entries: part(at(offset.desc)?),
+        size: RING_ENTRIES,
+        keep: keep as Arc<dyn Any + Send + Sync>,
+    })
+}

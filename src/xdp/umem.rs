@@ -1,0 +1,95 @@
+//! Frame memory and the token for a frame in it.
+
+use std::any::Any;
+use std::slice;
+
+/// Bytes of one frame; a packet and the headroom before it fit in one.
+pub const FRAME_BYTES: u32 = 4096;
+
+/// One frame that is ours: not in any ring, so neither the kernel nor the NIC touches it.
+///
+/// Made only when the UMEM is divided and when a ring gives one back; consumed by the ring it is
+/// put into. So a frame is in one place at a time, and its bytes may be borrowed as a slice.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Byte offset into the UMEM: of the frame, or of the packet in it after it was received.
+    address: u64,
+}
+
+impl Frame {
+    pub(super) fn at(address: u64) -> Self {
+        Self { address }
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+/// A frame with a received packet in it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The frame; its offset is the packet's.
+    pub frame: Frame,
+    /// Bytes of the packet.
+    pub len: u32,
+}
+
+/// The frame memory of one uplink, shared by its sockets.
+#[derive(Debug)]
+pub struct Umem {
+    base: *mut u8,
+    bytes: usize,
+    /// Unmaps the memory when dropped.
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the memory is plain bytes, valid while `_owner` lives; which thread may touch which part
+// of it is decided by who holds the frame's token.
+unsafe impl Send for Umem {}
+// SAFETY: as above: through a shared reference only frames whose token one holds are reachable.
+unsafe impl Sync for Umem {}
+
+impl Umem {
+    /// # Safety
+    /// `base` must be the start of `bytes` readable and writable bytes that stay mapped while
+    /// `owner` lives, and that nobody but the kernel and the holders of frame tokens touches.
+    pub unsafe fn new(base: *mut u8, bytes: usize, owner: Box<dyn Any + Send + Sync>) -> Self {
+        Self { base, bytes, _owner: owner }
+    }
+
+    /// Divide the memory into frames: the only place where tokens are made from nothing.
+    pub(super) fn divide(&self) -> impl Iterator<Item = Frame> + use<> {
+        (0..(self.bytes as u64) / u64::from(FRAME_BYTES))
+            .map(|index| Frame::at(index * u64::from(FRAME_BYTES)))
+    }
+
+    /// The packet in a received frame.
+    #[inline]
+    #[must_use]
+    pub fn packet<'f>(&'f self, received: &'f Received) -> &'f [u8] {
+        let (offset, len) = self.checked(received.frame.address, received.len);
+        // SAFETY: inside the mapping (checked); the token says that no ring holds the frame, so
+        // nobody writes it while both are borrowed.
+        unsafe { slice::from_raw_parts(self.base.add(offset), len) }
+    }
+
+    /// The first `len` bytes of a frame, to fill in.
+    #[inline]
+    pub fn room<'f>(&'f self, frame: &'f mut Frame, len: u32) -> &'f mut [u8] {
+        let (offset, len) = self.checked(frame.address, len);
+        // SAFETY: as in `packet`, and the token is borrowed exclusively.
+        unsafe { slice::from_raw_parts_mut(self.base.add(offset), len) }
+    }
+
+    /// # Panics
+    /// If the range leaves the UMEM: the kernel or we broke the ring protocol.
+    #[inline]
+    fn checked(&self, address: u64, len: u32) -> (usize, usize) {
+        let end = address.saturating_add(u64::from(len));
+        assert!(end <= self.bytes as u64, "descriptor {address:#x}+{len:#x} outside the UMEM");
+        // Both are at most `bytes`, a usize.
+        #[allow(clippy::cast_possible_truncation)]
+        (address as usize, len as usize)
+    }
+}

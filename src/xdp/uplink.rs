@@ -1,0 +1,157 @@
+//! An uplink: a NIC with our program on it and a socket on each of its queues.
+
+use std::error::Error as _;
+
+use super::interface::{Interface, InterfaceError};
+use super::multicast::{MulticastTap, TapError};
+use super::program::{AttachMode, ProgramError, Redirect};
+use super::socket::{Socket, SocketError, SocketMode, open_all};
+
+/// What the operator wants of the NIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModeWish {
+    /// The fastest that works.
+    #[default]
+    Auto,
+    /// Zero-copy, or fail.
+    ZeroCopy,
+    /// Copy mode under a native program, or fail.
+    Copy,
+    /// Copy mode under a generic program.
+    Generic,
+}
+
+/// Why the NIC cannot be an uplink.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// Not there.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    /// Down.
+    #[error("interface {0} is down; bring it up with `ip link set dev {0} up`")]
+    Down(String),
+    /// A queue that it does not have.
+    #[error("interface {interface} has no queue {queue}: it has {count} (0 to {})", .count - 1)]
+    NoSuchQueue {
+        /// NIC.
+        interface: String,
+        /// Asked for.
+        queue: u32,
+        /// Queues it has.
+        count: u32,
+    },
+    /// The program is not in place.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// No sockets.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// No multicast.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+}
+
+/// A NIC in use. Its sockets are handed to the workers; all else stays with the control plane.
+#[derive(Debug)]
+pub struct Uplink {
+    /// The NIC as it was when opened.
+    pub interface: Interface,
+    /// Where the program runs.
+    pub attach_mode: AttachMode,
+    /// How packets move.
+    pub socket_mode: SocketMode,
+    /// Why not something better.
+    pub reason: String,
+    /// The program.
+    pub redirect: Redirect,
+    /// Broadcast and multicast.
+    pub tap: MulticastTap,
+}
+
+impl Uplink {
+    /// Open the NIC `name` with sockets on `queues` (None: all it has).
+    ///
+    /// # Errors
+    /// [`UplinkError`]; the NIC is then as it was.
+    pub fn open(
+        name: &str,
+        queues: Option<&[u32]>,
+        wish: ModeWish,
+    ) -> Result<(Self, Vec<Socket>), UplinkError> {
+        let interface = Interface::read(name)?;
+        if !interface.up {
+            return Err(UplinkError::Down(name.to_owned()));
+        }
+        let queues = chosen_queues(&interface, queues)?;
+        let mut redirect = Redirect::load()?;
+        let tap = MulticastTap::open(name, interface.index)?;
+        let (attach_mode, attach_reason) = attach(&mut redirect, &interface, wish)?;
+        let (socket_mode, socket_reason, sockets) = bind(name, &queues, wish, attach_mode)?;
+        for socket in &sockets {
+            let fd = socket.fd().expect("a bound socket has a descriptor");
+            redirect.set_socket(socket.queue(), fd)?;
+        }
+        let reason = [attach_reason, socket_reason].concat();
+        Ok((Self { interface, attach_mode, socket_mode, reason, redirect, tap }, sockets))
+    }
+}
+
+fn chosen_queues(interface: &Interface, queues: Option<&[u32]>) -> Result<Vec<u32>, UplinkError> {
+    let count = interface.receive_queues;
+    let Some(queues) = queues else { return Ok((0..count).collect()) };
+    match queues.iter().find(|&&queue| queue >= count) {
+        Some(&queue) => {
+            Err(UplinkError::NoSuchQueue { interface: interface.name.clone(), queue, count })
+        }
+        None => Ok(queues.to_vec()),
+    }
+}
+
+/// Native unless it was not asked for; generic where the driver refuses and any mode will do.
+fn attach(
+    redirect: &mut Redirect,
+    interface: &Interface,
+    wish: ModeWish,
+) -> Result<(AttachMode, String), ProgramError> {
+    if wish == ModeWish::Generic {
+        redirect.attach(&interface.name, interface.index, AttachMode::Generic)?;
+        return Ok((AttachMode::Generic, "generic mode as configured".to_owned()));
+    }
+    match redirect.attach(&interface.name, interface.index, AttachMode::Native) {
+        Ok(()) => Ok((AttachMode::Native, String::new())),
+        Err(ProgramError::Attach { source, .. }) if wish == ModeWish::Auto => {
+            redirect.attach(&interface.name, interface.index, AttachMode::Generic)?;
+            let driver = &interface.driver;
+            Ok((AttachMode::Generic, format!("driver {driver} takes no native XDP: {source}")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Zero-copy where the wish and the program's mode allow it and the driver has it, else copy.
+fn bind(
+    name: &str,
+    queues: &[u32],
+    wish: ModeWish,
+    attached: AttachMode,
+) -> Result<(SocketMode, String, Vec<Socket>), SocketError> {
+    let zero_copy =
+        attached == AttachMode::Native && matches!(wish, ModeWish::Auto | ModeWish::ZeroCopy);
+    if !zero_copy {
+        let reason = if wish == ModeWish::Copy { "copy mode as configured" } else { "" };
+        return Ok((
+            SocketMode::Copy,
+            reason.to_owned(),
+            open_all(name, queues, SocketMode::Copy)?,
+        ));
+    }
+    match open_all(name, queues, SocketMode::ZeroCopy) {
+        Ok(sockets) => Ok((SocketMode::ZeroCopy, "the driver has zero-copy".to_owned(), sockets)),
+        Err(SocketError::Bind { source, .. }) if wish == ModeWish::Auto => {
+            let cause = source.source().map_or_else(|| source.to_string(), ToString::to_string);
+            let reason = format!("the driver refused zero-copy: {cause}");
+            Ok((SocketMode::Copy, reason, open_all(name, queues, SocketMode::Copy)?))
+        }
+        Err(error) => Err(error),
+    }
+}
