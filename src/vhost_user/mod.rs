@@ -1,6 +1,29 @@
 //! SESSION: one connection of a front-end to a port's socket; it never sees a packet.
+//!
+//! A [`PortSocket`] gets connections and calls [`serve`] for each. `serve` reads one message at a
+//! time, looks it up in the table of requests, checks it, and has it answered: most by the `vhost`
+//! crate's `BackendReqHandler`, a few that the crate does not know by itself. What the front-end
+//! says is gathered in a `Device`; a ring is given to the [`PortHost`] when all of it has been
+//! said, and taken back before anything it depends on changes.
+//!
+//! A request that breaks a rule is refused: a failed acknowledgement where one is asked for, a log
+//! line that names port, request, value and limit, and the session goes on. Only a stream that
+//! cannot be followed any further ends the session, and then every ring is taken back first.
 
+mod device;
+mod handler;
 mod host;
+mod memory;
+mod message;
+mod refusal;
+mod relay;
+mod rings;
 mod session;
+mod socket;
+mod transport;
 
 pub use host::{HostError, PortHost, SessionBinding};
+pub use refusal::Refusal;
+pub use session::{SessionEnd, serve};
+pub use socket::{PortSocket, SocketSource};
+pub use transport::TransportError;

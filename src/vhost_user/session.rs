@@ -1,1 +1,202 @@
-//! The session.
+//! The loop of one connection: read a message, look it up, check it, have it done, answer.
+//!
+//! Runs on a thread of its own and blocks there: on the stream, and on the host where a worker
+//! must let go of a ring before the front-end may have its answer. Owns the connection's
+//! [`Device`]; when the loop ends, for whatever reason, the device takes all rings back.
+
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::message::FrontendReq;
+
+use crate::profile::Profile;
+
+use super::device::Device;
+use super::host::PortHost;
+use super::message::{Answerer, Message, Request};
+use super::refusal::Refusal;
+use super::relay::Relay;
+use super::transport::{TransportError, read_message, reply_u64, write_all};
+
+/// Refusals of one session that are logged; a front-end must not fill the disk.
+const LOGGED_MAX: u32 = 32;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionEnd {
+    /// The front-end closed the connection, or we shut it down.
+    #[error("the connection was closed")]
+    Disconnected,
+    /// What the front-end sends is not vhost-user, or the socket failed.
+    #[error("the stream cannot be followed any further")]
+    Protocol(#[source] TransportError),
+    /// A refused request whose answer has no room for a refusal.
+    #[error("{request} has no failed answer")]
+    Unanswerable {
+        /// Its name.
+        request: String,
+        /// Why it was refused.
+        #[source]
+        source: Refusal,
+    },
+    /// A valid request that the daemon cannot do any more.
+    #[error("{request} cannot be done")]
+    Failed {
+        /// Its name.
+        request: String,
+        /// Why.
+        #[source]
+        source: Refusal,
+    },
+    /// No descriptors left for the session to begin with.
+    #[error("cannot start a session; raise the limit of open files")]
+    Setup(#[source] io::Error),
+}
+
+impl From<TransportError> for SessionEnd {
+    fn from(error: TransportError) -> Self {
+        match error {
+            TransportError::Closed => Self::Disconnected,
+            error => Self::Protocol(error),
+        }
+    }
+}
+
+/// Serve the front-end behind `stream` as port `name`, until it disconnects, breaks the protocol,
+/// or shutdown(2) is called on a clone of `stream`. Blocks. When it returns, no ring of the port
+/// is with the host, no memory of the guest is mapped, and an empty binding is recorded.
+pub fn serve(
+    stream: &UnixStream,
+    profile: Arc<Profile>,
+    host: Arc<dyn PortHost>,
+    name: &str,
+) -> SessionEnd {
+    let device = Arc::new(Mutex::new(Device::new(profile, host)));
+    let relay = match Relay::new(Arc::clone(&device)) {
+        Ok(relay) => relay,
+        Err(error) => return SessionEnd::Setup(error),
+    };
+    let mut session = Session { stream, device, relay, port: name, refused: 0 };
+    loop {
+        if let Err(end) = session.turn() {
+            return end;
+        }
+    }
+}
+
+/// What goes back when a request was done.
+enum Answer {
+    /// An acknowledgement, if one is asked for.
+    Done,
+    /// A number.
+    Value(u64),
+    /// A reply as the `vhost` crate made it.
+    Reply(Vec<u8>),
+}
+
+struct Session<'s> {
+    stream: &'s UnixStream,
+    device: Arc<Mutex<Device>>,
+    relay: Relay,
+    port: &'s str,
+    /// Requests refused so far.
+    refused: u32,
+}
+
+impl Session<'_> {
+    /// One message, from reading it to its answer.
+    fn turn(&mut self) -> Result<(), SessionEnd> {
+        let message = read_message(self.stream)?;
+        let answer = self.answer(&message);
+        // An acknowledgement is due if the request's own features say so after it was done:
+        // SET_PROTOCOL_FEATURES itself may ask for one.
+        let acknowledge = message.needs_reply() && self.device().acknowledges();
+        match answer {
+            Ok(Answer::Reply(reply)) => write_all(self.stream, &reply, &[])?,
+            Ok(Answer::Value(value)) => reply_u64(self.stream, &message, value)?,
+            Ok(Answer::Done) if acknowledge => reply_u64(self.stream, &message, 0)?,
+            Ok(Answer::Done) => {}
+            Err(refusal) => {
+                self.refuse(&message, refusal)?;
+                if acknowledge {
+                    reply_u64(self.stream, &message, 1)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Do what `message` asks for.
+    fn answer(&mut self, message: &Message) -> Result<Answer, Refusal> {
+        let request = message.request().ok_or(Refusal::Unknown)?;
+        message.check_shape(request)?;
+        self.device().check(request, message)?;
+        match request.answerer {
+            Answerer::Session => self.answer_ourselves(request, message),
+            Answerer::Crate => self.pass(message),
+        }
+    }
+
+    /// The requests that the `vhost` crate does not know, or refuses where we must not.
+    fn answer_ourselves(&self, request: &Request, message: &Message) -> Result<Answer, Refusal> {
+        let mut device = self.device();
+        match request.code {
+            FrontendReq::SET_VRING_ENABLE => device.set_enable(message)?,
+            FrontendReq::SET_STATUS => device.set_status(message.u64_at(0))?,
+            FrontendReq::GET_STATUS => return Ok(Answer::Value(u64::from(device.status()))),
+            FrontendReq::NET_SET_MTU => device.set_mtu(message.u64_at(0))?,
+            FrontendReq::SEND_RARP => {
+                // The address is in the first six bytes as they lie (hw/virtio/vhost-user.c,
+                // `vhost_user_migration_done`, copies it there).
+                let [a, b, c, d, e, f, ..] = message.u64_at(0).to_ne_bytes();
+                device.host.announce([a, b, c, d, e, f]);
+            }
+            _ => return Err(Refusal::Unknown),
+        }
+        Ok(Answer::Done)
+    }
+
+    /// All other requests. Where the crate reports an error, it may or may not have acknowledged;
+    /// that acknowledgement is dropped and ours is the only one.
+    fn pass(&mut self, message: &Message) -> Result<Answer, Refusal> {
+        let outcome = self.relay.pass(message)?;
+        let refusal = self.device().refusal.take();
+        match outcome.result {
+            Ok(()) if outcome.reply.is_empty() => Ok(Answer::Done),
+            Ok(()) => Ok(Answer::Reply(outcome.reply)),
+            Err(error) => Err(refusal.unwrap_or(Refusal::Malformed(error))),
+        }
+    }
+
+    /// Log the refusal, and end the session if there is no way on.
+    fn refuse(&mut self, message: &Message, refusal: Refusal) -> Result<(), SessionEnd> {
+        self.log(&message.name(), &refusal);
+        if refusal.ends_session() {
+            return Err(SessionEnd::Failed { request: message.name(), source: refusal });
+        }
+        if message.request().is_some_and(|request| request.payload_reply) {
+            return Err(SessionEnd::Unanswerable { request: message.name(), source: refusal });
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, request: &str, refusal: &Refusal) {
+        self.refused = self.refused.saturating_add(1);
+        if self.refused <= LOGGED_MAX {
+            let error: &(dyn Error + 'static) = refusal;
+            tracing::warn!(port = self.port, request, error, "request refused");
+        }
+        if self.refused == LOGGED_MAX {
+            tracing::warn!(port = self.port, "further refusals of this session are not logged");
+        }
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device> {
+        // Poisoned only if this thread panicked under the lock, and then it is not here.
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,212 @@
+//! What the front-end has said so far, and which rings are with their workers.
+//!
+//! Owned by one session thread. Invariants: a ring whose `started` is set is with the host and
+//! nowhere else; its memory table is `memory`; nothing that a started ring depends on changes
+//! before it was taken back. Dropping the device takes all rings back and unmaps last.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use vhost::vhost_user::message::FrontendReq;
+
+use crate::device::features::{
+    EVENT_IDX, FeatureSet, INDIRECT_DESC, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK, VERSION_1,
+};
+use crate::guest_memory::GuestMemory;
+use crate::profile::Profile;
+use crate::virtqueue::QueueOptions;
+
+use super::host::{PortHost, SessionBinding};
+use super::message::{Message, Request};
+use super::refusal::Refusal;
+use super::rings::RingState;
+
+/// Rings that SET_VRING_KICK can name: it has 8 bits for the index.
+const RINGS_MAX: usize = 256;
+/// FEATURES_OK of the device status (virtio 1.2, 2.1).
+const FEATURES_OK: u8 = 8;
+
+/// See the module's header.
+pub(super) struct Device {
+    pub(super) profile: Arc<Profile>,
+    pub(super) host: Arc<dyn PortHost>,
+    /// SET_FEATURES; None before the first and after a reset.
+    pub(super) acknowledged: Option<FeatureSet>,
+    /// SET_PROTOCOL_FEATURES.
+    pub(super) protocol: FeatureSet,
+    status: u8,
+    pub(super) rings: Vec<RingState>,
+    pub(super) memory: Arc<GuestMemory>,
+    /// Why the last request was not done: the `vhost` crate's errors cannot carry it.
+    pub(super) refusal: Option<Refusal>,
+}
+
+impl Device {
+    /// A device as a front-end finds it when it connects.
+    pub fn new(profile: Arc<Profile>, host: Arc<dyn PortHost>) -> Self {
+        let rings = (usize::from(profile.queue_pairs_max) * 2).min(RINGS_MAX);
+        let device = Self {
+            rings: std::iter::repeat_with(RingState::default).take(rings).collect(),
+            profile,
+            host,
+            acknowledged: None,
+            protocol: FeatureSet::default(),
+            status: 0,
+            memory: Arc::default(),
+            refusal: None,
+        };
+        device.publish();
+        device
+    }
+
+    /// Whether the front-end may ask for acknowledgements.
+    pub fn acknowledges(&self) -> bool {
+        self.protocol.has(PROTOCOL_REPLY_ACK)
+    }
+
+    /// What can be said of a request before it is passed on: what the `vhost` crate would refuse
+    /// without saying why, or would note as done though we refused it.
+    pub fn check(&self, request: &Request, message: &Message) -> Result<(), Refusal> {
+        if let Some(bit) = request.feature.filter(|&bit| !self.protocol.has(bit)) {
+            return Err(Refusal::NotNegotiated(bit));
+        }
+        match request.code {
+            FrontendReq::SET_FEATURES => self.check_features(FeatureSet(message.u64_at(0))),
+            FrontendReq::SET_PROTOCOL_FEATURES => {
+                self.check_protocol_features(FeatureSet(message.u64_at(0)))
+            }
+            FrontendReq::SET_MEM_TABLE => self.check_memory_table(message),
+            FrontendReq::SET_VRING_ADDR => self.check_addresses(message),
+            FrontendReq::SET_VRING_KICK
+            | FrontendReq::SET_VRING_CALL
+            | FrontendReq::SET_VRING_ERR => self.check_event(message),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_features(&self, features: FeatureSet) -> Result<(), Refusal> {
+        let extra = features.without(self.profile.features);
+        if !extra.is_empty() {
+            return Err(Refusal::Features { extra, profile: self.profile.name.clone() });
+        }
+        if !features.has(VERSION_1) {
+            return Err(Refusal::Legacy);
+        }
+        // Bit 30 is between us and the front-end; all others the workers may have acted on.
+        let before = self.acknowledged.unwrap_or_default();
+        let changed = FeatureSet((features.0 ^ before.0) & !(1 << PROTOCOL_FEATURES));
+        if !changed.is_empty() && self.rings.iter().any(|ring| ring.started) {
+            return Err(Refusal::FeaturesInUse { changed });
+        }
+        Ok(())
+    }
+
+    fn check_protocol_features(&self, features: FeatureSet) -> Result<(), Refusal> {
+        let extra = features.without(self.profile.protocol_features);
+        if extra.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::ProtocolFeatures { extra: extra.0, profile: self.profile.name.clone() })
+    }
+
+    /// SET_FEATURES, checked. It never disables a ring: front-ends repeat it while rings run.
+    pub fn acknowledge(&mut self, features: FeatureSet) -> Result<(), Refusal> {
+        self.acknowledged = Some(features);
+        // The host must know the features before it gets rings that were set up by them.
+        self.publish();
+        if !features.has(PROTOCOL_FEATURES) {
+            // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts
+            // directly in the enabled state" (Ring states).
+            for index in 0..self.rings.len() {
+                self.enable(index, true)?;
+            }
+        }
+        self.start_waiting().map_or(Ok(()), Err)
+    }
+
+    /// SET_PROTOCOL_FEATURES, checked.
+    pub fn acknowledge_protocol(&mut self, features: FeatureSet) {
+        self.protocol = features;
+        self.publish();
+    }
+
+    /// How rings are read, by what was acknowledged.
+    pub(super) fn options(&self) -> QueueOptions {
+        let features = self.acknowledged.unwrap_or_default();
+        QueueOptions { event_idx: features.has(EVENT_IDX), indirect: features.has(INDIRECT_DESC) }
+    }
+
+    /// RESET_DEVICE, and RESET_OWNER, which front-ends of old used for it. The memory stays: the
+    /// front-end knows what it shared and sends only differences. So do the protocol features,
+    /// which belong to the connection.
+    pub fn reset(&mut self) -> Result<(), Refusal> {
+        for index in 0..self.rings.len() {
+            self.stop(index)?;
+            let err = self.rings[index].err.take();
+            self.rings[index] = RingState { err, ..RingState::default() };
+        }
+        self.acknowledged = None;
+        self.status = 0;
+        self.publish();
+        Ok(())
+    }
+
+    /// SET_STATUS. 0 is the driver's reset (virtio 1.2, 2.1.2): rings stop, and start again only
+    /// when kicked anew.
+    pub fn set_status(&mut self, value: u64) -> Result<(), Refusal> {
+        // Only the low 8 bits are the status ("Front-end message types", SET_STATUS).
+        let [status, ..] = value.to_le_bytes();
+        self.status = status;
+        if status == 0 {
+            for index in 0..self.rings.len() {
+                self.stop(index)?;
+            }
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// GET_STATUS: as it was set, less FEATURES_OK where no features were accepted.
+    pub fn status(&self) -> u8 {
+        match self.acknowledged {
+            Some(_) => self.status,
+            None => self.status & !FEATURES_OK,
+        }
+    }
+
+    /// NET_SET_MTU: the profile's, or refused. It is never silently narrower.
+    pub fn set_mtu(&self, asked: u64) -> Result<(), Refusal> {
+        if asked == u64::from(self.profile.mtu) {
+            return Ok(());
+        }
+        Err(Refusal::Mtu { asked, mtu: self.profile.mtu, profile: self.profile.name.clone() })
+    }
+
+    /// Tell the host what is agreed on by now.
+    pub(super) fn publish(&self) {
+        let runs = |ring: &RingState| ring.started && ring.enabled;
+        let pairs = self.rings.chunks(2).filter(|pair| pair.iter().all(runs)).count();
+        let size = |ring: &RingState| ring.size.filter(|_| ring.started);
+        self.host.bound(SessionBinding {
+            offered: self.profile.features,
+            acknowledged: self.acknowledged.unwrap_or_default(),
+            protocol_features: self.protocol,
+            ring_sizes: self.rings.iter().map(size).collect(),
+            queue_pairs: u16::try_from(pairs).expect("at most queue_pairs_max, a u16"),
+        });
+    }
+}
+
+impl Drop for Device {
+    /// Every way a session can end comes here: all rings come back, and with the fields, which
+    /// drop next, the memory goes. A worker that is gone has no rings any more.
+    fn drop(&mut self) {
+        for index in 0..self.rings.len() {
+            if let Err(error) = self.take(index) {
+                tracing::debug!(ring = index, %error, "ring not taken back");
+            }
+        }
+        self.host.bound(SessionBinding::default());
+    }
+}

@@ -1,0 +1,193 @@
+//! The requests we answer, as a table, and one message as it came.
+//!
+//! The table says for each request what a message must look like before anybody acts on it: how
+//! long its body is, how many descriptors come with it, which protocol feature it needs. What is
+//! not in the table is refused. Numbers and layouts are those of QEMU's
+//! `docs/interop/vhost-user.rst`, "Front-end message types".
+
+#![forbid(unsafe_code)]
+
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+
+use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
+
+use crate::device::features::{
+    PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP, PROTOCOL_RESET_DEVICE,
+    PROTOCOL_STATUS,
+};
+
+use super::refusal::Refusal;
+
+/// Bytes of a message header: request, flags, size.
+pub(super) const HEADER_LEN: usize = 12;
+/// The longest body we read; the `vhost` crate has the same limit.
+pub(super) const BODY_MAX: usize = 4096;
+/// Bytes of a u64 body.
+const U64: RangeInclusive<usize> = 8..=8;
+const NO_BODY: RangeInclusive<usize> = 0..=0;
+
+/// Who answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answerer {
+    /// The `vhost` crate, which calls our handler.
+    Crate,
+    /// The session itself: the crate does not know these, or refuses them where we must not.
+    Session,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub code: FrontendReq,
+    pub name: &'static str,
+    /// Bytes.
+    pub body: RangeInclusive<usize>,
+    pub descriptors: RangeInclusive<usize>,
+    /// The protocol feature without which it must not come.
+    pub feature: Option<u8>,
+    /// Whether the answer has a payload of its own, so that refusing it leaves the front-end
+    /// without an answer it can understand.
+    pub payload_reply: bool,
+    pub answerer: Answerer,
+}
+
+const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usize>) -> Request {
+    Request {
+        code,
+        name,
+        body,
+        descriptors: 0..=0,
+        feature: None,
+        payload_reply: false,
+        answerer: Answerer::Crate,
+    }
+}
+
+impl Request {
+    const fn needs(mut self, protocol_feature: u8) -> Self {
+        self.feature = Some(protocol_feature);
+        self
+    }
+
+    const fn descriptors(mut self, count: RangeInclusive<usize>) -> Self {
+        self.descriptors = count;
+        self
+    }
+
+    const fn replies(mut self) -> Self {
+        self.payload_reply = true;
+        self
+    }
+
+    const fn ours(mut self) -> Self {
+        self.answerer = Answerer::Session;
+        self
+    }
+}
+
+/// A table of regions: a count, padding, and 32 bytes for each.
+const MEMORY_TABLE: RangeInclusive<usize> = 8..=8 + 32 * MAX_ATTACHED_FD_ENTRIES;
+
+/// All requests that are answered.
+pub(super) static REQUESTS: &[Request] = &[
+    request(FrontendReq::GET_FEATURES, "GET_FEATURES", NO_BODY).replies(),
+    request(FrontendReq::SET_FEATURES, "SET_FEATURES", U64),
+    request(FrontendReq::SET_OWNER, "SET_OWNER", NO_BODY),
+    request(FrontendReq::RESET_OWNER, "RESET_OWNER", NO_BODY),
+    request(FrontendReq::SET_MEM_TABLE, "SET_MEM_TABLE", MEMORY_TABLE)
+        .descriptors(0..=MAX_ATTACHED_FD_ENTRIES),
+    request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", U64),
+    request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", 40..=40),
+    request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", U64),
+    request(FrontendReq::GET_VRING_BASE, "GET_VRING_BASE", U64).replies(),
+    request(FrontendReq::SET_VRING_KICK, "SET_VRING_KICK", U64).descriptors(0..=1),
+    request(FrontendReq::SET_VRING_CALL, "SET_VRING_CALL", U64).descriptors(0..=1),
+    request(FrontendReq::SET_VRING_ERR, "SET_VRING_ERR", U64).descriptors(0..=1),
+    request(FrontendReq::GET_PROTOCOL_FEATURES, "GET_PROTOCOL_FEATURES", NO_BODY).replies(),
+    request(FrontendReq::SET_PROTOCOL_FEATURES, "SET_PROTOCOL_FEATURES", U64),
+    request(FrontendReq::GET_QUEUE_NUM, "GET_QUEUE_NUM", NO_BODY).needs(PROTOCOL_MQ).replies(),
+    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", U64).ours(),
+    request(FrontendReq::SEND_RARP, "SEND_RARP", U64).needs(PROTOCOL_RARP).ours(),
+    request(FrontendReq::NET_SET_MTU, "NET_SET_MTU", U64).needs(PROTOCOL_MTU).ours(),
+    request(FrontendReq::RESET_DEVICE, "RESET_DEVICE", NO_BODY).needs(PROTOCOL_RESET_DEVICE),
+    request(FrontendReq::GET_MAX_MEM_SLOTS, "GET_MAX_MEM_SLOTS", NO_BODY)
+        .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
+        .replies(),
+    request(FrontendReq::ADD_MEM_REG, "ADD_MEM_REG", 40..=40)
+        .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
+        .descriptors(1..=1),
+    // "The back-end MAY accept messages with one file descriptor", for old front-ends.
+    request(FrontendReq::REM_MEM_REG, "REM_MEM_REG", 40..=40)
+        .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
+        .descriptors(0..=1),
+    request(FrontendReq::SET_STATUS, "SET_STATUS", U64).needs(PROTOCOL_STATUS).ours(),
+    request(FrontendReq::GET_STATUS, "GET_STATUS", NO_BODY).needs(PROTOCOL_STATUS).ours().replies(),
+];
+
+/// One message, whole. Its descriptors close when it is dropped.
+#[derive(Debug)]
+pub(super) struct Message {
+    /// Request number, known or not.
+    pub code: u32,
+    /// As sent; the version was checked.
+    pub flags: u32,
+    pub body: Vec<u8>,
+    pub descriptors: Vec<OwnedFd>,
+    /// More descriptors came than are ever of use; the kernel closed the rest.
+    pub descriptors_cut: bool,
+}
+
+impl Message {
+    /// Flags of a reply: version 1, and the reply bit.
+    pub const REPLY: u32 = 0x5;
+    const REPLY_BIT: u32 = 0x4;
+    const NEED_REPLY: u32 = 0x8;
+    const RESERVED: u32 = !0xf;
+
+    pub fn needs_reply(&self) -> bool {
+        self.flags & Self::NEED_REPLY != 0
+    }
+
+    /// The table's row for this message.
+    pub fn request(&self) -> Option<&'static Request> {
+        REQUESTS.iter().find(|request| u32::from(request.code) == self.code)
+    }
+
+    /// The request's name, or its number where it has none here.
+    pub fn name(&self) -> String {
+        match self.request() {
+            Some(request) => request.name.to_owned(),
+            None => format!("request {}", self.code),
+        }
+    }
+
+    /// The u64 at byte `offset` of the body, whose length was checked against the table.
+    pub fn u64_at(&self, offset: usize) -> u64 {
+        let bytes = self.body[offset..offset + 8].try_into().expect("a slice of 8 bytes");
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// The u32 at byte `offset` of the body, whose length was checked against the table.
+    pub fn u32_at(&self, offset: usize) -> u32 {
+        let bytes = self.body[offset..offset + 4].try_into().expect("a slice of 4 bytes");
+        u32::from_ne_bytes(bytes)
+    }
+
+    /// Flags, length and descriptors, against the table's row.
+    pub fn check_shape(&self, request: &Request) -> Result<(), Refusal> {
+        if self.flags & (Self::RESERVED | Self::REPLY_BIT) != 0 {
+            return Err(Refusal::Flags(self.flags));
+        }
+        if !request.body.contains(&self.body.len()) {
+            let expected = request.body.clone();
+            return Err(Refusal::Length { actual: self.body.len(), expected });
+        }
+        let actual = self.descriptors.len();
+        if self.descriptors_cut || !request.descriptors.contains(&actual) {
+            let expected = request.descriptors.clone();
+            return Err(Refusal::Descriptors { actual, expected });
+        }
+        Ok(())
+    }
+}

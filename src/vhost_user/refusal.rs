@@ -1,0 +1,202 @@
+//! Why a request was not done. Each message names the value, the limit, and the way out where the
+//! front-end or whoever runs it has one; the session's log line adds port and request.
+
+#![forbid(unsafe_code)]
+
+use std::ops::RangeInclusive;
+
+use crate::device::features::FeatureSet;
+use crate::guest_memory::{MapError, TableError};
+use crate::virtqueue::{ActivateError, EventFdError};
+
+use super::host::HostError;
+use super::transport::TransportError;
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// A request that no protocol feature we offer has.
+    #[error("no such request is served; offer the guest only what the backend offers")]
+    Unknown,
+    /// A request of a protocol feature that SET_PROTOCOL_FEATURES did not acknowledge.
+    #[error("its protocol feature (bit {0}) was not negotiated")]
+    NotNegotiated(u8),
+    /// A reply on the request channel, or flag bits without a meaning.
+    #[error("message flags {0:#x} are not those of a request")]
+    Flags(u32),
+    /// A body of the wrong length.
+    #[error("a body of {actual} bytes, and {} to {} are right", .expected.start(), .expected.end())]
+    Length {
+        /// Bytes.
+        actual: usize,
+        /// Bytes.
+        expected: RangeInclusive<usize>,
+    },
+    /// Too many or too few descriptors.
+    #[error(
+        "{actual} file descriptors came with it, and {} to {} are right",
+        .expected.start(), .expected.end()
+    )]
+    Descriptors {
+        /// How many came, as far as they were counted.
+        actual: usize,
+        /// How many the request has.
+        expected: RangeInclusive<usize>,
+    },
+    /// SET_FEATURES beyond GET_FEATURES.
+    #[error("features {extra} are not offered by profile {profile}")]
+    Features {
+        /// What is not offered.
+        extra: FeatureSet,
+        /// The profile's name.
+        profile: String,
+    },
+    /// SET_FEATURES without VIRTIO_F_VERSION_1.
+    #[error(
+        "version_1 is not acknowledged; the legacy interface is not served, use a modern guest"
+    )]
+    Legacy,
+    /// SET_FEATURES that would change rings under their workers.
+    #[error("features {changed} cannot change while rings run; stop them with GET_VRING_BASE")]
+    FeaturesInUse {
+        /// What would change.
+        changed: FeatureSet,
+    },
+    /// SET_PROTOCOL_FEATURES beyond GET_PROTOCOL_FEATURES.
+    #[error("protocol features {extra:#x} are not offered by profile {profile}")]
+    ProtocolFeatures {
+        /// What is not offered.
+        extra: u64,
+        /// The profile's name.
+        profile: String,
+    },
+    /// A ring that the profile does not have.
+    #[error("ring {ring} of {limit}: profile {profile} has no more")]
+    NoSuchRing {
+        /// As sent, with all its bits.
+        ring: u64,
+        /// Rings of the profile.
+        limit: usize,
+        /// The profile's name.
+        profile: String,
+    },
+    /// The descriptor that should be there is not, or the other way round.
+    #[error("the no-descriptor flag (bit 8) is {flag} and {count} descriptors came with it")]
+    DescriptorFlag {
+        /// Bit 8 of the body.
+        flag: bool,
+        /// Descriptors.
+        count: usize,
+    },
+    /// SET_VRING_NUM above the profile's limit.
+    #[error("ring {ring} of {entries} entries: profile {profile} has at most {limit}")]
+    RingTooLarge {
+        /// Ring index.
+        ring: usize,
+        /// As sent.
+        entries: u32,
+        /// The profile's `ring_size_max`.
+        limit: u16,
+        /// The profile's name.
+        profile: String,
+    },
+    /// A change to a ring that runs.
+    #[error("ring {0} is started; stop it with GET_VRING_BASE first")]
+    Started(usize),
+    /// SET_VRING_BASE with more than an index.
+    #[error("ring {ring}: base {base:#x} is above 0xffff, the largest index of a split ring")]
+    Base {
+        /// Ring index.
+        ring: usize,
+        /// As sent.
+        base: u32,
+    },
+    /// SET_VRING_ENABLE with neither 0 nor 1.
+    #[error("ring {ring}: enable is {value}, and 0 or 1 is right")]
+    Enable {
+        /// Ring index.
+        ring: usize,
+        /// As sent.
+        value: u32,
+    },
+    /// SET_VRING_ENABLE though SET_FEATURES left out bit 30.
+    #[error("protocol_features (bit 30) is not acknowledged; all rings are enabled then")]
+    AlwaysEnabled,
+    /// SET_VRING_ADDR with flags: only logging has one, and it is not offered.
+    #[error("ring {ring}: address flags {flags:#x}, and none is offered")]
+    AddressFlags {
+        /// Ring index.
+        ring: usize,
+        /// As sent.
+        flags: u32,
+    },
+    /// A ring that cannot run as described.
+    #[error("ring {ring} cannot run")]
+    Activate {
+        /// Ring index.
+        ring: usize,
+        /// What is wrong with it.
+        #[source]
+        source: ActivateError,
+    },
+    /// A kick, call or error descriptor that cannot serve.
+    #[error("ring {ring} cannot use its descriptor")]
+    Event {
+        /// Ring index.
+        ring: usize,
+        /// What is wrong with it.
+        #[source]
+        source: EventFdError,
+    },
+    /// SET_MEM_TABLE with no region, too many, or a count that its body belies.
+    #[error(
+        "{count} memory regions in {bytes} bytes with {descriptors} file descriptors; \
+             1 to {limit} are served, of 32 bytes and one descriptor each"
+    )]
+    RegionCount {
+        /// As sent.
+        count: u32,
+        /// Of the body.
+        bytes: usize,
+        /// That came with it.
+        descriptors: usize,
+        /// Regions of one table.
+        limit: usize,
+    },
+    /// ADD_MEM_REG beyond GET_MAX_MEM_SLOTS.
+    #[error("{0} memory regions are there, as many as profile {1} has slots")]
+    NoSlot(usize, String),
+    /// A region that cannot be mapped.
+    #[error("memory region refused")]
+    Map(#[from] MapError),
+    /// Regions that do not go together.
+    #[error("memory table refused")]
+    Table(#[from] TableError),
+    /// NET_SET_MTU with another MTU than the profile's.
+    #[error("MTU {asked}: profile {profile} has {mtu}; set host_mtu={mtu} in the front-end")]
+    Mtu {
+        /// As sent.
+        asked: u64,
+        /// The profile's MTU.
+        mtu: u16,
+        /// The profile's name.
+        profile: String,
+    },
+    /// A body that the `vhost` crate objects to.
+    #[error("malformed request")]
+    Malformed(#[source] vhost::vhost_user::Error),
+    /// The daemon cannot do it.
+    #[error("the daemon cannot do it")]
+    Host(#[from] HostError),
+    /// Our own socket pair failed.
+    #[error("the connection to the request handler failed")]
+    Relay(#[from] TransportError),
+}
+
+impl Refusal {
+    /// Whether the session cannot go on, since no other request would fare better.
+    #[must_use]
+    pub fn ends_session(&self) -> bool {
+        matches!(self, Self::Host(_) | Self::Relay(_))
+    }
+}

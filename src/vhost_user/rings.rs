@@ -1,0 +1,332 @@
+//! The vring messages: what is said of each ring until all is said, and what changes while it
+//! runs.
+//!
+//! A ring runs once its size, addresses and kick, the features and the memory are all there, in
+//! whatever order they came: QEMU sends NUM, BASE, ADDR, KICK, CALL, DPDK's virtio-user CALL
+//! first, then NUM, BASE, ADDR, KICK, and ENABLE last. It stops with GET_VRING_BASE. Enabled and
+//! disabled are independent of that (vhost-user, "Ring states").
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+
+use crate::device::features::PROTOCOL_FEATURES;
+use crate::guest_memory::FrontendAddress;
+use crate::virtqueue::{ActivateError, EventFd, QueueAddresses, QueueSetup, Ring, check_size};
+
+use super::device::Device;
+use super::message::Message;
+use super::refusal::Refusal;
+
+/// SET_VRING_KICK so far.
+#[derive(Debug, Default)]
+pub(super) enum Kick {
+    /// Not since the ring was last stopped.
+    #[default]
+    Unset,
+    /// Without a descriptor: we poll.
+    Polling,
+    /// With one.
+    Event(EventFd),
+}
+
+impl Kick {
+    fn into_event(self) -> Option<EventFd> {
+        match self {
+            Self::Event(event) => Some(event),
+            Self::Unset | Self::Polling => None,
+        }
+    }
+}
+
+impl From<Option<EventFd>> for Kick {
+    fn from(event: Option<EventFd>) -> Self {
+        event.map_or(Self::Polling, Self::Event)
+    }
+}
+
+/// One ring: what was said of it, and whether it is with its worker. While it is, the worker has
+/// its descriptors.
+#[derive(Debug, Default)]
+pub(super) struct RingState {
+    pub size: Option<u16>,
+    pub addresses: Option<QueueAddresses>,
+    /// The next entry to take, in force when the ring starts.
+    pub base: u16,
+    pub kick: Kick,
+    pub call: Option<EventFd>,
+    pub err: Option<EventFd>,
+    pub enabled: bool,
+    pub started: bool,
+}
+
+/// Which descriptor of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EventKind {
+    Kick,
+    Call,
+    Err,
+}
+
+// ---- checks before a request is passed on ---------------------------------------------------------
+
+impl Device {
+    /// The ring a request names, if the profile has it. Compared with all bits of the number: a
+    /// truncated index would be another ring's (CVE-2020-10723).
+    pub(super) fn ring_index(&self, ring: u64) -> Result<usize, Refusal> {
+        let limit = self.rings.len();
+        match usize::try_from(ring) {
+            Ok(index) if index < limit => Ok(index),
+            _ => Err(Refusal::NoSuchRing { ring, limit, profile: self.profile.name.clone() }),
+        }
+    }
+
+    /// SET_VRING_KICK, CALL, ERR: bits 0 to 7 the ring, bit 8 that no descriptor comes with it.
+    pub(super) fn check_event(&self, message: &Message) -> Result<(), Refusal> {
+        let body = message.u64_at(0);
+        self.ring_index(body & !0x100)?;
+        let (flag, count) = (body & 0x100 != 0, message.descriptors.len());
+        if flag == (count == 0) {
+            return Ok(());
+        }
+        Err(Refusal::DescriptorFlag { flag, count })
+    }
+
+    /// SET_VRING_ADDR: u32 index, u32 flags, then the three parts (and a log address).
+    pub(super) fn check_addresses(&self, message: &Message) -> Result<(), Refusal> {
+        let ring = self.ring_index(u64::from(message.u32_at(0)))?;
+        let flags = message.u32_at(4);
+        if flags != 0 {
+            return Err(Refusal::AddressFlags { ring, flags });
+        }
+        let parts = [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)];
+        for (part, offset, alignment) in parts {
+            let address = message.u64_at(offset);
+            if address % alignment != 0 {
+                let source = ActivateError::Alignment { part, address, alignment };
+                return Err(Refusal::Activate { ring, source });
+            }
+        }
+        Ok(())
+    }
+}
+
+// ---- requests -------------------------------------------------------------------------------------
+
+impl Device {
+    /// SET_VRING_NUM.
+    pub(super) fn set_size(&mut self, index: usize, entries: u32) -> Result<(), Refusal> {
+        let limit = self.profile.ring_size_max;
+        if entries > u32::from(limit) {
+            let profile = self.profile.name.clone();
+            return Err(Refusal::RingTooLarge { ring: index, entries, limit, profile });
+        }
+        let size =
+            check_size(entries).map_err(|source| Refusal::Activate { ring: index, source })?;
+        let state = &mut self.rings[index];
+        if state.started && state.size != Some(size) {
+            return Err(Refusal::Started(index));
+        }
+        state.size = Some(size);
+        self.start_if_ready(index).inspect_err(|_| self.rings[index].size = None)
+    }
+
+    /// SET_VRING_ADDR, checked.
+    pub(super) fn set_addresses(
+        &mut self,
+        index: usize,
+        addresses: QueueAddresses,
+    ) -> Result<(), Refusal> {
+        let state = &mut self.rings[index];
+        if state.started && state.addresses != Some(addresses) {
+            return Err(Refusal::Started(index));
+        }
+        state.addresses = Some(addresses);
+        self.start_if_ready(index).inspect_err(|_| self.rings[index].addresses = None)
+    }
+
+    /// SET_VRING_BASE. The upper half is a packed ring's, which is not offered.
+    pub(super) fn set_base(&mut self, index: usize, base: u32) -> Result<(), Refusal> {
+        let Ok(position) = u16::try_from(base) else {
+            return Err(Refusal::Base { ring: index, base });
+        };
+        let state = &mut self.rings[index];
+        if state.started {
+            return Err(Refusal::Started(index));
+        }
+        state.base = position;
+        Ok(())
+    }
+
+    /// SET_VRING_KICK, CALL, ERR, checked. A ring that runs comes back for the exchange.
+    pub(super) fn set_event(
+        &mut self,
+        ring: u8,
+        kind: EventKind,
+        file: Option<File>,
+    ) -> Result<(), Refusal> {
+        let index = self.ring_index(u64::from(ring))?;
+        let event = file.map(EventFd::new).transpose();
+        let event = event.map_err(|source| Refusal::Event { ring: index, source })?;
+        if let Some(mut ring) = self.take(index)? {
+            match kind {
+                EventKind::Kick => ring.kick = event,
+                EventKind::Call => ring.call = event,
+                EventKind::Err => ring.err = event,
+            }
+            return self.give(index, ring);
+        }
+        let state = &mut self.rings[index];
+        match kind {
+            EventKind::Kick => state.kick = event.into(),
+            EventKind::Call => state.call = event,
+            EventKind::Err => state.err = event,
+        }
+        if kind == EventKind::Kick {
+            self.start_if_ready(index).inspect_err(|_| self.rings[index].kick = Kick::Unset)?;
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// SET_VRING_ENABLE. QEMU sends it before SET_FEATURES when a device comes up
+    /// (hw/net/vhost_net.c, `vhost_set_vring_enable`), so that bit 30 was offered is enough.
+    pub(super) fn set_enable(&mut self, message: &Message) -> Result<(), Refusal> {
+        let index = self.ring_index(u64::from(message.u32_at(0)))?;
+        if self.acknowledged.is_some_and(|features| !features.has(PROTOCOL_FEATURES)) {
+            return Err(Refusal::AlwaysEnabled);
+        }
+        match message.u32_at(4) {
+            value @ (0 | 1) => self.enable(index, value == 1)?,
+            value => return Err(Refusal::Enable { ring: index, value }),
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Enable or disable; when it returns, the worker acts accordingly.
+    pub(super) fn enable(&mut self, index: usize, enabled: bool) -> Result<(), Refusal> {
+        if self.rings[index].enabled == enabled {
+            return Ok(());
+        }
+        self.rings[index].enabled = enabled;
+        match self.take(index)? {
+            Some(ring) => self.give(index, Ring { enabled, ..ring }),
+            None => Ok(()),
+        }
+    }
+
+    /// GET_VRING_BASE: the ring is nobody's when this returns, and the next entry to take is
+    /// the answer. Kick and call go, as in other backends: both known front-ends send them anew.
+    pub(super) fn stop(&mut self, index: usize) -> Result<u16, Refusal> {
+        let ring = self.take(index)?;
+        let state = &mut self.rings[index];
+        if let Some(ring) = ring {
+            state.base = ring.queue.ring().position();
+            state.err = ring.err;
+        }
+        state.kick = Kick::Unset;
+        state.call = None;
+        Ok(state.base)
+    }
+}
+
+// ---- starting, giving, taking ---------------------------------------------------------------------
+
+impl Device {
+    /// All that is needed to run the ring, if it is there.
+    fn setup(&self, index: usize) -> Option<QueueSetup> {
+        let state = &self.rings[index];
+        self.acknowledged?;
+        Some(QueueSetup {
+            size: state.size?,
+            addresses: state.addresses?,
+            base: state.base,
+            options: self.options(),
+        })
+    }
+
+    /// Start the ring if nothing is missing any more.
+    fn start_if_ready(&mut self, index: usize) -> Result<(), Refusal> {
+        let state = &self.rings[index];
+        let waits = matches!(state.kick, Kick::Unset) || self.memory.regions().len() == 0;
+        if state.started || waits {
+            return Ok(());
+        }
+        let Some(setup) = self.setup(index) else { return Ok(()) };
+        let queue = setup
+            .activate(&self.memory)
+            .map_err(|source| Refusal::Activate { ring: index, source })?;
+        let state = &mut self.rings[index];
+        let ring = Ring {
+            queue,
+            kick: std::mem::take(&mut state.kick).into_event(),
+            call: state.call.take(),
+            err: state.err.take(),
+            enabled: state.enabled,
+            broken: None,
+        };
+        self.give(index, ring)
+    }
+
+    /// Start all rings that only waited for what has just come; the first failure.
+    pub(super) fn start_waiting(&mut self) -> Option<Refusal> {
+        let failures: Vec<Refusal> =
+            (0..self.rings.len()).filter_map(|index| self.start_if_ready(index).err()).collect();
+        self.publish();
+        failures.into_iter().next()
+    }
+
+    /// Resolve a ring taken from its worker against the memory that is now in force, and give it
+    /// back. Where that cannot be, the ring stops, the front-end hears of it by its error
+    /// descriptor, and the ring starts again by itself if its memory comes back: front-ends
+    /// remove and add a region to change it.
+    pub(super) fn move_ring(&mut self, index: usize, ring: Ring) -> Result<(), Refusal> {
+        let position = ring.queue.ring().position();
+        self.rings[index].base = position;
+        let setup = self.setup(index).expect("a ring that ran has all its settings");
+        match setup.activate(&self.memory) {
+            Ok(queue) => self.give(index, Ring { queue, ..ring }),
+            Err(source) => {
+                if let Some(err) = &ring.err {
+                    err.signal();
+                }
+                let state = &mut self.rings[index];
+                if ring.broken.is_none() {
+                    state.kick = ring.kick.into();
+                }
+                (state.call, state.err) = (ring.call, ring.err);
+                Err(Refusal::Activate { ring: index, source })
+            }
+        }
+    }
+
+    /// Hand the ring to its worker.
+    pub(super) fn give(&mut self, index: usize, ring: Ring) -> Result<(), Refusal> {
+        self.host.give(number(index), ring)?;
+        self.rings[index].started = true;
+        Ok(())
+    }
+
+    /// Have the ring back from its worker, if it is there.
+    pub(super) fn take(&mut self, index: usize) -> Result<Option<Ring>, Refusal> {
+        if !std::mem::take(&mut self.rings[index].started) {
+            return Ok(None);
+        }
+        Ok(self.host.take(number(index))?)
+    }
+}
+
+/// The ring's number, as the host counts.
+fn number(index: usize) -> u16 {
+    u16::try_from(index).expect("rings are numbered by a u8 on the wire")
+}
+
+/// The parts of a ring, as SET_VRING_ADDR names them.
+pub(super) fn addresses(descriptors: u64, available: u64, used: u64) -> QueueAddresses {
+    QueueAddresses {
+        descriptors: FrontendAddress(descriptors),
+        available: FrontendAddress(available),
+        used: FrontendAddress(used),
+    }
+}

@@ -1,0 +1,170 @@
+//! Whole messages from a front-end's stream, with their descriptors, and replies to it.
+//!
+//! The session reads for itself, rather than let the `vhost` crate do so, because the crate takes
+//! a body that arrives in two pieces for an error, and loses its place in the stream then. Every
+//! descriptor that arrives, with whatever byte, is owned from the first moment, so none leaks.
+//!
+//! Reads and writes block; shutdown(2) of a clone of the stream ends them.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use super::message::{BODY_MAX, HEADER_LEN, Message};
+
+/// Descriptors taken with one message: one more than any request has, so that too many shows.
+const DESCRIPTORS_MAX: usize = 33;
+
+/// Why a stream cannot be followed any further.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// It ended, between two messages or within one.
+    #[error("the front-end closed the connection")]
+    Closed,
+    /// Another protocol, or no protocol at all.
+    #[error("request {code} has protocol version {version}; version 1 is spoken here")]
+    Version {
+        /// Request number.
+        code: u32,
+        /// Bits 0 and 1 of the flags.
+        version: u32,
+    },
+    /// A body longer than any request has.
+    #[error("request {code} announces a body of {len} bytes, and the limit is {BODY_MAX}")]
+    TooLong {
+        /// Request number.
+        code: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// The kernel's word.
+    #[error("cannot read from or write to the connection")]
+    Io(#[from] io::Error),
+}
+
+/// Read the next message.
+///
+/// # Errors
+/// [`TransportError`]; what was read of the message is gone then, its descriptors closed.
+pub(super) fn read_message(stream: impl AsFd) -> Result<Message, TransportError> {
+    let mut reader =
+        Reader { stream: stream.as_fd(), descriptors: Vec::new(), descriptors_cut: false };
+    let mut header = [0; HEADER_LEN];
+    reader.fill(&mut header)?;
+    let field =
+        |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("a slice of 4 bytes"));
+    let (code, flags, len) = (field(0), field(4), field(8));
+    if flags & 0x3 != 1 {
+        return Err(TransportError::Version { code, version: flags & 0x3 });
+    }
+    let body_len = match usize::try_from(len) {
+        Ok(body_len) if body_len <= BODY_MAX => body_len,
+        _ => return Err(TransportError::TooLong { code, len }),
+    };
+    let mut body = vec![0; body_len];
+    reader.fill(&mut body)?;
+    let Reader { descriptors, descriptors_cut, .. } = reader;
+    Ok(Message { code, flags, body, descriptors, descriptors_cut })
+}
+
+/// One message being read.
+struct Reader<'s> {
+    stream: BorrowedFd<'s>,
+    descriptors: Vec<OwnedFd>,
+    descriptors_cut: bool,
+}
+
+impl Reader<'_> {
+    /// Read until `bytes` is full.
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), TransportError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.receive(&mut bytes[done..])? {
+                0 => return Err(TransportError::Closed),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
+
+    /// One recvmsg(2), keeping the descriptors that came along.
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<usize, TransportError> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            let mut buffers = [IoSliceMut::new(bytes)];
+            recvmsg(self.stream, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
+        let received = match received {
+            Err(rustix::io::Errno::CONNRESET) => return Err(TransportError::Closed),
+            other => other.map_err(io::Error::from)?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        // A body read byte by byte could bring descriptors with every byte.
+        if self.descriptors.len() > DESCRIPTORS_MAX {
+            self.descriptors.truncate(DESCRIPTORS_MAX);
+            self.descriptors_cut = true;
+        }
+        self.descriptors_cut |= received.flags.contains(ReturnFlags::CTRUNC);
+        Ok(received.bytes)
+    }
+}
+
+/// Write `bytes`, with `descriptors` on the first of them.
+///
+/// # Errors
+/// [`TransportError::Closed`] or [`TransportError::Io`].
+pub(super) fn write_all(
+    stream: impl AsFd,
+    mut bytes: &[u8],
+    descriptors: &[OwnedFd],
+) -> Result<(), TransportError> {
+    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() {
+        let pushed = control.push(SendAncillaryMessage::ScmRights(&borrowed));
+        assert!(pushed, "no request has more than {DESCRIPTORS_MAX} descriptors");
+    }
+    while !bytes.is_empty() {
+        let sent = rustix::io::retry_on_intr(|| {
+            sendmsg(&stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+        });
+        match sent {
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
+                return Err(TransportError::Closed);
+            }
+            other => bytes = &bytes[other.map_err(io::Error::from)?..],
+        }
+        control.clear();
+    }
+    Ok(())
+}
+
+/// Answer `message` with one number: a failed (1) or successful (0) acknowledgement, or a value.
+///
+/// # Errors
+/// As [`write_all`].
+pub(super) fn reply_u64(
+    stream: impl AsFd,
+    message: &Message,
+    value: u64,
+) -> Result<(), TransportError> {
+    let mut reply = [0; HEADER_LEN + 8];
+    reply[0..4].copy_from_slice(&message.code.to_ne_bytes());
+    reply[4..8].copy_from_slice(&Message::REPLY.to_ne_bytes());
+    reply[8..12].copy_from_slice(&8_u32.to_ne_bytes());
+    reply[12..20].copy_from_slice(&value.to_ne_bytes());
+    write_all(stream, &reply, &[])
+}
