@@ -1,4 +1,5 @@
-//! The other sides, for tests and benches: a guest's driver, and the kernel's end of AF_XDP rings.
+//! The other sides, for tests and benches: a front-end, a guest's driver, and the kernel's end of
+//! AF_XDP rings.
 //!
 //! Behind the feature `test-support`, since `cfg(test)` is invisible to `tests/` and `benches/`.
 //! Nothing here is in the daemon.
@@ -6,6 +7,7 @@
 // Test code asserts and indexes freely; sizes are chosen by tests.
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
 
+pub mod frontend;
 pub mod guest_driver;
 pub mod rig;
 pub mod ring_pair;

@@ -1,0 +1,189 @@
+//! Memory tables change under rings that run, whole or not at all.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use isonic::test_support::frontend::{
+    Frontend, GuestFile, RecordingHost, code, event, profile, signalled,
+};
+use isonic::vhost_user::{HostError, PortHost, SessionBinding};
+use isonic::virtqueue::Ring;
+
+const FRONTEND: u64 = 0x7f00_0000_0000;
+
+fn memory() -> GuestFile {
+    GuestFile::new(0x4000_0000, FRONTEND, 0x40_0000)
+}
+
+fn connect() -> (Frontend, Arc<RecordingHost>) {
+    let host = Arc::new(RecordingHost::default());
+    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortHost>), host)
+}
+
+/// The used index as the ring that runs sees it.
+fn position(host: &RecordingHost, index: u16) -> u16 {
+    host.rings()[&index].queue.ring().position()
+}
+
+#[test]
+fn a_replaced_table_moves_all_running_rings_to_the_new_memory() {
+    let (frontend, host) = connect();
+    let (old, new) = (memory(), memory());
+    frontend.start(&old, 4);
+    new.set_used_index(2, 41);
+    host.moves.lock().unwrap().clear();
+    frontend.ok(code::SET_MEM_TABLE, &GuestFile::table(&[&new]), &[&new.file]);
+    assert_eq!(host.indices(), [0, 1, 2, 3]);
+    assert_eq!(position(&host, 2), 41);
+    // Every ring had left the old memory before any was given again.
+    let moves = host.moves.lock().unwrap().clone();
+    assert!(moves[..4].iter().all(|&(_, given)| !given));
+    assert!(moves[4..].iter().all(|&(_, given)| given));
+    assert!(host.rings().values().all(|ring| ring.enabled && ring.kick.is_some()));
+}
+
+#[test]
+fn a_refused_table_leaves_rings_and_memory_as_they_were() {
+    let (frontend, host) = connect();
+    let old = memory();
+    frontend.start(&old, 2);
+    host.moves.lock().unwrap().clear();
+    let overlapping = GuestFile::new(old.guest + 0x1000, 0x7e00_0000_0000, 0x10000);
+    let table = GuestFile::table(&[&old, &overlapping]);
+    frontend.refused(code::SET_MEM_TABLE, &table, &[&old.file, &overlapping.file]);
+    let mut beyond = memory();
+    beyond.size += 0x1000;
+    frontend.refused(code::SET_MEM_TABLE, &GuestFile::table(&[&beyond]), &[&beyond.file]);
+    // Fewer descriptors than regions, and more.
+    frontend.refused(code::SET_MEM_TABLE, &table, &[&old.file]);
+    let files = [&old.file, &old.file];
+    frontend.refused(code::SET_MEM_TABLE, &GuestFile::table(&[&old]), &files);
+    // More than the profile has slots.
+    let many: Vec<GuestFile> =
+        (0..9).map(|n| GuestFile::new(n * 0x10000, FRONTEND + n * 0x10000, 0x10000)).collect();
+    let files: Vec<_> = many.iter().map(|region| &region.file).collect();
+    let regions: Vec<_> = many.iter().collect();
+    frontend.refused(code::SET_MEM_TABLE, &GuestFile::table(&regions), &files);
+    assert!(host.moves.lock().unwrap().is_empty());
+    assert_eq!(host.indices(), [0, 1]);
+}
+
+#[test]
+fn a_ring_that_the_new_table_does_not_hold_stops_and_says_so_and_comes_back_with_it() {
+    let (frontend, host) = connect();
+    let old = memory();
+    frontend.start(&old, 2);
+    let err = event();
+    frontend.ok(code::SET_VRING_ERR, &1_u64.to_ne_bytes(), &[&err]);
+    old.set_used_index(1, 9);
+    // Ring 0 is in its first 64 KiB, ring 1 is not.
+    let mut short = memory();
+    short.size = 0x10000;
+    frontend.refused(code::SET_MEM_TABLE, &GuestFile::table(&[&short]), &[&short.file]);
+    assert_eq!(host.indices(), [0]);
+    assert!(signalled(&err));
+    frontend.ok(code::SET_MEM_TABLE, &GuestFile::table(&[&old]), &[&old.file]);
+    assert_eq!(host.indices(), [0, 1]);
+    assert_eq!(position(&host, 1), 9);
+}
+
+#[test]
+fn regions_come_and_go_one_by_one_up_to_the_profiles_slots() {
+    let (frontend, host) = connect();
+    let first = memory();
+    frontend.negotiate();
+    assert_eq!(frontend.number(code::GET_MAX_MEM_SLOTS), Some(8));
+    frontend.ok(code::ADD_MEM_REG, &first.single(), &[&first.file]);
+    frontend.start_ring(&first, 0);
+    let more: Vec<GuestFile> =
+        (1..8).map(|n| GuestFile::new(n << 32, FRONTEND + (n << 32), 0x10000)).collect();
+    for region in &more {
+        frontend.ok(code::ADD_MEM_REG, &region.single(), &[&region.file]);
+    }
+    let ninth = GuestFile::new(9 << 32, FRONTEND + (9 << 32), 0x10000);
+    frontend.refused(code::ADD_MEM_REG, &ninth.single(), &[&ninth.file]);
+    frontend.refused(code::ADD_MEM_REG, &more[0].single(), &[]);
+    frontend.refused(code::REM_MEM_REG, &ninth.single(), &[]);
+    frontend.ok(code::REM_MEM_REG, &more[0].single(), &[]);
+    // Old front-ends send the descriptor with it.
+    frontend.ok(code::REM_MEM_REG, &more[1].single(), &[&more[1].file]);
+    frontend.ok(code::ADD_MEM_REG, &ninth.single(), &[&ninth.file]);
+    assert_eq!(host.indices(), [0]);
+    frontend.refused(code::REM_MEM_REG, &first.single(), &[]);
+    assert!(host.indices().is_empty(), "its memory is gone");
+}
+
+#[test]
+fn a_file_cut_short_under_a_ring_ends_nothing_but_that_memory() {
+    isonic::guest_memory::install_fault_handler();
+    let (frontend, host) = connect();
+    let memory = memory();
+    frontend.start(&memory, 2);
+    memory.file.set_len(0).unwrap();
+    assert_eq!(frontend.stop_ring(0), Some(0));
+    // Starting touches the ring: this is where the missing pages show.
+    frontend.start_ring(&memory, 0);
+    assert!(host.rings()[&0].queue.memory_gone());
+    frontend.refused(code::SET_MEM_TABLE, &GuestFile::table(&[&memory]), &[&memory.file]);
+    assert_eq!(frontend.number(code::GET_QUEUE_NUM), Some(2));
+}
+
+/// A host whose worker touches all its rings all the time, as the real one does.
+struct BusyHost {
+    rings: Arc<Mutex<BTreeMap<u16, Ring>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl BusyHost {
+    fn new() -> (Arc<Self>, std::thread::JoinHandle<u64>) {
+        let host = Arc::new(Self { rings: Arc::default(), stop: Arc::default() });
+        let (rings, stop) = (Arc::clone(&host.rings), Arc::clone(&host.stop));
+        let worker = std::thread::spawn(move || {
+            let mut turns = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for ring in rings.lock().unwrap().values_mut() {
+                    let (_, queue) = ring.queue.parts();
+                    queue.want_kicks(false);
+                    assert_eq!(queue.available(), Ok(0));
+                    queue.publish();
+                }
+                turns += 1;
+                std::thread::yield_now();
+            }
+            turns
+        });
+        (host, worker)
+    }
+}
+
+impl PortHost for BusyHost {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+        self.rings.lock().unwrap().insert(index, ring);
+        Ok(())
+    }
+    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+        Ok(self.rings.lock().unwrap().remove(&index))
+    }
+    fn announce(&self, _: [u8; 6]) {}
+    fn bound(&self, _: SessionBinding) {}
+}
+
+#[test]
+fn memory_changes_under_a_worker_that_never_rests() {
+    let (host, worker) = BusyHost::new();
+    let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+    let frontend = Frontend::connect(profile(), port_host);
+    frontend.start(&memory(), 4);
+    for _ in 0..100 {
+        let next = memory();
+        frontend.ok(code::SET_MEM_TABLE, &GuestFile::table(&[&next]), &[&next.file]);
+        let extra = GuestFile::new(1 << 40, 1 << 40, 0x1000);
+        frontend.ok(code::ADD_MEM_REG, &extra.single(), &[&extra.file]);
+        frontend.ok(code::REM_MEM_REG, &extra.single(), &[]);
+    }
+    frontend.disconnect();
+    assert!(host.rings.lock().unwrap().is_empty());
+    host.stop.store(true, Ordering::Relaxed);
+    assert!(worker.join().unwrap() > 0);
+}

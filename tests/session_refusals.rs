@@ -1,0 +1,203 @@
+//! A request that breaks a rule is refused, and nothing else happens: the session lives, and the
+//! rings that run are not touched.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use isonic::test_support::frontend::{
+    Frontend, GuestFile, NEED_REPLY, RING_SIZE, RecordingHost, addresses, code, event, pair,
+    profile,
+};
+use isonic::vhost_user::{PortHost, Refusal, SessionEnd, TransportError};
+
+/// A session with ring 0 running and ring 1 untouched.
+fn running() -> (Frontend, Arc<RecordingHost>, GuestFile) {
+    let host = Arc::new(RecordingHost::default());
+    let frontend = Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortHost>);
+    let memory = GuestFile::new(0x4000_0000, 0x7f00_0000_0000, 0x40_0000);
+    frontend.start(&memory, 1);
+    host.moves.lock().unwrap().clear();
+    (frontend, host, memory)
+}
+
+/// Each of these must be refused without ring 0 noticing.
+fn all_refused(cases: &[(u32, Vec<u8>)]) {
+    let (frontend, host, _memory) = running();
+    for (request, body) in cases {
+        assert!(!frontend.accepted(*request, body, &[]), "request {request} with {body:02x?}");
+        assert_eq!(host.indices(), [0]);
+    }
+    assert!(host.moves.lock().unwrap().is_empty());
+    assert_eq!(frontend.number(code::GET_FEATURES), Some(profile().features.0));
+}
+
+#[test]
+fn features_outside_the_profile_or_without_version_1_are_refused() {
+    let offered = profile().features.0;
+    let features = |value: u64| (code::SET_FEATURES, value.to_ne_bytes().to_vec());
+    all_refused(&[
+        features(offered | 1),
+        features(offered | 1 << 34),
+        features(offered & !(1 << 32)),
+        features(0),
+        // Rings run with indirect descriptors: they cannot go now.
+        features(offered & !(1 << 28)),
+        (code::SET_PROTOCOL_FEATURES, (1_u64 << 9).to_ne_bytes().to_vec()),
+        (code::SET_PROTOCOL_FEATURES, u64::MAX.to_ne_bytes().to_vec()),
+    ]);
+}
+
+#[test]
+fn the_same_features_again_are_accepted_while_rings_run() {
+    let (frontend, host, _memory) = running();
+    frontend.ok(code::SET_FEATURES, &profile().features.0.to_ne_bytes(), &[]);
+    frontend.ok(code::SET_OWNER, &[], &[]);
+    assert!(host.rings()[&0].enabled);
+    assert!(host.moves.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_ring_that_the_profile_does_not_have_is_refused_with_all_bits_of_its_index() {
+    let mut cases = Vec::new();
+    for index in [4, 0x100, 0x1_0000, 0x1_0001, 0x8000_0000, u32::MAX] {
+        for request in [code::SET_VRING_NUM, code::SET_VRING_BASE, code::SET_VRING_ENABLE] {
+            cases.push((request, pair(index, 1)));
+        }
+        cases.push((code::SET_VRING_ADDR, addresses(index, 0, [0, 0, 0])));
+    }
+    for index in [4_u64, 0xff, 0x1_0000, 0x1_0001, 1 << 32, u64::MAX] {
+        for request in [code::SET_VRING_KICK, code::SET_VRING_CALL, code::SET_VRING_ERR] {
+            cases.push((request, (index | 0x100).to_ne_bytes().to_vec()));
+        }
+    }
+    all_refused(&cases);
+}
+
+#[test]
+fn ring_sizes_above_the_profile_or_not_a_power_of_two_are_refused() {
+    let sizes = [0, 3, 100, 1023, 1025, 2048, 32768, 32769, 0x1_0000, 0x1_0100, u32::MAX];
+    all_refused(&sizes.map(|size| (code::SET_VRING_NUM, pair(1, size))));
+}
+
+#[test]
+fn a_running_ring_keeps_its_size_base_and_addresses() {
+    all_refused(&[
+        (code::SET_VRING_NUM, pair(0, 128)),
+        (code::SET_VRING_BASE, pair(0, 5)),
+        (code::SET_VRING_ADDR, addresses(0, 0, [0x1000, 0x2000, 0x3000])),
+    ]);
+}
+
+#[test]
+fn values_without_a_meaning_are_refused() {
+    let aligned = [0x7f00_0000_0000, 0x7f00_0000_4000, 0x7f00_0000_8000];
+    all_refused(&[
+        (code::SET_VRING_ENABLE, pair(0, 2)),
+        (code::SET_VRING_ENABLE, pair(0, u32::MAX)),
+        (code::SET_VRING_BASE, pair(1, 0x1_0000)),
+        (code::SET_VRING_ADDR, addresses(1, 1, aligned)),
+        (code::SET_VRING_ADDR, addresses(1, 0x8000_0000, aligned)),
+        (code::SET_VRING_ADDR, addresses(1, 0, [aligned[0] + 8, aligned[1], aligned[2]])),
+        (code::SET_VRING_ADDR, addresses(1, 0, [aligned[0], aligned[1] + 1, aligned[2]])),
+        (code::SET_VRING_ADDR, addresses(1, 0, [aligned[0], aligned[1], aligned[2] + 2])),
+        (code::NET_SET_MTU, 1501_u64.to_ne_bytes().to_vec()),
+        (code::NET_SET_MTU, (1500_u64 | 1 << 32).to_ne_bytes().to_vec()),
+        // No descriptor, though the flag says that there is one.
+        (code::SET_VRING_KICK, 1_u64.to_ne_bytes().to_vec()),
+        (code::SET_MEM_TABLE, 0_u64.to_ne_bytes().to_vec()),
+    ]);
+}
+
+#[test]
+fn requests_nobody_offered_or_knows_are_refused_whole() {
+    let unknown = [0, 6, 7, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 35, 41, 42, 43, 44, 45];
+    let mut cases = Vec::new();
+    for request in unknown.into_iter().chain([99, 0x100, u32::MAX]) {
+        for len in [0, 8, 12, 4096] {
+            cases.push((request, vec![0x5a; len]));
+        }
+    }
+    all_refused(&cases);
+}
+
+#[test]
+fn a_request_of_a_protocol_feature_not_acknowledged_is_refused() {
+    let host = Arc::new(RecordingHost::default());
+    let frontend = Frontend::connect(profile(), host);
+    frontend.number(code::GET_FEATURES).unwrap();
+    // REPLY_ACK alone.
+    frontend.ok(code::SET_PROTOCOL_FEATURES, &8_u64.to_ne_bytes(), &[]);
+    frontend.refused(code::NET_SET_MTU, &1500_u64.to_ne_bytes(), &[]);
+    frontend.refused(code::SEND_RARP, &0_u64.to_ne_bytes(), &[]);
+    frontend.refused(code::SET_STATUS, &0_u64.to_ne_bytes(), &[]);
+    frontend.refused(code::RESET_DEVICE, &[], &[]);
+}
+
+#[test]
+fn a_descriptor_that_is_no_eventfd_is_refused() {
+    let (frontend, host, memory) = running();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let pipe = File::from(std::os::fd::OwnedFd::from(reader));
+    for request in [code::SET_VRING_KICK, code::SET_VRING_CALL, code::SET_VRING_ERR] {
+        frontend.refused(request, &0_u64.to_ne_bytes(), &[&pipe]);
+        frontend.refused(request, &0_u64.to_ne_bytes(), &[&memory.file]);
+        // Two of them, or one where the flag says none.
+        frontend.refused(request, &0_u64.to_ne_bytes(), &[&event(), &event()]);
+        frontend.refused(request, &0x100_u64.to_ne_bytes(), &[&event()]);
+    }
+    assert_eq!(host.indices(), [0]);
+    assert!(host.moves.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_ring_outside_the_memory_is_refused_and_can_be_set_right() {
+    let (frontend, host, memory) = running();
+    frontend.ok(code::SET_VRING_NUM, &pair(1, RING_SIZE), &[]);
+    let end = memory.frontend + memory.size;
+    frontend.ok(code::SET_VRING_ADDR, &addresses(1, 0, [end - 16, end, end]), &[]);
+    frontend.refused(code::SET_VRING_KICK, &1_u64.to_ne_bytes(), &[&event()]);
+    assert_eq!(host.indices(), [0]);
+    frontend.start_ring(&memory, 1);
+    assert_eq!(host.indices(), [0, 1]);
+}
+
+#[test]
+fn refusals_without_a_reply_flag_are_silent_and_the_session_goes_on() {
+    let (frontend, host, _memory) = running();
+    for _ in 0..1000 {
+        assert!(frontend.send(code::SET_VRING_NUM, 1, &pair(99, 99), &[]));
+        assert!(frontend.send(77, 1, &[1, 2, 3], &[]));
+    }
+    assert_eq!(frontend.number(code::GET_QUEUE_NUM), Some(2));
+    assert_eq!(host.indices(), [0]);
+}
+
+#[test]
+fn a_refused_request_whose_answer_has_no_room_for_it_ends_the_session() {
+    let (frontend, host, _memory) = running();
+    assert_eq!(frontend.stop_ring(0x1_0000), None);
+    let end = frontend.ended();
+    assert!(matches!(
+        end,
+        SessionEnd::Unanswerable {
+            source: Refusal::NoSuchRing { ring: 0x1_0000, limit: 4, .. },
+            ..
+        }
+    ));
+    assert!(host.indices().is_empty());
+}
+
+#[test]
+fn another_protocol_or_an_endless_body_ends_the_session_with_its_reason() {
+    let (frontend, host, _memory) = running();
+    assert!(frontend.send(code::GET_FEATURES, 2, &[], &[]));
+    let end = frontend.ended();
+    assert!(matches!(end, SessionEnd::Protocol(TransportError::Version { code: 1, version: 2 })));
+    assert!(host.indices().is_empty());
+
+    let (frontend, host, _memory) = running();
+    assert!(frontend.send(code::SET_MEM_TABLE, NEED_REPLY, &[0; 4097], &[]));
+    let end = frontend.ended();
+    assert!(matches!(end, SessionEnd::Protocol(TransportError::TooLong { code: 5, len: 4097 })));
+    assert!(host.indices().is_empty());
+}
