@@ -110,8 +110,10 @@ struct Session<'s> {
 impl Session<'_> {
     /// One message, from reading it to its answer.
     fn turn(&mut self) -> Result<(), SessionEnd> {
-        let message = read_message(self.stream)?;
+        let mut message = read_message(self.stream)?;
         let answer = self.answer(&message);
+        // Closed before the answer, so that none is ours any more when the front-end has it.
+        message.descriptors.clear();
         // An acknowledgement is due if the request's own features say so after it was done:
         // SET_PROTOCOL_FEATURES itself may ask for one.
         let acknowledge = message.needs_reply() && self.device().acknowledges();
