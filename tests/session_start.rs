@@ -138,6 +138,13 @@ fn a_kick_before_everything_else_starts_the_ring_when_the_rest_has_come() {
     frontend.ok(code::SET_FEATURES, &offered.to_ne_bytes(), &[]);
     assert_eq!(host.indices(), [1]);
     assert!(host.rings()[&1].kick.is_none());
+    // The other ring's size comes last of all.
+    frontend.ok(code::SET_VRING_KICK, &0x100_u64.to_ne_bytes(), &[]);
+    frontend.ok(code::SET_VRING_ADDR, &addresses(0, 0, memory.ring(0)), &[]);
+    frontend.ok(code::SET_VRING_NUM, &pair(0, 128), &[]);
+    assert_eq!(host.indices(), [0, 1]);
+    let sizes = host.binding.lock().unwrap().ring_sizes.clone();
+    assert_eq!(sizes, [Some(128), Some(64), None, None]);
 }
 
 #[test]

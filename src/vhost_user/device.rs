@@ -121,6 +121,7 @@ impl Device {
             for index in 0..self.rings.len() {
                 self.enable(index, true)?;
             }
+            self.publish();
         }
         self.start_waiting().map_or(Ok(()), Err)
     }

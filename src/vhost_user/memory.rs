@@ -87,6 +87,7 @@ impl Device {
         }
         // A ring that still waits for its memory is no failure: regions may come one by one.
         let fatal = self.start_waiting().filter(Refusal::ends_session);
+        self.publish();
         fatal.or(failure).map_or(Ok(()), Err)
     }
 }

@@ -191,3 +191,25 @@ impl Message {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::transport::DESCRIPTORS_MAX;
+    use super::*;
+
+    #[test]
+    fn every_request_occurs_once_under_its_own_name() {
+        for (index, request) in REQUESTS.iter().enumerate() {
+            assert_eq!(request.name, format!("{:?}", request.code));
+            assert!(REQUESTS[..index].iter().all(|other| other.code != request.code));
+        }
+    }
+
+    #[test]
+    fn every_request_fits_what_is_read_and_one_descriptor_too_many_shows() {
+        for request in REQUESTS {
+            assert!(*request.body.end() <= BODY_MAX, "{}", request.name);
+            assert!(*request.descriptors.end() < DESCRIPTORS_MAX, "{}", request.name);
+        }
+    }
+}

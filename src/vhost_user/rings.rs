@@ -183,8 +183,9 @@ impl Device {
             EventKind::Err => state.err = event,
         }
         if kind == EventKind::Kick {
-            self.start_if_ready(index).inspect_err(|_| self.rings[index].kick = Kick::Unset)?;
-            self.publish();
+            return self
+                .start_if_ready(index)
+                .inspect_err(|_| self.rings[index].kick = Kick::Unset);
         }
         Ok(())
     }
@@ -266,15 +267,20 @@ impl Device {
             enabled: state.enabled,
             broken: None,
         };
-        self.give(index, ring)
+        self.give(index, ring)?;
+        self.publish();
+        Ok(())
     }
 
     /// Start all rings that only waited for what has just come; the first failure.
     pub(super) fn start_waiting(&mut self) -> Option<Refusal> {
-        let failures: Vec<Refusal> =
-            (0..self.rings.len()).filter_map(|index| self.start_if_ready(index).err()).collect();
-        self.publish();
-        failures.into_iter().next()
+        let mut first = None;
+        for index in 0..self.rings.len() {
+            if let Err(refusal) = self.start_if_ready(index) {
+                first.get_or_insert(refusal);
+            }
+        }
+        first
     }
 
     /// Resolve a ring taken from its worker against the memory that is now in force, and give it

@@ -20,7 +20,7 @@ use rustix::net::{
 use super::message::{BODY_MAX, HEADER_LEN, Message};
 
 /// Descriptors taken with one message: one more than any request has, so that too many shows.
-const DESCRIPTORS_MAX: usize = 33;
+pub(super) const DESCRIPTORS_MAX: usize = 33;
 
 /// Why a stream cannot be followed any further.
 #[derive(Debug, thiserror::Error)]
