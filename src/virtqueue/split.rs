@@ -296,6 +296,8 @@ impl SplitRing {
     }
 
     /// Follow a chain from its `first` descriptor, at most `size` long.
+    // The ring itself is the sixth.
+    #[allow(clippy::too_many_arguments)]
     fn walk<'m>(
         &self,
         memory: &'m GuestMemory,
@@ -324,6 +326,8 @@ impl SplitRing {
 
     /// Follow the table that an indirect descriptor names (2.7.5.3): the last of its chain, not
     /// nested, and no longer than the ring, as all drivers and QEMU have it.
+    // The ring itself is the sixth.
+    #[allow(clippy::too_many_arguments)]
     fn walk_indirect<'m>(
         &self,
         memory: &'m GuestMemory,
