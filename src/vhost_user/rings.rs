@@ -10,7 +10,7 @@
 
 use std::fs::File;
 
-use crate::device::features::PROTOCOL_FEATURES;
+use crate::device::features::{MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::guest_memory::FrontendAddress;
 use crate::virtqueue::{ActivateError, EventFd, QueueAddresses, QueueSetup, Ring, check_size};
 
@@ -258,6 +258,7 @@ impl Device {
         let queue = setup
             .activate(&self.memory)
             .map_err(|source| Refusal::Activate { ring: index, source })?;
+        let mergeable = self.acknowledged.is_some_and(|features| features.has(MRG_RXBUF));
         let state = &mut self.rings[index];
         let ring = Ring {
             queue,
@@ -265,6 +266,7 @@ impl Device {
             call: state.call.take(),
             err: state.err.take(),
             enabled: state.enabled,
+            mergeable,
             broken: None,
         };
         self.give(index, ring)?;

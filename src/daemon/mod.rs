@@ -1,0 +1,202 @@
+//! DAEMON: owns everything that lives long, and is the only place where sessions, workers and
+//! AF_XDP sockets meet.
+//!
+//! [`run`] is the whole life of the process, in order. `fabric` is the workers and the forwarding
+//! table they share; `uplinks` the NICs; `ports` the registry of ports, each with its socket and
+//! its link to the fabric; `state_file` what survives a restart; `service` answers the API.
+
+#![forbid(unsafe_code)]
+
+mod fabric;
+mod ports;
+mod rarp;
+mod service;
+mod state_file;
+mod uplinks;
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, RunOptions};
+use crate::control::server;
+use crate::guest_memory::install_fault_handler;
+use crate::platform::unix_socket::{self, ClaimError};
+use crate::profile::{Catalog, CatalogError};
+
+use fabric::Fabric;
+use ports::{Origin, PortError, Registry};
+use service::DaemonService;
+use state_file::{StateError, StateFile};
+use uplinks::{NicError, Nics};
+
+/// Why the daemon did not start, or ended. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A capability is missing.
+    #[error(
+        "isonic needs the capabilities {missing} to use AF_XDP; run it as root, or under systemd \
+         with AmbientCapabilities={missing}"
+    )]
+    Privilege {
+        /// Names, as setpriv(1) and systemd have them.
+        missing: String,
+    },
+    /// The profile directory.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A NIC.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// The workers could not be started.
+    #[error("cannot start the workers")]
+    Workers(#[source] io::Error),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A port of the configuration.
+    #[error("port \"{name}\" cannot be served")]
+    Port {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: PortError,
+    },
+    /// The API's socket.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The API's server or the signal handlers.
+    #[error("cannot serve the API")]
+    Serve(#[source] io::Error),
+    /// `--fd` names no usable socket.
+    #[error("descriptor {fd}, given with --fd, is not a listening or connected unix socket")]
+    Descriptor {
+        /// As given.
+        fd: i32,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Serve until told to stop by SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`DaemonError`], with everything undone.
+pub fn run(config: Config, options: RunOptions) -> Result<(), DaemonError> {
+    // 1. What can be refused without touching anything.
+    check_privileges()?;
+    let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
+    let state = config.state_dir.as_deref().map(StateFile::open).transpose()?;
+    let api = config.api_socket.as_deref().map(unix_socket::claim).transpose()?;
+    // 2. A front-end that truncates its memory must not end us.
+    install_fault_handler();
+    // 3. NICs and workers.
+    let (nics, sockets) = Nics::open(&config.uplinks, config.workers)?;
+    let fabric = Fabric::start(&config, &nics, sockets).map_err(DaemonError::Workers)?;
+    let nics = Arc::new(nics);
+    let taps = nics.start_taps(&fabric).map_err(DaemonError::Workers)?;
+    // 4. Ports: those of the configuration, then those added at run time.
+    let registry =
+        Arc::new(Registry::new(&config, catalog, Arc::clone(&nics), Arc::clone(&fabric), state));
+    add_ports(&registry, &config, options)?;
+    // 5. Serve.
+    let outcome = serve(api, Arc::clone(&registry));
+    // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
+    registry.stop();
+    drop(taps);
+    fabric.stop();
+    outcome
+}
+
+/// AF_XDP wants CAP_NET_RAW for its sockets, CAP_NET_ADMIN and CAP_BPF for the program.
+fn check_privileges() -> Result<(), DaemonError> {
+    use caps::{CapSet, Capability};
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let wanted = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_BPF];
+    // CAP_SYS_ADMIN includes CAP_BPF (capabilities(7)).
+    let stands_in = |wanted| wanted == Capability::CAP_BPF && has(Capability::CAP_SYS_ADMIN);
+    let missing: Vec<_> =
+        wanted.into_iter().filter(|&wanted| !has(wanted) && !stands_in(wanted)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.iter().map(ToString::to_string);
+    Err(DaemonError::Privilege { missing: names.collect::<Vec<_>>().join(" ") })
+}
+
+/// A port of the configuration must be served; one of the state file that no longer can be
+/// (its NIC is gone from the configuration, say) is told of and kept for the next start.
+fn add_ports(
+    registry: &Arc<Registry>,
+    config: &Config,
+    options: RunOptions,
+) -> Result<(), DaemonError> {
+    for port in &config.ports {
+        let origin = match options.socket_fd {
+            Some(fd) => Origin::Descriptor(
+                ports::inherited(fd).map_err(|source| DaemonError::Descriptor { fd, source })?,
+            ),
+            None => Origin::Configuration,
+        };
+        registry
+            .add(port.clone(), origin)
+            .map_err(|source| DaemonError::Port { name: port.name.clone(), source })?;
+    }
+    for port in registry.remembered() {
+        let name = port.name.clone();
+        if let Err(error) = registry.add(port, Origin::State) {
+            let error = chain(&error);
+            tracing::error!(port = name, error, "a port added at run time cannot be served now");
+        }
+    }
+    Ok(())
+}
+
+fn serve(
+    api: Option<unix_socket::Claimed>,
+    registry: Arc<Registry>,
+) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(DaemonError::Serve)?;
+    let finished = registry.finished();
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Serve)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Serve)?;
+        let stopped = async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                () = finished.notified() => tracing::info!("the only session has ended: stopping"),
+            }
+        };
+        tracing::info!("serving");
+        match api {
+            Some(unix_socket::Claimed { listener, file }) => {
+                let service = Arc::new(DaemonService::new(registry));
+                let served = server::serve(listener, service, stopped).await;
+                drop(file);
+                served.map_err(DaemonError::Serve)
+            }
+            None => {
+                stopped.await;
+                Ok(())
+            }
+        }
+    })
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,540 @@
+//! The registry of ports: made whole or not at all, and unmade in reverse.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::config::{Attach, Config, PortConfig, PortProblem, SocketMode, port_problems};
+use crate::datapath::{
+    Attachment, PortId, Route, Target, WorkerGone, WorkerId, frame_max, is_from_guest, pair_of,
+};
+use crate::metrics::{PortCounter, Published};
+use crate::platform::unix_socket::{AccessError, ClaimError, SocketFile, claim};
+use crate::profile::{Blocker, Catalog, Profile};
+use crate::vhost_user::{HostError, PortHost, PortSocket, SessionBinding, SocketSource, serve};
+use crate::virtqueue::Ring;
+use crate::xdp::{FRAME_PACKET_MAX, ProgramError};
+
+use super::fabric::Fabric;
+use super::rarp;
+use super::state_file::{StateError, StateFile};
+use super::uplinks::{Nic, Nics};
+
+/// Most ports of a host: what numbers, tables and flooding are made for.
+const PORTS_MAX: usize = 1024;
+
+/// Why a port was not added or removed; nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// What is asked for cannot stand beside what there is.
+    #[error("{}", list(.0))]
+    Problems(Vec<PortProblem>),
+    /// Another port has the name.
+    #[error("there is already a port \"{0}\"; remove it first or choose another name")]
+    Exists(String),
+    /// No port has the name.
+    #[error("there is no port \"{0}\"; see `isonic port list`")]
+    NotFound(String),
+    /// The configuration says that it is there.
+    #[error("port \"{0}\" is in the configuration file; remove it there and restart the daemon")]
+    Permanent(String),
+    /// No such profile.
+    #[error("there is no profile \"{name}\"; known: {}", known.join(", "))]
+    UnknownProfile {
+        /// Asked for.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// The profile cannot be kept on this uplink.
+    #[error("profile {profile} cannot be kept on uplink {uplink}: {}", list(blockers))]
+    Blocked {
+        /// The profile.
+        profile: String,
+        /// The uplink.
+        uplink: String,
+        /// Every reason.
+        blockers: Vec<Blocker>,
+    },
+    /// The profile's frames do not fit our memory.
+    #[error(
+        "profile {profile} has MTU {mtu}, and frames of this version carry at most {}",
+        FRAME_PACKET_MAX - frame_max(0)
+    )]
+    FrameSize {
+        /// The profile.
+        profile: String,
+        /// Its MTU, bytes.
+        mtu: u16,
+    },
+    /// A queue that is not ours.
+    #[error(
+        "uplink {uplink} has no AF_XDP socket on queue {queue}; it has them on {}",
+        list(present)
+    )]
+    NoSuchQueue {
+        /// The uplink.
+        uplink: String,
+        /// Asked for.
+        queue: u32,
+        /// Those there are.
+        present: Vec<u32>,
+    },
+    /// Too many.
+    #[error("this daemon serves {PORTS_MAX} ports already, which is its limit")]
+    TooMany,
+    /// The socket's name.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The socket's group or permissions.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// The XDP program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The socket's thread.
+    #[error("cannot start the port's thread")]
+    Thread(#[source] io::Error),
+    /// The daemon is stopping.
+    #[error(transparent)]
+    Worker(#[from] WorkerGone),
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Where a port comes from.
+#[derive(Debug)]
+pub enum Origin {
+    /// The configuration file or the command line.
+    Configuration,
+    /// The API: kept in the state file.
+    Api,
+    /// The state file.
+    State,
+    /// The command line, with the socket inherited.
+    Descriptor(SocketSource),
+}
+
+/// One port.
+#[derive(Debug)]
+pub struct Port {
+    /// Its number.
+    pub id: PortId,
+    /// As configured.
+    pub config: PortConfig,
+    /// What its guest sees.
+    pub profile: Arc<Profile>,
+    /// Its session's side.
+    pub link: Arc<PortLink>,
+    /// What each worker counts of it.
+    pub counters: Vec<Arc<Published<PortCounter>>>,
+    permanent: bool,
+    socket: PortSocket,
+    /// Removes the socket's name when the port goes.
+    _file: Option<SocketFile>,
+}
+
+/// All ports of the daemon.
+#[derive(Debug)]
+pub struct Registry {
+    /// The configured part of the daemon.
+    pub config: Config,
+    /// The profiles.
+    pub catalog: Arc<Catalog>,
+    /// The NICs.
+    pub nics: Arc<Nics>,
+    /// The workers.
+    pub fabric: Arc<Fabric>,
+    state: Option<StateFile>,
+    ports: Mutex<BTreeMap<String, Port>>,
+    finished: Arc<Notify>,
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new(
+        config: &Config,
+        catalog: Arc<Catalog>,
+        nics: Arc<Nics>,
+        fabric: Arc<Fabric>,
+        state: Option<StateFile>,
+    ) -> Self {
+        let finished = Arc::default();
+        let (config, ports) = (config.clone(), Mutex::default());
+        Self { config, catalog, nics, fabric, state, ports, finished }
+    }
+
+    /// The ports, by name.
+    pub fn ports(&self) -> MutexGuard<'_, BTreeMap<String, Port>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ports kept from the last run.
+    pub fn remembered(&self) -> Vec<PortConfig> {
+        self.state.as_ref().map(|state| state.ports().to_vec()).unwrap_or_default()
+    }
+
+    /// Told when the only session of `--fd` has ended.
+    pub fn finished(&self) -> Arc<Notify> {
+        Arc::clone(&self.finished)
+    }
+
+    /// Make a port.
+    ///
+    /// # Errors
+    /// [`PortError`]; everything is then as it was.
+    pub fn add(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
+        let mut ports = self.ports();
+        let (nic, profile) = self.check(&config, &ports)?;
+        let id = free_id(&ports).ok_or(PortError::TooMany)?;
+        let route = route(id, &config, &profile, nic)?;
+        let permanent = !matches!(origin, Origin::Api | Origin::State);
+        let keep = matches!(origin, Origin::Api);
+        let (source, file) = open_socket(&config, origin)?;
+        let mut undo = Undo { registry: self, port: id, armed: true };
+        let counters = self.fabric.add_port(id, &config.name)?;
+        self.fabric.change_routes(|routes| drop(routes.insert(id, route)))?;
+        self.redirect(nic)?;
+        if keep {
+            self.save(&ports, Some(&config), None)?;
+        }
+        let link = Arc::new(PortLink::new(id, Arc::clone(&self.fabric)));
+        let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
+        undo.armed = false;
+        tracing::info!(
+            port = config.name, profile = profile.name, digest = profile.digest(),
+            uplink = config.uplink, mac = %config.mac(), socket = %config.socket.display(),
+            "port is served"
+        );
+        let port = Port { id, profile, link, counters, permanent, socket, _file: file, config };
+        ports.insert(port.config.name.clone(), port);
+        Ok(())
+    }
+
+    /// Remove a port, ending its session.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    pub fn remove(&self, name: &str) -> Result<(), PortError> {
+        let mut ports = self.ports();
+        let port = ports.get(name).ok_or_else(|| PortError::NotFound(name.to_owned()))?;
+        if port.permanent {
+            return Err(PortError::Permanent(name.to_owned()));
+        }
+        self.save(&ports, None, Some(name))?;
+        if let Some(mut port) = ports.remove(name) {
+            port.socket.stop();
+            self.forget(port.id);
+            tracing::info!(port = name, "port is removed");
+        }
+        Ok(())
+    }
+
+    /// End all sessions and forget all ports; the state file keeps them.
+    pub fn stop(&self) {
+        for port in self.ports().values_mut() {
+            port.socket.stop();
+        }
+        self.ports().clear();
+    }
+
+    /// Every reason at once why the port cannot be; else its NIC and profile.
+    fn check(
+        &self,
+        config: &PortConfig,
+        ports: &BTreeMap<String, Port>,
+    ) -> Result<(&Nic, Arc<Profile>), PortError> {
+        if ports.contains_key(&config.name) {
+            return Err(PortError::Exists(config.name.clone()));
+        }
+        let others: Vec<_> = ports.values().map(|port| port.config.clone()).collect();
+        let mut problems = port_problems(config, &others, &self.config.uplinks);
+        let profile = self.catalog.get(&config.profile);
+        if profile.is_none() {
+            let known = self.catalog.names().into_iter().map(str::to_owned).collect();
+            problems.push(PortProblem::UnknownProfile { name: config.profile.clone(), known });
+        }
+        match (profile, self.nics.by_name(&config.uplink)) {
+            (Some(profile), Some(nic)) if problems.is_empty() => {
+                check_profile(profile, nic)?;
+                Ok((nic, Arc::clone(profile)))
+            }
+            _ => Err(PortError::Problems(problems)),
+        }
+    }
+
+    /// Bring the NIC's program in step with the routes.
+    fn redirect(&self, nic: &Nic) -> Result<(), ProgramError> {
+        let routes = self.fabric.routes();
+        let of_nic: Vec<_> = routes.values().filter(|route| route.uplink == nic.id).collect();
+        nic.redirect(&of_nic)
+    }
+
+    fn save(
+        &self,
+        ports: &BTreeMap<String, Port>,
+        more: Option<&PortConfig>,
+        less: Option<&str>,
+    ) -> Result<(), StateError> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let kept = ports.values().filter(|port| !port.permanent).map(|port| &port.config);
+        // A port of the state file that could not be served this time is not forgotten either.
+        let absent = state.ports().iter().filter(|port| !ports.contains_key(&port.name));
+        let mut all: BTreeMap<&str, &PortConfig> = BTreeMap::new();
+        for port in absent.chain(kept).chain(more) {
+            all.insert(&port.name, port);
+        }
+        if let Some(name) = less {
+            all.remove(name);
+        }
+        state.save(all.into_values().cloned().collect())
+    }
+
+    fn start(
+        &self,
+        source: SocketSource,
+        config: &PortConfig,
+        profile: &Arc<Profile>,
+        link: &Arc<PortLink>,
+    ) -> io::Result<PortSocket> {
+        let only_session = matches!(source, SocketSource::Stream(_)).then(|| self.finished());
+        let (name, profile) = (config.name.clone(), Arc::clone(profile));
+        let link = Arc::clone(link);
+        PortSocket::start(source, &config.name, move |stream| {
+            link.connected(true);
+            let end = serve(stream, Arc::clone(&profile), Arc::clone(&link) as _, &name);
+            link.connected(false);
+            if let Some(finished) = &only_session {
+                finished.notify_one();
+            }
+            end
+        })
+    }
+
+    /// Undo what `add` did in the fabric and the program.
+    fn forget(&self, port: PortId) {
+        let mut gone = None;
+        let changed = self.fabric.change_routes(|routes| gone = routes.remove(&port));
+        let nic = gone.and_then(|route| self.nics.iter().find(|nic| nic.id == route.uplink));
+        if let Some(nic) = nic
+            && let Err(error) = self.redirect(nic)
+        {
+            tracing::error!(%error, "frames of a port that is gone still come to us");
+        }
+        if changed.and_then(|()| self.fabric.remove_port(port)).is_err() {
+            tracing::error!("a worker is gone");
+        }
+    }
+}
+
+/// Forgets a half-made port unless it became whole.
+struct Undo<'r> {
+    registry: &'r Registry,
+    port: PortId,
+    armed: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.registry.forget(self.port);
+        }
+    }
+}
+
+fn check_profile(profile: &Profile, nic: &Nic) -> Result<(), PortError> {
+    let blockers = profile.blockers(&nic.facts());
+    if !blockers.is_empty() {
+        let (profile, uplink) = (profile.name.clone(), nic.uplink.interface.name.clone());
+        return Err(PortError::Blocked { profile, uplink, blockers });
+    }
+    if frame_max(u32::from(profile.mtu)) > FRAME_PACKET_MAX {
+        return Err(PortError::FrameSize { profile: profile.name.clone(), mtu: profile.mtu });
+    }
+    Ok(())
+}
+
+fn free_id(ports: &BTreeMap<String, Port>) -> Option<PortId> {
+    let last = u16::try_from(PORTS_MAX).expect("a small number");
+    (0..last).map(PortId).find(|&id| ports.values().all(|port| port.id != id))
+}
+
+/// The port's route, with no queue pair ready yet. Each pair is served by a worker that has a
+/// socket to send on: that of its own queue for a wire, any of the uplink's for a switch.
+fn route(
+    id: PortId,
+    config: &PortConfig,
+    profile: &Profile,
+    nic: &Nic,
+) -> Result<Route, PortError> {
+    let (attachment, workers) = match config.attach {
+        Attach::Switch => {
+            let mut workers: Vec<WorkerId> = nic.queues.iter().map(|&(_, worker)| worker).collect();
+            workers.sort_unstable();
+            workers.dedup();
+            // Single-queue guests, the common kind, spread over the workers too.
+            let turn = id.index() % workers.len();
+            workers.rotate_left(turn);
+            (Attachment::Switch { mac: config.mac().0 }, workers)
+        }
+        Attach::Wire => {
+            let all = || nic.queues.iter().map(|&(queue, _)| queue).collect();
+            let queues: Vec<u32> = config.queues.clone().unwrap_or_else(all);
+            let workers = queues.iter().map(|&queue| worker_of(nic, queue));
+            let workers = workers.collect::<Result<_, _>>()?;
+            (Attachment::Wire { queues }, workers)
+        }
+    };
+    let frame_max = frame_max(u32::from(profile.mtu));
+    Ok(Route { uplink: nic.id, attachment, frame_max, workers, ready: Vec::new() })
+}
+
+fn worker_of(nic: &Nic, queue: u32) -> Result<WorkerId, PortError> {
+    let found = nic.queues.iter().find(|&&(own, _)| own == queue);
+    found.map(|&(_, worker)| worker).ok_or_else(|| PortError::NoSuchQueue {
+        uplink: nic.uplink.interface.name.clone(),
+        queue,
+        present: nic.queues.iter().map(|&(queue, _)| queue).collect(),
+    })
+}
+
+fn open_socket(
+    config: &PortConfig,
+    origin: Origin,
+) -> Result<(SocketSource, Option<SocketFile>), PortError> {
+    if let Origin::Descriptor(source) = origin {
+        return Ok((source, None));
+    }
+    if config.mode == SocketMode::Client {
+        return Ok((SocketSource::Connect(config.socket.clone()), None));
+    }
+    let claimed = claim(&config.socket)?;
+    let permissions = config.socket_permissions.map(|permissions| permissions.0);
+    claimed.file.set_access(config.socket_group.as_deref(), permissions)?;
+    Ok((SocketSource::Listener(claimed.listener), Some(claimed.file)))
+}
+
+/// The socket behind an inherited descriptor: listening, or one connection.
+///
+/// # Errors
+/// It is neither.
+pub fn inherited(fd: i32) -> io::Result<SocketSource> {
+    // A duplicate tells whether the number is open at all, and leaves the original alone.
+    let copy = File::open(format!("/proc/self/fd/{fd}"));
+    drop(copy);
+    let owned = duplicate(fd)?;
+    let listening = rustix::net::sockopt::socket_acceptconn(&owned)?;
+    if listening {
+        Ok(SocketSource::Listener(UnixListener::from(owned)))
+    } else {
+        Ok(SocketSource::Stream(UnixStream::from(owned)))
+    }
+}
+
+fn duplicate(_fd: i32) -> io::Result<OwnedFd> {
+    unimplemented!()
+}
+
+// ---- the session's side ---------------------------------------------------------------------------
+
+/// What a port's session and the API share.
+#[derive(Debug, Default)]
+struct SessionState {
+    connected: bool,
+    binding: SessionBinding,
+    /// Receive rings that are with a worker and enabled, by queue pair.
+    ready: Vec<u16>,
+}
+
+/// A port's link from its session to the workers.
+#[derive(Debug)]
+pub struct PortLink {
+    port: PortId,
+    fabric: Arc<Fabric>,
+    state: Mutex<SessionState>,
+}
+
+impl PortLink {
+    fn new(port: PortId, fabric: Arc<Fabric>) -> Self {
+        Self { port, fabric, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connected(&self, connected: bool) {
+        self.state().connected = connected;
+    }
+
+    /// Whether a front-end is connected, and what is agreed on with it.
+    pub fn session(&self) -> Option<SessionBinding> {
+        let state = self.state();
+        state.connected.then(|| state.binding.clone())
+    }
+
+    fn worker(&self, index: u16) -> Option<WorkerId> {
+        self.fabric.routes().get(&self.port).map(|route| route.worker(pair_of(index)))
+    }
+
+    /// Let the workers know which queue pairs can receive, if that has changed.
+    fn set_ready(&self, index: u16, ready: bool) -> Result<(), WorkerGone> {
+        if is_from_guest(index) {
+            return Ok(());
+        }
+        let pair = pair_of(index);
+        let mut state = self.state();
+        if state.ready.contains(&pair) == ready {
+            return Ok(());
+        }
+        state.ready.retain(|&other| other != pair);
+        if ready {
+            state.ready.push(pair);
+            state.ready.sort_unstable();
+        }
+        self.fabric.change_routes(|routes| {
+            if let Some(route) = routes.get_mut(&self.port) {
+                route.ready.clone_from(&state.ready);
+            }
+        })
+    }
+}
+
+impl PortHost for PortLink {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        let ready = ring.enabled && ring.broken.is_none();
+        let given = self.fabric.give(worker, self.port, index, ring);
+        given.and_then(|()| self.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
+    }
+
+    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        self.set_ready(index, false)
+            .and_then(|()| self.fabric.take(worker, self.port, index))
+            .map_err(|WorkerGone| HostError::Stopping)
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        let target = Target::FloodFrom { port: self.port };
+        if let Some(worker) = self.worker(0)
+            && !self.fabric.hand_over(worker, &rarp::request(mac), target)
+        {
+            tracing::warn!(port = self.port.0, "the announcement was lost: the worker is behind");
+        }
+    }
+
+    fn bound(&self, binding: SessionBinding) {
+        self.state().binding = binding;
+    }
+}
