@@ -2,8 +2,10 @@
 //! interface profile to every VM.
 #![warn(missing_docs)]
 
+pub mod config;
 pub mod datapath;
 pub mod device;
+pub mod document;
 pub mod guest_memory;
 pub mod metrics;
 pub mod profile;

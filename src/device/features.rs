@@ -11,7 +11,9 @@ use std::fmt;
 pub enum Provider {
     /// The bit is offered by the backend's GET_FEATURES and done by its datapath.
     Backend,
-    /// The front-end implements it and sets the bit by its own command line.
+    /// The front-end implements it and sets the bit by its own command line, whatever the backend
+    /// offers. (GUEST_ANNOUNCE is not of these: QEMU implements it, but masks it with the backend's
+    /// offer, `user_feature_bits` in its `hw/net/vhost_net.c`.)
     Frontend,
     /// The vhost-user protocol's own bits, which no guest sees.
     Protocol,
@@ -109,7 +111,7 @@ pub static FEATURES: &[Feature] = &[
     feature(18, "ctrl_rx", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(19, "ctrl_vlan", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(20, "ctrl_rx_extra", Frontend, "5.1.3", &[&[CTRL_VQ]]),
-    feature(GUEST_ANNOUNCE, "guest_announce", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(GUEST_ANNOUNCE, "guest_announce", Backend, "5.1.3", &[&[CTRL_VQ]]),
     feature(MQ, "mq", Backend, "5.1.3", &[&[CTRL_VQ]]),
     feature(23, "ctrl_mac_addr", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(24, "notify_on_empty", Backend, "6.3 (legacy)", &[]),
@@ -200,6 +202,22 @@ impl fmt::Display for FeatureSet {
 #[must_use]
 pub fn by_name(name: &str) -> Option<&'static Feature> {
     FEATURES.iter().find(|feature| feature.name == name)
+}
+
+/// The protocol feature with this name in profiles.
+#[must_use]
+pub fn protocol_by_name(name: &str) -> Option<&'static ProtocolFeature> {
+    PROTOCOL.iter().find(|feature| feature.name == name)
+}
+
+/// The names of a set of protocol features, ascending by bit; unknown bits as `bit_N`.
+#[must_use]
+pub fn protocol_names(set: FeatureSet) -> Vec<String> {
+    let name = |bit| match PROTOCOL.iter().find(|feature| feature.bit == bit) {
+        Some(feature) => feature.name.to_owned(),
+        None => format!("bit_{bit}"),
+    };
+    set.bits().map(name).collect()
 }
 
 fn name_of(bit: u8) -> String {

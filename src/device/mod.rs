@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod features;
+pub mod mac;
 pub mod net_header;

@@ -1,8 +1,28 @@
 //! PROFILE: a named, immutable description of a guest-visible interface.
+//!
+//! Profiles are data: `profiles/*.toml`, embedded in the binary, and a directory that extends them
+//! at run time ([`Catalog`]). A released one never changes, which its [`Profile::digest`] lets
+//! anybody check. A profile may ask for more than this version can do; it loads and is listed, and
+//! [`Profile::blockers`] says why no port can use it.
+//!
+//! Pure but for the reading of profile files. It knows nothing of sessions: the session offers
+//! what the profile says.
 
 #![forbid(unsafe_code)]
 
-use crate::device::features::FeatureSet;
+mod catalog;
+mod parse;
+
+use std::fmt;
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+use crate::device::features::{self, FeatureSet, IMPLEMENTED, Provider};
+use crate::guest_memory::REGIONS_MAX;
+
+pub use catalog::{Catalog, CatalogError, CatalogProblem, Source};
+pub use parse::parse;
 
 /// One profile. Profiles are data (`profiles/*.toml`); a released one never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,4 +45,196 @@ pub struct Profile {
     pub mtu: u16,
     /// What GET_MAX_MEM_SLOTS answers.
     pub memory_slots: u16,
+}
+
+/// What an uplink can carry, as far as profiles depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkFacts {
+    /// The interface's name.
+    pub name: String,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+}
+
+/// One reason why a profile cannot be kept on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Blocker {
+    /// The datapath of this version does not do these.
+    NotImplemented(FeatureSet),
+    /// The profile promises more memory slots than a session serves.
+    MemorySlots {
+        /// The profile's.
+        wanted: u16,
+    },
+    /// Frames of the profile's MTU do not fit the uplink.
+    Mtu {
+        /// The profile's, bytes.
+        wanted: u16,
+        /// The uplink and its MTU.
+        uplink: UplinkFacts,
+    },
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotImplemented(bits) => {
+                write!(f, "this version of isonic does not do {}", bits.names().join(", "))
+            }
+            Self::MemorySlots { wanted } => {
+                write!(
+                    f,
+                    "it promises {wanted} memory slots, and this version serves {REGIONS_MAX}"
+                )
+            }
+            Self::Mtu { wanted, uplink } => write!(
+                f,
+                "its MTU is {wanted}, and uplink {name} carries {mtu}; raise it with \
+                 `ip link set dev {name} mtu {wanted}` or choose another profile",
+                name = uplink.name,
+                mtu = uplink.mtu
+            ),
+        }
+    }
+}
+
+impl Profile {
+    /// What a guest sees: the backend's bits and the front-end's, without those that are
+    /// vhost-user's own.
+    #[must_use]
+    pub fn guest_features(&self) -> FeatureSet {
+        self.features.union(self.frontend_features).without(bits_of(Provider::Protocol))
+    }
+
+    /// SHA-256, in hexadecimal, of everything but the name and the summary: two profiles have the
+    /// same digest if and only if they describe the same interface.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let canonical = format!(
+            "features={:#018x}\nfrontend_features={:#018x}\nprotocol_features={:#018x}\n\
+             ring_size_max={}\nqueue_pairs_max={}\nmtu={}\nmemory_slots={}\n",
+            self.features.0,
+            self.frontend_features.0,
+            self.protocol_features.0,
+            self.ring_size_max,
+            self.queue_pairs_max,
+            self.mtu,
+            self.memory_slots
+        );
+        Sha256::digest(canonical).iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// Why no uplink of this host could keep the profile; empty if some may.
+    #[must_use]
+    pub fn host_blockers(&self) -> Vec<Blocker> {
+        let mut blockers = Vec::new();
+        let missing = self.features.without(IMPLEMENTED);
+        if !missing.is_empty() {
+            blockers.push(Blocker::NotImplemented(missing));
+        }
+        if usize::from(self.memory_slots) > REGIONS_MAX {
+            blockers.push(Blocker::MemorySlots { wanted: self.memory_slots });
+        }
+        blockers
+    }
+
+    /// Why this profile cannot be kept on `uplink`: every reason; empty if it can.
+    #[must_use]
+    pub fn blockers(&self, uplink: &UplinkFacts) -> Vec<Blocker> {
+        let mut blockers = self.host_blockers();
+        if u32::from(self.mtu) > uplink.mtu {
+            blockers.push(Blocker::Mtu { wanted: self.mtu, uplink: uplink.clone() });
+        }
+        blockers
+    }
+
+    /// The name up to its `.vN`, and N; None for a name that does not end so.
+    #[must_use]
+    pub fn family(&self) -> Option<(&str, u32)> {
+        let (family, version) = self.name.rsplit_once(".v")?;
+        let digits = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
+        if digits { Some((family, version.parse().ok()?)) } else { None }
+    }
+}
+
+/// All bits made true by `provider`.
+fn bits_of(provider: Provider) -> FeatureSet {
+    let of_provider = features::FEATURES.iter().filter(|feature| feature.provider == provider);
+    of_provider.fold(FeatureSet::default(), |set, feature| set.union(FeatureSet(feature.mask())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::features::{LOG_ALL, PROTOCOL_FEATURES, VERSION_1};
+
+    fn v1() -> Profile {
+        Catalog::embedded().get("org.isonic.net.v1").unwrap().as_ref().clone()
+    }
+
+    #[test]
+    fn v1_is_exactly_what_the_datapath_does() {
+        let v1 = v1();
+        assert_eq!(v1.features, IMPLEMENTED);
+        let served: u64 = features::PROTOCOL.iter().map(|feature| 1 << feature.bit).sum();
+        assert_eq!(v1.protocol_features.0, served);
+        assert_eq!(usize::from(v1.memory_slots), REGIONS_MAX);
+        assert_eq!(v1.host_blockers(), []);
+    }
+
+    #[test]
+    fn a_guest_sees_both_halves_and_no_bit_of_the_transport() {
+        let mut v1 = v1();
+        v1.features = v1.features.union(FeatureSet(1 << LOG_ALL));
+        let seen = v1.guest_features();
+        assert!(seen.has(VERSION_1) && seen.has(features::CTRL_VQ));
+        assert!(!seen.has(PROTOCOL_FEATURES) && !seen.has(LOG_ALL));
+    }
+
+    #[test]
+    fn the_digest_follows_the_interface_and_not_the_words() {
+        let v1 = v1();
+        let renamed = Profile { name: "x".into(), summary: "y".into(), ..v1.clone() };
+        assert_eq!(renamed.digest(), v1.digest());
+        for other in [
+            Profile { features: FeatureSet(0), ..v1.clone() },
+            Profile { frontend_features: FeatureSet(0), ..v1.clone() },
+            Profile { protocol_features: FeatureSet(0), ..v1.clone() },
+            Profile { ring_size_max: 512, ..v1.clone() },
+            Profile { queue_pairs_max: 8, ..v1.clone() },
+            Profile { mtu: 9000, ..v1.clone() },
+            Profile { memory_slots: 8, ..v1.clone() },
+        ] {
+            assert_ne!(other.digest(), v1.digest(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_against_a_host_is_told() {
+        let csum = FeatureSet(1 << features::CSUM);
+        let profile =
+            Profile { features: v1().features.union(csum), mtu: 9000, memory_slots: 509, ..v1() };
+        let uplink = UplinkFacts { name: "eth0".into(), mtu: 1500 };
+        assert_eq!(
+            profile.blockers(&uplink),
+            [
+                Blocker::NotImplemented(csum),
+                Blocker::MemorySlots { wanted: 509 },
+                Blocker::Mtu { wanted: 9000, uplink: uplink.clone() },
+            ]
+        );
+        assert_eq!(v1().blockers(&uplink), []);
+    }
+
+    #[test]
+    fn a_family_is_the_name_up_to_its_version() {
+        let named = |name: &str| Profile { name: name.into(), ..v1() };
+        assert_eq!(named("org.isonic.net.v12").family(), Some(("org.isonic.net", 12)));
+        assert_eq!(named("org.dpdk.v22.11").family(), None);
+        assert_eq!(named("plain").family(), None);
+    }
 }

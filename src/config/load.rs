@@ -1,0 +1,458 @@
+//! `isonic.toml` → a [`Config`], or all its mistakes with their lines.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeValue;
+
+use crate::device::mac::MacAddress;
+use crate::document::{self, Located, Problems, Read, Section, Unreadable, read_text};
+use crate::profile::Catalog;
+
+use super::rules::{PortProblem, fits_socket_address, port_problems, profile_problems, repeated};
+use super::types::{
+    Attach, Config, PortConfig, SocketMode, SocketPermissions, UplinkConfig, UplinkMode,
+};
+
+const API_SOCKET: &str = "/run/isonic/isonic.sock";
+const STATE_DIR: &str = "/var/lib/isonic";
+/// Most workers: more threads than CPUs of one machine help nobody.
+const WORKERS_MAX: i64 = 1024;
+/// Highest queue number of an uplink, well above any NIC's.
+const QUEUE_MAX: i64 = 65535;
+/// Longest interface name, bytes (`IFNAMSIZ` less its final zero).
+const INTERFACE_NAME_MAX: usize = 15;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It holds mistakes.
+    #[error(transparent)]
+    Invalid(#[from] Problems),
+}
+
+/// Read the configuration file at `path`.
+///
+/// # Errors
+/// [`ConfigError`]; [`ConfigError::Invalid`] names every mistake.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    Ok(parse(path, &text)?)
+}
+
+/// Read the configuration in `text`; `file` names it in messages.
+///
+/// # Errors
+/// [`Problems`].
+pub fn parse(file: &Path, text: &str) -> Result<Config, Problems> {
+    document::read(file, text, config)
+}
+
+fn config(root: &Section<'_>) -> Option<Config> {
+    let api_socket = api_socket(root);
+    let state_dir = directory(root, "state_dir").map(|directory| directory.value);
+    let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
+    let profile_dir = directory(root, "profile_dir");
+    let catalog = catalog(root, profile_dir.as_ref());
+    let workers = root.integer::<usize>("workers", 1..=WORKERS_MAX);
+    let workers = workers.map_or(1, |workers| workers.value);
+    let worker_cpus = worker_cpus(root, workers);
+    let uplinks = root.sections("uplinks", uplink);
+    let ports = root.sections("ports", port);
+    check_uplinks(root, &uplinks);
+    let uplinks: Vec<UplinkConfig> = uplinks.into_iter().map(|uplink| uplink.value).collect();
+    check_ports(root, &ports, &uplinks);
+    if let Some(catalog) = catalog {
+        check_profiles(root, &ports, &catalog);
+    }
+    let ports: Vec<PortConfig> = ports.into_iter().map(|port| port.config).collect();
+    let profile_dir = profile_dir.map(|directory| directory.value);
+    let (api_socket, state_dir) = (Some(api_socket), Some(state_dir));
+    Some(Config { api_socket, state_dir, profile_dir, workers, worker_cpus, uplinks, ports })
+}
+
+fn api_socket(root: &Section<'_>) -> PathBuf {
+    let Some(path) = root.optional::<PathBuf>("api_socket") else { return API_SOCKET.into() };
+    if !fits_socket_address(&path.value) {
+        root.note(path.line, "api_socket must be an absolute path of at most 107 bytes");
+    }
+    path.value
+}
+
+/// A path that means the same whatever the working directory is.
+fn directory(root: &Section<'_>, key: &'static str) -> Option<Located<PathBuf>> {
+    let path = root.optional::<PathBuf>(key)?;
+    if path.value.is_absolute() {
+        return Some(path);
+    }
+    root.note(path.line, format!("{key} must be an absolute path"));
+    None
+}
+
+/// The profiles that ports may name; None if they cannot be read, which is noted.
+fn catalog(root: &Section<'_>, directory: Option<&Located<PathBuf>>) -> Option<Catalog> {
+    let error = match Catalog::load(directory.map(|directory| directory.value.as_path())) {
+        Ok(catalog) => return Some(catalog),
+        Err(error) => error,
+    };
+    let line = directory.map_or(root.line(), |directory| directory.line);
+    for problem in error.to_string().lines() {
+        root.note(line, format!("profile_dir: {problem}"));
+    }
+    None
+}
+
+fn worker_cpus(root: &Section<'_>, workers: usize) -> Option<Vec<usize>> {
+    let cpus = root.list::<i64>("worker_cpus")?;
+    let line = cpus.first().map_or(root.line(), |cpu| cpu.line);
+    if cpus.len() != workers {
+        let message = format!("worker_cpus names {} CPUs for {workers} workers", cpus.len());
+        root.note(line, message);
+    }
+    let number = |cpu: Located<i64>| match usize::try_from(cpu.value) {
+        Ok(value) => Some(value),
+        Err(_negative) => {
+            root.note(cpu.line, format!("worker_cpus: {} is no CPU number", cpu.value));
+            None
+        }
+    };
+    Some(cpus.into_iter().filter_map(number).collect())
+}
+
+fn queues(section: &Section<'_>) -> Option<Located<Vec<u32>>> {
+    let listed = section.list::<i64>("queues")?;
+    let line = listed.first().map_or(section.line(), |queue| queue.line);
+    let number = |queue: &Located<i64>| {
+        let number = u32::try_from(queue.value).ok().filter(|&n| i64::from(n) <= QUEUE_MAX);
+        if number.is_none() {
+            section.note(queue.line, format!("queues: {} is no queue number", queue.value));
+        }
+        number
+    };
+    Some(Located { value: listed.iter().filter_map(number).collect(), line })
+}
+
+fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
+    let interface = section.required::<String>("interface");
+    let queues = queues(section);
+    let mode = section.optional::<UplinkMode>("mode").map(|mode| mode.value).unwrap_or_default();
+    if let Some(queues) = &queues {
+        if queues.value.is_empty() {
+            section.note(queues.line, "queues is empty; leave it out to take all queues");
+        }
+        for queue in repeated(Some(&queues.value)) {
+            section.note(queues.line, format!("queue {queue} is listed twice"));
+        }
+    }
+    let Located { value: interface, line } = interface?;
+    if interface.is_empty() || interface.len() > INTERFACE_NAME_MAX {
+        let limit = INTERFACE_NAME_MAX;
+        section.note(line, format!("\"{interface}\" is no interface name: 1 to {limit} bytes"));
+    }
+    let queues = queues.map(|queues| queues.value);
+    Some(Located { value: UplinkConfig { interface, queues, mode }, line })
+}
+
+fn check_uplinks(root: &Section<'_>, uplinks: &[Located<UplinkConfig>]) {
+    if uplinks.is_empty() {
+        root.note(root.line(), "there is no uplink: add [[uplinks]] with interface = \"...\"");
+    }
+    for (index, uplink) in uplinks.iter().enumerate() {
+        let name = &uplink.value.interface;
+        if let Some(first) = uplinks[..index].iter().find(|seen| seen.value.interface == *name) {
+            let message = format!("uplink \"{name}\" is already on line {}", first.line);
+            root.note(uplink.line, message);
+        }
+    }
+}
+
+/// A port, and the lines that its problems belong to.
+struct LocatedPort {
+    config: PortConfig,
+    lines: PortLines,
+}
+
+struct PortLines {
+    name: usize,
+    socket: usize,
+    profile: usize,
+    uplink: usize,
+    mac: usize,
+    queues: usize,
+}
+
+fn port(section: &Section<'_>) -> Option<LocatedPort> {
+    let name = section.required::<String>("name");
+    let socket = section.required::<PathBuf>("socket");
+    let mode = section.optional::<SocketMode>("mode").map(|mode| mode.value).unwrap_or_default();
+    let profile = section.required::<String>("profile");
+    let uplink = section.required::<String>("uplink");
+    let attach =
+        section.optional::<Attach>("attach").map(|attach| attach.value).unwrap_or_default();
+    let mac = section.optional::<MacAddress>("mac");
+    let queues = queues(section);
+    let socket_group = section.optional::<String>("socket_group").map(|group| group.value);
+    let socket_permissions = section.optional("socket_permissions").map(|bits| bits.value);
+    let (name, socket, profile, uplink) = (name?, socket?, profile?, uplink?);
+    let lines = PortLines {
+        name: name.line,
+        socket: socket.line,
+        profile: profile.line,
+        uplink: uplink.line,
+        mac: mac.as_ref().map_or(name.line, |mac| mac.line),
+        queues: queues.as_ref().map_or(section.line(), |queues| queues.line),
+    };
+    let config = PortConfig {
+        name: name.value,
+        socket: socket.value,
+        mode,
+        profile: profile.value,
+        uplink: uplink.value,
+        attach,
+        mac: mac.map(|mac| mac.value),
+        queues: queues.map(|queues| queues.value),
+        socket_group,
+        socket_permissions,
+    };
+    Some(LocatedPort { config, lines })
+}
+
+/// Each port against those before it, so that a conflict is told once, where it arises.
+fn check_ports(root: &Section<'_>, ports: &[LocatedPort], uplinks: &[UplinkConfig]) {
+    let configs: Vec<PortConfig> = ports.iter().map(|port| port.config.clone()).collect();
+    for (port, before) in ports.iter().zip(0..) {
+        port.note(root, &port_problems(&port.config, &configs[..before], uplinks));
+    }
+}
+
+fn check_profiles(root: &Section<'_>, ports: &[LocatedPort], catalog: &Catalog) {
+    for port in ports {
+        port.note(root, &profile_problems(&port.config, catalog));
+    }
+}
+
+impl LocatedPort {
+    fn note(&self, root: &Section<'_>, problems: &[PortProblem]) {
+        for problem in problems {
+            let message = format!("port \"{}\": {problem}", self.config.name);
+            root.note(self.lines.of(problem), message);
+        }
+    }
+}
+
+impl PortLines {
+    fn of(&self, problem: &PortProblem) -> usize {
+        match problem {
+            PortProblem::Name(_) | PortProblem::NameTaken(_) => self.name,
+            PortProblem::SocketPath(_) | PortProblem::SocketTaken { .. } => self.socket,
+            PortProblem::MacNotUnicast(_) | PortProblem::MacTaken { .. } => self.mac,
+            PortProblem::UnknownUplink { .. } => self.uplink,
+            PortProblem::UnknownProfile { .. } | PortProblem::ProfileBlocked { .. } => self.profile,
+            PortProblem::QueuesOfSwitchPort
+            | PortProblem::NoQueue
+            | PortProblem::UnknownQueue { .. }
+            | PortProblem::QueueTwice(_)
+            | PortProblem::QueueTaken { .. }
+            | PortProblem::WholeUplinkTaken { .. }
+            | PortProblem::NoQueueLeft(_) => self.queues,
+        }
+    }
+}
+
+impl Read for SocketMode {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for Attach {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for UplinkMode {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for MacAddress {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for SocketPermissions {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+[[uplinks]]
+interface = "eth0"
+
+[[ports]]
+name = "vm1"
+socket = "/run/vm1.sock"
+profile = "org.isonic.net.v1"
+uplink = "eth0"
+"#;
+
+    fn lines(text: &str) -> Vec<String> {
+        let problems = parse(Path::new("c.toml"), text).unwrap_err();
+        problems.to_string().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_sensible_default() {
+        let config = parse(Path::new("c.toml"), MINIMAL).unwrap();
+        assert_eq!(config.api_socket, Some(API_SOCKET.into()));
+        assert_eq!(config.state_dir, Some(STATE_DIR.into()));
+        assert_eq!((config.workers, config.worker_cpus), (1, None));
+        assert_eq!(config.uplinks[0].mode, UplinkMode::Auto);
+        let port = &config.ports[0];
+        assert_eq!((port.mode, port.attach), (SocketMode::Server, Attach::Switch));
+        assert_eq!(port.mac(), MacAddress::derived("vm1"));
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let profiles = tempfile::tempdir().unwrap();
+        let text = r#"
+api_socket = "/a.sock"
+state_dir = "/s"
+profile_dir = "PROFILES"
+workers = 2
+worker_cpus = [3, 1]
+[[uplinks]]
+interface = "eth0"
+queues = [0, 1]
+mode = "zerocopy"
+[[ports]]
+name = "vm1"
+socket = "/run/vm1.sock"
+mode = "client"
+profile = "org.isonic.net.v1"
+uplink = "eth0"
+attach = "wire"
+mac = "52:54:00:00:00:02"
+queues = [1]
+socket_group = "kvm"
+socket_permissions = "0660"
+"#;
+        let text = text.replace("PROFILES", &profiles.path().display().to_string());
+        let config = parse(Path::new("c.toml"), &text).unwrap();
+        assert_eq!(config.profile_dir.as_deref(), Some(profiles.path()));
+        assert_eq!(config.worker_cpus, Some(vec![3, 1]));
+        assert_eq!(config.uplinks[0].queues, Some(vec![0, 1]));
+        assert_eq!(config.uplinks[0].mode, UplinkMode::Zerocopy);
+        let port = &config.ports[0];
+        assert_eq!((port.mode, port.attach), (SocketMode::Client, Attach::Wire));
+        assert_eq!(port.mac, Some(MacAddress([0x52, 0x54, 0, 0, 0, 2])));
+        assert_eq!(port.queues, Some(vec![1]));
+        assert_eq!(port.socket_permissions, Some(SocketPermissions(0o660)));
+        let json = serde_json::to_string(port).unwrap();
+        assert_eq!(serde_json::from_str::<PortConfig>(&json).unwrap(), *port);
+    }
+
+    #[test]
+    fn five_mistakes_are_told_at_once_with_their_lines() {
+        let text = r#"workers = "two"
+[[uplinks]]
+interface = "eth0"
+mod = "auto"
+[[ports]]
+name = "vm1"
+socket = "/run/vm1.sock"
+profile = "org.isonic.net.v1"
+uplink = "eth1"
+mac = "52:54"
+[[ports]]
+name = "vm2"
+socket = "/run/vm1.sock"
+profile = "org.isonic.net.v1"
+uplink = "eth0"
+"#;
+        assert_eq!(
+            lines(text),
+            [
+                "c.toml:1: workers must be an integer, and this is of type string",
+                "c.toml:4: unknown key \"mod\"; did you mean \"mode\"?",
+                "c.toml:9: port \"vm1\": there is no uplink \"eth1\"; configured: eth0",
+                "c.toml:10: mac: \"52:54\" is no MAC address; write six pairs of hexadecimal \
+                 digits, 52:54:00:12:34:56",
+                "c.toml:13: port \"vm2\": socket /run/vm1.sock is already that of port \"vm1\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn duplicates_are_told_once_where_they_arise() {
+        let text = format!("{MINIMAL}{}", MINIMAL.replace("vm1.sock", "vm2.sock"));
+        assert_eq!(
+            lines(&text),
+            [
+                "c.toml:12: uplink \"eth0\" is already on line 3",
+                "c.toml:15: port \"vm1\": there is already a port \"vm1\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for (text, expected) in [
+            ("workers = 0\n", "c.toml:1: workers is 0, and must be 1 to 1024"),
+            ("worker_cpus = [0, 1]\n", "c.toml:1: worker_cpus names 2 CPUs for 1 workers"),
+            ("worker_cpus = [-1]\n", "c.toml:1: worker_cpus: -1 is no CPU number"),
+            ("state_dir = \"s\"\n", "c.toml:1: state_dir must be an absolute path"),
+        ] {
+            assert_eq!(lines(&format!("{text}{MINIMAL}")), [expected]);
+        }
+        let queues = MINIMAL.replace("\"eth0\"\n\n", "\"eth0\"\nqueues = [0, 0, -1]\n\n");
+        assert_eq!(
+            lines(&queues),
+            ["c.toml:4: queues: -1 is no queue number", "c.toml:4: queue 0 is listed twice"]
+        );
+    }
+
+    #[test]
+    fn profiles_are_looked_up_and_their_mistakes_told() {
+        let unknown = MINIMAL.replace("net.v1", "net.v999");
+        assert_eq!(
+            lines(&unknown),
+            ["c.toml:8: port \"vm1\": there is no profile \"org.isonic.net.v999\"; known: \
+              org.isonic.net.v1"]
+        );
+        let missing = lines(&format!("profile_dir = \"/nonexistent\"{MINIMAL}"));
+        assert_eq!(missing.len(), 1);
+        assert!(missing[0].starts_with("c.toml:1: profile_dir: /nonexistent: cannot be read"));
+    }
+
+    #[test]
+    fn a_configuration_without_uplinks_says_what_to_add() {
+        assert!(lines("")[0].contains("add [[uplinks]]"));
+    }
+
+    #[test]
+    fn permissions_are_octal() {
+        assert_eq!("0660".parse(), Ok(SocketPermissions(0o660)));
+        for text in ["", "660x", "0999", "1777", "rw-rw----", "+660"] {
+            assert!(text.parse::<SocketPermissions>().is_err(), "{text}");
+        }
+    }
+}

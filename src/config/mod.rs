@@ -1,0 +1,21 @@
+//! CONFIG: what the administrator wants: `isonic.toml`, or one port from the command line.
+//!
+//! Everything is checked before anything is touched, and all mistakes are told at once, each with
+//! its line ([`load`]). What ports may share is checked here too ([`port_problems`]), by the same
+//! function for a file and for a port added at run time.
+//!
+//! Pure but for the reading of the file and of the profile directory it names. It does not look
+//! at the host: whether an interface or a queue exists is the daemon's to find out.
+
+#![forbid(unsafe_code)]
+
+mod load;
+mod rules;
+mod types;
+
+pub use load::{ConfigError, load, parse};
+pub use rules::{PortProblem, port_problems, profile_problems};
+pub use types::{
+    Attach, Config, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,
+    UplinkMode, WordError,
+};

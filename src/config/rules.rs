@@ -1,0 +1,362 @@
+//! What a port must be, and what it may share with the others.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::device::mac::MacAddress;
+use crate::profile::{Blocker, Catalog};
+
+use super::types::{Attach, PortConfig, UplinkConfig};
+
+/// Longest port name, bytes: it becomes part of file names, labels and URLs.
+const NAME_MAX: usize = 63;
+/// Longest path of a Unix socket, bytes (unix(7): `sun_path` less its final zero).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// One reason why a port cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortProblem {
+    /// The name could not be part of a URL or a file name.
+    #[error("\"{0}\" is no port name: 1 to {NAME_MAX} letters, digits and . _ -")]
+    Name(String),
+    /// Another port has the name.
+    #[error("there is already a port \"{0}\"")]
+    NameTaken(String),
+    /// The path depends on a working directory, or does not fit a socket address.
+    #[error("socket {} must be an absolute path of at most {SOCKET_PATH_MAX} bytes", .0.display())]
+    SocketPath(PathBuf),
+    /// Another port has the socket.
+    #[error("socket {} is already that of port \"{other}\"", path.display())]
+    SocketTaken {
+        /// The path.
+        path: PathBuf,
+        /// Who has it.
+        other: String,
+    },
+    /// The address is a group's, or zero.
+    #[error("mac {0} is not the address of one device; clear the lowest bit of its first byte")]
+    MacNotUnicast(MacAddress),
+    /// Another port of the same uplink has the address.
+    #[error("mac {mac} is already that of port \"{other}\" on the same uplink")]
+    MacTaken {
+        /// The address.
+        mac: MacAddress,
+        /// Who has it.
+        other: String,
+    },
+    /// No such uplink is configured.
+    #[error("there is no uplink \"{name}\"; configured: {}", known.join(", "))]
+    UnknownUplink {
+        /// As asked for.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// Only wire ports have queues of their own.
+    #[error("queues is for attach = \"wire\"; a switch port shares those of its uplink")]
+    QueuesOfSwitchPort,
+    /// A port with no queue would move nothing.
+    #[error("queues is empty; leave it out to take all queues of the uplink")]
+    NoQueue,
+    /// The uplink is configured without this queue.
+    #[error("queue {queue} is not among those of uplink \"{uplink}\"")]
+    UnknownQueue {
+        /// Counted from 0.
+        queue: u32,
+        /// The uplink.
+        uplink: String,
+    },
+    /// The same queue twice in one list.
+    #[error("queue {0} is listed twice")]
+    QueueTwice(u32),
+    /// Two ports want one queue, at least one of them for itself alone.
+    #[error("queue {queue} of uplink \"{uplink}\" is already that of wire port \"{other}\"")]
+    QueueTaken {
+        /// Counted from 0.
+        queue: u32,
+        /// The uplink.
+        uplink: String,
+        /// Who has it.
+        other: String,
+    },
+    /// A wire port without `queues` leaves nothing for anybody else.
+    #[error(
+        "ports \"{port}\" and \"{other}\" share uplink \"{uplink}\", and \"{greedy}\" is a wire \
+         port that takes all its queues; give that one queues = [...]"
+    )]
+    WholeUplinkTaken {
+        /// The port in question.
+        port: String,
+        /// The other one.
+        other: String,
+        /// Which of the two takes all.
+        greedy: String,
+        /// The uplink.
+        uplink: String,
+    },
+    /// The wire ports hold every queue of the uplink.
+    #[error("the wire ports of uplink \"{0}\" leave no queue to its switch ports")]
+    NoQueueLeft(String),
+    /// No such profile.
+    #[error("there is no profile \"{name}\"; known: {}", known.join(", "))]
+    UnknownProfile {
+        /// As asked for.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// No uplink of this host could keep the profile.
+    #[error("profile \"{name}\" cannot be used: {blocker}")]
+    ProfileBlocked {
+        /// The profile.
+        name: String,
+        /// Why.
+        blocker: Blocker,
+    },
+}
+
+/// Every reason why `port` cannot have its profile on any uplink of this host; empty if some
+/// uplink may keep it, which is to be asked of [`crate::profile::Profile::blockers`].
+#[must_use]
+pub fn profile_problems(port: &PortConfig, catalog: &Catalog) -> Vec<PortProblem> {
+    let name = port.profile.clone();
+    let Some(profile) = catalog.get(&name) else {
+        let known = catalog.names().into_iter().map(str::to_owned).collect();
+        return vec![PortProblem::UnknownProfile { name, known }];
+    };
+    let blocked = |blocker| PortProblem::ProfileBlocked { name: name.clone(), blocker };
+    profile.host_blockers().into_iter().map(blocked).collect()
+}
+
+/// Every reason why `port` cannot stand beside `others`; empty if it can.
+#[must_use]
+pub fn port_problems(
+    port: &PortConfig,
+    others: &[PortConfig],
+    uplinks: &[UplinkConfig],
+) -> Vec<PortProblem> {
+    let mut problems = Vec::new();
+    check_itself(port, &mut problems);
+    for other in others {
+        check_names(port, other, &mut problems);
+    }
+    match uplinks.iter().find(|uplink| uplink.interface == port.uplink) {
+        None => problems.push(PortProblem::UnknownUplink {
+            name: port.uplink.clone(),
+            known: uplinks.iter().map(|uplink| uplink.interface.clone()).collect(),
+        }),
+        Some(uplink) => check_queues(port, others, uplink, &mut problems),
+    }
+    problems
+}
+
+fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let name = port.name.as_bytes();
+    let dots_alone = name.iter().all(|&byte| byte == b'.');
+    if dots_alone || name.len() > NAME_MAX || !name.iter().copied().all(allowed) {
+        problems.push(PortProblem::Name(port.name.clone()));
+    }
+    if !fits_socket_address(&port.socket) {
+        problems.push(PortProblem::SocketPath(port.socket.clone()));
+    }
+    if !port.mac().is_unicast() {
+        problems.push(PortProblem::MacNotUnicast(port.mac()));
+    }
+    match (&port.queues, port.attach) {
+        (Some(_), Attach::Switch) => problems.push(PortProblem::QueuesOfSwitchPort),
+        (Some(queues), Attach::Wire) if queues.is_empty() => problems.push(PortProblem::NoQueue),
+        _ => {}
+    }
+    problems.extend(repeated(port.queues.as_deref()).map(PortProblem::QueueTwice));
+}
+
+pub(super) fn fits_socket_address(path: &Path) -> bool {
+    path.is_absolute() && path.as_os_str().as_bytes().len() <= SOCKET_PATH_MAX
+}
+
+/// The numbers that occur again, once for each repetition.
+pub(super) fn repeated(queues: Option<&[u32]>) -> impl Iterator<Item = u32> {
+    let mut seen = BTreeSet::new();
+    queues.unwrap_or_default().iter().copied().filter(move |&queue| !seen.insert(queue))
+}
+
+fn check_names(port: &PortConfig, other: &PortConfig, problems: &mut Vec<PortProblem>) {
+    if port.name == other.name {
+        problems.push(PortProblem::NameTaken(port.name.clone()));
+        // A derived address would only repeat that the names are the same.
+        return;
+    }
+    if port.socket == other.socket {
+        let (path, other) = (port.socket.clone(), other.name.clone());
+        problems.push(PortProblem::SocketTaken { path, other });
+    }
+    if port.uplink == other.uplink && port.mac() == other.mac() {
+        problems.push(PortProblem::MacTaken { mac: port.mac(), other: other.name.clone() });
+    }
+}
+
+fn check_queues(
+    port: &PortConfig,
+    others: &[PortConfig],
+    uplink: &UplinkConfig,
+    problems: &mut Vec<PortProblem>,
+) {
+    let name = &uplink.interface;
+    let own = port.queues.as_deref().unwrap_or_default();
+    for &queue in own {
+        if uplink.queues.as_ref().is_some_and(|queues| !queues.contains(&queue)) {
+            problems.push(PortProblem::UnknownQueue { queue, uplink: name.clone() });
+        }
+    }
+    let takes_all = |port: &PortConfig| port.attach == Attach::Wire && port.queues.is_none();
+    let mut neighbours: Vec<&PortConfig> =
+        others.iter().filter(|other| other.uplink == *name && other.name != port.name).collect();
+    for other in &neighbours {
+        if let Some(greedy) = [port, other].into_iter().find(|port| takes_all(port)) {
+            problems.push(PortProblem::WholeUplinkTaken {
+                port: port.name.clone(),
+                other: other.name.clone(),
+                greedy: greedy.name.clone(),
+                uplink: name.clone(),
+            });
+        }
+        let taken = other.queues.as_deref().unwrap_or_default();
+        for &queue in own.iter().filter(|queue| taken.contains(queue)) {
+            let (uplink, other) = (name.clone(), other.name.clone());
+            problems.push(PortProblem::QueueTaken { queue, uplink, other });
+        }
+    }
+    neighbours.push(port);
+    if leaves_no_queue(&neighbours, uplink) {
+        problems.push(PortProblem::NoQueueLeft(name.clone()));
+    }
+}
+
+/// Whether there is a switch port and no queue but those of wire ports; unknown, and so false,
+/// while the uplink's queues are left to the host to say.
+fn leaves_no_queue(ports: &[&PortConfig], uplink: &UplinkConfig) -> bool {
+    let Some(queues) = &uplink.queues else { return false };
+    let wired = |queue: &u32| {
+        ports.iter().any(|port| port.queues.as_ref().is_some_and(|own| own.contains(queue)))
+    };
+    ports.iter().any(|port| port.attach == Attach::Switch) && queues.iter().all(wired)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::types::{SocketMode, UplinkMode};
+
+    fn port(name: &str) -> PortConfig {
+        PortConfig {
+            name: name.into(),
+            socket: format!("/run/{name}.sock").into(),
+            mode: SocketMode::Server,
+            profile: "org.isonic.net.v1".into(),
+            uplink: "eth0".into(),
+            attach: Attach::Switch,
+            mac: None,
+            queues: None,
+            socket_group: None,
+            socket_permissions: None,
+        }
+    }
+
+    fn wire(name: &str, queues: Option<Vec<u32>>) -> PortConfig {
+        PortConfig { attach: Attach::Wire, queues, ..port(name) }
+    }
+
+    fn eth0(queues: Option<Vec<u32>>) -> [UplinkConfig; 1] {
+        [UplinkConfig { interface: "eth0".into(), queues, mode: UplinkMode::Auto }]
+    }
+
+    #[test]
+    fn two_switch_ports_share_an_uplink() {
+        assert_eq!(port_problems(&port("a"), &[port("b")], &eth0(None)), []);
+    }
+
+    #[test]
+    fn wire_and_switch_share_an_uplink_on_different_queues_only() {
+        let uplink = eth0(Some(vec![0, 1]));
+        assert_eq!(port_problems(&wire("a", Some(vec![0])), &[port("b")], &uplink), []);
+        assert_eq!(
+            port_problems(&wire("a", Some(vec![0, 1])), &[port("b")], &uplink),
+            [PortProblem::NoQueueLeft("eth0".into())]
+        );
+        assert_eq!(
+            port_problems(&port("a"), &[wire("b", Some(vec![0, 1]))], &uplink),
+            [PortProblem::NoQueueLeft("eth0".into())]
+        );
+        for (one, other) in [(wire("a", None), port("b")), (port("a"), wire("b", None))] {
+            let problems = port_problems(&one, &[other], &uplink);
+            assert!(matches!(problems[..], [PortProblem::WholeUplinkTaken { .. }]), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_wire_queue_has_one_owner() {
+        let taken = PortProblem::QueueTaken { queue: 1, uplink: "eth0".into(), other: "b".into() };
+        let (a, b) = (wire("a", Some(vec![0, 1])), wire("b", Some(vec![1])));
+        assert_eq!(port_problems(&a, &[b], &eth0(None)), [taken]);
+    }
+
+    #[test]
+    fn queues_must_be_the_uplinks_own_and_listed_once() {
+        let queues = port_problems(&wire("a", Some(vec![0, 0, 7])), &[], &eth0(Some(vec![0, 1])));
+        let unknown = PortProblem::UnknownQueue { queue: 7, uplink: "eth0".into() };
+        assert_eq!(queues, [PortProblem::QueueTwice(0), unknown]);
+        assert_eq!(
+            port_problems(&wire("a", Some(vec![])), &[], &eth0(None)),
+            [PortProblem::NoQueue]
+        );
+        let switch = PortConfig { queues: Some(vec![0]), ..port("a") };
+        assert_eq!(port_problems(&switch, &[], &eth0(None)), [PortProblem::QueuesOfSwitchPort]);
+    }
+
+    #[test]
+    fn names_sockets_and_addresses_are_unique() {
+        let other = PortConfig { mac: Some(port("a").mac()), ..port("b") };
+        let same_socket = PortConfig { socket: "/run/a.sock".into(), ..port("c") };
+        assert_eq!(
+            port_problems(&port("a"), &[port("a"), other, same_socket], &eth0(None)),
+            [
+                PortProblem::NameTaken("a".into()),
+                PortProblem::MacTaken { mac: port("a").mac(), other: "b".into() },
+                PortProblem::SocketTaken { path: "/run/a.sock".into(), other: "c".into() },
+            ]
+        );
+    }
+
+    #[test]
+    fn the_same_address_on_another_uplink_is_no_conflict() {
+        let elsewhere =
+            PortConfig { mac: Some(port("a").mac()), uplink: "eth1".into(), ..port("b") };
+        assert_eq!(port_problems(&port("a"), &[elsewhere], &eth0(None)), []);
+    }
+
+    #[test]
+    fn a_profile_that_nobody_has_is_refused_with_those_there_are() {
+        let catalog = Catalog::embedded();
+        assert_eq!(profile_problems(&port("a"), &catalog), []);
+        let other = PortConfig { profile: "org.isonic.net.v999".into(), ..port("a") };
+        let message = profile_problems(&other, &catalog)[0].to_string();
+        assert!(message.contains("v999") && message.contains("known: org.isonic.net.v1"));
+    }
+
+    #[test]
+    fn a_port_that_is_wrong_by_itself_is_told_everything() {
+        let wrong = PortConfig {
+            socket: "relative".into(),
+            uplink: "eth9".into(),
+            mac: Some(MacAddress([0xff; 6])),
+            ..port("a/b")
+        };
+        assert_eq!(port_problems(&wrong, &[], &eth0(None)).len(), 4);
+        for name in ["", ".", "..", &"x".repeat(64)] {
+            let problems = port_problems(&port(name), &[], &eth0(None));
+            assert!(problems.contains(&PortProblem::Name(name.into())), "{name}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The configuration, typed. The same [`PortConfig`] is a `[[ports]]` table of the file, the body
+//! of an API request, and a line of the state file.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::mac::MacAddress;
+
+/// A word that is none of the possible ones.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{word}\" is not known here; write {possible}")]
+pub struct WordError {
+    word: String,
+    possible: &'static str,
+}
+
+impl WordError {
+    fn new(word: &str, possible: &'static str) -> Self {
+        Self { word: word.to_owned(), possible }
+    }
+}
+
+/// Who listens on a port's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketMode {
+    /// We do; the front-end connects.
+    #[default]
+    Server,
+    /// The front-end does; we connect, again and again until it is there.
+    Client,
+}
+
+impl FromStr for SocketMode {
+    type Err = WordError;
+
+    fn from_str(word: &str) -> Result<Self, WordError> {
+        match word {
+            "server" => Ok(Self::Server),
+            "client" => Ok(Self::Client),
+            _ => Err(WordError::new(word, "server or client")),
+        }
+    }
+}
+
+impl fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        })
+    }
+}
+
+/// How a port is joined to its uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// Many ports on one uplink, told apart by MAC and VLAN, with delivery between them.
+    #[default]
+    Switch,
+    /// Queues of the uplink belong to this port alone; frames pass unparsed.
+    Wire,
+}
+
+impl FromStr for Attach {
+    type Err = WordError;
+
+    fn from_str(word: &str) -> Result<Self, WordError> {
+        match word {
+            "switch" => Ok(Self::Switch),
+            "wire" => Ok(Self::Wire),
+            _ => Err(WordError::new(word, "switch or wire")),
+        }
+    }
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Switch => "switch",
+            Self::Wire => "wire",
+        })
+    }
+}
+
+/// How AF_XDP is bound to an uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkMode {
+    /// The best the driver has: zero-copy, else copy, else generic.
+    #[default]
+    Auto,
+    /// Zero-copy or nothing.
+    Zerocopy,
+    /// The driver's own XDP hook, with a copy.
+    Copy,
+    /// The kernel's generic XDP hook, for drivers without one.
+    Generic,
+}
+
+impl FromStr for UplinkMode {
+    type Err = WordError;
+
+    fn from_str(word: &str) -> Result<Self, WordError> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "zerocopy" => Ok(Self::Zerocopy),
+            "copy" => Ok(Self::Copy),
+            "generic" => Ok(Self::Generic),
+            _ => Err(WordError::new(word, "auto, zerocopy, copy or generic")),
+        }
+    }
+}
+
+/// The permission bits of a socket file, written in octal: `0660`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SocketPermissions(pub u32);
+
+impl FromStr for SocketPermissions {
+    type Err = WordError;
+
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let refused = || WordError::new(text, "permissions in octal, such as \"0660\"");
+        let octal = (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        let bits = u32::from_str_radix(text, 8).map_err(|_not_octal| refused())?;
+        if octal && bits <= 0o777 { Ok(Self(bits)) } else { Err(refused()) }
+    }
+}
+
+impl fmt::Display for SocketPermissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl TryFrom<String> for SocketPermissions {
+    type Error = WordError;
+
+    fn try_from(text: String) -> Result<Self, WordError> {
+        text.parse()
+    }
+}
+
+impl From<SocketPermissions> for String {
+    fn from(permissions: SocketPermissions) -> Self {
+        permissions.to_string()
+    }
+}
+
+/// One port: a VM's virtio-net device on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// 1 to 63 letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// The vhost-user socket, an absolute path.
+    pub socket: PathBuf,
+    /// Who listens on it.
+    #[serde(default)]
+    pub mode: SocketMode,
+    /// The profile that is bound when a front-end connects.
+    pub profile: String,
+    /// The interface behind the port.
+    pub uplink: String,
+    /// How it is joined to it.
+    #[serde(default)]
+    pub attach: Attach,
+    /// The guest's address; [`PortConfig::mac`] has the one in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// Of a wire port: the uplink's queues that are its own; all if None.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Vec<u32>>,
+    /// The group that owns the socket file, by name or number; unchanged if None.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_group: Option<String>,
+    /// The socket file's permissions; 0600 if None.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_permissions: Option<SocketPermissions>,
+}
+
+impl PortConfig {
+    /// The guest's address: the one given, or one derived from the name.
+    #[must_use]
+    pub fn mac(&self) -> MacAddress {
+        self.mac.unwrap_or_else(|| MacAddress::derived(&self.name))
+    }
+}
+
+/// One interface with AF_XDP sockets on its queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// The interface's name.
+    pub interface: String,
+    /// The queues to take; all if None.
+    pub queues: Option<Vec<u32>>,
+    /// How AF_XDP is bound to them.
+    pub mode: UplinkMode,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The API's socket; None for a daemon without one.
+    pub api_socket: Option<PathBuf>,
+    /// Where ports added at run time are kept; None for a daemon that forgets them.
+    pub state_dir: Option<PathBuf>,
+    /// A directory of profiles beside the released ones.
+    pub profile_dir: Option<PathBuf>,
+    /// Threads that move packets.
+    pub workers: usize,
+    /// The CPU of each worker; chosen by the daemon if None.
+    pub worker_cpus: Option<Vec<usize>>,
+    /// The interfaces.
+    pub uplinks: Vec<UplinkConfig>,
+    /// The ports that are always there.
+    pub ports: Vec<PortConfig>,
+}
+
+/// What `isonic run` was told beside the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// `--fd`: the inherited descriptor that is the only port's socket, listening or connected;
+    /// that port's `socket` is not a file then.
+    pub socket_fd: Option<i32>,
+}
