@@ -3,11 +3,13 @@
 #![warn(missing_docs)]
 
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod device;
 pub mod document;
 pub mod guest_memory;
 pub mod metrics;
+pub mod platform;
 pub mod profile;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;

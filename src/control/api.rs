@@ -1,0 +1,375 @@
+//! The public interface, version 1: every request, every answer, every error.
+//!
+//! Stable: fields are added, never renamed or removed, and clients ignore those they do not know.
+//! Whoever needs a break makes a `/v2` beside it. Counters are maps, so that a new reason for a
+//! drop changes no type.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Attach, PortConfig, SocketMode};
+use crate::device::features::{self, FeatureSet};
+use crate::device::mac::MacAddress;
+use crate::profile::{Blocker, Catalog, Profile, UplinkFacts};
+
+/// Everything that can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// All ports. Answered by [`Response::Ports`].
+    ListPorts,
+    /// One port, by name. [`Response::Port`], or `not_found`.
+    ShowPort(String),
+    /// Make a port, kept over restarts. [`Response::Port`]; `exists` for a name that is taken,
+    /// `refused` with every reason for one that cannot be.
+    AddPort(PortConfig),
+    /// Remove a port; its session is ended first. [`Response::Deleted`]; `not_found`, or `refused`
+    /// for a port of the configuration file.
+    DeletePort(String),
+    /// All uplinks. [`Response::Uplinks`].
+    ListUplinks,
+    /// All profiles. [`Response::Profiles`].
+    ListProfiles,
+    /// One profile, by name. [`Response::Profile`], or `not_found`.
+    ShowProfile(String),
+    /// All counters. [`Response::Stats`].
+    Stats,
+    /// Who answers. [`Response::Version`].
+    Version,
+}
+
+/// What is answered. In JSON the content alone: the request says which it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Response {
+    /// By name.
+    Ports(Vec<PortView>),
+    /// One port.
+    Port(Box<PortView>),
+    /// What is gone.
+    Deleted(Deleted),
+    /// By interface.
+    Uplinks(Vec<UplinkView>),
+    /// By name.
+    Profiles(Vec<ProfileView>),
+    /// One profile.
+    Profile(Box<ProfileView>),
+    /// All counters.
+    Stats(Stats),
+    /// Who answers.
+    Version(VersionView),
+}
+
+/// Why a request failed, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// There is nothing of that name.
+    NotFound,
+    /// There is already something of that name.
+    Exists,
+    /// The request is well formed, and this host or its configuration does not allow it.
+    Refused,
+    /// The request is not well formed.
+    Invalid,
+    /// Our own failure.
+    Internal,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: what, where, the limit and the way out.
+    pub message: String,
+}
+
+impl ApiError {
+    /// An error of this kind with this message.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// The body of a failed request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ApiError,
+}
+
+/// Counters by name: packets, bytes, and drops by reason.
+pub type Counters = BTreeMap<String, u64>;
+
+/// How far a port's front-end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortState {
+    /// No front-end is connected.
+    Waiting,
+    /// One is, and no ring is started.
+    Connected,
+    /// Rings are started.
+    Running,
+}
+
+/// One port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Its name.
+    pub name: String,
+    /// Its vhost-user socket.
+    pub socket: PathBuf,
+    /// Who listens on it.
+    pub mode: SocketMode,
+    /// Its profile.
+    pub profile: String,
+    /// The profile's digest.
+    pub profile_digest: String,
+    /// The interface behind it.
+    pub uplink: String,
+    /// How it is joined to it.
+    pub attach: Attach,
+    /// The guest's address.
+    pub mac: MacAddress,
+    /// How far its front-end has come.
+    pub state: PortState,
+    /// What is agreed on with it; None while nobody is connected.
+    pub binding: Option<BindingView>,
+    /// Packets, bytes, and drops by reason.
+    pub counters: Counters,
+    /// The rings that are set up.
+    pub rings: Vec<RingView>,
+}
+
+/// A set of bits, for programs and for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BitsView {
+    /// As `0x...`.
+    pub hex: String,
+    /// By bit.
+    pub names: Vec<String>,
+}
+
+impl BitsView {
+    /// Of device features.
+    #[must_use]
+    pub fn device(set: FeatureSet) -> Self {
+        Self { hex: format!("{:#x}", set.0), names: set.names() }
+    }
+
+    /// Of vhost-user protocol features.
+    #[must_use]
+    pub fn protocol(set: FeatureSet) -> Self {
+        Self { hex: format!("{:#x}", set.0), names: features::protocol_names(set) }
+    }
+}
+
+/// What was offered to, and acknowledged by, a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindingView {
+    /// The profile that was bound.
+    pub profile: String,
+    /// Its digest when it was.
+    pub digest: String,
+    /// Device features offered by GET_FEATURES.
+    pub offered: BitsView,
+    /// Device features acknowledged by SET_FEATURES.
+    pub acknowledged: BitsView,
+    /// Protocol features acknowledged.
+    pub protocol_features: BitsView,
+    /// Entries of each ring, by index; None for one that is not started.
+    pub ring_sizes: Vec<Option<u16>>,
+    /// Queue pairs started and enabled.
+    pub queue_pairs: u16,
+}
+
+/// Which way a ring's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Even rings.
+    ToGuest,
+    /// Odd rings.
+    FromGuest,
+}
+
+/// One ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingView {
+    /// Counted from 0 within the port.
+    pub index: u16,
+    /// Which way its packets go.
+    pub direction: Direction,
+    /// Entries.
+    pub size: u16,
+    /// By SET_VRING_ENABLE.
+    pub enabled: bool,
+    /// What the guest did to it; None while it is whole.
+    pub broken: Option<String>,
+    /// The worker that serves it.
+    pub worker: usize,
+}
+
+/// How frames leave the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// At the driver's own hook.
+    Native,
+    /// At the kernel's generic hook.
+    Generic,
+}
+
+/// How frames reach us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketKind {
+    /// The NIC writes into our memory.
+    Zerocopy,
+    /// The kernel copies.
+    Copy,
+}
+
+/// One uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkView {
+    /// Its name.
+    pub interface: String,
+    /// Its kernel driver.
+    pub driver: String,
+    /// The hook.
+    pub xdp_mode: XdpMode,
+    /// The socket's mode.
+    pub socket_mode: SocketKind,
+    /// Why these two and none better.
+    pub reason: String,
+    /// The queues that are ours.
+    pub queues: Vec<u32>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Its own address.
+    pub mac: MacAddress,
+    /// Packets, bytes, and drops by reason.
+    pub counters: Counters,
+    /// The names of the ports on it.
+    pub ports: Vec<String>,
+}
+
+/// One profile, and whether this host can keep it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileView {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub summary: String,
+    /// Whether it is the highest version of its family.
+    pub latest: bool,
+    /// Of everything but name and summary.
+    pub digest: String,
+    /// "the binary", or a file.
+    pub source: String,
+    /// What the guest sees: both halves.
+    pub guest_features: BitsView,
+    /// What the backend offers.
+    pub features: BitsView,
+    /// What the front-end must add.
+    pub frontend_features: BitsView,
+    /// What the backend offers of the protocol.
+    pub protocol_features: BitsView,
+    /// Entries.
+    pub ring_size_max: u16,
+    /// Queue pairs.
+    pub queue_pairs_max: u16,
+    /// Bytes.
+    pub mtu: u16,
+    /// Slots.
+    pub memory_slots: u16,
+    /// Why no uplink of any host could keep it with this version; empty if some may.
+    pub blockers: Vec<String>,
+    /// By uplink: every reason why it cannot be kept there; empty if it can.
+    pub uplinks: BTreeMap<String, Vec<String>>,
+}
+
+impl ProfileView {
+    /// The view of `profile`, which is in `catalog`, against these uplinks.
+    #[must_use]
+    pub fn new(profile: &Profile, catalog: &Catalog, uplinks: &[UplinkFacts]) -> Self {
+        let told = |blockers: Vec<Blocker>| blockers.iter().map(ToString::to_string).collect();
+        let against = |uplink: &UplinkFacts| (uplink.name.clone(), told(profile.blockers(uplink)));
+        Self {
+            name: profile.name.clone(),
+            summary: profile.summary.clone(),
+            latest: catalog.is_latest(&profile.name),
+            digest: profile.digest(),
+            source: catalog.source(&profile.name).map(ToString::to_string).unwrap_or_default(),
+            guest_features: BitsView::device(profile.guest_features()),
+            features: BitsView::device(profile.features),
+            frontend_features: BitsView::device(profile.frontend_features),
+            protocol_features: BitsView::protocol(profile.protocol_features),
+            ring_size_max: profile.ring_size_max,
+            queue_pairs_max: profile.queue_pairs_max,
+            mtu: profile.mtu,
+            memory_slots: profile.memory_slots,
+            blockers: told(profile.host_blockers()),
+            uplinks: uplinks.iter().map(against).collect(),
+        }
+    }
+
+    /// The views of all profiles of `catalog`, by name.
+    #[must_use]
+    pub fn all(catalog: &Catalog, uplinks: &[UplinkFacts]) -> Vec<Self> {
+        catalog.iter().map(|profile| Self::new(profile, catalog, uplinks)).collect()
+    }
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Counted from 0.
+    pub id: usize,
+    /// Where it is pinned; None if it is not.
+    pub cpu: Option<usize>,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+}
+
+/// All counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// By port.
+    pub ports: BTreeMap<String, Counters>,
+    /// By interface.
+    pub uplinks: BTreeMap<String, Counters>,
+    /// By number.
+    pub workers: Vec<WorkerView>,
+}
+
+/// What is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// The port's name.
+    pub deleted: String,
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionView {
+    /// Of the daemon.
+    pub version: String,
+    /// Of this interface.
+    pub api: u32,
+}
+
+impl VersionView {
+    /// This build.
+    #[must_use]
+    pub fn current() -> Self {
+        Self { version: env!("CARGO_PKG_VERSION").to_owned(), api: 1 }
+    }
+}

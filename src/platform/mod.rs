@@ -1,0 +1,3 @@
+//! PLATFORM: what the operating system asks of a well-behaved process.
+
+pub mod unix_socket;

@@ -1,0 +1,394 @@
+//! Sockets with a name in the file system: who may take the name, and who gives it back.
+//!
+//! A socket file outlives the process that made it, so a name that is taken may belong to a live
+//! process or to a dead one. [`claim`] tells them apart by connecting: a live one is refused to
+//! us, a dead one's is taken over, and anything that is no socket is left alone. The
+//! [`SocketFile`] removes the name again, unless somebody else has taken it since.
+//!
+//! Used for the API and for every port. It accepts no connections itself.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 64;
+/// What a socket file may be used by until it is told otherwise: its owner.
+const OWNER_ONLY: u32 = 0o600;
+
+/// How long another process may hold the directory's lock.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How often it is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// Why a socket's name could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// A process listens on it.
+    #[error(
+        "socket {} is in use by a running process; stop that process or choose another path",
+        .0.display()
+    )]
+    Live(PathBuf),
+    /// The path is taken by something that is not ours to remove.
+    #[error("{} exists and is no socket; remove it or choose another path", .0.display())]
+    NotASocket(PathBuf),
+    /// The directory is not there.
+    #[error("socket {}: its directory does not exist; create it first", .0.display())]
+    NoDirectory(PathBuf),
+    /// The operating system refused.
+    #[error("cannot create socket {}", path.display())]
+    System {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A listening socket and the name it is found by.
+#[derive(Debug)]
+pub struct Claimed {
+    /// Listening, blocking, its file open to the owner only.
+    pub listener: UnixListener,
+    /// Removes the name when dropped.
+    pub file: SocketFile,
+}
+
+/// The name of a socket of ours; removed when this is dropped, if it is still ours.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// Listen on `path`.
+///
+/// # Errors
+/// [`ClaimError`]; nothing was changed then.
+pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
+    let system = |source| ClaimError::System { path: path.to_owned(), source };
+    // Between two processes that both see a dead socket, the second must not remove what the
+    // first has just made: the directory is locked for as long as we look and act.
+    let _directory = lock_directory(path)?;
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(system(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ClaimError::NotASocket(path.to_owned()));
+        }
+        Ok(_) if is_live(path).map_err(system)? => return Err(ClaimError::Live(path.to_owned())),
+        Ok(_) => std::fs::remove_file(path).map_err(system)?,
+    }
+    let listener = listen(path).map_err(|errno| system(errno.into()))?;
+    let metadata = std::fs::symlink_metadata(path).map_err(system)?;
+    let identity = (metadata.dev(), metadata.ino());
+    Ok(Claimed { listener, file: SocketFile { path: path.to_owned(), identity } })
+}
+
+fn lock_directory(path: &Path) -> Result<OwnedFd, ClaimError> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let opened = rustix::fs::open(
+        directory,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let locked = opened.and_then(|fd| lock(&fd).map(|()| fd));
+    locked.map_err(|errno| match errno {
+        Errno::NOENT | Errno::NOTDIR => ClaimError::NoDirectory(path.to_owned()),
+        _ => ClaimError::System { path: path.to_owned(), source: errno.into() },
+    })
+}
+
+/// Take the lock, which is held for microseconds; but anybody who may read the directory may hold
+/// it, and must not hold us up for ever.
+fn lock(directory: &OwnedFd) -> rustix::io::Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether somebody listens. Only a refused connection says that nobody does; one that would have
+/// to wait (EAGAIN: a full backlog) is proof of life.
+fn is_live(path: &Path) -> io::Result<bool> {
+    let socket = new_socket(SocketFlags::NONBLOCK)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn new_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | SocketFlags::CLOEXEC;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+fn listen(path: &Path) -> rustix::io::Result<UnixListener> {
+    let socket = new_socket(SocketFlags::empty())?;
+    // The file gets the socket's own mode, so it is never open to more than it should be, not even
+    // between bind and a later chmod (Linux, net/unix/af_unix.c, unix_bind_bsd).
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(OWNER_ONLY))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Why a socket file's owner or permissions could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// No such group.
+    #[error("socket {}: there is no group \"{group}\" in /etc/group", path.display())]
+    UnknownGroup {
+        /// The socket.
+        path: PathBuf,
+        /// As asked for.
+        group: String,
+    },
+    /// The operating system refused.
+    #[error("cannot set the owner or permissions of socket {}", path.display())]
+    System {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl SocketFile {
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Open the socket to a group (a name in `/etc/group`, or a number) and set its permission
+    /// bits; None leaves either as it is.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub fn set_access(
+        &self,
+        group: Option<&str>,
+        permissions: Option<u32>,
+    ) -> Result<(), AccessError> {
+        let system = |source| AccessError::System { path: self.path.clone(), source };
+        if let Some(group) = group {
+            let id = group_id(group).map_err(system)?.ok_or_else(|| AccessError::UnknownGroup {
+                path: self.path.clone(),
+                group: group.to_owned(),
+            })?;
+            chown(&self.path, None, Some(id)).map_err(system)?;
+        }
+        if let Some(bits) = permissions {
+            let permissions = std::fs::Permissions::from_mode(bits);
+            std::fs::set_permissions(&self.path, permissions).map_err(system)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours {
+            if let Err(error) = std::fs::remove_file(&self.path) {
+                tracing::warn!(path = %self.path.display(), %error, "socket file left behind");
+            }
+        }
+    }
+}
+
+/// The number of a group. Directory services are not asked: they may block, and a daemon that
+/// starts before the network must not.
+fn group_id(group: &str) -> io::Result<Option<u32>> {
+    if let Ok(id) = group.parse() {
+        return Ok(Some(id));
+    }
+    let groups = std::fs::read_to_string("/etc/group")?;
+    let id_of = |line: &str| {
+        let mut fields = line.split(':');
+        if fields.next() == Some(group) { fields.nth(1)?.parse().ok() } else { None }
+    };
+    Ok(groups.lines().find_map(id_of))
+}
+
+/// A socket that another process opened for us.
+#[derive(Debug)]
+pub enum Inherited {
+    /// Front-ends connect to it.
+    Listener(UnixListener),
+    /// A front-end is connected already.
+    Stream(UnixStream),
+}
+
+/// The descriptor is not what `--fd` needs.
+#[derive(Debug, thiserror::Error)]
+pub enum InheritError {
+    /// It is not open.
+    #[error("file descriptor {0} is not open; --fd takes a descriptor that the parent left open")]
+    NotOpen(i32),
+    /// It is something else.
+    #[error("file descriptor {0} is no Unix stream socket, and --fd takes nothing else")]
+    NotAUnixSocket(i32),
+    /// The operating system refused.
+    #[error("cannot use file descriptor {number}")]
+    System {
+        /// Which.
+        number: i32,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The socket at descriptor `number`, as a duplicate that is closed on exec. The original stays
+/// open: end a connection with shutdown(2), which reaches the other side all the same.
+///
+/// # Errors
+/// [`InheritError`].
+pub fn inherited(number: i32) -> Result<Inherited, InheritError> {
+    // BorrowedFd must not be -1, and other negative numbers are never open.
+    if number < 0 {
+        return Err(InheritError::NotOpen(number));
+    }
+    // SAFETY: number is not -1. The borrow ends within this statement, and the kernel checks the
+    // number itself: if it is not open, the answer is EBADF.
+    let copy = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned();
+    let socket = copy.map_err(|source| match source.raw_os_error() {
+        Some(errno) if errno == Errno::BADF.raw_os_error() => InheritError::NotOpen(number),
+        _ => InheritError::System { number, source },
+    })?;
+    classify(socket, number)
+}
+
+fn classify(socket: OwnedFd, number: i32) -> Result<Inherited, InheritError> {
+    use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+    let refused = |errno| match errno {
+        Errno::NOTSOCK => InheritError::NotAUnixSocket(number),
+        _ => InheritError::System { number, source: errno.into() },
+    };
+    let domain = socket_domain(socket.as_fd()).map_err(refused)?;
+    if domain != AddressFamily::UNIX || socket_type(&socket).map_err(refused)? != SocketType::STREAM
+    {
+        return Err(InheritError::NotAUnixSocket(number));
+    }
+    if socket_acceptconn(&socket).map_err(refused)? {
+        Ok(Inherited::Listener(socket.into()))
+    } else {
+        Ok(Inherited::Stream(socket.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_made_for_its_owner_only_and_removed_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let claimed = claim(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, OWNER_ONLY);
+        drop(claimed);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_live_socket_is_refused_even_when_its_backlog_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert!(matches!(claim(&path), Err(ClaimError::Live(_))));
+
+        let crowded = directory.path().join("crowded");
+        let socket = new_socket(SocketFlags::empty()).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&crowded).unwrap()).unwrap();
+        rustix::net::listen(&socket, 0).unwrap();
+        let _waiting = UnixStream::connect(&crowded).unwrap();
+        assert!(matches!(claim(&crowded), Err(ClaimError::Live(_))));
+    }
+
+    #[test]
+    fn a_dead_socket_is_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let _claimed = claim(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(claim(&path), Err(ClaimError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named_as_such() {
+        let error = claim(Path::new("/nonexistent/dir/s")).unwrap_err();
+        assert!(matches!(error, ClaimError::NoDirectory(_)), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_has_taken_since_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let claimed = claim(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(claimed);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn access_is_widened_only_as_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let claimed = claim(&directory.path().join("s")).unwrap();
+        let own_group = std::fs::metadata(directory.path()).unwrap().gid().to_string();
+        claimed.file.set_access(Some(&own_group), Some(0o660)).unwrap();
+        let mode = std::fs::metadata(claimed.file.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        let error = claimed.file.set_access(Some("no-such-group"), None).unwrap_err();
+        assert!(matches!(error, AccessError::UnknownGroup { .. }));
+        assert_eq!(group_id("root").unwrap(), Some(0));
+    }
+
+    #[test]
+    fn an_inherited_descriptor_is_told_by_its_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(inherited(listener.as_raw_fd()), Ok(Inherited::Listener(_))));
+        assert!(matches!(inherited(stream.as_raw_fd()), Ok(Inherited::Stream(_))));
+        let refused = inherited(file.as_raw_fd());
+        assert!(matches!(refused, Err(InheritError::NotAUnixSocket(_))));
+        assert!(matches!(inherited(-1), Err(InheritError::NotOpen(-1))));
+        assert!(matches!(inherited(i32::MAX), Err(InheritError::NotOpen(_))));
+    }
+}

@@ -1,0 +1,238 @@
+//! The control interface over a real socket: our client and raw HTTP against a service in memory.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use isonic::config::{Attach, PortConfig, SocketMode};
+use isonic::control::api::{Deleted, PortState, PortView, ProfileView, Stats, VersionView};
+use isonic::control::client::{Client, ClientError};
+use isonic::control::{ApiError, ErrorCode, Request, Response, Service, server};
+use isonic::platform::unix_socket::{self, Claimed, SocketFile};
+use isonic::profile::{Catalog, UplinkFacts};
+use serde_json::Value;
+
+/// Ports in a map, and a request that fails in us.
+#[derive(Default)]
+struct InMemory {
+    ports: Mutex<BTreeMap<String, PortConfig>>,
+}
+
+fn view(port: &PortConfig) -> PortView {
+    PortView {
+        name: port.name.clone(),
+        socket: port.socket.clone(),
+        mode: port.mode,
+        profile: port.profile.clone(),
+        profile_digest: "d".into(),
+        uplink: port.uplink.clone(),
+        attach: port.attach,
+        mac: port.mac(),
+        state: PortState::Waiting,
+        binding: None,
+        counters: BTreeMap::from([("packets".into(), 7)]),
+        rings: Vec::new(),
+    }
+}
+
+fn missing(name: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no port \"{name}\""))
+}
+
+impl Service for InMemory {
+    fn call(&self, request: Request) -> Result<Response, ApiError> {
+        assert_ne!(request, Request::ListUplinks, "as a bug of ours would be");
+        let catalog = Catalog::embedded();
+        let uplinks = [UplinkFacts { name: "eth0".into(), mtu: 1400 }];
+        let mut ports = self.ports.lock().unwrap();
+        match request {
+            Request::ListPorts => Ok(Response::Ports(ports.values().map(view).collect())),
+            Request::ShowPort(name) => {
+                let port = ports.get(&name).ok_or_else(|| missing(&name))?;
+                Ok(Response::Port(Box::new(view(port))))
+            }
+            Request::AddPort(port) if ports.contains_key(&port.name) => {
+                Err(ApiError::new(ErrorCode::Exists, "taken"))
+            }
+            Request::AddPort(port) => {
+                let answer = view(&port);
+                ports.insert(port.name.clone(), port);
+                Ok(Response::Port(Box::new(answer)))
+            }
+            Request::DeletePort(name) => match ports.remove(&name) {
+                Some(_) => Ok(Response::Deleted(Deleted { deleted: name })),
+                None => Err(missing(&name)),
+            },
+            Request::ListProfiles => Ok(Response::Profiles(ProfileView::all(&catalog, &uplinks))),
+            Request::ShowProfile(name) => {
+                let profile = catalog.get(&name).ok_or_else(|| missing(&name))?;
+                let view = ProfileView::new(profile, &catalog, &uplinks);
+                Ok(Response::Profile(Box::new(view)))
+            }
+            Request::Stats => Ok(Response::Stats(Stats::default())),
+            Request::Version => Ok(Response::Version(VersionView::current())),
+            Request::ListUplinks => Ok(Response::Uplinks(Vec::new())),
+        }
+    }
+}
+
+/// A served socket; dropped, it is shut down and waited for.
+struct Server {
+    path: PathBuf,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    _file: SocketFile,
+    _directory: tempfile::TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let Claimed { listener, file } = unix_socket::claim(&path).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let service = Arc::new(InMemory::default());
+            let shutdown = async move { stopped.await.unwrap_or_default() };
+            let serving = server::serve(listener, service, shutdown);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(serving).unwrap();
+        });
+        Self { path, stop: Some(stop), thread: Some(thread), _file: file, _directory: directory }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.path)
+    }
+
+    /// Status and body of one request as curl would send it.
+    fn http(&self, head: &str, body: &str) -> (u16, Value) {
+        let mut stream = UnixStream::connect(&self.path).unwrap();
+        let length = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn port(name: &str) -> PortConfig {
+    PortConfig {
+        name: name.into(),
+        socket: "/run/vm.sock".into(),
+        mode: SocketMode::Client,
+        profile: "org.isonic.net.v1".into(),
+        uplink: "eth0".into(),
+        attach: Attach::Wire,
+        mac: None,
+        queues: Some(vec![1]),
+        socket_group: None,
+        socket_permissions: None,
+    }
+}
+
+#[test]
+fn a_port_is_added_shown_listed_and_deleted() {
+    let server = Server::start();
+    let client = server.client();
+    let added: PortView = client.call(&Request::AddPort(port("vm1"))).unwrap();
+    assert_eq!(added, view(&port("vm1")));
+    let shown: PortView = client.call(&Request::ShowPort("vm1".into())).unwrap();
+    assert_eq!(shown, added);
+    let listed: Vec<PortView> = client.call(&Request::ListPorts).unwrap();
+    assert_eq!(listed, [added]);
+    let deleted: Deleted = client.call(&Request::DeletePort("vm1".into())).unwrap();
+    assert_eq!(deleted.deleted, "vm1");
+    let listed: Vec<PortView> = client.call(&Request::ListPorts).unwrap();
+    assert_eq!(listed, []);
+}
+
+#[test]
+fn an_error_of_the_service_reaches_the_client_whole() {
+    let server = Server::start();
+    let error = server.client().call::<PortView>(&Request::ShowPort("a b/c".into())).unwrap_err();
+    let ClientError::Refused(error) = error else { panic!("{error}") };
+    assert_eq!(error, missing("a b/c"));
+}
+
+#[test]
+fn a_profile_tells_what_stands_against_it_on_each_uplink() {
+    let server = Server::start();
+    let request = Request::ShowProfile("org.isonic.net.v1".into());
+    let profile: ProfileView = server.client().call(&request).unwrap();
+    assert!(profile.latest && profile.blockers.is_empty());
+    assert!(profile.guest_features.names.contains(&"mrg_rxbuf".to_owned()));
+    assert!(profile.uplinks["eth0"][0].contains("its MTU is 1500, and uplink eth0 carries 1400"));
+    let all: Vec<ProfileView> = server.client().call(&Request::ListProfiles).unwrap();
+    assert_eq!(all, [profile]);
+}
+
+#[test]
+fn every_failure_is_json_with_a_code_and_its_status() {
+    let server = Server::start();
+    let body = serde_json::to_string(&port("vm1")).unwrap();
+    assert_eq!(server.http("POST /v1/ports", &body).0, 201);
+    let huge = "x".repeat(1 << 17);
+    for (head, body, status, code) in [
+        ("POST /v1/ports", body.as_str(), 409, "exists"),
+        ("POST /v1/ports", "{\"name\": 1}", 400, "invalid"),
+        ("POST /v1/ports", huge.as_str(), 413, "invalid"),
+        ("GET /v1/ports/other", "", 404, "not_found"),
+        ("DELETE /v1/ports/other", "", 404, "not_found"),
+        ("GET /v2/ports", "", 404, "not_found"),
+        ("PUT /v1/ports", "", 405, "invalid"),
+        ("GET /v1/uplinks", "", 500, "internal"),
+    ] {
+        let (seen, answer) = server.http(head, body);
+        assert_eq!((seen, answer["error"]["code"].as_str()), (status, Some(code)), "{head}");
+        assert!(answer["error"]["message"].is_string());
+    }
+    // And it still serves.
+    let (status, version) = server.http("GET /v1/version", "");
+    assert_eq!((status, version["api"].as_u64()), (200, Some(1)));
+}
+
+#[test]
+fn an_unknown_field_of_a_port_is_refused_by_name() {
+    let server = Server::start();
+    let mut body = serde_json::to_value(port("vm1")).unwrap();
+    body["colour"] = "red".into();
+    let (status, answer) = server.http("POST /v1/ports", &body.to_string());
+    assert_eq!(status, 400);
+    assert!(answer["error"]["message"].as_str().unwrap().contains("colour"));
+}
+
+#[test]
+fn a_client_that_sends_half_a_request_does_not_keep_the_server() {
+    let server = Server::start();
+    let mut stream = UnixStream::connect(&server.path).unwrap();
+    stream.write_all(b"GET /v1/ver").unwrap();
+    drop(server);
+}
+
+#[test]
+fn no_daemon_is_told_as_such() {
+    let client = Client::new(Path::new("/nonexistent/api.sock"));
+    let error = client.call::<Stats>(&Request::Stats).unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+}
