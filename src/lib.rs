@@ -2,6 +2,7 @@
 //! interface profile to every VM.
 #![warn(missing_docs)]
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;

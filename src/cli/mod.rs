@@ -1,0 +1,127 @@
+//! CLI: arguments → one request or one configuration → what is printed.
+//!
+//! `isonic run` becomes a [`Config`] for the daemon; every other command is one [`Request`] to a
+//! running one, printed as a table, or with `--json` as the API has it. This module starts no
+//! daemon itself: [`run`] says in an [`Action`] what is left to do.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod run;
+mod show;
+mod table;
+
+use std::io::{self, Write};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, PortProblem, RunOptions};
+use crate::control::client::ClientError;
+use crate::profile::CatalogError;
+
+/// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
+#[derive(Debug, Parser)]
+#[command(name = "isonic", version)]
+pub struct Arguments {
+    /// What to log, on standard error: error, warn, info, debug, trace, or a filter such as
+    /// isonic::vhost_user=debug [default: RUST_LOG, else info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve ports
+    Run(Box<run::RunArguments>),
+    /// Add, list, show or delete the ports of a running daemon
+    #[command(subcommand)]
+    Port(client::PortCommand),
+    /// List the uplinks of a running daemon
+    #[command(subcommand)]
+    Uplink(client::UplinkCommand),
+    /// List or show profiles
+    #[command(subcommand)]
+    Profile(client::ProfileCommand),
+    /// Show all counters of a running daemon
+    Stats(client::Connection),
+}
+
+/// What is left to do when the arguments are dealt with.
+#[derive(Debug)]
+pub enum Action {
+    /// Nothing: the answer is printed.
+    Done,
+    /// Serve these ports.
+    Serve(Box<Config>, RunOptions),
+}
+
+/// Why a command failed; exit status 1.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The profile directory.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The port described by the arguments cannot be.
+    #[error("{}", lines(.0))]
+    Port(Vec<PortProblem>),
+    /// The socket's path depends on a working directory that is gone.
+    #[error("the working directory cannot be read; give --socket-path as an absolute path")]
+    WorkingDirectory(#[source] io::Error),
+    /// The daemon, or the way to it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No daemon was asked, and the binary has no such profile.
+    #[error("the binary has no profile \"{name}\"; it has {}", known.join(", "))]
+    UnknownProfile {
+        /// As asked for.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// Standard output.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// An answer of ours is not expressible in JSON.
+    #[error("cannot write JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+fn lines(problems: &[PortProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Do what the arguments say, short of running a daemon.
+///
+/// # Errors
+/// [`CliError`].
+pub fn run(arguments: Arguments) -> Result<Action, CliError> {
+    match arguments.command {
+        Command::Run(arguments) => return run::run(*arguments),
+        Command::Port(command) => client::port(command)?,
+        Command::Uplink(command) => client::uplink(&command)?,
+        Command::Profile(command) => client::profile(command)?,
+        Command::Stats(connection) => client::stats(&connection)?,
+    }
+    Ok(Action::Done)
+}
+
+/// Print to standard output. A reader that has gone (`isonic port list | head`) is no failure.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Print as JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print(&text)
+}

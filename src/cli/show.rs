@@ -1,0 +1,306 @@
+//! The API's answers, for people. Programs use `--json`.
+
+use std::fmt::Display;
+
+use crate::control::api::{
+    BindingView, BitsView, Counters, Direction, PortState, PortView, ProfileView, RingView,
+    SocketKind, Stats, UplinkView, XdpMode,
+};
+
+use super::table::{Table, pairs};
+
+fn list(items: &[impl Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn state(state: PortState) -> &'static str {
+    match state {
+        PortState::Waiting => "waiting",
+        PortState::Connected => "connected",
+        PortState::Running => "running",
+    }
+}
+
+fn xdp_mode(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+    }
+}
+
+fn socket_mode(kind: SocketKind) -> &'static str {
+    match kind {
+        SocketKind::Zerocopy => "zerocopy",
+        SocketKind::Copy => "copy",
+    }
+}
+
+fn bits(bits: &BitsView) -> String {
+    format!("{} ({})", bits.hex, bits.names.join(", "))
+}
+
+pub(super) fn ports(ports: &[PortView]) -> String {
+    let mut table = Table::new(&["NAME", "STATE", "UPLINK", "ATTACH", "MAC", "PROFILE", "SOCKET"]);
+    for port in ports {
+        table.row(vec![
+            port.name.clone(),
+            state(port.state).to_owned(),
+            port.uplink.clone(),
+            port.attach.to_string(),
+            port.mac.to_string(),
+            port.profile.clone(),
+            port.socket.display().to_string(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn port(port: &PortView) -> String {
+    let mut text = pairs(&[
+        ("name", port.name.clone()),
+        ("state", state(port.state).to_owned()),
+        ("socket", format!("{} ({})", port.socket.display(), port.mode)),
+        ("uplink", format!("{} ({})", port.uplink, port.attach)),
+        ("mac", port.mac.to_string()),
+        ("profile", port.profile.clone()),
+        ("digest", port.profile_digest.clone()),
+    ]);
+    if let Some(agreed) = &port.binding {
+        text.push_str("\nbinding\n");
+        text.push_str(&binding(agreed));
+    }
+    if !port.rings.is_empty() {
+        text.push('\n');
+        text.push_str(&rings(&port.rings));
+    }
+    if !port.counters.is_empty() {
+        text.push('\n');
+        let mut table = Table::new(&["COUNTER", "VALUE"]);
+        for (counter, value) in &port.counters {
+            table.row(vec![counter.clone(), value.to_string()]);
+        }
+        text.push_str(&table.render());
+    }
+    text
+}
+
+fn binding(binding: &BindingView) -> String {
+    let size = |size: &Option<u16>| size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+    let sizes: Vec<String> = binding.ring_sizes.iter().map(size).collect();
+    pairs(&[
+        ("  profile", binding.profile.clone()),
+        ("  digest", binding.digest.clone()),
+        ("  offered", bits(&binding.offered)),
+        ("  acknowledged", bits(&binding.acknowledged)),
+        ("  protocol features", bits(&binding.protocol_features)),
+        ("  ring sizes", list(&sizes)),
+        ("  queue pairs", binding.queue_pairs.to_string()),
+    ])
+}
+
+fn rings(rings: &[RingView]) -> String {
+    let mut table = Table::new(&["RING", "DIRECTION", "SIZE", "ENABLED", "WORKER", "BROKEN"]);
+    for ring in rings {
+        let direction = match ring.direction {
+            Direction::ToGuest => "to_guest",
+            Direction::FromGuest => "from_guest",
+        };
+        table.row(vec![
+            ring.index.to_string(),
+            direction.to_owned(),
+            ring.size.to_string(),
+            if ring.enabled { "yes" } else { "no" }.to_owned(),
+            ring.worker.to_string(),
+            ring.broken.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
+    let heading = ["INTERFACE", "DRIVER", "XDP", "SOCKET", "QUEUES", "MTU", "MAC", "PORTS", "WHY"];
+    let mut table = Table::new(&heading);
+    for uplink in uplinks {
+        table.row(vec![
+            uplink.interface.clone(),
+            uplink.driver.clone(),
+            xdp_mode(uplink.xdp_mode).to_owned(),
+            socket_mode(uplink.socket_mode).to_owned(),
+            list(&uplink.queues),
+            uplink.mtu.to_string(),
+            uplink.mac.to_string(),
+            list(&uplink.ports),
+            uplink.reason.clone(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn profiles(profiles: &[ProfileView]) -> String {
+    let mut table = Table::new(&["NAME", "LATEST", "USABLE", "RINGS", "PAIRS", "MTU", "SUMMARY"]);
+    for profile in profiles {
+        table.row(vec![
+            profile.name.clone(),
+            if profile.latest { "latest" } else { "" }.to_owned(),
+            usable(profile),
+            profile.ring_size_max.to_string(),
+            profile.queue_pairs_max.to_string(),
+            profile.mtu.to_string(),
+            profile.summary.clone(),
+        ]);
+    }
+    table.render()
+}
+
+/// On all uplinks, on some by name, or on none.
+fn usable(profile: &ProfileView) -> String {
+    if !profile.blockers.is_empty() {
+        return "no".to_owned();
+    }
+    let able = profile.uplinks.iter().filter(|(_, blockers)| blockers.is_empty());
+    let able: Vec<&String> = able.map(|(uplink, _)| uplink).collect();
+    match able.len() {
+        all if all == profile.uplinks.len() => "yes".to_owned(),
+        0 => "no".to_owned(),
+        _ => list(&able),
+    }
+}
+
+pub(super) fn profile(profile: &ProfileView) -> String {
+    let latest = if profile.latest { " (latest)" } else { "" };
+    let mut text = pairs(&[
+        ("name", format!("{}{latest}", profile.name)),
+        ("summary", profile.summary.clone()),
+        ("source", profile.source.clone()),
+        ("digest", profile.digest.clone()),
+        ("guest sees", bits(&profile.guest_features)),
+        ("backend offers", bits(&profile.features)),
+        ("front-end adds", bits(&profile.frontend_features)),
+        ("protocol features", bits(&profile.protocol_features)),
+        ("ring size max", profile.ring_size_max.to_string()),
+        ("queue pairs max", profile.queue_pairs_max.to_string()),
+        ("mtu", profile.mtu.to_string()),
+        ("memory slots", profile.memory_slots.to_string()),
+    ]);
+    for blocker in &profile.blockers {
+        text.push_str(&format!("not usable: {blocker}\n"));
+    }
+    for (uplink, blockers) in &profile.uplinks {
+        let verdict = if blockers.is_empty() { "usable".to_owned() } else { blockers.join("; ") };
+        text.push_str(&format!("on {uplink}: {verdict}\n"));
+    }
+    text
+}
+
+pub(super) fn stats(stats: &Stats) -> String {
+    let mut table = Table::new(&["OF", "COUNTER", "VALUE"]);
+    let mut add = |of: String, counters: &Counters| {
+        for (counter, value) in counters {
+            table.row(vec![of.clone(), counter.clone(), value.to_string()]);
+        }
+    };
+    for (port, counters) in &stats.ports {
+        add(format!("port {port}"), counters);
+    }
+    for (uplink, counters) in &stats.uplinks {
+        add(format!("uplink {uplink}"), counters);
+    }
+    for worker in &stats.workers {
+        let counts = [("turns", worker.turns), ("sleeps", worker.sleeps)];
+        let counts = counts.map(|(name, value)| (name.to_owned(), value));
+        let cpu = worker.cpu.map(|cpu| format!(" (CPU {cpu})")).unwrap_or_default();
+        add(format!("worker {}{cpu}", worker.id), &counts.into());
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::{Attach, SocketMode};
+    use crate::device::features::FeatureSet;
+    use crate::device::mac::MacAddress;
+    use crate::profile::{Catalog, UplinkFacts};
+
+    fn view() -> PortView {
+        let agreed = BindingView {
+            profile: "p".into(),
+            digest: "d".into(),
+            offered: BitsView::device(FeatureSet(1 << 32)),
+            acknowledged: BitsView::device(FeatureSet(1 << 32)),
+            protocol_features: BitsView::protocol(FeatureSet(1)),
+            ring_sizes: vec![Some(256), None],
+            queue_pairs: 1,
+        };
+        let ring = RingView {
+            index: 1,
+            direction: Direction::FromGuest,
+            size: 256,
+            enabled: true,
+            broken: Some("descriptor 7 loops".into()),
+            worker: 0,
+        };
+        PortView {
+            name: "vm1".into(),
+            socket: "/run/vm1.sock".into(),
+            mode: SocketMode::Server,
+            profile: "p".into(),
+            profile_digest: "d".into(),
+            uplink: "eth0".into(),
+            attach: Attach::Switch,
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            state: PortState::Running,
+            binding: Some(agreed),
+            counters: BTreeMap::from([("from_guest_packets".into(), 5)]),
+            rings: vec![ring],
+        }
+    }
+
+    #[test]
+    fn a_port_is_one_line_in_a_list() {
+        let text = ports(&[view()]);
+        let line = text.lines().nth(1).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(
+            words,
+            ["vm1", "running", "eth0", "switch", "02:00:00:00:00:01", "p", "/run/vm1.sock"]
+        );
+    }
+
+    #[test]
+    fn a_port_shows_its_binding_a_broken_ring_and_its_counters() {
+        let text = port(&view());
+        for shown in
+            ["0x100000000 (version_1)", "256,-", "descriptor 7 loops", "from_guest_packets"]
+        {
+            assert!(text.contains(shown), "{shown} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_profile_is_usable_where_nothing_stands_against_it() {
+        let catalog = Catalog::embedded();
+        let v1 = catalog.get("org.isonic.net.v1").unwrap();
+        let uplink = |name: &str, mtu| UplinkFacts { name: name.into(), mtu };
+        let told = |uplinks: &[UplinkFacts]| usable(&ProfileView::new(v1, &catalog, uplinks));
+        assert_eq!(told(&[]), "yes");
+        assert_eq!(told(&[uplink("a", 1500), uplink("b", 1400)]), "a");
+        assert_eq!(told(&[uplink("b", 1400)]), "no");
+        let text = profile(&ProfileView::new(v1, &catalog, &[uplink("b", 1400)]));
+        assert!(text.contains("on b: its MTU is 1500"), "{text}");
+    }
+
+    #[test]
+    fn counters_name_what_they_are_of() {
+        let counters = BTreeMap::from([("drops".to_owned(), 3)]);
+        let shown = stats(&Stats {
+            ports: BTreeMap::from([("vm1".into(), counters.clone())]),
+            uplinks: BTreeMap::from([("eth0".into(), counters)]),
+            workers: Vec::new(),
+        });
+        assert!(shown.contains("port vm1     drops    3"), "{shown}");
+        assert!(shown.contains("uplink eth0  drops    3"), "{shown}");
+    }
+}
