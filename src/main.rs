@@ -26,7 +26,8 @@ fn main() -> ExitCode {
 fn start(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     log_to_stderr(arguments.log_level.as_deref())?;
     match cli::run(arguments)? {
-        Action::Done | Action::Serve(..) => Ok(()),
+        Action::Done => Ok(()),
+        Action::Serve(config, options) => Ok(isonic::daemon::run(*config, options)?),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, RunOptions};
 use crate::control::server;
 use crate::guest_memory::install_fault_handler;
-use crate::platform::unix_socket::{self, ClaimError};
+use crate::platform::unix_socket::{self, ClaimError, InheritError};
 use crate::profile::{Catalog, CatalogError};
 
 use fabric::Fabric;
@@ -71,14 +71,8 @@ pub enum DaemonError {
     #[error("cannot serve the API")]
     Serve(#[source] io::Error),
     /// `--fd` names no usable socket.
-    #[error("descriptor {fd}, given with --fd, is not a listening or connected unix socket")]
-    Descriptor {
-        /// As given.
-        fd: i32,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
 }
 
 /// Serve until told to stop by SIGTERM or SIGINT.
@@ -136,9 +130,7 @@ fn add_ports(
 ) -> Result<(), DaemonError> {
     for port in &config.ports {
         let origin = match options.socket_fd {
-            Some(fd) => Origin::Descriptor(
-                ports::inherited(fd).map_err(|source| DaemonError::Descriptor { fd, source })?,
-            ),
+            Some(number) => Origin::Inherited(unix_socket::inherited(number)?),
             None => Origin::Configuration,
         };
         registry

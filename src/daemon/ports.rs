@@ -1,10 +1,7 @@
 //! The registry of ports: made whole or not at all, and unmade in reverse.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -14,7 +11,7 @@ use crate::datapath::{
     Attachment, PortId, Route, Target, WorkerGone, WorkerId, frame_max, is_from_guest, pair_of,
 };
 use crate::metrics::{PortCounter, Published};
-use crate::platform::unix_socket::{AccessError, ClaimError, SocketFile, claim};
+use crate::platform::unix_socket::{AccessError, ClaimError, Inherited, SocketFile, claim};
 use crate::profile::{Blocker, Catalog, Profile};
 use crate::vhost_user::{HostError, PortHost, PortSocket, SessionBinding, SocketSource, serve};
 use crate::virtqueue::Ring;
@@ -122,7 +119,7 @@ pub enum Origin {
     /// The state file.
     State,
     /// The command line, with the socket inherited.
-    Descriptor(SocketSource),
+    Inherited(Inherited),
 }
 
 /// One port.
@@ -412,8 +409,14 @@ fn open_socket(
     config: &PortConfig,
     origin: Origin,
 ) -> Result<(SocketSource, Option<SocketFile>), PortError> {
-    if let Origin::Descriptor(source) = origin {
-        return Ok((source, None));
+    match origin {
+        Origin::Inherited(Inherited::Listener(listener)) => {
+            return Ok((SocketSource::Listener(listener), None));
+        }
+        Origin::Inherited(Inherited::Stream(stream)) => {
+            return Ok((SocketSource::Stream(stream), None));
+        }
+        Origin::Configuration | Origin::Api | Origin::State => {}
     }
     if config.mode == SocketMode::Client {
         return Ok((SocketSource::Connect(config.socket.clone()), None));
@@ -422,27 +425,6 @@ fn open_socket(
     let permissions = config.socket_permissions.map(|permissions| permissions.0);
     claimed.file.set_access(config.socket_group.as_deref(), permissions)?;
     Ok((SocketSource::Listener(claimed.listener), Some(claimed.file)))
-}
-
-/// The socket behind an inherited descriptor: listening, or one connection.
-///
-/// # Errors
-/// It is neither.
-pub fn inherited(fd: i32) -> io::Result<SocketSource> {
-    // A duplicate tells whether the number is open at all, and leaves the original alone.
-    let copy = File::open(format!("/proc/self/fd/{fd}"));
-    drop(copy);
-    let owned = duplicate(fd)?;
-    let listening = rustix::net::sockopt::socket_acceptconn(&owned)?;
-    if listening {
-        Ok(SocketSource::Listener(UnixListener::from(owned)))
-    } else {
-        Ok(SocketSource::Stream(UnixStream::from(owned)))
-    }
-}
-
-fn duplicate(_fd: i32) -> io::Result<OwnedFd> {
-    unimplemented!()
 }
 
 // ---- the session's side ---------------------------------------------------------------------------

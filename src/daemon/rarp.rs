@@ -44,7 +44,7 @@ mod tests {
         let mac = [0x52, 0x54, 0, 1, 2, 3];
         let frame = super::request(mac);
         let packet = SlicedPacket::from_ethernet(&frame).unwrap();
-        let ethernet = packet.link.unwrap().to_header();
+        let ethernet = packet.link.unwrap().to_header().unwrap();
         let ethernet = ethernet.ethernet2().unwrap();
         assert_eq!(ethernet.ether_type, EtherType(0x8035));
         assert_eq!((ethernet.destination, ethernet.source), ([0xff; 6], mac));

@@ -94,7 +94,7 @@ pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
     let frame = FrameView::whole(bytes);
     match route.attachment {
         Attachment::Wire { .. } => {
-            outlet.to_uplink(&frame);
+            outlet.send_to_uplink(&frame);
         }
         Attachment::Switch { .. } => outlet.flood(&frame),
     }
@@ -158,7 +158,7 @@ impl<'w> Outlet<'w> {
         }
         match self.route.attachment {
             Attachment::Wire { .. } => {
-                let sent = self.to_uplink(&frame);
+                let sent = self.send_to_uplink(&frame);
                 self.account(sent, &frame);
             }
             Attachment::Switch { .. } => self.switch(&frame),
@@ -176,11 +176,11 @@ impl<'w> Outlet<'w> {
         match self.table.by_mac(self.route.uplink, destination) {
             Some(port) if port == self.port => self.drop(PortCounter::FromGuestDroppedNoRoute),
             Some(port) => {
-                self.to_port(port, frame);
+                self.send_to_port(port, frame);
                 self.account(true, frame);
             }
             None => {
-                let sent = self.to_uplink(frame);
+                let sent = self.send_to_uplink(frame);
                 self.account(sent, frame);
             }
         }
@@ -188,17 +188,17 @@ impl<'w> Outlet<'w> {
 
     /// To the wire and to every other port of the switch.
     fn flood(&mut self, frame: &FrameView<'_>) {
-        self.to_uplink(frame);
+        self.send_to_uplink(frame);
         for &port in self.table.switched(self.route.uplink) {
             if port != self.port {
-                self.to_port(port, frame);
+                self.send_to_port(port, frame);
             }
         }
     }
 
     /// Copy into a frame of the uplink; when all are in flight, wake the kernel once and try again.
     #[inline]
-    fn to_uplink(&mut self, frame: &FrameView<'_>) -> bool {
+    fn send_to_uplink(&mut self, frame: &FrameView<'_>) -> bool {
         let Some(WorkerSocket { socket, counters, .. }) = self.socket.as_deref_mut() else {
             return false;
         };
@@ -217,7 +217,7 @@ impl<'w> Outlet<'w> {
     }
 
     #[inline]
-    fn to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
+    fn send_to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
         to_port(self.ports, self.table, port, usize::from(self.pair), |ports, worker, pair| {
             if worker == self.worker {
                 ports.deliver(self.table, port, pair, frame);

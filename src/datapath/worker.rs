@@ -185,7 +185,7 @@ impl Worker {
             socket.socket.flush();
         }
         self.turns += 1;
-        if self.turns.is_multiple_of(TURNS_PER_PUBLICATION) {
+        if self.turns % TURNS_PER_PUBLICATION == 0 {
             self.publish_counters();
         }
         work

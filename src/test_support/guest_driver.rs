@@ -192,6 +192,7 @@ impl Driver {
     // ---- raw: what a hostile driver may write ---------------------------------------------------
 
     /// Write a descriptor of the ring's table.
+    #[allow(clippy::too_many_arguments, reason = "a descriptor's four fields and its place")]
     pub fn raw_descriptor(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         let at = self.parts[0] + 16 * u64::from(index);
         write(&self.memory, at, &descriptor_bytes(address, len, flags, next));

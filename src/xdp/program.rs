@@ -87,8 +87,10 @@ impl Drop for OpenObjectCell {
     }
 }
 
-// SAFETY: the cell is only reached through the skeleton, which is itself only used by its owner.
+// SAFETY: the cell is only reached through the skeleton, whose objects belong to no thread.
 unsafe impl Send for Redirect {}
+// SAFETY: all that `&self` allows are updates of maps, which are system calls on descriptors.
+unsafe impl Sync for Redirect {}
 
 impl std::fmt::Debug for Redirect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -144,6 +144,7 @@ impl Fill {
 
     /// Give a frame. There is always room: a socket has no more receive frames than entries.
     #[inline]
+    #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
     pub fn put(&mut self, frame: Frame) {
         // The token ends here; the kernel rounds the offset down to the frame's start.
         self.0.write(frame.address());
@@ -210,6 +211,7 @@ impl Tx {
     /// Give a frame with `len` bytes. There is always room: a socket has no more transmit frames
     /// than entries.
     #[inline]
+    #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
     pub fn put(&mut self, frame: Frame, len: u32) {
         self.0.write(Descriptor { address: frame.address(), len, options: 0 });
     }

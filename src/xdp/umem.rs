@@ -6,6 +6,10 @@ use std::slice;
 /// Bytes of one frame; a packet and the headroom before it fit in one.
 pub const FRAME_BYTES: u32 = 4096;
 
+/// Longest packet that a frame takes when it is received: the kernel keeps the first 256 bytes
+/// for an XDP program (XDP_PACKET_HEADROOM of linux/bpf.h).
+pub const FRAME_PACKET_MAX: u32 = FRAME_BYTES - 256;
+
 /// One frame that is ours: not in any ring, so neither the kernel nor the NIC touches it.
 ///
 /// Made only when the UMEM is divided and when a ring gives one back; consumed by the ring it is
