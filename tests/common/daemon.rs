@@ -1,0 +1,241 @@
+//! The daemon under test: its configuration, its process, its answers.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{Bed, Finished, Process, run, run_to_end, wait_for};
+
+/// The profile that the tests bind.
+pub const PROFILE: &str = "org.isonic.net.v1";
+const BINARY: &str = env!("CARGO_BIN_EXE_isonic");
+
+/// One `[[ports]]` entry.
+#[derive(Clone, Debug)]
+pub struct PortSpec {
+    /// Its name; the socket is NAME.sock in the bed's directory.
+    pub name: String,
+    /// "server" or "client".
+    pub mode: &'static str,
+    /// The uplink's interface.
+    pub uplink: String,
+    /// "switch" or "wire".
+    pub attach: &'static str,
+    /// The uplink's queues of a wire port.
+    pub queues: Option<Vec<u32>>,
+    /// The MAC.
+    pub mac: String,
+}
+
+impl PortSpec {
+    /// A switch port on the uplink; `number` (1 to 99) makes name and MAC.
+    pub fn switch(uplink: &str, number: u8) -> Self {
+        Self {
+            name: format!("vm{number}"),
+            mode: "server",
+            uplink: uplink.to_owned(),
+            attach: "switch",
+            queues: None,
+            mac: format!("52:54:00:00:00:{number:02x}"),
+        }
+    }
+
+    /// A wire port on all these queues of the uplink.
+    pub fn wire(uplink: &str, number: u8, queues: &[u32]) -> Self {
+        let queues = Some(queues.to_vec());
+        Self { attach: "wire", queues, ..Self::switch(uplink, number) }
+    }
+}
+
+/// A configuration file to be.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// The uplinks' interfaces, each with its queues if not all.
+    pub uplinks: Vec<(String, Option<Vec<u32>>)>,
+    /// The ports.
+    pub ports: Vec<PortSpec>,
+    /// `workers`.
+    pub workers: u32,
+}
+
+impl Configuration {
+    /// All uplinks of the bed, one worker, these ports.
+    pub fn new(bed: &Bed, ports: Vec<PortSpec>) -> Self {
+        let uplinks = bed.uplinks.iter().map(|uplink| (uplink.nic.clone(), None)).collect();
+        Self { uplinks, ports, workers: 1 }
+    }
+
+    fn text(&self, bed: &Bed) -> String {
+        let mut text = format!(
+            "api_socket = {:?}\nstate_dir = {:?}\nworkers = {}\n",
+            bed.path("api.sock"),
+            bed.path("state"),
+            self.workers
+        );
+        for (interface, queues) in &self.uplinks {
+            let _ = write!(text, "\n[[uplinks]]\ninterface = {interface:?}\n");
+            if let Some(queues) = queues {
+                let _ = writeln!(text, "queues = {queues:?}");
+            }
+        }
+        for port in &self.ports {
+            let socket = bed.path(&format!("{}.sock", port.name));
+            let _ = write!(
+                text,
+                "\n[[ports]]\nname = {:?}\nsocket = {socket:?}\nmode = {:?}\nprofile = {PROFILE:?}\n\
+                 uplink = {:?}\nattach = {:?}\nmac = {:?}\n",
+                port.name, port.mode, port.uplink, port.attach, port.mac
+            );
+            if let Some(queues) = &port.queues {
+                let _ = writeln!(text, "queues = {queues:?}");
+            }
+        }
+        text
+    }
+
+    /// Writes the file and gives its path.
+    pub fn write(&self, bed: &Bed) -> PathBuf {
+        let path = bed.path("isonic.toml");
+        fs::write(&path, self.text(bed)).expect("configuration file");
+        path
+    }
+}
+
+/// A running daemon in the bed's namespace `host`; killed on drop.
+#[derive(Debug)]
+pub struct Daemon<'bed> {
+    bed: &'bed Bed,
+    process: Process,
+}
+
+impl<'bed> Daemon<'bed> {
+    /// Starts it and waits until its API answers.
+    pub fn start(bed: &'bed Bed, configuration: &Configuration) -> Self {
+        configuration.write(bed);
+        Self { bed, process: Self::launch(bed) }
+    }
+
+    fn launch(bed: &Bed) -> Process {
+        let config = bed.path("isonic.toml").display().to_string();
+        let command_line = [BINARY, "run", "--config", &config].map(str::to_owned);
+        let log = bed.path("isonic.log");
+        let mut process = Process::start("isonic", bed.host.name(), &command_line, &log);
+        wait_for("isonic's API answers", 10, || {
+            if let Some(status) = process.ended() {
+                panic!("isonic ended with {status}");
+            }
+            run_to_end(&mut Self::client(bed, &["port", "list"])).status.success()
+        });
+        process
+    }
+
+    /// Runs `isonic run` where it is expected to refuse; panics if it keeps running.
+    pub fn refused(bed: &Bed, configuration: &Configuration) -> Finished {
+        let config = configuration.write(bed).display().to_string();
+        let command_line = ["timeout", "10", BINARY, "run", "--config", &config];
+        run_to_end(&mut bed.host.command(&command_line))
+    }
+
+    fn client(bed: &Bed, arguments: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(BINARY);
+        command.args(arguments).arg("--json").arg("--api-socket").arg(bed.path("api.sock"));
+        command
+    }
+
+    /// What a client command with `--json` prints; panics unless it succeeds.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = run(&mut Self::client(self.bed, arguments));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    }
+
+    /// A port's counter.
+    pub fn port_counter(&self, port: &str, counter: &str) -> u64 {
+        let stats = self.json(&["stats"]);
+        let value = &stats["ports"][port][counter];
+        value.as_u64().unwrap_or_else(|| panic!("no counter {counter} of {port} in {stats}"))
+    }
+
+    /// The sum of a port's counters whose names start so.
+    pub fn port_counters(&self, port: &str, prefix: &str) -> u64 {
+        let stats = self.json(&["stats"]);
+        let counters = stats["ports"][port].as_object().expect("the port's counters");
+        let of_prefix = counters.iter().filter(|(name, _)| name.starts_with(prefix));
+        of_prefix.filter_map(|(_, value)| value.as_u64()).sum()
+    }
+
+    /// Waits until a port is in this state: waiting, connected or running.
+    pub fn wait_state(&self, port: &str, state: &str) {
+        wait_for(&format!("{port} is {state}"), 20, || {
+            self.json(&["port", "show", port])["state"] == state
+        });
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// All that it has logged, over its restarts.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// SIGTERM; it must end by itself, and well.
+    pub fn stop(&mut self) {
+        let status = self.process.terminate();
+        assert!(status.success(), "isonic ended with {status} on SIGTERM");
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill), same configuration.
+    pub fn start_again(&mut self) {
+        self.process = Self::launch(self.bed);
+    }
+
+    /// Open descriptors and mappings: what a leak would let grow.
+    pub fn holdings(&self) -> (usize, usize) {
+        let proc = PathBuf::from(format!("/proc/{}", self.id()));
+        let descriptors = fs::read_dir(proc.join("fd")).expect("descriptors").count();
+        let mappings = fs::read_to_string(proc.join("maps")).expect("mappings").lines().count();
+        (descriptors, mappings)
+    }
+
+    /// User and system time used so far, in clock ticks of 10 ms (proc(5), fields 14 and 15 of
+    /// stat).
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("stat");
+        let after_name = stat.rsplit(')').next().expect("fields");
+        let fields: Vec<&str> = after_name.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
+    /// Asserts that each uplink knows where all its frames are; gives their number.
+    pub fn frames(&self) -> u64 {
+        let stats = self.json(&["stats"]);
+        let uplinks = stats["uplinks"].as_object().expect("uplinks");
+        let mut all = 0;
+        for (interface, counters) in uplinks {
+            let count = |name: &str| counters[name].as_u64().unwrap_or(0);
+            let places = ["frames_free", "frames_receiving", "frames_transmitting", "frames_away"];
+            let found: u64 = places.into_iter().map(count).sum();
+            assert_eq!(found, count("frames_total"), "{interface} lost frames: {counters}");
+            all += found;
+        }
+        all
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let stats = run_to_end(&mut Self::client(self.bed, &["stats"]));
+            eprintln!("--- isonic stats ---\n{}{}", stats.output, stats.errors);
+        }
+    }
+}

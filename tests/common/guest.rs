@@ -1,0 +1,197 @@
+//! A Linux guest under QEMU, with a command channel that needs no network
+//! (`scripts/guest/guest-agent`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Bed, Netns, PortSpec, Process, Uplink, repository, wait_for};
+
+/// What the profile `org.isonic.net.v1` needs of QEMU: on what the front-end provides, off what
+/// the profile lacks and QEMU would offer by itself. `disable-legacy`: VERSION_1 is not optional.
+const DEVICE: &str = "virtio-net-pci,netdev=net0,romfile=,disable-legacy=on,mq=on,\
+    host_mtu=1500,rx_queue_size=1024,tx_queue_size=1024,csum=off,guest_csum=off,gso=off,\
+    host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,guest_tso4=off,guest_tso6=off,\
+    guest_ecn=off,guest_ufo=off,ctrl_guest_offloads=off,queue_reset=off";
+/// Seconds for a boot; it takes three under emulation on an idle core.
+const BOOT_SECONDS: u64 = 90;
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// The port that it is plugged into.
+    pub port: PortSpec,
+    /// Its address, within a /24.
+    pub address: String,
+    /// Queue pairs, and CPUs: Linux uses no more pairs than it has CPUs.
+    pub queue_pairs: u32,
+}
+
+impl GuestSpec {
+    /// A guest with two queue pairs on this port.
+    pub fn new(port: &PortSpec, uplink: &Uplink, number: u8) -> Self {
+        Self { port: port.clone(), address: uplink.guest_address(number), queue_pairs: 2 }
+    }
+}
+
+/// A running guest; killed on drop.
+#[derive(Debug)]
+pub struct Guest {
+    /// What it was made of.
+    pub spec: GuestSpec,
+    process: Process,
+    console: PathBuf,
+    agent: UnixStream,
+    commands: u32,
+}
+
+impl Guest {
+    /// Starts QEMU and waits until the guest is up.
+    pub fn boot(bed: &Bed, spec: &GuestSpec) -> Self {
+        Self::launch(bed, spec).ready()
+    }
+
+    /// Boots several at once: on two cores that takes hardly longer than one.
+    pub fn boot_all<const N: usize>(bed: &Bed, specs: [GuestSpec; N]) -> [Self; N] {
+        specs.map(|spec| Self::launch(bed, &spec)).map(Self::ready)
+    }
+
+    fn launch(bed: &Bed, spec: &GuestSpec) -> Self {
+        let image = repository("cache/guest");
+        assert!(image.join("stamp").exists(), "no guest to boot: run scripts/guest-image");
+        let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name));
+        let (console, agent) = (file("console"), file("agent"));
+        let _ = fs::remove_file(&console);
+        let _ = fs::remove_file(&agent);
+        let command_line = command_line(bed, spec);
+        let name = format!("QEMU of {}", spec.port.name);
+        let process = Process::start(&name, bed.wire.name(), &command_line, &file("qemu"));
+        wait_for("QEMU makes the command channel", 20, || agent.exists());
+        let agent = UnixStream::connect(agent).expect("command channel");
+        agent.set_read_timeout(Some(COMMAND_TIMEOUT)).expect("timeout");
+        Self { spec: spec.clone(), process, console, agent, commands: 0 }
+    }
+
+    fn ready(mut self) -> Self {
+        self.wait_boots(1);
+        self
+    }
+
+    /// Waits until the guest has come up `times` times since QEMU was started.
+    pub fn wait_boots(&mut self, times: usize) {
+        wait_for(&format!("{} is up", self.spec.port.name), BOOT_SECONDS, || {
+            if let Some(status) = self.process.ended() {
+                panic!("QEMU ended with {status}");
+            }
+            let console = fs::read(&self.console).unwrap_or_default();
+            String::from_utf8_lossy(&console).matches("GUEST-UP").count() >= times
+        });
+    }
+
+    /// Runs a command in the guest's shell: its output, and its exit status.
+    pub fn run(&mut self, command: &str) -> (String, i32) {
+        self.commands += 1;
+        let line = format!("RUN {} {command}\n", self.commands);
+        self.agent.write_all(line.as_bytes()).expect("command channel");
+        let mark = format!("\nDONE {} ", self.commands);
+        let mut answer = String::new();
+        loop {
+            if let Some((output, status)) = answer.split_once(&mark)
+                && let Some(status) = status.strip_suffix('\n')
+            {
+                return (output.to_owned(), status.parse().expect("exit status"));
+            }
+            let mut buffer = [0; 4096];
+            let length = self.agent.read(&mut buffer);
+            let length = length.unwrap_or_else(|error| panic!("{command:?} in the guest: {error}"));
+            assert!(length > 0, "{command:?} in the guest: QEMU hung up");
+            answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+
+    /// Runs a command that must succeed.
+    pub fn check(&mut self, command: &str) -> String {
+        let (output, status) = self.run(command);
+        assert_eq!(status, 0, "{command:?} in the guest: {output}");
+        output
+    }
+
+    /// Echo requests from the guest; all must be answered.
+    pub fn ping(&mut self, address: &str) {
+        let output = self.check(&format!("ping -c 5 -W 2 {address}"));
+        assert!(output.contains(" 5 packets received"), "{output}");
+    }
+
+    /// What the guest sees of its interface (`scripts/guest/guest-facts`).
+    pub fn facts(&mut self) -> BTreeMap<String, String> {
+        let facts = self.check("guest-facts");
+        let pairs = facts.lines().filter_map(|line| line.split_once('='));
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    /// Reboots from inside and waits until it is up again; to be done once.
+    pub fn reboot(&mut self) {
+        self.check("(sleep 0.2; reboot -f) >/dev/null 2>&1 &");
+        self.wait_boots(2);
+    }
+
+    /// Takes the interface away from its driver and gives it back.
+    pub fn rebind(&mut self) {
+        let driver = "/sys/bus/virtio/drivers/virtio_net";
+        self.check(&format!("echo virtio0 >{driver}/unbind && [ ! -e /sys/class/net/eth0 ]"));
+        self.check(&format!("echo virtio0 >{driver}/bind && guest-network"));
+    }
+
+    /// SIGKILL for QEMU.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// KVM only where `scripts/test` found that it boots this guest.
+fn accelerator() -> Vec<String> {
+    let found = fs::read_to_string(repository("cache/guest/accelerator")).unwrap_or_default();
+    let words = if found.starts_with("kvm") {
+        "-accel kvm -cpu host"
+    } else {
+        "-accel tcg,thread=multi -cpu max"
+    };
+    words.split(' ').map(str::to_owned).collect()
+}
+
+fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
+    let image = repository("cache/guest");
+    let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name)).display().to_string();
+    let socket = file("sock");
+    // A port in client mode connects to QEMU; QEMU does not wait for it.
+    let side = if spec.port.mode == "client" { "server=on,wait=on" } else { "reconnect=1" };
+    // vectors=0: with MSI-X, QEMU 7.2 crashes under emulation when a vhost-user device starts.
+    let vectors = if accelerator()[1] == "kvm" { "" } else { ",vectors=0" };
+    let words = format!(
+        "qemu-system-x86_64 -machine q35,memory-backend=memory -smp {pairs} -m 192 \
+         -object memory-backend-memfd,id=memory,size=192M,share=on -nodefaults -no-user-config \
+         -kernel {image}/vmlinux -initrd {image}/initrd -display none \
+         -chardev socket,id=vhost,path={socket},{side} \
+         -netdev vhost-user,id=net0,chardev=vhost,queues={pairs} \
+         -device {DEVICE},mac={mac}{vectors} \
+         -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
+         -serial chardev:agent",
+        pairs = spec.queue_pairs,
+        image = image.display(),
+        mac = spec.port.mac,
+        console = file("console"),
+        agent = file("agent"),
+    );
+    let append = format!(
+        "console=ttyS0 quiet panic=-1 no_timer_check iomem=relaxed isonic.ip={}/24",
+        spec.address
+    );
+    let mut command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+    command_line.extend(accelerator());
+    command_line.extend(["-append".to_owned(), append]);
+    command_line
+}

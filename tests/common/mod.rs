@@ -1,0 +1,46 @@
+//! The harness of the tests that need a machine: network namespaces, the daemon, QEMU guests and
+//! DPDK's virtio-user, all real.
+//!
+//! A test makes a [`Bed`], starts a [`Daemon`] and its counterparts on it, and asserts. Everything
+//! started is recorded by process id and ended on drop, by a panic too; what a killed run left is
+//! removed by the next. Beds exclude each other over all processes of this machine, because two
+//! emulated guests keep two cores busy; the rest of the tests runs in parallel.
+//!
+//! Needs root, Debian's packages (`scripts/setup`) and the guest (`scripts/guest-image`); a test
+//! fails and says so where they are missing. Knows nothing of the library: only the binary, its
+//! configuration file, its JSON and the wire.
+
+#![allow(dead_code, unused_imports, reason = "every test binary uses its own part")]
+
+mod bed;
+mod daemon;
+mod guest;
+mod netns;
+mod process;
+mod testpmd;
+mod traffic;
+
+pub use bed::{Bed, NIC, Uplink};
+pub use daemon::{Configuration, Daemon, PortSpec};
+pub use guest::{Guest, GuestSpec};
+pub use netns::Netns;
+pub use process::{Finished, Process, run, run_to_end};
+pub use testpmd::Testpmd;
+pub use traffic::{echo_datagrams, echo_stream, ping, pings_through};
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Polls until `what` holds; panics with it after `seconds`.
+pub fn wait_for(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {seconds} s in vain until {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}

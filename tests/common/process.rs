@@ -1,0 +1,139 @@
+//! Child processes that never outlive the test, with their output kept for the report.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a command that should end by itself may take.
+const COMMAND_SECONDS: u64 = 60;
+
+/// What a command that ended left.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub output: String,
+    /// Its standard error.
+    pub errors: String,
+}
+
+/// Runs a command to its end; panics unless it succeeds. Gives its standard output.
+pub fn run(command: &mut Command) -> String {
+    let finished = run_to_end(command);
+    assert!(finished.status.success(), "{command:?}: {finished:?}");
+    finished.output
+}
+
+/// Runs a command to its end, whatever that is. Killed, and a panic, after [`COMMAND_SECONDS`].
+pub fn run_to_end(command: &mut Command) -> Finished {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let [output, errors] = ["output", "errors"].map(|name| directory.path().join(name));
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(File::create(&output).expect("output file"))
+        .stderr(File::create(&errors).expect("errors file"))
+        .spawn();
+    let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let status = wait_bounded(&mut child, COMMAND_SECONDS);
+    let [output, errors] = [output, errors].map(|path| text_of(&path));
+    let status = status.unwrap_or_else(|| {
+        panic!("{command:?} did not end in {COMMAND_SECONDS} s\n{output}\n{errors}")
+    });
+    Finished { status, output, errors }
+}
+
+/// Waits for the end of a child; kills it and gives `None` after `seconds`.
+fn wait_bounded(child: &mut Child, seconds: u64) -> Option<ExitStatus> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return Some(status);
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn text_of(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// A process in the background; killed on drop. Its output goes to a file, which is printed if
+/// the test panics.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` with `arguments` in the namespace; stdin is a pipe. `log` is appended to.
+    pub fn start(name: &str, namespace: &str, command_line: &[String], log: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log).expect("log file");
+        // setpriv: should the test be killed, so is the child. Neither it nor ip forks: the
+        // process id stays.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "ip", "netns", "exec", namespace])
+            .args(command_line)
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone().expect("log file"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting {name}: {error}"));
+        Self { child, name: name.to_owned(), log: log.to_owned() }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its standard input.
+    pub fn stdin(&mut self) -> &mut std::process::ChildStdin {
+        self.child.stdin.as_mut().expect("stdin is a pipe")
+    }
+
+    /// All that it has written.
+    pub fn log(&self) -> String {
+        text_of(&self.log)
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait")
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and waits for the end: at most 10 s.
+    pub fn terminate(&mut self) -> ExitStatus {
+        run(Command::new("kill").arg(self.id().to_string()));
+        self.wait(10)
+    }
+
+    /// Waits for the end: at most `seconds`.
+    pub fn wait(&mut self, seconds: u64) -> ExitStatus {
+        let status = wait_bounded(&mut self.child, seconds);
+        status.unwrap_or_else(|| panic!("{} did not end in {seconds} s", self.name))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- output of {} ---\n{}", self.name, self.log());
+        }
+    }
+}

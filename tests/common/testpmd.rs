@@ -1,0 +1,67 @@
+//! DPDK's virtio-user driver as the front-end: a second implementation, with another order of
+//! messages and another way of polling the rings than QEMU and Linux.
+
+use std::io::Write;
+
+use super::{Bed, PortSpec, Process, wait_for};
+
+/// A running `dpdk-testpmd` plugged into a port; ended on drop.
+#[derive(Debug)]
+pub struct Testpmd {
+    process: Process,
+}
+
+impl Testpmd {
+    /// Starts it with this many queue pairs and a forwarding mode of testpmd's, not forwarding.
+    pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str) -> Self {
+        let socket = bed.path(&format!("{}.sock", port.name));
+        // --no-huge: its memory is then one memfd, which vhost-user can share, and the machine
+        // needs no huge pages.
+        let words = format!(
+            "dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
+             --file-prefix=isonic-{id} \
+             --vdev=net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac} \
+             -- -i --nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} \
+             --total-num-mbufs=8192 --forward-mode={mode}",
+            id = std::process::id(),
+            socket = socket.display(),
+            mac = port.mac,
+        );
+        let command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        let log = bed.path(&format!("{}.testpmd", port.name));
+        let mut process = Process::start("dpdk-testpmd", bed.wire.name(), &command_line, &log);
+        wait_for("dpdk-testpmd is ready", 30, || {
+            if let Some(status) = process.ended() {
+                panic!("dpdk-testpmd ended with {status}");
+            }
+            process.log().contains("testpmd>")
+        });
+        Self { process }
+    }
+
+    /// Gives a command and waits until it has printed `answer` (once more than before).
+    pub fn command(&mut self, command: &str, answer: &str) -> String {
+        let before = self.process.log();
+        let (seen, length) = (before.matches(answer).count(), before.len());
+        writeln!(self.process.stdin(), "{command}").expect("dpdk-testpmd's input");
+        let process = &self.process;
+        wait_for(&format!("dpdk-testpmd answers {command:?}"), 20, || {
+            process.log().matches(answer).count() > seen
+        });
+        self.process.log().split_off(length)
+    }
+
+    /// A counter of the port's, such as "TX-packets".
+    pub fn counter(&mut self, counter: &str) -> u64 {
+        let answer = self.command("show port stats 0", "Tx-pps:");
+        let value = answer.split_once(&format!("{counter}:")).map(|(_, rest)| rest);
+        let digits = value.and_then(|rest| rest.split_whitespace().next());
+        digits.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
+    }
+
+    /// Ends it as a user would.
+    pub fn quit(&mut self) {
+        let _ = writeln!(self.process.stdin(), "quit");
+        self.process.wait(20);
+    }
+}
