@@ -10,12 +10,8 @@ use std::time::Duration;
 
 use super::{Bed, Netns, PortSpec, Process, Uplink, repository, wait_for};
 
-/// What the profile `org.isonic.net.v1` needs of QEMU: on what the front-end provides, off what
-/// the profile lacks and QEMU would offer by itself. `disable-legacy`: VERSION_1 is not optional.
-const DEVICE: &str = "virtio-net-pci,netdev=net0,romfile=,disable-legacy=on,mq=on,\
-    host_mtu=1500,rx_queue_size=1024,tx_queue_size=1024,csum=off,guest_csum=off,gso=off,\
-    host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,guest_tso4=off,guest_tso6=off,\
-    guest_ecn=off,guest_ufo=off,ctrl_guest_offloads=off,queue_reset=off";
+/// One property of QEMU's device a line, with comments.
+const DEVICE: &str = include_str!("../../scripts/guest/qemu-device");
 /// Seconds for a boot; it takes three under emulation on an idle core.
 const BOOT_SECONDS: u64 = 90;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -171,18 +167,21 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     let side = if spec.port.mode == "client" { "server=on,wait=on" } else { "reconnect=1" };
     // vectors=0: with MSI-X, QEMU 7.2 crashes under emulation when a vhost-user device starts.
     let vectors = if accelerator()[1] == "kvm" { "" } else { ",vectors=0" };
+    let properties: Vec<&str> =
+        DEVICE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let words = format!(
         "qemu-system-x86_64 -machine q35,memory-backend=memory -smp {pairs} -m 192 \
          -object memory-backend-memfd,id=memory,size=192M,share=on -nodefaults -no-user-config \
          -kernel {image}/vmlinux -initrd {image}/initrd -display none \
          -chardev socket,id=vhost,path={socket},{side} \
          -netdev vhost-user,id=net0,chardev=vhost,queues={pairs} \
-         -device {DEVICE},mac={mac}{vectors} \
+         -device virtio-net-pci,netdev=net0,mac={mac},{device}{vectors} \
          -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
          -serial chardev:agent",
         pairs = spec.queue_pairs,
         image = image.display(),
         mac = spec.port.mac,
+        device = properties.join(","),
         console = file("console"),
         agent = file("agent"),
     );
