@@ -101,9 +101,17 @@ fn join(host: &Netns, wire: &Netns, number: usize, queues: u32) -> Uplink {
         subnet: number,
     };
     let queues = format!("numtxqueues {queues} numrxqueues {queues}");
-    ip(host, &format!("link add {} {queues} type veth peer name {} netns {} {queues}",
-        uplink.nic, uplink.peer, wire.name()));
-    let ends = [(host, &uplink.nic, &uplink.host_address), (wire, &uplink.peer, &uplink.wire_address)];
+    ip(
+        host,
+        &format!(
+            "link add {} {queues} type veth peer name {} netns {} {queues}",
+            uplink.nic,
+            uplink.peer,
+            wire.name()
+        ),
+    );
+    let ends =
+        [(host, &uplink.nic, &uplink.host_address), (wire, &uplink.peer, &uplink.wire_address)];
     for (namespace, interface, address) in ends {
         ip(namespace, &format!("address add {address}/24 dev {interface}"));
         ip(namespace, &format!("link set {interface} up"));

@@ -21,12 +21,12 @@ mod testpmd;
 mod traffic;
 
 pub use bed::{Bed, NIC, Uplink};
-pub use daemon::{Configuration, Daemon, PortSpec};
+pub use daemon::{Configuration, Daemon, PROFILE, PortSpec};
 pub use guest::{Guest, GuestSpec};
 pub use netns::Netns;
 pub use process::{Finished, Process, run, run_to_end};
 pub use testpmd::Testpmd;
-pub use traffic::{echo_datagrams, echo_stream, ping, pings_through};
+pub use traffic::{echo_datagrams, echo_stream, ping, wait_reachable};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

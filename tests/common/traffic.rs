@@ -14,8 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// itself compares the contents and says "wrong data byte".
 pub fn ping(from: &Netns, address: &str, options: &[&str]) {
     let fixed = ["ping", "-c", "5", "-i", "0.2", "-W", "2", "-p", "5a"];
-    let command_line: Vec<&str> =
-        fixed.iter().chain(options).copied().chain([address]).collect();
+    let command_line: Vec<&str> = fixed.iter().chain(options).copied().chain([address]).collect();
     let finished = run_to_end(&mut from.command(&command_line));
     let good = finished.output.contains(" 5 received") && !finished.output.contains("wrong data");
     assert!(finished.status.success() && good, "ping {options:?} {address}: {finished:?}");

@@ -1,0 +1,89 @@
+//! What ends and comes back: guests, front-ends, the daemon itself.
+
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::{
+    Bed, Configuration, Daemon, Guest, GuestSpec, NIC, PortSpec, echo_stream, ping, wait_for,
+    wait_reachable,
+};
+use isonic::test_support::frontend::{Frontend, GuestFile};
+
+#[test]
+fn a_killed_guest_is_replaced_by_another() {
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let spec = GuestSpec::new(&port, &bed.uplinks[0], 1);
+    let idle = daemon.holdings();
+    for _ in 0..2 {
+        let mut guest = Guest::boot(&bed, &spec);
+        ping(&bed.wire, &spec.address, &[]);
+        guest.kill();
+        daemon.wait_state("vm1", "waiting");
+        assert_eq!(daemon.json(&["port", "show", "vm1"])["binding"], serde_json::Value::Null);
+    }
+    wait_for("descriptors and mappings are as before", 5, || daemon.holdings() == idle);
+    daemon.frames();
+}
+
+#[test]
+fn a_live_guest_has_its_traffic_back_after_the_daemon_was_stopped_or_killed() {
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1);
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let mut guest = Guest::boot(&bed, &GuestSpec::new(&port, &bed.uplinks[0], 1));
+    let address = guest.spec.address.clone();
+    ping(&bed.wire, &address, &[]);
+    for end in [Daemon::stop, Daemon::kill, Daemon::stop, Daemon::kill] {
+        end(&mut daemon);
+        daemon.start_again();
+        wait_reachable(&bed.wire, &address, 20);
+        ping(&bed.wire, &address, &[]);
+        guest.ping(&bed.uplinks[0].wire_address);
+        echo_stream(&bed.wire, &address, 1 << 20);
+    }
+    assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);
+}
+
+#[test]
+fn two_hundred_connections_leave_nothing_behind() {
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let memory = GuestFile::new(0, 0x7f00_0000_0000, 1 << 20);
+    let connect = |rings: u32| {
+        let stream = UnixStream::connect(bed.path("vm1.sock")).unwrap();
+        Frontend::over(stream).start(&memory, rings);
+    };
+    // The first connection may bring what then stays, such as a thread's stack.
+    connect(4);
+    daemon.wait_state("vm1", "waiting");
+    let (before, frames) = (daemon.holdings(), daemon.frames());
+    for number in 0..200 {
+        connect(number % 5);
+    }
+    daemon.wait_state("vm1", "waiting");
+    wait_for("descriptors and mappings are as before", 5, || daemon.holdings() == before);
+    assert_eq!(daemon.frames(), frames);
+}
+
+/// One per cent of a core is 3 ticks in 3 s; scheduling may add some, polling would be 300.
+#[test]
+fn a_connected_idle_guest_costs_next_to_nothing() {
+    const TICKS_MAX: u64 = 9;
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let guest = Guest::boot(&bed, &GuestSpec::new(&port, &bed.uplinks[0], 1));
+    ping(&bed.wire, &guest.spec.address, &[]);
+    std::thread::sleep(Duration::from_secs(2));
+    let before = daemon.cpu_ticks();
+    std::thread::sleep(Duration::from_secs(3));
+    let used = daemon.cpu_ticks() - before;
+    assert!(used <= TICKS_MAX, "{used} ticks of 10 ms in 3 s");
+    // And it wakes up.
+    ping(&bed.wire, &guest.spec.address, &[]);
+}

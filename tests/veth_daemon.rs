@@ -1,0 +1,180 @@
+//! The daemon on a veth pair, without guests: what it says of its uplinks, what it refuses, and
+//! what it leaves behind.
+
+mod common;
+
+use std::os::unix::net::UnixListener;
+
+use common::{Bed, Configuration, Daemon, Finished, NIC, PortSpec, ping, run_to_end};
+
+/// One port on the bed's first uplink.
+fn one_port(bed: &Bed) -> Configuration {
+    Configuration::new(bed, vec![PortSpec::switch(NIC, 1)])
+}
+
+/// A refusal: one clear message that names what it is about, a failing status, nothing left.
+fn assert_refused(bed: &Bed, refused: &Finished, names: &[&str]) {
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let message = refused.errors.to_lowercase();
+    for name in names {
+        assert!(message.contains(&name.to_lowercase()), "{name:?} is not in: {}", refused.errors);
+    }
+    assert!(!message.contains("panicked"), "{message}");
+    assert_nothing_left(bed);
+}
+
+/// No program on the NIC, no API socket, and the host has the NIC to itself.
+fn assert_nothing_left(bed: &Bed) {
+    let links = bed.host.run(&["ip", "-details", "link"]);
+    assert!(!links.contains("xdp"), "the XDP program stayed: {links}");
+    assert!(!bed.path("api.sock").exists(), "the API socket stayed");
+}
+
+#[test]
+fn an_uplink_tells_its_mode_and_why() {
+    let bed = Bed::new(1, 2);
+    let daemon = Daemon::start(&bed, &one_port(&bed));
+    let uplinks = daemon.json(&["uplink", "list"]);
+    let uplink = &uplinks[0];
+    assert_eq!(uplink["interface"], NIC);
+    assert_eq!(uplink["driver"], "veth");
+    assert_eq!(uplink["xdp_mode"], "native");
+    assert_eq!(uplink["socket_mode"], "copy");
+    assert_eq!(uplink["queues"], serde_json::json!([0, 1]));
+    assert_eq!(uplink["mtu"], 1500);
+    assert!(uplink["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{uplink}");
+    assert!(bed.host.run(&["ip", "-details", "link", "show", NIC]).contains("xdp"));
+}
+
+#[test]
+fn the_host_keeps_its_traffic_and_gets_its_nic_back() {
+    let bed = Bed::new(1, 2);
+    let mut daemon = Daemon::start(&bed, &one_port(&bed));
+    let uplink = &bed.uplinks[0];
+    ping(&bed.host, &uplink.wire_address, &[]);
+    ping(&bed.wire, &uplink.host_address, &["-s", "8000"]);
+    daemon.stop();
+    assert_nothing_left(&bed);
+    assert!(!bed.path("vm1.sock").exists(), "the port's socket stayed");
+    daemon.start_again();
+    daemon.kill();
+    let links = bed.host.run(&["ip", "-details", "link"]);
+    assert!(!links.contains("xdp"), "the XDP program outlived its daemon: {links}");
+    ping(&bed.wire, &uplink.host_address, &[]);
+}
+
+#[test]
+fn a_nic_that_does_not_exist_is_refused() {
+    let bed = Bed::new(1, 1);
+    let mut configuration = one_port(&bed);
+    configuration.uplinks[0].0 = "isonic-no".to_owned();
+    configuration.ports[0].uplink = "isonic-no".to_owned();
+    let refused = Daemon::refused(&bed, &configuration);
+    assert_refused(&bed, &refused, &["isonic-no"]);
+}
+
+#[test]
+fn a_nic_that_is_down_is_refused_with_the_way_out() {
+    let bed = Bed::new(1, 1);
+    bed.host.run(&["ip", "link", "set", NIC, "down"]);
+    let refused = Daemon::refused(&bed, &one_port(&bed));
+    assert_refused(&bed, &refused, &[NIC, "down", "ip link set"]);
+}
+
+#[test]
+fn a_queue_that_the_nic_does_not_have_is_refused() {
+    let bed = Bed::new(1, 2);
+    let mut configuration = one_port(&bed);
+    configuration.uplinks[0].1 = Some(vec![0, 7]);
+    let refused = Daemon::refused(&bed, &configuration);
+    assert_refused(&bed, &refused, &[NIC, "7"]);
+}
+
+#[test]
+fn a_lack_of_privilege_is_refused_naming_what_is_needed() {
+    let bed = Bed::new(1, 1);
+    let config = one_port(&bed).write(&bed).display().to_string();
+    let command_line = [
+        "timeout",
+        "10",
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        env!("CARGO_BIN_EXE_isonic"),
+        "run",
+        "--config",
+        &config,
+    ];
+    let refused = run_to_end(&mut bed.host.command(&command_line));
+    assert_refused(&bed, &refused, &["cap_"]);
+}
+
+#[test]
+fn a_port_socket_in_use_by_a_live_process_is_refused() {
+    let bed = Bed::new(1, 1);
+    let socket = bed.path("vm1.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let refused = Daemon::refused(&bed, &one_port(&bed));
+    assert_refused(&bed, &refused, &["vm1.sock"]);
+    assert!(socket.exists(), "the other process's socket was removed");
+}
+
+#[test]
+fn a_socket_left_by_a_dead_process_is_taken_over() {
+    let bed = Bed::new(1, 1);
+    for name in ["vm1.sock", "api.sock"] {
+        drop(UnixListener::bind(bed.path(name)).unwrap());
+        assert!(bed.path(name).exists());
+    }
+    let daemon = Daemon::start(&bed, &one_port(&bed));
+    assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "waiting");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_nic_is_refused_and_the_first_goes_on() {
+    let bed = Bed::new(1, 1);
+    let daemon = Daemon::start(&bed, &one_port(&bed));
+    let refused = Daemon::refused(&bed, &one_port(&bed));
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "waiting");
+    ping(&bed.wire, &bed.uplinks[0].host_address, &[]);
+}
+
+#[test]
+fn ports_added_at_run_time_survive_a_killed_daemon_and_deleted_ones_stay_away() {
+    let bed = Bed::new(1, 1);
+    let mut daemon = Daemon::start(&bed, &one_port(&bed));
+    for name in ["extra", "gone"] {
+        let socket = bed.path(&format!("{name}.sock")).display().to_string();
+        let profile = common::PROFILE;
+        daemon.json(&[
+            "port",
+            "add",
+            name,
+            "--socket",
+            &socket,
+            "--uplink",
+            NIC,
+            "--profile",
+            profile,
+        ]);
+    }
+    daemon.json(&["port", "del", "gone"]);
+    let before = daemon.json(&["port", "show", "extra"]);
+    daemon.kill();
+    daemon.start_again();
+    let after = daemon.json(&["port", "show", "extra"]);
+    for field in ["mac", "socket", "profile", "profile_digest", "uplink", "attach"] {
+        assert_eq!(after[field], before[field], "{field} changed");
+    }
+    let ports = daemon.json(&["port", "list"]).as_array().expect("a list").len();
+    assert_eq!(ports, 2, "vm1 and extra");
+}
+
+#[test]
+fn a_guest_cannot_be_promised_an_mtu_that_the_uplink_does_not_carry() {
+    let bed = Bed::new(1, 1);
+    bed.host.run(&["ip", "link", "set", NIC, "mtu", "1400"]);
+    let refused = Daemon::refused(&bed, &one_port(&bed));
+    assert_refused(&bed, &refused, &["vm1", "1400", "1500"]);
+}
