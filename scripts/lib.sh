@@ -29,11 +29,13 @@ require_root() {
 # cargo is often only in the home directory of whoever installed it.
 require_rust() {
     [[ -d ${CARGO_HOME:-$HOME/.cargo}/bin ]] && PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
-    command -v cargo >/dev/null || die "no cargo in PATH: install Rust 1.85 or later, https://rustup.rs"
-    local version
+    local needed version
+    needed=$(sed --quiet 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    command -v cargo >/dev/null ||
+        die "no cargo in PATH: install Rust $needed or later, https://rustup.rs"
     version=$(cargo --version | cut --delimiter=' ' --fields=2)
-    [[ $(printf '%s\n' 1.85.0 "$version" | sort --version-sort | head --lines=1) == 1.85.0 ]] ||
-        die "cargo $version is too old: isonic needs 1.85 or later; run rustup update stable"
+    printf '%s\n' "$needed" "$version" | sort --version-sort --check=quiet ||
+        die "cargo $version is too old: isonic needs $needed or later; run rustup update stable"
 }
 
 missing_packages() {
