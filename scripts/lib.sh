@@ -9,10 +9,11 @@ guest_directory=$root/cache/guest
 
 # What `cargo build` needs, and what the tests and the demo run.
 # shellcheck disable=SC2034 # used by the scripts that source this file
-build_packages=(build-essential clang llvm libclang-dev libbpf-dev libelf-dev zlib1g-dev m4 pkg-config)
+build_packages=(build-essential clang llvm libclang-dev libbpf-dev libelf-dev zlib1g-dev m4
+    pkg-config)
 # shellcheck disable=SC2034 # likewise
-run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk iproute2 ethtool iperf3 busybox-static cpio kmod
-    iputils-ping socat python3 procps util-linux xz-utils zstd lz4 libcap2-bin)
+run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk iproute2 ethtool iperf3 busybox-static cpio
+    kmod iputils-ping socat python3 procps util-linux zstd lz4)
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -39,10 +40,10 @@ require_rust() {
 }
 
 missing_packages() {
-    local package
+    local package status
     for package in "$@"; do
-        [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
-            printf '%s\n' "$package"
+        status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) || true
+        [[ $status == installed ]] || printf '%s\n' "$package"
     done
 }
 
@@ -81,7 +82,8 @@ wait_for() {
 # The answer holds until the machine or its image changes.
 guest_accelerator() {
     local stamp=$guest_directory/accelerator key
-    key=$(cat /proc/sys/kernel/random/boot_id "$guest_directory/stamp" | sha256sum | cut --delimiter=' ' --fields=1)
+    key=$(cat /proc/sys/kernel/random/boot_id "$guest_directory/stamp" | sha256sum |
+        cut --delimiter=' ' --fields=1)
     if [[ ! -e $stamp || $(cut --delimiter=' ' --fields=2 "$stamp") != "$key" ]]; then
         if kvm_boots; then echo "kvm $key"; else echo "tcg $key"; fi >"$stamp"
     fi
@@ -93,9 +95,9 @@ kvm_boots() {
     [[ -r /dev/kvm && -w /dev/kvm ]] || return 1
     local console pid status=0
     console=$(mktemp)
-    qemu-system-x86_64 -machine q35 -accel kvm -cpu host -m 256 -nodefaults -display none -no-reboot \
+    qemu-system-x86_64 -machine q35 -accel kvm -cpu host -m 256 -nodefaults -display none \
         -kernel "$guest_directory/vmlinux" -initrd "$guest_directory/initrd" \
-        -append "console=ttyS0 quiet panic=-1" -serial "file:$console" >/dev/null 2>&1 &
+        -no-reboot -append "console=ttyS0 quiet panic=-1" -serial "file:$console" >/dev/null 2>&1 &
     pid=$!
     wait_for 10 kvm_probe_ended "$pid" "$console" || true
     grep --quiet GUEST-UP "$console" || status=1
