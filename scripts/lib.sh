@@ -42,7 +42,7 @@ require_rust() {
 missing_packages() {
     local package status
     for package in "$@"; do
-        status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) || true
+        status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>&1) || true
         [[ $status == installed ]] || printf '%s\n' "$package"
     done
 }
@@ -55,7 +55,8 @@ install_packages() {
     command -v apt-get >/dev/null || die "needs Debian 12 (no apt-get here); install: ${missing[*]}"
     say "installing ${missing[*]}"
     quiet apt-get update
-    DEBIAN_FRONTEND=noninteractive quiet apt-get install --yes --no-install-recommends "${missing[@]}"
+    DEBIAN_FRONTEND=noninteractive \
+        quiet apt-get install --yes --no-install-recommends "${missing[@]}"
 }
 
 # Runs a command and shows its output only if it fails.
