@@ -104,7 +104,6 @@ fn regions_come_and_go_one_by_one_up_to_the_profiles_slots() {
     let ninth = GuestFile::new(9 << 32, FRONTEND + (9 << 32), 0x10000);
     frontend.refused(code::ADD_MEM_REG, &ninth.single(), &[&ninth.file]);
     frontend.refused(code::ADD_MEM_REG, &more[0].single(), &[]);
-    frontend.refused(code::REM_MEM_REG, &ninth.single(), &[]);
     frontend.ok(code::REM_MEM_REG, &more[0].single(), &[]);
     // Old front-ends send the descriptor with it.
     frontend.ok(code::REM_MEM_REG, &more[1].single(), &[&more[1].file]);
@@ -112,6 +111,25 @@ fn regions_come_and_go_one_by_one_up_to_the_profiles_slots() {
     assert_eq!(host.indices(), [0]);
     frontend.refused(code::REM_MEM_REG, &first.single(), &[]);
     assert!(host.indices().is_empty(), "its memory is gone");
+}
+
+#[test]
+fn each_queue_pair_of_qemu_may_add_and_remove_the_same_region() {
+    let (frontend, host) = connect();
+    let (first, second) = (memory(), GuestFile::new(1 << 32, FRONTEND + (1 << 32), 0x10000));
+    frontend.negotiate();
+    for _pair in 0..3 {
+        frontend.ok(code::ADD_MEM_REG, &first.single(), &[&first.file]);
+        frontend.ok(code::ADD_MEM_REG, &second.single(), &[&second.file]);
+    }
+    frontend.start_ring(&first, 0);
+    for _pair in 0..3 {
+        frontend.ok(code::REM_MEM_REG, &second.single(), &[]);
+    }
+    assert_eq!(host.indices(), [0]);
+    // The same addresses backed by another file are another region, and overlap.
+    let other = memory();
+    frontend.refused(code::ADD_MEM_REG, &other.single(), &[&other.file]);
 }
 
 #[test]

@@ -102,7 +102,10 @@ impl Fabric {
         &self,
         uplink: UplinkId,
     ) -> impl Iterator<Item = &Published<SocketCounter>> {
-        self.sockets.iter().filter(move |(id, ..)| *id == uplink).map(|(_, _, counters)| &**counters)
+        self.sockets
+            .iter()
+            .filter(move |(id, ..)| *id == uplink)
+            .map(|(_, _, counters)| &**counters)
     }
 
     // ---- ports ----------------------------------------------------------------------------------

@@ -147,10 +147,7 @@ fn add_ports(
     Ok(())
 }
 
-fn serve(
-    api: Option<unix_socket::Claimed>,
-    registry: Arc<Registry>,
-) -> Result<(), DaemonError> {
+fn serve(api: Option<unix_socket::Claimed>, registry: Arc<Registry>) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -117,11 +117,8 @@ impl DaemonService {
     fn rings(&self, port: &Port) -> Vec<RingView> {
         let reports = self.registry.fabric.inspect(port.id).unwrap_or_default();
         let view = |(worker, ring): (crate::datapath::WorkerId, crate::datapath::RingReport)| {
-            let direction = if is_from_guest(ring.index) {
-                Direction::FromGuest
-            } else {
-                Direction::ToGuest
-            };
+            let direction =
+                if is_from_guest(ring.index) { Direction::FromGuest } else { Direction::ToGuest };
             RingView {
                 index: ring.index,
                 direction,

@@ -127,9 +127,8 @@ mod tests {
     use super::*;
 
     fn port(name: &str) -> PortConfig {
-        let text = format!(
-            r#"{{"name":"{name}","socket":"/run/x.sock","profile":"p","uplink":"eth0"}}"#
-        );
+        let text =
+            format!(r#"{{"name":"{name}","socket":"/run/x.sock","profile":"p","uplink":"eth0"}}"#);
         serde_json::from_str(&text).unwrap()
     }
 

@@ -101,6 +101,14 @@ impl Region {
         &self.spec
     }
 
+    /// Whether this region is exactly what `spec` and `file` describe.
+    #[must_use]
+    pub fn is_of(&self, spec: &RegionSpec, file: &File) -> bool {
+        let identity = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
+        let own = self.mapping.file_offset().and_then(|offset| identity(offset.file()));
+        self.spec == *spec && own.is_some() && own == identity(file)
+    }
+
     /// Whether an access found the file gone from under the mapping (SIGBUS).
     #[must_use]
     pub fn faulted(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The regions in force, and the translation of addresses through them.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use super::{FrontendAddress, GuestAddress, GuestSlice, Region, RegionSpec};
@@ -73,6 +74,12 @@ impl GuestMemory {
         self.regions.iter().map(|region| region.spec())
     }
 
+    /// Whether one of the regions is exactly what `spec` and `file` describe.
+    #[must_use]
+    pub fn has(&self, spec: &RegionSpec, file: &File) -> bool {
+        self.regions.iter().any(|region| region.is_of(spec, file))
+    }
+
     /// Whether any region's file was cut short under us; what was read since is not the guest's.
     #[must_use]
     pub fn faulted(&self) -> bool {
@@ -135,7 +142,6 @@ fn check_overlap(
 mod tests {
     use super::super::MapError;
     use super::*;
-    use std::fs::File;
 
     fn file(bytes: u64) -> File {
         let file = tempfile::tempfile().unwrap();

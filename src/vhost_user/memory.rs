@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, VhostUserMemoryRegion};
 
-use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec};
+use crate::guest_memory::{
+    FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec, TableError,
+};
 
 use super::device::Device;
 use super::message::Message;
@@ -54,7 +56,14 @@ impl Device {
     }
 
     /// ADD_MEM_REG: one more.
+    ///
+    /// QEMU 7.2 keeps one list of regions per queue pair and sends its changes for each, so the
+    /// same region is added, and removed, once per pair: what is there already is there, and what
+    /// is gone is gone.
     pub(super) fn add_region(&mut self, spec: RegionSpec, file: File) -> Result<(), Refusal> {
+        if self.memory.has(&spec, &file) {
+            return Ok(());
+        }
         let slots = usize::from(self.profile.memory_slots);
         if self.memory.regions().len() >= slots {
             return Err(Refusal::NoSlot(slots, self.profile.name.clone()));
@@ -63,10 +72,13 @@ impl Device {
         self.replace_memory(memory)
     }
 
-    /// REM_MEM_REG: one less.
+    /// REM_MEM_REG: one less, or already gone.
     pub(super) fn remove_region(&mut self, spec: &RegionSpec) -> Result<(), Refusal> {
-        let memory = self.memory.without_region(spec)?;
-        self.replace_memory(memory)
+        match self.memory.without_region(spec) {
+            Ok(memory) => self.replace_memory(memory),
+            Err(TableError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Put `memory` in force. Fails with the first ring that it does not hold any more; the other
