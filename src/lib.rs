@@ -13,6 +13,7 @@ pub mod guest_memory;
 pub mod metrics;
 pub mod platform;
 pub mod profile;
+pub mod report;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 pub mod vhost_user;

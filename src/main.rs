@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use isonic::cli::{self, Action, Arguments};
+use isonic::report::chain;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -27,7 +28,7 @@ fn start(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     log_to_stderr(arguments.log_level.as_deref())?;
     match cli::run(arguments)? {
         Action::Done => Ok(()),
-        Action::Serve(config, options) => Ok(isonic::daemon::run(*config, options)?),
+        Action::Serve(config, options) => Ok(isonic::daemon::run(&config, options)?),
     }
 }
 
@@ -40,15 +41,4 @@ fn log_to_stderr(level: Option<&str>) -> Result<(), Box<dyn Error>> {
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     Ok(())
-}
-
-/// The error and its causes: one line for each thing that is wrong.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

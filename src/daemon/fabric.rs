@@ -5,6 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use crossbeam::channel::{Receiver, unbounded};
+
 use crate::config::Config;
 use crate::datapath::{
     Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, RingReport, Route, Setup, Turns,
@@ -12,9 +14,9 @@ use crate::datapath::{
 };
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::Ring;
-use crate::xdp::{Socket, Umem};
+use crate::xdp::Umem;
 
-use super::uplinks::Nics;
+use super::uplinks::{Dealt, Nics};
 
 /// A worker as the control plane knows it.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct Fabric {
     pool: PacketPool,
     routes: Mutex<BTreeMap<PortId, Route>>,
     sockets: Vec<(UplinkId, u32, Arc<Published<SocketCounter>>)>,
+    /// Ports whose front-end took the memory away, as the workers find out.
+    lost: Receiver<PortId>,
 }
 
 impl Fabric {
@@ -41,32 +45,31 @@ impl Fabric {
     ///
     /// # Errors
     /// No thread or descriptor to be had; those started are stopped.
-    pub fn start(
-        config: &Config,
-        nics: &Nics,
-        sockets: Vec<Vec<(UplinkId, Socket)>>,
-    ) -> io::Result<Arc<Self>> {
+    pub fn start(config: &Config, nics: &Nics, sockets: Vec<Dealt>) -> io::Result<Arc<Self>> {
         let umems: Vec<Arc<Umem>> = nics.iter().map(|nic| Arc::clone(&nic.umem)).collect();
-        let frames = |sockets: &Vec<(UplinkId, Socket)>| {
+        let frames = |sockets: &Dealt| {
             let total = sockets.iter().map(|(_, socket)| socket.census().total()).sum::<u64>();
             usize::try_from(total).unwrap_or(usize::MAX)
         };
         let inboxes = sockets.iter().map(|sockets| Inbox::new(frames(sockets)).map(Arc::new));
         let inboxes = inboxes.collect::<io::Result<Vec<_>>>()?;
         let pool = PacketPool::new();
+        let (lost, told) = unbounded();
         let cpus = config.worker_cpus.clone().unwrap_or_else(|| choose_cpus(config.workers));
         let (mut workers, mut counters) = (Vec::new(), Vec::new());
         for (id, sockets) in (0u16..).map(WorkerId).zip(sockets) {
             let (handle, mailbox) = WorkerHandle::new(Arc::clone(&inboxes[id.index()]));
             let (umems, inboxes, pool) = (umems.clone(), inboxes.clone(), pool.clone());
-            let worker = Worker::new(Setup { id, sockets, umems, inboxes, pool, mailbox })?;
+            let lost = lost.clone();
+            let worker = Worker::new(Setup { id, sockets, umems, inboxes, pool, mailbox, lost })?;
             counters.extend(worker.socket_counters());
             let turns = worker.turns();
             let cpu = cpus.get(id.index()).copied();
             let thread = Mutex::new(Some(spawn(worker, id, cpu)?));
             workers.push(WorkerEntry { handle, cpu, turns, thread });
         }
-        Ok(Arc::new(Self { workers, pool, routes: Mutex::default(), sockets: counters }))
+        let (routes, sockets) = (Mutex::default(), counters);
+        Ok(Arc::new(Self { workers, pool, routes, sockets, lost: told }))
     }
 
     /// Stop all workers and wait for them.
@@ -87,6 +90,12 @@ impl Fabric {
     /// The workers.
     pub fn workers(&self) -> &[WorkerEntry] {
         &self.workers
+    }
+
+    /// The next port whose front-end took the memory away; waits for it. None when all workers
+    /// have ended.
+    pub fn next_lost(&self) -> Option<PortId> {
+        self.lost.recv().ok()
     }
 
     pub(super) fn pool(&self) -> &PacketPool {

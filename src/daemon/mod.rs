@@ -24,6 +24,7 @@ use crate::control::server;
 use crate::guest_memory::install_fault_handler;
 use crate::platform::unix_socket::{self, ClaimError, InheritError};
 use crate::profile::{Catalog, CatalogError};
+use crate::report::chain;
 
 use fabric::Fabric;
 use ports::{Origin, PortError, Registry};
@@ -79,7 +80,7 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// [`DaemonError`], with everything undone.
-pub fn run(config: Config, options: RunOptions) -> Result<(), DaemonError> {
+pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
     // 1. What can be refused without touching anything.
     check_privileges()?;
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
@@ -89,19 +90,26 @@ pub fn run(config: Config, options: RunOptions) -> Result<(), DaemonError> {
     install_fault_handler();
     // 3. NICs and workers.
     let (nics, sockets) = Nics::open(&config.uplinks, config.workers)?;
-    let fabric = Fabric::start(&config, &nics, sockets).map_err(DaemonError::Workers)?;
+    let fabric = Fabric::start(config, &nics, sockets).map_err(DaemonError::Workers)?;
     let nics = Arc::new(nics);
     let taps = nics.start_taps(&fabric).map_err(DaemonError::Workers)?;
     // 4. Ports: those of the configuration, then those added at run time.
     let registry =
-        Arc::new(Registry::new(&config, catalog, Arc::clone(&nics), Arc::clone(&fabric), state));
-    add_ports(&registry, &config, options)?;
+        Arc::new(Registry::new(config, catalog, Arc::clone(&nics), Arc::clone(&fabric), state));
+    let watched = Arc::clone(&registry);
+    let watch = std::thread::Builder::new()
+        .name("memory".to_owned())
+        .spawn(move || watched.watch_memory())
+        .map_err(DaemonError::Workers)?;
     // 5. Serve.
-    let outcome = serve(api, Arc::clone(&registry));
+    let outcome = add_ports(&registry, config, options).and_then(|()| serve(api, &registry));
     // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
     registry.stop();
     drop(taps);
     fabric.stop();
+    if watch.join().is_err() {
+        tracing::error!("the thread that watches for lost memory has panicked");
+    }
     outcome
 }
 
@@ -147,7 +155,7 @@ fn add_ports(
     Ok(())
 }
 
-fn serve(api: Option<unix_socket::Claimed>, registry: Arc<Registry>) -> Result<(), DaemonError> {
+fn serve(api: Option<unix_socket::Claimed>, registry: &Arc<Registry>) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -166,7 +174,7 @@ fn serve(api: Option<unix_socket::Claimed>, registry: Arc<Registry>) -> Result<(
         tracing::info!("serving");
         match api {
             Some(unix_socket::Claimed { listener, file }) => {
-                let service = Arc::new(DaemonService::new(registry));
+                let service = Arc::new(DaemonService::new(Arc::clone(registry)));
                 let served = server::serve(listener, service, stopped).await;
                 drop(file);
                 served.map_err(DaemonError::Serve)
@@ -177,15 +185,4 @@ fn serve(api: Option<unix_socket::Claimed>, registry: Arc<Registry>) -> Result<(
             }
         }
     })
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -237,6 +239,16 @@ impl Registry {
         Ok(())
     }
 
+    /// End the sessions whose front-end took their memory away, until the workers end.
+    pub fn watch_memory(&self) {
+        while let Some(lost) = self.fabric.next_lost() {
+            for port in self.ports().values().filter(|port| port.id == lost) {
+                tracing::error!(port = port.config.name, "its memory is gone: session ended");
+                port.link.end_session();
+            }
+        }
+    }
+
     /// End all sessions and forget all ports; the state file keeps them.
     pub fn stop(&self) {
         for port in self.ports().values_mut() {
@@ -308,9 +320,9 @@ impl Registry {
         let (name, profile) = (config.name.clone(), Arc::clone(profile));
         let link = Arc::clone(link);
         PortSocket::start(source, &config.name, move |stream| {
-            link.connected(true);
+            link.connected(stream);
             let end = serve(stream, Arc::clone(&profile), Arc::clone(&link) as _, &name);
-            link.connected(false);
+            link.disconnected();
             if let Some(finished) = &only_session {
                 finished.notify_one();
             }
@@ -432,7 +444,8 @@ fn open_socket(
 /// What a port's session and the API share.
 #[derive(Debug, Default)]
 struct SessionState {
-    connected: bool,
+    /// The connection, to end it.
+    stream: Option<UnixStream>,
     binding: SessionBinding,
     /// Receive rings that are with a worker and enabled, by queue pair.
     ready: Vec<u16>,
@@ -455,14 +468,27 @@ impl PortLink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connected(&self, connected: bool) {
-        self.state().connected = connected;
+    fn connected(&self, stream: &UnixStream) {
+        // Without a duplicate the session cannot be ended from here, which is all that is lost.
+        self.state().stream = stream.try_clone().ok();
+    }
+
+    fn disconnected(&self) {
+        self.state().stream = None;
+    }
+
+    /// End the session, as if the front-end had closed the connection.
+    pub fn end_session(&self) {
+        if let Some(stream) = &self.state().stream {
+            // It fails only if the connection is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Whether a front-end is connected, and what is agreed on with it.
     pub fn session(&self) -> Option<SessionBinding> {
         let state = self.state();
-        state.connected.then(|| state.binding.clone())
+        state.stream.is_some().then(|| state.binding.clone())
     }
 
     fn worker(&self, index: u16) -> Option<WorkerId> {

@@ -11,10 +11,10 @@ use crate::control::{ApiError, ErrorCode, Request, Response, Service};
 use crate::datapath::is_from_guest;
 use crate::device::mac::MacAddress;
 use crate::metrics::sum;
+use crate::report::chain;
 use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
-use super::chain;
 use super::ports::{Origin, Port, PortError, Registry};
 use super::uplinks::Nic;
 

@@ -44,6 +44,9 @@ pub struct Nic {
     macs: Mutex<Vec<[u8; 6]>>,
 }
 
+/// The sockets of one worker, each with its uplink.
+pub type Dealt = Vec<(UplinkId, Socket)>;
+
 /// All NICs, by number.
 #[derive(Debug)]
 pub struct Nics(Vec<Nic>);
@@ -54,12 +57,9 @@ impl Nics {
     ///
     /// # Errors
     /// [`NicError`]; those opened before are given back.
-    pub fn open(
-        configs: &[UplinkConfig],
-        workers: usize,
-    ) -> Result<(Self, Vec<Vec<(UplinkId, Socket)>>), NicError> {
-        let mut dealt: Vec<Vec<(UplinkId, Socket)>> = Vec::new();
-        dealt.resize_with(workers, Vec::new);
+    pub fn open(configs: &[UplinkConfig], workers: usize) -> Result<(Self, Vec<Dealt>), NicError> {
+        let mut dealt = Vec::new();
+        dealt.resize_with(workers, Dealt::new);
         let mut nics = Vec::new();
         for (id, config) in (0u16..).map(UplinkId).zip(configs) {
             let failed = |source| NicError { interface: config.interface.clone(), source };

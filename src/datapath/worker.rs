@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, Sender};
 use rustix::event::epoll;
 
 use crate::metrics::{Counters, PortCounter, Published, SocketCounter};
@@ -42,6 +42,8 @@ pub struct Setup {
     pub pool: PacketPool,
     /// Its commands.
     pub mailbox: Receiver<Command>,
+    /// Where it tells of ports whose front-end took the memory away; their session must end.
+    pub lost: Sender<PortId>,
 }
 
 /// A socket in the hands of a worker.
@@ -128,7 +130,7 @@ impl Worker {
             umems: setup.umems,
             inboxes: setup.inboxes,
             pool: setup.pool,
-            ports: Ports::default(),
+            ports: Ports { slots: Vec::new(), to_publish: Vec::new(), lost: setup.lost },
             table: Arc::default(),
             received: Vec::with_capacity(usize::from(BURST)),
             mailbox: setup.mailbox,
@@ -185,7 +187,7 @@ impl Worker {
             socket.socket.flush();
         }
         self.turns += 1;
-        if self.turns % TURNS_PER_PUBLICATION == 0 {
+        if self.turns.is_multiple_of(TURNS_PER_PUBLICATION) {
             self.publish_counters();
         }
         work
@@ -393,11 +395,12 @@ impl Worker {
 // ---- the ports of a worker ------------------------------------------------------------------------
 
 /// The ports and rings of a worker, apart from its sockets so that both can be borrowed at once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ports {
     slots: Vec<Option<Box<WorkerPort>>>,
     /// Receive rings with completions that their guests have not been shown.
     to_publish: Vec<(PortId, u16)>,
+    lost: Sender<PortId>,
 }
 
 impl Ports {
@@ -507,6 +510,10 @@ impl Ports {
             );
             slot.counters.add(PortCounter::RingFaults, 1);
             ring.break_with(fault);
+            if fault == Fault::MemoryGone {
+                // Nobody listens any more only when the daemon stops.
+                let _ = self.lost.send(port);
+            }
         }
     }
 

@@ -46,11 +46,11 @@ fn profile(section: &Section<'_>) -> Option<Profile> {
     if let Some(size) = ring_size_max.as_ref().filter(|size| !size.value.is_power_of_two()) {
         section.note(size.line, format!("ring_size_max is {}, no power of two", size.value));
     }
-    if let Some(pairs) = queue_pairs_max.as_ref().filter(|pairs| pairs.value > 1) {
-        if !features.value.has(MQ) {
-            let message = format!("queue_pairs_max is {} without the feature mq", pairs.value);
-            section.note(pairs.line, message);
-        }
+    if let Some(pairs) = queue_pairs_max.as_ref().filter(|pairs| pairs.value > 1)
+        && !features.value.has(MQ)
+    {
+        let message = format!("queue_pairs_max is {} without the feature mq", pairs.value);
+        section.note(pairs.line, message);
     }
     Some(Profile {
         name: name?.value,

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use crossbeam::channel::Receiver;
+
 use crate::datapath::{
     Forwarding, ForwardingBuilder, Handover, Inbox, PacketPool, PortId, RingReport, Route, Setup,
     Target, UplinkId, Worker, WorkerHandle, WorkerId,
@@ -22,6 +24,8 @@ pub struct Rig {
     pub workers: Vec<Worker>,
     /// Their wires: queue `n` of uplink 0 belongs to worker `n`.
     pub wires: Vec<Wire>,
+    /// The ports whose memory the workers have lost.
+    pub lost: Receiver<PortId>,
     handles: Vec<WorkerHandle>,
     sockets: Vec<Arc<Published<SocketCounter>>>,
     ports: Vec<Vec<Arc<Published<PortCounter>>>>,
@@ -40,6 +44,7 @@ impl Rig {
         let inboxes: Vec<_> =
             (0..count).map(|_| Arc::new(Inbox::new(FRAMES as usize).unwrap())).collect();
         let pool = PacketPool::new();
+        let (lost, told) = crossbeam::channel::unbounded();
         let (mut workers, mut handles) = (Vec::new(), Vec::new());
         for (id, socket) in (0..count).zip(sockets) {
             let (handle, mailbox) = WorkerHandle::new(Arc::clone(&inboxes[usize::from(id)]));
@@ -50,12 +55,14 @@ impl Rig {
                 inboxes: inboxes.clone(),
                 pool: pool.clone(),
                 mailbox,
+                lost: lost.clone(),
             };
             workers.push(Worker::new(setup).unwrap());
             handles.push(handle);
         }
         let sockets = workers.iter().flat_map(Worker::socket_counters).map(|(_, _, c)| c).collect();
-        Self { workers, wires, handles, sockets, ports: Vec::new(), routes: Vec::new(), pool }
+        let (ports, routes) = (Vec::new(), Vec::new());
+        Self { workers, wires, lost: told, handles, sockets, ports, routes, pool }
     }
 
     /// Add a port to all workers and to the table; its rings come with [`give`](Self::give).

@@ -102,7 +102,7 @@ impl Device {
         let parts = [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)];
         for (part, offset, alignment) in parts {
             let address = message.u64_at(offset);
-            if address % alignment != 0 {
+            if !address.is_multiple_of(alignment) {
                 let source = ActivateError::Alignment { part, address, alignment };
                 return Err(Refusal::Activate { ring, source });
             }

@@ -93,7 +93,7 @@ impl QueueSetup {
     pub fn activate(&self, memory: &Arc<GuestMemory>) -> Result<Queue, ActivateError> {
         let size = u64::from(check_size(u32::from(self.size))?);
         let part = |part, address: FrontendAddress, alignment, len| {
-            if address.0 % alignment != 0 {
+            if !address.0.is_multiple_of(alignment) {
                 return Err(ActivateError::Alignment { part, address: address.0, alignment });
             }
             let unmapped = ActivateError::Unmapped { part, address: address.0, len };
