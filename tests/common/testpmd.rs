@@ -15,10 +15,10 @@ impl Testpmd {
     /// Starts it with this many queue pairs and a forwarding mode of testpmd's, not forwarding.
     pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str) -> Self {
         let socket = bed.path(&format!("{}.sock", port.name));
-        // --no-huge: its memory is then one memfd, which vhost-user can share, and the machine
+        // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then one memfd, which vhost-user can share, and the machine
         // needs no huge pages.
         let words = format!(
-            "dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
+            "stdbuf --output=L dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
              --file-prefix=isonic-{id} \
              --vdev=net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac} \
              -- -i --nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} \
