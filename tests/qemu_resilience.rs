@@ -33,6 +33,17 @@ fn a_killed_guest_is_replaced_by_another() {
 }
 
 #[test]
+fn a_guest_that_was_started_before_the_daemon_is_served_when_it_comes() {
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1);
+    let guest = Guest::launch(&bed, &GuestSpec::new(&port, &bed.uplinks[0], 1));
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let guest = guest.ready();
+    ping(&bed.wire, &guest.spec.address, &[]);
+    daemon.wait_state("vm1", "running");
+}
+
+#[test]
 fn a_live_guest_has_its_traffic_back_after_the_daemon_was_stopped_or_killed() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);

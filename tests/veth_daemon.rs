@@ -3,9 +3,12 @@
 
 mod common;
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
-use common::{Bed, Configuration, Daemon, Finished, NIC, PortSpec, ping, run_to_end};
+use common::{
+    Bed, Configuration, Daemon, Finished, NIC, PortSpec, Process, ping, run_to_end, wait_for,
+};
+use isonic::test_support::frontend::{Frontend, GuestFile};
 
 /// One port on the bed's first uplink.
 fn one_port(bed: &Bed) -> Configuration {
@@ -138,6 +141,27 @@ fn a_second_daemon_on_the_same_nic_is_refused_and_the_first_goes_on() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "waiting");
     ping(&bed.wire, &bed.uplinks[0].host_address, &[]);
+}
+
+#[test]
+fn one_port_is_served_from_the_command_line_alone() {
+    let bed = Bed::new(1, 1);
+    let socket = bed.path("vm1.sock");
+    let path = socket.display().to_string();
+    let options = ["--socket-path", &path, "--uplink", NIC, "--profile", common::PROFILE];
+    let command_line: Vec<String> = [env!("CARGO_BIN_EXE_isonic"), "run"]
+        .iter()
+        .chain(&options)
+        .map(|&word| word.to_owned())
+        .collect();
+    let log = bed.path("isonic.log");
+    let mut isonic = Process::start("isonic", bed.host.name(), &command_line, &log);
+    wait_for("the port's socket answers", 10, || UnixStream::connect(&socket).is_ok());
+    let memory = GuestFile::new(0, 0x7f00_0000_0000, 1 << 20);
+    Frontend::over(UnixStream::connect(&socket).unwrap()).start(&memory, 2);
+    assert!(isonic.terminate().success(), "SIGTERM should end it well");
+    assert_nothing_left(&bed);
+    assert!(!socket.exists(), "the socket stayed");
 }
 
 #[test]

@@ -56,7 +56,9 @@ impl Guest {
         specs.map(|spec| Self::launch(bed, &spec)).map(Self::ready)
     }
 
-    fn launch(bed: &Bed, spec: &GuestSpec) -> Self {
+    /// Starts QEMU, which may have to wait for its backend; to be followed by
+    /// [`ready`](Self::ready).
+    pub fn launch(bed: &Bed, spec: &GuestSpec) -> Self {
         let image = repository("cache/guest");
         assert!(image.join("stamp").exists(), "no guest to boot: run scripts/guest-image");
         let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name));
@@ -72,7 +74,8 @@ impl Guest {
         Self { spec: spec.clone(), process, console, agent, commands: 0 }
     }
 
-    fn ready(mut self) -> Self {
+    /// Waits until the guest is up.
+    pub fn ready(mut self) -> Self {
         self.wait_boots(1);
         self
     }
