@@ -84,10 +84,10 @@ fn two_hundred_connections_leave_nothing_behind() {
     assert_eq!(daemon.frames(), frames);
 }
 
-/// One per cent of a core is 3 ticks in 3 s; scheduling may add some, polling would be 300.
+/// One per cent of a core is 10 ticks of 10 ms in 10 s; polling would be 1000.
 #[test]
 fn a_connected_idle_guest_costs_next_to_nothing() {
-    const TICKS_MAX: u64 = 9;
+    const TICKS_MAX: u64 = 10;
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
@@ -95,9 +95,10 @@ fn a_connected_idle_guest_costs_next_to_nothing() {
     ping(&bed.wire, &guest.spec.address, &[]);
     std::thread::sleep(Duration::from_secs(2));
     let before = daemon.cpu_ticks();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(10));
     let used = daemon.cpu_ticks() - before;
-    assert!(used <= TICKS_MAX, "{used} ticks of 10 ms in 3 s");
+    println!("an idle daemon used {used} ticks of 10 ms in 10 s");
+    assert!(used <= TICKS_MAX, "{used} ticks of 10 ms in 10 s");
     // And it wakes up.
     ping(&bed.wire, &guest.spec.address, &[]);
 }

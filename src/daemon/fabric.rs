@@ -79,10 +79,9 @@ impl Fabric {
         }
         for worker in &self.workers {
             let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(thread) = thread
-                && thread.join().is_err()
-            {
-                tracing::error!("a worker has panicked");
+            if let Some(thread) = thread {
+                // A worker that panics takes the process with it.
+                let _ = thread.join();
             }
         }
     }
@@ -216,6 +215,17 @@ impl Fabric {
     }
 }
 
+/// A worker that panics has met a bug of ours, and its guests would be cut off for good while the
+/// process seems well. Ended, the process is started again and front-ends reconnect.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        tracing::error!("a worker has panicked: the process ends, to be started again");
+        std::process::abort();
+    }
+}
+
 /// The last CPUs we may run on, one per worker: the first ones have most of the host's interrupts.
 /// None where there are too few: sharing a pinned CPU would be worse than not pinning.
 fn choose_cpus(workers: usize) -> Vec<usize> {
@@ -233,6 +243,8 @@ fn spawn(worker: Worker, id: WorkerId, cpu: Option<usize>) -> io::Result<JoinHan
         {
             tracing::warn!(worker = id.0, cpu, "cannot pin the worker; it runs where it is put");
         }
+        let guard = AbortOnPanic;
         worker.run();
+        std::mem::forget(guard);
     })
 }

@@ -216,20 +216,20 @@ fn bring_multicast(nic: &Nic, fabric: &Fabric, stop: &OwnedFd) {
             return;
         }
         // ENETDOWN while the NIC is down is told once per change of state; the socket lives on.
-        let Ok(len) = tap.receive(&mut buffer) else { continue };
-        let target = Target::Flood { uplink: nic.id };
-        let counter = if fabric.floods(nic.id) && !send(fabric, nic, &buffer[..len], target) {
-            SocketCounter::MulticastDropped
-        } else {
-            SocketCounter::MulticastPackets
-        };
+        let Ok(received) = tap.receive(&mut buffer) else { continue };
+        if !fabric.floods(nic.id) {
+            continue;
+        }
+        let brought = received.is_some_and(|len| send(fabric, nic, &buffer[..len]));
+        let counter =
+            if brought { SocketCounter::MulticastPackets } else { SocketCounter::MulticastDropped };
         nic.counters.add(counter, 1);
     }
 }
 
-fn send(fabric: &Fabric, nic: &Nic, bytes: &[u8], target: Target) -> bool {
+fn send(fabric: &Fabric, nic: &Nic, bytes: &[u8]) -> bool {
     let Some((_, worker)) = nic.queues.first() else { return false };
-    fabric.hand_over(*worker, bytes, target)
+    fabric.hand_over(*worker, bytes, Target::Flood { uplink: nic.id })
 }
 
 impl Fabric {

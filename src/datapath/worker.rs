@@ -170,11 +170,11 @@ impl Worker {
         self.publish_counters();
     }
 
-    /// One turn: everything there is to do, in the order a packet meets it. Returns how many
-    /// packets moved.
+    /// One turn: everything there is to do, in the order a packet meets it. Returns how much was
+    /// done: packets moved and commands applied.
     pub fn turn(&mut self) -> usize {
-        self.apply_commands();
-        let mut work = self.take_from_inbox();
+        let mut work = self.apply_commands();
+        work += self.take_from_inbox();
         for socket in 0..self.sockets.len() {
             work += from_uplink::burst(self, socket);
         }
@@ -325,10 +325,15 @@ impl Worker {
 // ---- commands -----------------------------------------------------------------------------------
 
 impl Worker {
-    fn apply_commands(&mut self) {
+    /// Apply what has come. It counts as work: a ring given in the last look before sleep does not
+    /// ask for kicks yet, so there must be another look.
+    fn apply_commands(&mut self) -> usize {
+        let mut applied = 0;
         while let Ok(command) = self.mailbox.try_recv() {
             self.apply(command);
+            applied += 1;
         }
+        applied
     }
 
     /// Apply one command and acknowledge it. A caller that no longer waits is of no concern.
@@ -343,7 +348,9 @@ impl Worker {
                 let _ = done.send(self.ports.add(port, name));
             }
             Command::RemovePort { port, done } => {
-                self.from_guest.retain(|&(owner, _)| owner != port);
+                for ring in self.ports.report(port) {
+                    drop(self.take(port, ring.index));
+                }
                 self.ports.remove(port);
                 let _ = done.send(());
             }

@@ -58,16 +58,17 @@ impl MulticastTap {
     }
 
     /// Receive one frame, waiting for it; its VLAN tag is put back where it was. Returns its
-    /// length, cut to the buffer's.
+    /// length; None for one that does not fit, which is lost.
     ///
     /// # Errors
     /// The kernel's; ENETDOWN while the NIC is down.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         // Room in front of the frame for the tag: the two addresses move up when there is one.
         let mut part = libc::iovec {
             iov_base: buffer[VLAN_TAG_BYTES..].as_mut_ptr().cast(),
             iov_len: buffer.len() - VLAN_TAG_BYTES,
         };
+        let room = part.iov_len;
         let mut control = [0u64; 8];
         // SAFETY: a struct of integers and pointers, for which zeroes are valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -75,10 +76,15 @@ impl MulticastTap {
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control);
+        // MSG_TRUNC: answer the frame's own length, even where that is more than fits.
+        let (fd, flags) = (self.socket.as_raw_fd(), libc::MSG_TRUNC);
         // SAFETY: all buffers outlive the call and are as long as said.
-        let got = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, 0) };
+        let got = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-        Ok(match vlan_tag(&message) {
+        if got > room {
+            return Ok(None);
+        }
+        Ok(Some(match vlan_tag(&message) {
             Some(tag) if got >= 12 => {
                 buffer.copy_within(VLAN_TAG_BYTES..VLAN_TAG_BYTES + 12, 0);
                 buffer[12..16].copy_from_slice(&tag);
@@ -88,7 +94,7 @@ impl MulticastTap {
                 buffer.copy_within(VLAN_TAG_BYTES..VLAN_TAG_BYTES + got, 0);
                 got
             }
-        })
+        }))
     }
 
     /// Accept only frames whose first byte has the group bit: a classic BPF program of

@@ -1,0 +1,112 @@
+//! A worker on a thread of its own, which sleeps when there is nothing to do: no wake-up is lost,
+//! whenever a ring comes or goes.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isonic::datapath::{
+    Attachment, ForwardingBuilder, Inbox, PacketPool, PortId, Route, Setup, UplinkId, Worker,
+    WorkerHandle, WorkerId, frame_max,
+};
+use isonic::test_support::guest_driver::{Driver, GuestRam};
+use isonic::test_support::ring_pair::ring_pair;
+use isonic::virtqueue::{EventFd, QueueOptions, Ring};
+
+/// Far longer than any scheduling delay; only a lost wake-up takes so long.
+const LOST: Duration = Duration::from_secs(10);
+
+const PORT: PortId = PortId(0);
+
+/// Starts a worker with a switched port and an in-memory wire.
+fn start() -> (WorkerHandle, std::thread::JoinHandle<()>, isonic::test_support::ring_pair::Wire) {
+    let (socket, wire) = ring_pair(0, 256);
+    let inbox = Arc::new(Inbox::new(256).unwrap());
+    let (handle, mailbox) = WorkerHandle::new(Arc::clone(&inbox));
+    let setup = Setup {
+        id: WorkerId(0),
+        sockets: vec![(UplinkId(0), socket)],
+        umems: vec![Arc::clone(wire.umem())],
+        inboxes: vec![inbox],
+        pool: PacketPool::new(),
+        mailbox,
+        lost: crossbeam::channel::unbounded().0,
+    };
+    let worker = Worker::new(setup).unwrap();
+    let thread = std::thread::spawn(move || worker.run());
+    handle.add_port(PORT, "port".into()).unwrap();
+    let mut table = ForwardingBuilder::default();
+    let attachment = Attachment::Switch { mac: [2, 0, 0, 0, 0, 1] };
+    let (uplink, workers) = (UplinkId(0), vec![WorkerId(0)]);
+    let route = Route { uplink, attachment, frame_max: frame_max(1500), workers, ready: vec![] };
+    table.add(PORT, route);
+    handle.set_forwarding(Arc::new(table.build())).unwrap();
+    (handle, thread, wire)
+}
+
+/// Kick as a driver does: only if the device asks for it (virtio 1.2, 2.7.10.1).
+fn kick_if_wanted(driver: &Driver, kick: &File, before: u16) {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    let event = driver.available_event();
+    let moved = driver.available.wrapping_sub(before);
+    if driver.available.wrapping_sub(event).wrapping_sub(1) < moved {
+        rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
+    }
+}
+
+fn ring_with_kick(driver: &Driver) -> (Ring, File) {
+    let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    let kick = File::from(kick);
+    let (mut ring, _call) = driver.ring();
+    ring.kick = Some(EventFd::new(kick.try_clone().unwrap()).unwrap());
+    (ring, kick)
+}
+
+fn wait_completed(driver: &mut Driver, round: u32) {
+    let start = Instant::now();
+    while driver.completed().is_empty() {
+        assert!(start.elapsed() < LOST, "round {round}: the worker sleeps over a packet");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn no_kick_is_lost_around_the_workers_sleep() {
+    let (handle, thread, mut wire) = start();
+    let mut ram = GuestRam::new(4 << 20);
+    let mut driver = Driver::new(&mut ram, 256, QueueOptions { event_idx: true, indirect: false });
+    let (ring, kick) = ring_with_kick(&driver);
+    handle.give(PORT, 1, ring).unwrap();
+    for round in 0..3000u32 {
+        let before = driver.available;
+        driver.send(&[0x02; 60], &[]);
+        kick_if_wanted(&driver, &kick, before);
+        wait_completed(&mut driver, round);
+        wire.departed();
+        // From far shorter to far longer than the worker spins before it sleeps.
+        std::thread::sleep(Duration::from_micros(u64::from(round % 7) * 10));
+    }
+    handle.stop();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_ring_given_while_the_worker_falls_asleep_is_heard() {
+    let (handle, thread, mut wire) = start();
+    let mut ram = GuestRam::new(4 << 20);
+    let mut driver = Driver::new(&mut ram, 256, QueueOptions { event_idx: true, indirect: false });
+    let (mut ring, kick) = ring_with_kick(&driver);
+    for round in 0..3000u32 {
+        handle.give(PORT, 1, ring).unwrap();
+        std::thread::sleep(Duration::from_micros(u64::from(round % 5) * 20));
+        let before = driver.available;
+        driver.send(&[0x02; 60], &[]);
+        kick_if_wanted(&driver, &kick, before);
+        wait_completed(&mut driver, round);
+        wire.departed();
+        ring = handle.take(PORT, 1).unwrap().unwrap();
+        std::thread::sleep(Duration::from_micros(u64::from(round % 11) * 10));
+    }
+    handle.stop();
+    thread.join().unwrap();
+}
