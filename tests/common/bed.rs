@@ -6,12 +6,12 @@
 //!   isonic-nic1  10.77.1.254  <── veth ──>  isonic-peer1  10.77.1.1
 //! ```
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::netns::Netns;
+use super::netns::{Netns, PREFIX, left_in};
 
 /// The first uplink's interface.
 pub const NIC: &str = "isonic-nic0";
@@ -60,7 +60,11 @@ impl Bed {
         Netns::sweep();
         let (host, wire) = (Netns::new("host"), Netns::new("wire"));
         let uplinks = (0..uplinks).map(|number| join(&host, &wire, number, queues)).collect();
-        let directory = tempfile::Builder::new().prefix("isonic-").tempdir().expect("directory");
+        for name in left_in(&std::env::temp_dir()) {
+            let _ = fs::remove_dir_all(std::env::temp_dir().join(name));
+        }
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir().expect("directory");
         Self { host, wire, uplinks, directory, _lock: lock }
     }
 

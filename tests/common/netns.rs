@@ -2,6 +2,7 @@
 //! left.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,7 +11,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::process::run;
 
-const PREFIX: &str = "isonic-test-";
+/// What the names of namespaces and directories begin with; the process id follows.
+pub const PREFIX: &str = "isonic-test-";
 
 /// A network namespace without IPv6, whose own chatter would spoil the counts; removed on drop.
 #[derive(Debug)]
@@ -65,14 +67,21 @@ impl Netns {
 
     /// Removes the namespaces of test processes that are no more.
     pub fn sweep() {
-        let Ok(names) = fs::read_dir("/run/netns") else { return };
-        for name in names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-            let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-            if process.is_some_and(|id| !fs::exists(format!("/proc/{id}")).unwrap_or(true)) {
-                run(Command::new("ip").args(["netns", "delete", &name]));
-            }
+        for name in left_in(Path::new("/run/netns")) {
+            run(Command::new("ip").args(["netns", "delete", &name]));
         }
     }
+}
+
+/// The names in a directory that begin as ours do, with the id of a process that is no more.
+pub fn left_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let is_left = |name: &String| {
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        process.is_some_and(|id| !fs::exists(format!("/proc/{id}")).unwrap_or(true))
+    };
+    names.filter(is_left).collect()
 }
 
 impl Drop for Netns {
