@@ -3,11 +3,12 @@
 //!
 //! [`run`] is the whole life of the process, in order. `fabric` is the workers and the forwarding
 //! table they share; `uplinks` the NICs; `ports` the registry of ports, each with its socket and
-//! its link to the fabric; `state_file` what survives a restart; `service` answers the API.
+//! its `link` to the fabric; `state_file` what survives a restart; `service` answers the API.
 
 #![forbid(unsafe_code)]
 
 mod fabric;
+mod link;
 mod ports;
 mod rarp;
 mod service;

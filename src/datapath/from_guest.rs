@@ -8,7 +8,8 @@ use crate::virtqueue::{Direction, Fault, Ring, Segments};
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{FrameView, PacketError, Start};
 use super::handover::{Handover, Inbox, PacketPool, Target};
-use super::worker::{Ports, Worker, WorkerSocket};
+use super::ports::Ports;
+use super::worker::{Worker, WorkerSocket};
 use super::{BURST, PortId, WorkerId, pair_of};
 
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how

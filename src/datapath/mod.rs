@@ -21,6 +21,7 @@ mod from_uplink;
 mod handover;
 mod idle;
 mod mailbox;
+mod ports;
 mod worker;
 
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};

@@ -7,18 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::channel::{Receiver, Sender};
 use rustix::event::epoll;
 
-use crate::metrics::{Counters, PortCounter, Published, SocketCounter};
-use crate::virtqueue::{Fault, Ring};
+use crate::metrics::{Counters, Published, SocketCounter};
+use crate::virtqueue::Ring;
 use crate::xdp::{Received, Socket, Umem};
 
-use super::deliver::{Refusal, deliver};
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
-use super::handover::{Inbox, PacketPool};
+use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::idle::Idle;
-use super::mailbox::{Command, RingReport};
+use super::mailbox::Command;
+use super::ports::Ports;
 use super::{BURST, PortId, UplinkId, WorkerId, from_guest, from_uplink, is_from_guest};
-use super::{handover::Handover, handover::Target, to_guest_ring};
 
 /// Turns between two publications of the counters while busy.
 const TURNS_PER_PUBLICATION: u64 = 1024;
@@ -52,14 +51,6 @@ pub struct WorkerSocket {
     pub(super) uplink: UplinkId,
     pub(super) socket: Socket,
     pub(super) counters: Counters<SocketCounter>,
-}
-
-/// A port in the hands of a worker: those of its rings that the worker serves.
-#[derive(Debug)]
-struct WorkerPort {
-    name: Arc<str>,
-    rings: Vec<Option<Box<Ring>>>,
-    counters: Counters<PortCounter>,
 }
 
 /// How often a worker turned and slept, as published.
@@ -130,7 +121,7 @@ impl Worker {
             umems: setup.umems,
             inboxes: setup.inboxes,
             pool: setup.pool,
-            ports: Ports { slots: Vec::new(), to_publish: Vec::new(), lost: setup.lost },
+            ports: Ports::new(setup.lost),
             table: Arc::default(),
             received: Vec::with_capacity(usize::from(BURST)),
             mailbox: setup.mailbox,
@@ -396,175 +387,5 @@ impl Worker {
             let _ = epoll::delete(&self.epoll, kick.as_fd());
         }
         Some(ring)
-    }
-}
-
-// ---- the ports of a worker ------------------------------------------------------------------------
-
-/// The ports and rings of a worker, apart from its sockets so that both can be borrowed at once.
-#[derive(Debug)]
-pub(super) struct Ports {
-    slots: Vec<Option<Box<WorkerPort>>>,
-    /// Receive rings with completions that their guests have not been shown.
-    to_publish: Vec<(PortId, u16)>,
-    lost: Sender<PortId>,
-}
-
-impl Ports {
-    fn add(&mut self, port: PortId, name: Arc<str>) -> Arc<Published<PortCounter>> {
-        if self.slots.len() <= port.index() {
-            self.slots.resize_with(port.index() + 1, || None);
-        }
-        let slot = WorkerPort { name, rings: Vec::new(), counters: Counters::new() };
-        let published = Arc::clone(slot.counters.published());
-        self.slots[port.index()] = Some(Box::new(slot));
-        published
-    }
-
-    fn remove(&mut self, port: PortId) {
-        if let Some(slot) = self.slots.get_mut(port.index()) {
-            *slot = None;
-        }
-    }
-
-    #[inline]
-    fn slot(&mut self, port: PortId) -> Option<&mut WorkerPort> {
-        self.slots.get_mut(port.index())?.as_deref_mut()
-    }
-
-    #[inline]
-    fn ring(&mut self, port: PortId, index: u16) -> Option<&mut Ring> {
-        self.slot(port)?.rings.get_mut(usize::from(index))?.as_deref_mut()
-    }
-
-    fn put(&mut self, port: PortId, index: u16, ring: Box<Ring>) {
-        let Some(slot) = self.slot(port) else { return };
-        let index = usize::from(index);
-        if slot.rings.len() <= index {
-            slot.rings.resize_with(index + 1, || None);
-        }
-        slot.rings[index] = Some(ring);
-    }
-
-    /// Take a ring out of its place, to work on it while the others are reached too.
-    #[inline]
-    pub fn lift(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
-        self.slot(port)?.rings.get_mut(usize::from(index))?.take()
-    }
-
-    /// Put a lifted ring back.
-    #[inline]
-    pub fn lower(&mut self, port: PortId, index: u16, ring: Box<Ring>) {
-        if let Some(slot) = self.slot(port) {
-            slot.rings[usize::from(index)] = Some(ring);
-        }
-    }
-
-    /// Count for a port.
-    #[inline]
-    pub fn count(&mut self, port: PortId, counter: PortCounter, amount: u64) {
-        if let Some(slot) = self.slot(port) {
-            slot.counters.add(counter, amount);
-        }
-    }
-
-    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why.
-    #[inline]
-    pub fn deliver(&mut self, table: &Forwarding, port: PortId, pair: u16, frame: &FrameView<'_>) {
-        let index = to_guest_ring(pair);
-        let frame_max = table.route(port).map_or(0, |route| route.frame_max);
-        let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
-            return;
-        };
-        let ring = slot.rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
-        let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
-            return slot.counters.add(PortCounter::ToGuestDroppedNotReady, 1);
-        };
-        if frame.len() > frame_max {
-            return slot.counters.add(PortCounter::ToGuestDroppedOversize, 1);
-        }
-        let first = !ring.queue.ring().has_unpublished();
-        match deliver(ring, frame) {
-            Ok(()) => {
-                slot.counters.add(PortCounter::ToGuestPackets, 1);
-                slot.counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));
-                if first {
-                    self.to_publish.push((port, index));
-                }
-            }
-            Err(Refusal::NoBuffers) => {
-                slot.counters.add(PortCounter::ToGuestDroppedNoBuffers, 1);
-            }
-            Err(Refusal::BufferSize) => {
-                slot.counters.add(PortCounter::ToGuestDroppedBufferSize, 1);
-            }
-            Err(Refusal::Fault(fault)) => {
-                slot.counters.add(PortCounter::ToGuestDroppedNotReady, 1);
-                self.break_ring(port, index, fault);
-            }
-        }
-    }
-
-    /// Serve a ring no more: one log line, one count, and the front-end is told.
-    #[cold]
-    pub fn break_ring(&mut self, port: PortId, index: u16, fault: Fault) {
-        let Some(slot) = self.slot(port) else { return };
-        let Some(Some(ring)) = slot.rings.get_mut(usize::from(index)) else { return };
-        if ring.broken.is_none() {
-            tracing::error!(
-                port = &*slot.name, ring = index, %fault,
-                "the guest broke its ring, which is served no more until it is started again"
-            );
-            slot.counters.add(PortCounter::RingFaults, 1);
-            ring.break_with(fault);
-            if fault == Fault::MemoryGone {
-                // Nobody listens any more only when the daemon stops.
-                let _ = self.lost.send(port);
-            }
-        }
-    }
-
-    /// Show the guests what was delivered in this turn: one index store and at most one interrupt
-    /// per ring.
-    fn publish_and_notify(&mut self) {
-        while let Some((port, index)) = self.to_publish.pop() {
-            let Some(ring) = self.ring(port, index) else { continue };
-            ring.queue.parts().1.publish();
-            let notified = ring.notify();
-            let gone = ring.queue.memory_gone();
-            self.count_notification(port, notified);
-            if gone {
-                self.break_ring(port, index, Fault::MemoryGone);
-            }
-        }
-    }
-
-    /// Count a notification decision.
-    #[inline]
-    pub fn count_notification(&mut self, port: PortId, notified: bool) {
-        let counter = if notified {
-            PortCounter::Notifications
-        } else {
-            PortCounter::NotificationsSuppressed
-        };
-        self.count(port, counter, 1);
-    }
-
-    fn publish_counters(&self) {
-        for slot in self.slots.iter().flatten() {
-            slot.counters.publish();
-        }
-    }
-
-    fn report(&mut self, port: PortId) -> Vec<RingReport> {
-        let Some(slot) = self.slot(port) else { return Vec::new() };
-        let report = |(index, ring): (usize, &Ring)| RingReport {
-            index: u16::try_from(index).unwrap_or(u16::MAX),
-            size: ring.queue.ring().size(),
-            enabled: ring.enabled,
-            broken: ring.broken.map(|fault| fault.to_string()),
-        };
-        let rings = slot.rings.iter().enumerate();
-        rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()
     }
 }

@@ -1,0 +1,121 @@
+//! A port's link from its session to the workers: rings go out, rings come back.
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_of};
+use crate::vhost_user::{HostError, PortHost, SessionBinding};
+use crate::virtqueue::Ring;
+
+use super::fabric::Fabric;
+use super::rarp;
+
+/// What a port's session and the API share.
+#[derive(Debug, Default)]
+struct SessionState {
+    /// The connection, to end it.
+    stream: Option<UnixStream>,
+    binding: SessionBinding,
+    /// Receive rings that are with a worker and enabled, by queue pair.
+    ready: Vec<u16>,
+}
+
+/// A port's link from its session to the workers.
+#[derive(Debug)]
+pub struct PortLink {
+    port: PortId,
+    fabric: Arc<Fabric>,
+    state: Mutex<SessionState>,
+}
+
+impl PortLink {
+    /// Of a port without a session.
+    pub fn new(port: PortId, fabric: Arc<Fabric>) -> Self {
+        Self { port, fabric, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session begins on this connection.
+    pub fn connected(&self, stream: &UnixStream) {
+        // Without a duplicate the session cannot be ended from here, which is all that is lost.
+        self.state().stream = stream.try_clone().ok();
+    }
+
+    /// The session has ended.
+    pub fn disconnected(&self) {
+        self.state().stream = None;
+    }
+
+    /// End the session, as if the front-end had closed the connection.
+    pub fn end_session(&self) {
+        if let Some(stream) = &self.state().stream {
+            // It fails only if the connection is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether a front-end is connected, and what is agreed on with it.
+    pub fn session(&self) -> Option<SessionBinding> {
+        let state = self.state();
+        state.stream.is_some().then(|| state.binding.clone())
+    }
+
+    fn worker(&self, index: u16) -> Option<WorkerId> {
+        self.fabric.routes().get(&self.port).map(|route| route.worker(pair_of(index)))
+    }
+
+    /// Let the workers know which queue pairs can receive, if that has changed.
+    fn set_ready(&self, index: u16, ready: bool) -> Result<(), WorkerGone> {
+        if is_from_guest(index) {
+            return Ok(());
+        }
+        let pair = pair_of(index);
+        let mut state = self.state();
+        if state.ready.contains(&pair) == ready {
+            return Ok(());
+        }
+        state.ready.retain(|&other| other != pair);
+        if ready {
+            state.ready.push(pair);
+            state.ready.sort_unstable();
+        }
+        self.fabric.change_routes(|routes| {
+            if let Some(route) = routes.get_mut(&self.port) {
+                route.ready.clone_from(&state.ready);
+            }
+        })
+    }
+}
+
+impl PortHost for PortLink {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        let ready = ring.enabled && ring.broken.is_none();
+        let given = self.fabric.give(worker, self.port, index, ring);
+        given.and_then(|()| self.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
+    }
+
+    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        self.set_ready(index, false)
+            .and_then(|()| self.fabric.take(worker, self.port, index))
+            .map_err(|WorkerGone| HostError::Stopping)
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        let target = Target::FloodFrom { port: self.port };
+        if let Some(worker) = self.worker(0)
+            && !self.fabric.hand_over(worker, &rarp::request(mac), target)
+        {
+            tracing::warn!(port = self.port.0, "the announcement was lost: the worker is behind");
+        }
+    }
+
+    fn bound(&self, binding: SessionBinding) {
+        self.state().binding = binding;
+    }
+}
