@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isonic::datapath::{
-    Attachment, ForwardingBuilder, Inbox, PacketPool, PortId, Route, Setup, UplinkId, Worker,
-    WorkerHandle, WorkerId, frame_max,
+    Attachment, ForwardingBuilder, Inbox, PacketPool, PortId, Route, Setup, UplinkId, Watchdog,
+    Watched, Worker, WorkerHandle, WorkerId, frame_max,
 };
+use isonic::platform::interrupt::InterruptibleThread;
 use isonic::test_support::guest_driver::{Driver, GuestRam};
-use isonic::test_support::ring_pair::ring_pair;
+use isonic::test_support::ring_pair::{Wire, ring_pair};
 use isonic::virtqueue::{EventFd, QueueOptions, Ring};
 
 /// Far longer than any scheduling delay; only a lost wake-up takes so long.
@@ -19,7 +20,7 @@ const LOST: Duration = Duration::from_secs(10);
 const PORT: PortId = PortId(0);
 
 /// Starts a worker with a switched port and an in-memory wire.
-fn start() -> (WorkerHandle, std::thread::JoinHandle<()>, isonic::test_support::ring_pair::Wire) {
+fn start() -> (WorkerHandle, Watched, Wire) {
     let (socket, wire) = ring_pair(0, 256);
     let inbox = Arc::new(Inbox::new(256).unwrap());
     let (handle, mailbox) = WorkerHandle::new(Arc::clone(&inbox));
@@ -33,7 +34,9 @@ fn start() -> (WorkerHandle, std::thread::JoinHandle<()>, isonic::test_support::
         lost: crossbeam::channel::unbounded().0,
     };
     let worker = Worker::new(setup).unwrap();
-    let thread = std::thread::spawn(move || worker.run());
+    let (turns, inbox) = (worker.turns(), Arc::clone(handle.inbox()));
+    let thread = InterruptibleThread::spawn("worker".into(), move || worker.run()).unwrap();
+    let watched = Watched { turns, inbox, thread: Arc::new(thread) };
     handle.add_port(PORT, "port".into()).unwrap();
     let mut table = ForwardingBuilder::default();
     let attachment = Attachment::Switch { mac: [2, 0, 0, 0, 0, 1] };
@@ -41,7 +44,7 @@ fn start() -> (WorkerHandle, std::thread::JoinHandle<()>, isonic::test_support::
     let route = Route { uplink, attachment, frame_max: frame_max(1500), workers, ready: vec![] };
     table.add(PORT, route);
     handle.set_forwarding(Arc::new(table.build())).unwrap();
-    (handle, thread, wire)
+    (handle, watched, wire)
 }
 
 /// Kick as a driver does: only if the device asks for it (virtio 1.2, 2.7.10.1).
@@ -72,7 +75,7 @@ fn wait_completed(driver: &mut Driver, round: u32) {
 
 #[test]
 fn no_kick_is_lost_around_the_workers_sleep() {
-    let (handle, thread, mut wire) = start();
+    let (handle, watched, mut wire) = start();
     let mut ram = GuestRam::new(4 << 20);
     let mut driver = Driver::new(&mut ram, 256, QueueOptions { event_idx: true, indirect: false });
     let (ring, kick) = ring_with_kick(&driver);
@@ -87,12 +90,12 @@ fn no_kick_is_lost_around_the_workers_sleep() {
         std::thread::sleep(Duration::from_micros(u64::from(round % 7) * 10));
     }
     handle.stop();
-    thread.join().unwrap();
+    watched.thread.join().unwrap();
 }
 
 #[test]
 fn a_ring_given_while_the_worker_falls_asleep_is_heard() {
-    let (handle, thread, mut wire) = start();
+    let (handle, watched, mut wire) = start();
     let mut ram = GuestRam::new(4 << 20);
     let mut driver = Driver::new(&mut ram, 256, QueueOptions { event_idx: true, indirect: false });
     let (mut ring, kick) = ring_with_kick(&driver);
@@ -108,5 +111,35 @@ fn a_ring_given_while_the_worker_falls_asleep_is_heard() {
         std::thread::sleep(Duration::from_micros(u64::from(round % 11) * 10));
     }
     handle.stop();
+    watched.thread.join().unwrap();
+}
+
+#[test]
+fn a_front_end_that_makes_its_call_descriptor_block_breaks_its_own_ring_only() {
+    let (handle, watched, mut wire) = start();
+    let thread = Arc::clone(&watched.thread);
+    let watchdog = Watchdog::start(vec![watched]).unwrap();
+    let mut ram = GuestRam::new(4 << 20);
+    let options = QueueOptions { event_idx: true, indirect: false };
+    let (mut hostile, mut other) =
+        (Driver::new(&mut ram, 64, options), Driver::new(&mut ram, 64, options));
+    let (ring, call) = hostile.ring();
+    // What any front-end can do to a descriptor it shares: block, and be full.
+    let flags = rustix::fs::fcntl_getfl(&call).unwrap();
+    rustix::fs::fcntl_setfl(&call, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    hostile.send(&[0x02; 60], &[]);
+    handle.give(PORT, 1, ring).unwrap();
+    wait_completed(&mut hostile, 0);
+    // This waits for the worker, which waits for the front-end until it is freed.
+    let reports = handle.inspect(PORT).unwrap();
+    assert!(reports[0].broken.as_deref().is_some_and(|fault| fault.contains("call")));
+    handle.give(PORT, 3, other.ring().0).unwrap();
+    other.send(&[0x02; 60], &[]);
+    handle.inbox().wake();
+    wait_completed(&mut other, 0);
+    assert_eq!(wire.departed().len(), 2);
+    handle.stop();
     thread.join().unwrap();
+    drop(watchdog);
 }

@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, unbounded};
 
 use crate::config::Config;
 use crate::datapath::{
     Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, RingReport, Route, Setup, Turns,
-    UplinkId, Worker, WorkerGone, WorkerHandle, WorkerId,
+    UplinkId, Watchdog, Watched, Worker, WorkerGone, WorkerHandle, WorkerId,
 };
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::Ring;
 use crate::xdp::Umem;
+
+use crate::platform::interrupt::InterruptibleThread;
 
 use super::uplinks::{Dealt, Nics};
 
@@ -26,7 +27,17 @@ pub struct WorkerEntry {
     pub cpu: Option<usize>,
     /// Its turns.
     pub turns: Arc<Turns>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Arc<InterruptibleThread>,
+}
+
+impl WorkerEntry {
+    fn watched(&self) -> Watched {
+        Watched {
+            turns: Arc::clone(&self.turns),
+            inbox: Arc::clone(self.handle.inbox()),
+            thread: Arc::clone(&self.thread),
+        }
+    }
 }
 
 /// The workers and their table.
@@ -38,6 +49,7 @@ pub struct Fabric {
     sockets: Vec<(UplinkId, u32, Arc<Published<SocketCounter>>)>,
     /// Ports whose front-end took the memory away, as the workers find out.
     lost: Receiver<PortId>,
+    watchdog: Mutex<Option<Watchdog>>,
 }
 
 impl Fabric {
@@ -65,24 +77,24 @@ impl Fabric {
             counters.extend(worker.socket_counters());
             let turns = worker.turns();
             let cpu = cpus.get(id.index()).copied();
-            let thread = Mutex::new(Some(spawn(worker, id, cpu)?));
+            let thread = Arc::new(spawn(worker, id, cpu)?);
             workers.push(WorkerEntry { handle, cpu, turns, thread });
         }
+        let watched = workers.iter().map(WorkerEntry::watched).collect();
+        let watchdog = Mutex::new(Some(Watchdog::start(watched)?));
         let (routes, sockets) = (Mutex::default(), counters);
-        Ok(Arc::new(Self { workers, pool, routes, sockets, lost: told }))
+        Ok(Arc::new(Self { workers, pool, routes, sockets, lost: told, watchdog }))
     }
 
     /// Stop all workers and wait for them.
     pub fn stop(&self) {
+        drop(self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take());
         for worker in &self.workers {
             worker.handle.stop();
         }
         for worker in &self.workers {
-            let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(thread) = thread {
-                // A worker that panics takes the process with it.
-                let _ = thread.join();
-            }
+            // A worker that panics takes the process with it.
+            let _ = worker.thread.join();
         }
     }
 
@@ -236,8 +248,8 @@ fn choose_cpus(workers: usize) -> Vec<usize> {
     cpus.iter().rev().take(workers).map(|cpu| cpu.id).collect()
 }
 
-fn spawn(worker: Worker, id: WorkerId, cpu: Option<usize>) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("worker {}", id.0)).spawn(move || {
+fn spawn(worker: Worker, id: WorkerId, cpu: Option<usize>) -> io::Result<InterruptibleThread> {
+    InterruptibleThread::spawn(format!("worker {}", id.0), move || {
         if let Some(cpu) = cpu
             && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
         {

@@ -59,12 +59,13 @@ fn serve(
             result
         }
     };
+    let mut notified = Ok(false);
     if ring.queue.parts().1.publish() {
-        let notified = ring.notify();
-        worker.ports.count_notification(port, notified);
+        notified = ring.notify();
+        worker.ports.count_notification(port, notified == Ok(true));
     }
     let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
-    (taken, result.err().or(gone))
+    (taken, result.err().or(gone).or(notified.err()))
 }
 
 /// Take up to `count` packets, let `forward` see each, and complete them.

@@ -22,11 +22,13 @@ mod handover;
 mod idle;
 mod mailbox;
 mod ports;
+mod watchdog;
 mod worker;
 
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};
 pub use mailbox::{Command, RingReport, WorkerGone, WorkerHandle};
+pub use watchdog::{Watchdog, Watched};
 pub use worker::{Setup, Turns, Worker, WorkerSocket};
 
 /// Most packets taken from one ring or socket before the next one has its turn.

@@ -157,10 +157,10 @@ impl Ports {
             let Some(ring) = self.ring(port, index) else { continue };
             ring.queue.parts().1.publish();
             let notified = ring.notify();
-            let gone = ring.queue.memory_gone();
-            self.count_notification(port, notified);
-            if gone {
-                self.break_ring(port, index, Fault::MemoryGone);
+            let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
+            self.count_notification(port, notified == Ok(true));
+            if let Some(fault) = gone.or(notified.err()) {
+                self.break_ring(port, index, fault);
             }
         }
     }

@@ -178,6 +178,7 @@ impl Worker {
             socket.socket.flush();
         }
         self.turns += 1;
+        self.published.turns.store(self.turns, Ordering::Relaxed);
         if self.turns.is_multiple_of(TURNS_PER_PUBLICATION) {
             self.publish_counters();
         }
@@ -234,7 +235,6 @@ impl Worker {
             counters.set(SocketCounter::FramesAway, census.away);
             counters.publish();
         }
-        self.published.turns.store(self.turns, Ordering::Relaxed);
         self.published.sleeps.store(self.sleeps, Ordering::Relaxed);
     }
 }

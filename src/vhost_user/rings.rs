@@ -297,7 +297,8 @@ impl Device {
             Ok(queue) => self.give(index, Ring { queue, ..ring }),
             Err(source) => {
                 if let Some(err) = &ring.err {
-                    err.signal();
+                    // The ring has stopped whether or not this is heard.
+                    let _ = err.signal();
                 }
                 let state = &mut self.rings[index];
                 if ring.broken.is_none() {

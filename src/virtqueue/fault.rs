@@ -67,6 +67,9 @@ pub enum Fault {
         /// Our limit.
         limit: usize,
     },
+    /// The front-end made its own call descriptor block, and with it the worker that signals it.
+    #[error("the front-end's call descriptor blocks: its counter is full")]
+    CallBlocked,
     /// The memory behind the ring went away (the front-end truncated its file).
     #[error("the guest's memory was cut short by its front-end")]
     MemoryGone,

@@ -40,9 +40,16 @@ impl EventFd {
 
     /// Signal the other side. A full counter is a signal that was not yet read; any other
     /// failure is the front-end's loss.
+    ///
+    /// # Errors
+    /// [`Fault::CallBlocked`]: the front-end has made the descriptor block again, and we were
+    /// interrupted while waiting. A write that does not block is never interrupted.
     #[inline]
-    pub fn signal(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    pub fn signal(&self) -> Result<(), Fault> {
+        match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
+            Err(rustix::io::Errno::INTR) => Err(Fault::CallBlocked),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -80,24 +87,22 @@ impl Ring {
         if self.broken.is_none() {
             self.broken = Some(fault);
             if let Some(err) = &self.err {
-                err.signal();
+                // The ring is broken already.
+                let _ = err.signal();
             }
         }
     }
 
-    /// Signal the driver if it wants to hear of what was published.
+    /// Signal the driver if it wants to hear of what was published; answers whether it did.
+    ///
+    /// # Errors
+    /// As [`EventFd::signal`].
     #[inline]
-    pub fn notify(&mut self) -> bool {
+    pub fn notify(&mut self) -> Result<bool, Fault> {
         let (_, ring) = self.queue.parts();
-        if !ring.needs_notification() {
-            return false;
-        }
         match &self.call {
-            Some(call) => {
-                call.signal();
-                true
-            }
-            None => false,
+            Some(call) if ring.needs_notification() => call.signal().map(|()| true),
+            _ => Ok(false),
         }
     }
 }
