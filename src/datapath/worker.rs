@@ -224,6 +224,17 @@ impl Worker {
         }
     }
 
+    /// What the kernel counts costs a call per socket, so it is read only when asked for.
+    fn read_kernel_statistics(&mut self) {
+        for WorkerSocket { socket, counters, .. } in &mut self.sockets {
+            let statistics = socket.kernel_statistics().unwrap_or_default();
+            counters.set(SocketCounter::KernelRxDropped, statistics.rx_dropped);
+            counters.set(SocketCounter::KernelRxRingFull, statistics.rx_ring_full);
+            counters.set(SocketCounter::KernelFillRingEmpty, statistics.fill_ring_empty);
+            counters.set(SocketCounter::KernelInvalid, statistics.invalid);
+        }
+    }
+
     fn publish_counters(&mut self) {
         self.ports.publish_counters();
         for WorkerSocket { socket, counters, .. } in &mut self.sockets {
@@ -353,6 +364,7 @@ impl Worker {
                 let _ = done.send(self.take(port, index));
             }
             Command::Inspect { port, done } => {
+                self.read_kernel_statistics();
                 self.publish_counters();
                 let _ = done.send(self.ports.report(port));
             }

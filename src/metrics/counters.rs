@@ -89,7 +89,8 @@ impl Counter for PortCounter {
 }
 
 /// What is counted per AF_XDP socket; `rx` and `tx` are the kernel's words. The `frames_…` are
-/// not sums but the present whereabouts of the socket's frames.
+/// not sums but the present whereabouts of the socket's frames; the `kernel_…` are its own
+/// (XDP_STATISTICS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum SocketCounter {
@@ -119,6 +120,14 @@ pub enum SocketCounter {
     FramesTransmitting,
     /// Received and lent to another worker.
     FramesAway,
+    /// The kernel's count: dropped for want of room for the packet.
+    KernelRxDropped,
+    /// The kernel's count: dropped because we were too slow to take packets.
+    KernelRxRingFull,
+    /// The kernel's count: times it found no frame to receive into.
+    KernelFillRingEmpty,
+    /// The kernel's count: descriptors of ours that it refused, a bug of ours.
+    KernelInvalid,
 }
 
 impl Counter for SocketCounter {
@@ -136,6 +145,10 @@ impl Counter for SocketCounter {
         "frames_receiving",
         "frames_transmitting",
         "frames_away",
+        "kernel_rx_dropped",
+        "kernel_rx_ring_full",
+        "kernel_fill_ring_empty",
+        "kernel_invalid",
     ];
 
     fn index(self) -> usize {
@@ -241,7 +254,7 @@ mod tests {
     fn the_last_variant_has_the_last_name() {
         assert_eq!(PortCounter::NAMES[PortCounter::RingFaults.index()], "ring_faults");
         assert_eq!(PortCounter::NAMES.len(), PortCounter::RingFaults.index() + 1);
-        assert_eq!(SocketCounter::NAMES.len(), SocketCounter::FramesAway.index() + 1);
+        assert_eq!(SocketCounter::NAMES.len(), SocketCounter::KernelInvalid.index() + 1);
         assert!(PortCounter::NAMES.len() <= COUNTERS_MAX);
         assert!(SocketCounter::NAMES.len() <= COUNTERS_MAX);
     }

@@ -105,6 +105,19 @@ impl FrameCensus {
     }
 }
 
+/// What the kernel counts of a socket (struct xdp_statistics of linux/if_xdp.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelStatistics {
+    /// Packets dropped for other reasons than the two below.
+    pub rx_dropped: u64,
+    /// Packets dropped because the rx ring was full.
+    pub rx_ring_full: u64,
+    /// Times the fill ring was empty.
+    pub fill_ring_empty: u64,
+    /// Descriptors refused, rx and tx.
+    pub invalid: u64,
+}
+
 /// One queue of an uplink. Owned by one worker.
 #[derive(Debug)]
 pub struct Socket {
@@ -118,7 +131,7 @@ pub struct Socket {
     /// The socket's descriptor, to wake the kernel; None for a ring pair in memory.
     fd: Option<RawFd>,
     /// Closes the socket when dropped; after the rings, which are mapped from it.
-    _owner: Option<XskQueues>,
+    owner: Option<XskQueues>,
 }
 
 /// What xsk-rs made; held for its destructors.
@@ -146,7 +159,7 @@ impl Socket {
             census: FrameCensus::default(),
             unflushed: false,
             fd: None,
-            _owner: None,
+            owner: None,
         };
         for frame in socket.free.split_off(socket.free.len() / 2) {
             socket.parts.fill.put(frame);
@@ -179,7 +192,7 @@ impl Socket {
     /// The descriptor to wait on; None for a ring pair in memory.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the descriptor is open while `_owner` lives, which is as long as `self`.
+        // SAFETY: the descriptor is open while `owner` lives, which is as long as `self`.
         self.fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
@@ -187,6 +200,18 @@ impl Socket {
     #[must_use]
     pub fn census(&self) -> FrameCensus {
         self.census
+    }
+
+    /// What the kernel counts of the socket; None for a ring pair in memory.
+    #[must_use]
+    pub fn kernel_statistics(&self) -> Option<KernelStatistics> {
+        let statistics = self.owner.as_ref()?.tx.fd().xdp_statistics().ok()?;
+        Some(KernelStatistics {
+            rx_dropped: statistics.rx_dropped(),
+            rx_ring_full: statistics.rx_ring_full(),
+            fill_ring_empty: statistics.rx_fill_ring_empty_descs(),
+            invalid: statistics.rx_invalid_descs() + statistics.tx_invalid_descs(),
+        })
     }
 
     // ---- receiving ------------------------------------------------------------------------------
@@ -327,7 +352,7 @@ pub(super) fn open_all(
         let own = frames.by_ref().take(frames_per_socket as usize);
         let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own);
         socket.fd = Some(fd);
-        socket._owner = Some(owner);
+        socket.owner = Some(owner);
         sockets.push(socket);
     }
     Ok(sockets)
