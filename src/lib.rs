@@ -1,5 +1,47 @@
 //! isonic: a vhost-user virtio-net backend whose datapath is AF_XDP, which binds a versioned
-//! interface profile to every VM.
+//! interface profile to every VM. This page is the contents; `docs/architecture.md` is the story.
+//!
+//! # A packet's path
+//!
+//! From a guest: [`datapath::Worker::turn`] → `datapath::from_guest` → [`virtqueue::SplitRing`]
+//! (take) → [`guest_memory`] (translate) → [`device::net_header`] (check) →
+//! [`datapath::Forwarding`] (where to) → copied once into a frame of [`xdp::Umem`] →
+//! [`xdp::Socket`] → the NIC; or into another guest's buffers.
+//!
+//! To a guest: `bpf/redirect.bpf.c` → [`xdp::Socket`] → `datapath::from_uplink` →
+//! [`datapath::Forwarding`] → `datapath::deliver`, copied once into receive buffers →
+//! [`virtqueue::SplitRing`] (complete, publish, notify); the frame goes back to its fill ring.
+//!
+//! # Four structures
+//!
+//! - **Session** ([`vhost_user::serve`]): one connection of a front-end; gathers what it says of
+//!   its device and never sees a packet.
+//! - **Profile** ([`profile::Profile`]): the guest-visible interface, bound to each session.
+//! - **Ring** ([`virtqueue::Ring`]): one virtqueue with its event descriptors; belongs to its
+//!   session or to one worker, never both.
+//! - **Port** ([`config::PortConfig`], and the daemon's registry): one VM's device on this host; it
+//!   outlives sessions and restarts.
+//!
+//! # Modules, in the order a packet meets them
+//!
+//! - [`xdp`]: AF_XDP sockets, their frames and rings, and our XDP program on a NIC.
+//! - [`datapath`]: the workers, which move packets between sockets and rings.
+//! - [`virtqueue`]: the device side of a ring shared with a guest.
+//! - [`guest_memory`]: guests' memory, and the only translation of their addresses.
+//! - [`device`]: feature bits, MAC addresses and the virtio-net header, as pure data.
+//! - [`metrics`]: what is counted.
+//!
+//! And those it never meets:
+//!
+//! - [`vhost_user`]: sessions: what front-ends say, checked.
+//! - [`profile`]: profiles: files, digests, what stands against one on a host.
+//! - [`config`]: `isonic.toml`, and what ports may share.
+//! - [`document`]: reading TOML so that all mistakes are told at once, with their lines.
+//! - [`daemon`]: where sessions, workers and sockets meet; owns all that lives long.
+//! - [`control`]: the API: requests, answers, HTTP on a Unix socket.
+//! - [`cli`]: the command line.
+//! - [`platform`]: what the operating system asks of a well-behaved process.
+//! - `test_support`: the other sides, for tests and benches only.
 #![warn(missing_docs)]
 
 pub mod cli;

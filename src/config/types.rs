@@ -59,7 +59,7 @@ impl fmt::Display for SocketMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
-    /// Many ports on one uplink, told apart by MAC and VLAN, with delivery between them.
+    /// Many ports on one uplink, told apart by MAC, with delivery between them.
     #[default]
     Switch,
     /// Queues of the uplink belong to this port alone; frames pass unparsed.

@@ -10,6 +10,8 @@
 //! line that names port, request, value and limit, and the session goes on. Only a stream that
 //! cannot be followed any further ends the session, and then every ring is taken back first.
 
+#![forbid(unsafe_code)]
+
 mod device;
 mod handler;
 mod host;

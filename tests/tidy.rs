@@ -1,0 +1,265 @@
+//! What the sources promise of themselves: who may import whom, where unsafe code may be, that the
+//! module map and the list of counters are complete, and a few plain rules of style.
+//!
+//! It reads text, not syntax: enough for code that `cargo fmt` has been over.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use isonic::metrics::{Counter, PortCounter, SocketCounter};
+
+/// Longest line, characters.
+const LINE_MAX: usize = 100;
+/// Functions longer than this many lines are listed, for a reviewer to look at.
+const FUNCTION_LINES_MAX: usize = 70;
+
+/// Which modules each may import. `daemon`, where all meet, may import any but `cli`;
+/// `test_support` any that has another side to play.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("guest_memory", &[]),
+    ("xdp", &[]),
+    ("device", &[]),
+    ("document", &[]),
+    ("metrics", &[]),
+    ("platform", &[]),
+    ("virtqueue", &["guest_memory"]),
+    ("profile", &["device", "document", "guest_memory"]),
+    ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics"]),
+    ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
+    ("config", &["device", "document", "profile"]),
+    ("control", &["config", "device", "profile"]),
+    ("cli", &["config", "control", "device", "profile"]),
+    (
+        "daemon",
+        &[
+            "config",
+            "control",
+            "datapath",
+            "device",
+            "guest_memory",
+            "metrics",
+            "platform",
+            "profile",
+            "vhost_user",
+            "virtqueue",
+            "xdp",
+        ],
+    ),
+];
+
+/// Modules whose work is unsafe: memory shared with guests and with the kernel, and system calls.
+/// `test_support` plays their other sides.
+const MAY_BE_UNSAFE: &[&str] = &["guest_memory", "virtqueue", "xdp", "platform", "test_support"];
+
+/// One source file of the library.
+struct Source {
+    path: PathBuf,
+    /// Its module of the first level; empty for `lib.rs` and `main.rs`.
+    module: String,
+    text: String,
+}
+
+impl Source {
+    /// The lines that are neither comments nor unit tests.
+    fn code(&self) -> impl Iterator<Item = &str> {
+        let tests = self.text.find("#[cfg(test)]\nmod tests").unwrap_or(self.text.len());
+        self.text[..tests].lines().filter(|line| !line.trim_start().starts_with("//"))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// All files under a folder of the repository, with their paths from its root.
+fn files_of(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                files.push((path.strip_prefix(root()).unwrap().to_owned(), text));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn sources() -> Vec<Source> {
+    let source = |(path, text): (PathBuf, String)| {
+        let mut parts = path.iter().skip(1);
+        let first = Path::new(parts.next().unwrap()).file_stem().unwrap().to_str().unwrap();
+        let module = if matches!(first, "lib" | "main") { "" } else { first };
+        Source { module: module.to_owned(), path, text }
+    };
+    files_of("src").into_iter().map(source).collect()
+}
+
+/// The modules that `lib.rs` declares.
+fn modules() -> Vec<String> {
+    let name = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
+    read("src/lib.rs").lines().filter_map(name).collect()
+}
+
+/// The modules of the library that a line names by `crate::`.
+fn imports(line: &str) -> impl Iterator<Item = &str> {
+    let end = |rest: &str| {
+        rest.find(|letter: char| !letter.is_ascii_lowercase() && letter != '_')
+            .unwrap_or(rest.len())
+    };
+    line.split("crate::").skip(1).map(move |rest| &rest[..end(rest)])
+}
+
+fn assert_none(problems: &[String], rule: &str) {
+    assert!(problems.is_empty(), "{rule}:\n{}", problems.join("\n"));
+}
+
+#[test]
+fn imports_follow_the_arrows() {
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| !source.module.is_empty()) {
+        if source.module == "test_support" {
+            continue;
+        }
+        let arrows = ARROWS.iter().find(|(module, _)| *module == source.module);
+        let (_, allowed) = arrows.unwrap_or_else(|| panic!("{} has no arrows", source.module));
+        for import in source.code().flat_map(imports) {
+            if import != source.module && !allowed.contains(&import) {
+                wrong.push(format!("{} imports {import}", source.path.display()));
+            }
+        }
+    }
+    assert_none(&wrong, "not among the arrows");
+}
+
+#[test]
+fn every_arrow_is_used() {
+    let mut unused = Vec::new();
+    for (module, allowed) in ARROWS {
+        let sources = sources();
+        let own = sources.iter().filter(|source| source.module == *module);
+        let used: BTreeSet<&str> =
+            own.flat_map(|source| source.code().flat_map(imports)).collect();
+        let missing = allowed.iter().filter(|import| !used.contains(**import));
+        unused.extend(missing.map(|import| format!("{module} no longer imports {import}")));
+    }
+    assert_none(&unused, "the arrows say more than the code");
+}
+
+#[test]
+fn unsafe_code_is_forbidden_but_where_it_is_the_work() {
+    let mut missing = Vec::new();
+    for module in modules().iter().filter(|module| !MAY_BE_UNSAFE.contains(&module.as_str())) {
+        let folder = format!("src/{module}/mod.rs");
+        let path = if root().join(&folder).exists() { folder } else { format!("src/{module}.rs") };
+        if !read(&path).contains("#![forbid(unsafe_code)]") {
+            missing.push(path);
+        }
+    }
+    assert_none(&missing, "#![forbid(unsafe_code)] is missing");
+}
+
+#[test]
+fn the_module_map_names_every_module() {
+    let map = read("src/lib.rs");
+    let listed = |module: &str| {
+        let linked = map.contains(&format!("//! - [`{module}`]: "));
+        linked || map.contains(&format!("//! - `{module}`: "))
+    };
+    let missing: Vec<String> = modules().into_iter().filter(|module| !listed(module)).collect();
+    assert_none(&missing, "not in the contents page of src/lib.rs");
+}
+
+#[test]
+fn every_counter_is_counted_and_documented() {
+    let manual = read("docs/operations.md");
+    let counting: String = sources()
+        .iter()
+        .filter(|source| matches!(source.module.as_str(), "datapath" | "daemon"))
+        .flat_map(|source| source.code().map(|line| format!("{line}\n")).collect::<Vec<_>>())
+        .collect();
+    let mut wrong = Vec::new();
+    for (kind, names) in
+        [("PortCounter", PortCounter::NAMES), ("SocketCounter", SocketCounter::NAMES)]
+    {
+        for name in names {
+            if !manual.contains(&format!("| `{name}` |")) {
+                wrong.push(format!("{name} is not in docs/operations.md"));
+            }
+            let variant = format!("{kind}::{}", camel_case(name));
+            let ends = |rest: &str| !rest.starts_with(|letter: char| letter.is_alphanumeric());
+            if !counting.split(&variant).skip(1).any(ends) {
+                wrong.push(format!("nobody counts {variant}"));
+            }
+        }
+    }
+    assert_none(&wrong, "counters");
+}
+
+/// `from_guest_packets` → `FromGuestPackets`.
+fn camel_case(name: &str) -> String {
+    let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
+    name.split('_').map(capital).collect()
+}
+
+#[test]
+fn lines_are_short_and_nothing_is_left_for_later() {
+    // Written so that this file does not contain them.
+    let leftovers = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["dbg", "!("].concat()];
+    let mut wrong = Vec::new();
+    for (path, text) in ["src", "tests", "scripts", "bpf"].into_iter().flat_map(files_of) {
+        for (number, line) in (1..).zip(text.lines()) {
+            let place = format!("{}:{number}", path.display());
+            // A tab counts as eight in the C sources.
+            let width = line.chars().map(|letter| if letter == '\t' { 8 } else { 1 }).sum::<usize>();
+            if width > LINE_MAX && path.extension().is_none_or(|extension| extension != "md") {
+                wrong.push(format!("{place}: {width} characters"));
+            }
+            let left = leftovers.iter().filter(|leftover| line.contains(leftover.as_str()));
+            wrong.extend(left.map(|leftover| format!("{place}: {leftover}")));
+        }
+    }
+    assert_none(&wrong, "lines");
+}
+
+/// Not a rule: a list to read (`cargo test --test tidy -- --nocapture`).
+#[test]
+fn long_functions_are_listed() {
+    let mut functions = 0;
+    for Source { path, text, .. } in &sources() {
+        let mut open: Option<(usize, usize, &str)> = None;
+        for (number, line) in (1..).zip(text.lines()) {
+            let code = line.trim_start();
+            let indent = line.len() - code.len();
+            let begins = code.split("fn ").next().is_some_and(|before| {
+                before.split_whitespace().all(|word| {
+                    matches!(word, "pub" | "const" | "unsafe" | "async" | "extern" | "\"C\"")
+                        || word.starts_with("pub(")
+                })
+            }) && code.contains("fn ");
+            if begins {
+                open = Some((number, indent, code));
+            }
+            if let Some((start, indent_of_start, name)) = open {
+                if code == "}" && indent == indent_of_start {
+                    functions += 1;
+                    open = None;
+                    let lines = number - start + 1;
+                    if lines > FUNCTION_LINES_MAX {
+                        println!("{}:{start}: {lines} lines: {name}", path.display());
+                    }
+                }
+            }
+        }
+    }
+    assert!(functions > 500, "only {functions} functions found: the reader is broken");
+}
