@@ -40,6 +40,7 @@
 //! - [`daemon`]: where sessions, workers and sockets meet; owns all that lives long.
 //! - [`control`]: the API: requests, answers, HTTP on a Unix socket.
 //! - [`cli`]: the command line.
+//! - [`report`]: an error and its causes as one text, for people.
 //! - [`platform`]: what the operating system asks of a well-behaved process.
 //! - `test_support`: the other sides, for tests and benches only.
 #![warn(missing_docs)]

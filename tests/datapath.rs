@@ -226,7 +226,7 @@ fn a_wire_port_gets_and_sends_everything_unparsed() {
     assert_eq!(rig.wires[0].departed(), [broadcast]);
 }
 
-// ---- drops, each counted by its reason -------------------------------------------------------------
+// ---- drops, each counted by its reason ----------------------------------------------------------
 
 #[test]
 fn malformed_packets_are_dropped_and_the_ring_goes_on() {
@@ -352,7 +352,7 @@ fn a_receive_ring_that_breaks_gives_nothing_back_half_done() {
     rig.assert_frames_balance();
 }
 
-// ---- rings come and go -----------------------------------------------------------------------------
+// ---- rings come and go --------------------------------------------------------------------------
 
 #[test]
 fn a_ring_taken_away_is_not_touched_again_and_goes_on_when_given_back() {
@@ -388,7 +388,7 @@ fn one_interrupt_per_burst_and_none_when_not_wanted() {
     assert_eq!(rig.port_count(guest.port, PortCounter::NotificationsSuppressed), 1);
 }
 
-// ---- several workers ---------------------------------------------------------------------------------
+// ---- several workers ----------------------------------------------------------------------------
 
 #[test]
 fn a_frame_for_another_workers_ring_is_handed_over_and_comes_home() {

@@ -108,7 +108,7 @@ fn a_buffer_may_cross_from_one_region_into_the_next() {
     assert_eq!(take(&mut queue, Direction::FromGuest).unwrap().1, b"leftright");
 }
 
-// ---- what a hostile driver does: each is a fault, none a loop or a stray access --------------------
+// ---- what a hostile driver does: each is a fault, none a loop or a stray access -----------------
 
 #[test]
 fn an_available_index_too_far_ahead_is_a_fault() {
@@ -219,7 +219,7 @@ fn an_indirect_table_that_loops_or_leaves_itself_is_a_fault() {
     assert_eq!(fault_of(&mut queue), Fault::DescriptorIndex { index: 2, size: 2 });
 }
 
-// ---- set-up ----------------------------------------------------------------------------------------
+// ---- set-up -------------------------------------------------------------------------------------
 
 #[test]
 fn a_ring_with_bad_size_alignment_or_place_is_not_started() {
@@ -256,7 +256,7 @@ fn a_restarted_ring_goes_on_where_the_used_index_says() {
     assert_eq!(take(&mut queue, Direction::FromGuest).unwrap().1[12..], [2; 60]);
 }
 
-// ---- notification (2.7.7, 2.7.10) ----------------------------------------------------------------
+// ---- notification (2.7.7, 2.7.10) ---------------------------------------------------------------
 
 fn complete_one(driver: &mut Driver, queue: &mut Queue) -> bool {
     driver.send(&[0; 60], &[]);

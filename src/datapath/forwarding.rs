@@ -13,7 +13,8 @@ pub enum Attachment {
         /// Its address.
         mac: [u8; 6],
     },
-    /// These queues of the uplink are the port's: queue pair `n` uses queue `n` modulo their number.
+    /// These queues of the uplink are the port's: queue pair `n` uses queue `n` modulo their
+    /// number.
     Wire {
         /// Queue numbers of the NIC.
         queues: Vec<u32>,

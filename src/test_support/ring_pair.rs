@@ -144,7 +144,7 @@ impl Wire {
         assert!(frame.len() <= (u64::from(FRAME_BYTES) - HEADROOM) as usize);
         let Some([address, _]) = self.fill.consume(1) else { return false };
         let address = address / u64::from(FRAME_BYTES) * u64::from(FRAME_BYTES) + HEADROOM;
-        // SAFETY: the frame came out of the fill ring, so it is the kernel's, and it is in the UMEM.
+        // SAFETY: the frame came out of the fill ring, so it is the kernel's, and in the UMEM.
         unsafe {
             let destination = self.base.add(address as usize);
             ptr::copy_nonoverlapping(frame.as_ptr(), destination, frame.len());

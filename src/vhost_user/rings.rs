@@ -68,7 +68,7 @@ pub(super) enum EventKind {
     Err,
 }
 
-// ---- checks before a request is passed on ---------------------------------------------------------
+// ---- checks before a request is passed on -------------------------------------------------------
 
 impl Device {
     /// The ring a request names, if the profile has it. Compared with all bits of the number: a
@@ -111,7 +111,7 @@ impl Device {
     }
 }
 
-// ---- requests -------------------------------------------------------------------------------------
+// ---- requests -----------------------------------------------------------------------------------
 
 impl Device {
     /// SET_VRING_NUM.
@@ -232,7 +232,7 @@ impl Device {
     }
 }
 
-// ---- starting, giving, taking ---------------------------------------------------------------------
+// ---- starting, giving, taking -------------------------------------------------------------------
 
 impl Device {
     /// All that is needed to run the ring, if it is there.

@@ -223,7 +223,7 @@ impl SplitRing {
     }
 }
 
-// ---- taking chains --------------------------------------------------------------------------------
+// ---- taking chains ------------------------------------------------------------------------------
 
 impl SplitRing {
     /// Entries.
@@ -347,7 +347,7 @@ impl SplitRing {
             return Err(refused);
         }
         let table = memory.translate(GuestAddress(address), len);
-        // A table that goes on in another region would need a gathered read that no driver asks for.
+        // A table that goes on in another region would need a gathered read; no driver asks for it.
         let table = table
             .filter(|table| table.len() as u64 == u64::from(len))
             .ok_or(Fault::Unmapped { index: outer, address, len })?;
@@ -410,7 +410,7 @@ fn push<'m>(
     Ok(())
 }
 
-// ---- completing, publishing, notifying ------------------------------------------------------------
+// ---- completing, publishing, notifying ----------------------------------------------------------
 
 impl SplitRing {
     /// Say that the chain at `head` is done and `written` bytes of it were written. The driver

@@ -84,8 +84,8 @@ impl Configuration {
             let socket = bed.path(&format!("{}.sock", port.name));
             let _ = write!(
                 text,
-                "\n[[ports]]\nname = {:?}\nsocket = {socket:?}\nmode = {:?}\nprofile = {PROFILE:?}\n\
-                 uplink = {:?}\nattach = {:?}\nmac = {:?}\n",
+                "\n[[ports]]\nname = {:?}\nsocket = {socket:?}\nmode = {:?}\n\
+                 profile = {PROFILE:?}\nuplink = {:?}\nattach = {:?}\nmac = {:?}\n",
                 port.name, port.mode, port.uplink, port.attach, port.mac
             );
             if let Some(queues) = &port.queues {

@@ -15,8 +15,8 @@ impl Testpmd {
     /// Starts it with this many queue pairs and a forwarding mode of testpmd's, not forwarding.
     pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str) -> Self {
         let socket = bed.path(&format!("{}.sock", port.name));
-        // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then one memfd, which vhost-user can share, and the machine
-        // needs no huge pages.
+        // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then
+        // one memfd, which vhost-user can share, and the machine needs no huge pages.
         let words = format!(
             "stdbuf --output=L dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
              --file-prefix=isonic-{id} \
