@@ -250,14 +250,15 @@ fn long_functions_are_listed() {
             if begins {
                 open = Some((number, indent, code));
             }
-            if let Some((start, indent_of_start, name)) = open {
-                if code == "}" && indent == indent_of_start {
-                    functions += 1;
-                    open = None;
-                    let lines = number - start + 1;
-                    if lines > FUNCTION_LINES_MAX {
-                        println!("{}:{start}: {lines} lines: {name}", path.display());
-                    }
+            if let Some((start, indent_of_start, name)) = open
+                && code == "}"
+                && indent == indent_of_start
+            {
+                functions += 1;
+                open = None;
+                let lines = number - start + 1;
+                if lines > FUNCTION_LINES_MAX {
+                    println!("{}:{start}: {lines} lines: {name}", path.display());
                 }
             }
         }
