@@ -164,24 +164,26 @@ fn one_port_is_served_from_the_command_line_alone() {
     assert!(!socket.exists(), "the socket stayed");
 }
 
+/// Adds a port at run time.
+fn add(bed: &Bed, daemon: &Daemon<'_>, name: &str) {
+    let socket = bed.path(&format!("{name}.sock")).display().to_string();
+    let options = ["--socket", &socket, "--uplink", NIC, "--profile", common::PROFILE];
+    daemon.json(&[&["port", "add", name][..], &options[..]].concat());
+}
+
+/// The names of its ports.
+fn names(daemon: &Daemon<'_>) -> Vec<String> {
+    let ports = daemon.json(&["port", "list"]);
+    let name = |port: &serde_json::Value| port["name"].as_str().expect("a name").to_owned();
+    ports.as_array().expect("a list").iter().map(name).collect()
+}
+
 #[test]
 fn ports_added_at_run_time_survive_a_killed_daemon_and_deleted_ones_stay_away() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &one_port(&bed));
     for name in ["extra", "gone"] {
-        let socket = bed.path(&format!("{name}.sock")).display().to_string();
-        let profile = common::PROFILE;
-        daemon.json(&[
-            "port",
-            "add",
-            name,
-            "--socket",
-            &socket,
-            "--uplink",
-            NIC,
-            "--profile",
-            profile,
-        ]);
+        add(&bed, &daemon, name);
     }
     daemon.json(&["port", "del", "gone"]);
     let before = daemon.json(&["port", "show", "extra"]);
@@ -191,8 +193,13 @@ fn ports_added_at_run_time_survive_a_killed_daemon_and_deleted_ones_stay_away() 
     for field in ["mac", "socket", "profile", "profile_digest", "uplink", "attach"] {
         assert_eq!(after[field], before[field], "{field} changed");
     }
-    let ports = daemon.json(&["port", "list"]).as_array().expect("a list").len();
-    assert_eq!(ports, 2, "vm1 and extra");
+    assert_eq!(names(&daemon), ["extra", "vm1"]);
+    // What the state file said at the start is no longer so once it was changed.
+    daemon.json(&["port", "del", "extra"]);
+    add(&bed, &daemon, "another");
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(names(&daemon), ["another", "vm1"]);
 }
 
 #[test]

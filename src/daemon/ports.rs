@@ -175,7 +175,7 @@ impl Registry {
 
     /// The ports kept from the last run.
     pub fn remembered(&self) -> Vec<PortConfig> {
-        self.state.as_ref().map(|state| state.ports().to_vec()).unwrap_or_default()
+        self.state.as_ref().map(StateFile::ports).unwrap_or_default()
     }
 
     /// Told when the only session of `--fd` has ended.
@@ -199,11 +199,12 @@ impl Registry {
         let counters = self.fabric.add_port(id, &config.name)?;
         self.fabric.change_routes(|routes| drop(routes.insert(id, route)))?;
         self.redirect(nic)?;
+        let link = Arc::new(PortLink::new(id, Arc::clone(&self.fabric)));
+        let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
+        // Last, so that a port that could not be made is not there after a restart.
         if keep {
             self.save(&ports, Some(&config), None)?;
         }
-        let link = Arc::new(PortLink::new(id, Arc::clone(&self.fabric)));
-        let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
         undo.armed = false;
         tracing::info!(
             port = config.name, profile = profile.name, digest = profile.digest(),
@@ -221,9 +222,12 @@ impl Registry {
     /// [`PortError`].
     pub fn remove(&self, name: &str) -> Result<(), PortError> {
         let mut ports = self.ports();
-        let port = ports.get(name).ok_or_else(|| PortError::NotFound(name.to_owned()))?;
-        if port.permanent {
-            return Err(PortError::Permanent(name.to_owned()));
+        match ports.get(name) {
+            Some(port) if port.permanent => return Err(PortError::Permanent(name.to_owned())),
+            Some(_) => {}
+            // One of the state file that could not be served this time can be removed too.
+            None if self.remembered().iter().any(|port| port.name == name) => {}
+            None => return Err(PortError::NotFound(name.to_owned())),
         }
         self.save(&ports, None, Some(name))?;
         if let Some(mut port) = ports.remove(name) {
@@ -293,7 +297,8 @@ impl Registry {
         let Some(state) = &self.state else { return Ok(()) };
         let kept = ports.values().filter(|port| !port.permanent).map(|port| &port.config);
         // A port of the state file that could not be served this time is not forgotten either.
-        let absent = state.ports().iter().filter(|port| !ports.contains_key(&port.name));
+        let known = state.ports();
+        let absent = known.iter().filter(|port| !ports.contains_key(&port.name));
         let mut all: BTreeMap<&str, &PortConfig> = BTreeMap::new();
         for port in absent.chain(kept).chain(more) {
             all.insert(&port.name, port);

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,8 +69,8 @@ struct Content {
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    /// As it was when opened.
-    ports: Vec<PortConfig>,
+    /// As last read or written.
+    ports: Mutex<Vec<PortConfig>>,
 }
 
 impl StateFile {
@@ -84,7 +85,7 @@ impl StateFile {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { path, ports: Vec::new() });
+                return Ok(Self { path, ports: Mutex::default() });
             }
             Err(source) => return Err(unreadable(source)),
         };
@@ -93,12 +94,12 @@ impl StateFile {
         if content.version != VERSION {
             return Err(StateError::Version { path, found: content.version });
         }
-        Ok(Self { path, ports: content.ports })
+        Ok(Self { path, ports: content.ports.into() })
     }
 
-    /// The ports that were kept when it was opened.
-    pub fn ports(&self) -> &[PortConfig] {
-        &self.ports
+    /// The ports that are kept now.
+    pub fn ports(&self) -> Vec<PortConfig> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keep these ports.
@@ -106,7 +107,10 @@ impl StateFile {
     /// # Errors
     /// [`StateError::Write`].
     pub fn save(&self, ports: Vec<PortConfig>) -> Result<(), StateError> {
-        self.write(ports).map_err(|source| StateError::Write { path: self.path.clone(), source })
+        self.write(ports.clone())
+            .map_err(|source| StateError::Write { path: self.path.clone(), source })?;
+        *self.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
+        Ok(())
     }
 
     fn write(&self, ports: Vec<PortConfig>) -> io::Result<()> {
@@ -138,6 +142,7 @@ mod tests {
         let state = StateFile::open(&directory.path().join("new")).unwrap();
         assert!(state.ports().is_empty());
         state.save(vec![port("one"), port("two")]).unwrap();
+        assert_eq!(state.ports(), [port("one"), port("two")]);
         let again = StateFile::open(&directory.path().join("new")).unwrap();
         assert_eq!(again.ports(), [port("one"), port("two")]);
     }
