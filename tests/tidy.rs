@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("report", &[]),
     ("virtqueue", &["guest_memory"]),
     ("profile", &["device", "document", "guest_memory"]),
-    ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics"]),
+    ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "platform"]),
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
     ("config", &["device", "document", "profile"]),
     ("control", &["config", "device", "profile"]),

@@ -392,7 +392,8 @@ impl Worker {
     fn take(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
         self.from_guest.retain(|&place| place != (port, index));
         let mut ring = self.ports.lift(port, index)?;
-        // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the eventfd.
+        // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the
+        // eventfd.
         ring.queue.parts().1.want_kicks(true);
         if let Some(kick) = &ring.kick {
             // Not there for receive rings.
