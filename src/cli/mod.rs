@@ -1,6 +1,6 @@
 //! CLI: arguments → one request or one configuration → what is printed.
 //!
-//! `isonic run` becomes a [`Config`] for the daemon; every other command is one [`Request`] to a
+//! `isonic run` becomes a [`Config`] for the daemon; every other command is one `Request` to a
 //! running one, printed as a table, or with `--json` as the API has it. This module starts no
 //! daemon itself: [`run`] says in an [`Action`] what is left to do.
 
