@@ -7,7 +7,7 @@ use isonic::datapath::{Attachment, PortId, Route, Target, UplinkId, WorkerId, fr
 use isonic::metrics::{PortCounter, SocketCounter};
 use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER};
 use isonic::test_support::rig::Rig;
-use isonic::virtqueue::QueueOptions;
+use isonic::virtqueue::{Fault, QueueOptions};
 
 const OPTIONS: QueueOptions = QueueOptions { event_idx: true, indirect: true };
 
@@ -330,7 +330,7 @@ fn a_broken_ring_is_served_no_more_and_nobody_else_notices() {
     assert_eq!(bad.from_guest.completed().len(), 1);
     assert_eq!(rig.port_count(bad.port, PortCounter::RingFaults), 1);
     let report = rig.inspect(0, bad.port);
-    assert!(report[1].broken.as_deref().is_some_and(|fault| fault.contains("9999")));
+    assert_eq!(report[1].broken, Some(Fault::DescriptorIndex { index: 9999, size: 256 }));
     let arriving = frame(bad.mac, OUTSIDE, 60);
     rig.wires[0].arrive(&arriving);
     rig.settle();
@@ -388,6 +388,22 @@ fn one_interrupt_per_burst_and_none_when_not_wanted() {
     assert_eq!(rig.port_count(guest.port, PortCounter::NotificationsSuppressed), 1);
 }
 
+#[test]
+fn a_guest_that_floods_has_its_turn_ended_and_loses_nothing() {
+    let mut rig = Rig::new(1);
+    let mut guests: Vec<_> = (1..=8).map(|number| Guest::switched(&mut rig, number)).collect();
+    let sent = frame(BROADCAST, guests[0].mac, 60);
+    for _ in 0..64 {
+        guests[0].from_guest.send(&sent, &[]);
+    }
+    rig.workers[0].turn();
+    let first = guests[0].from_guest.completed().len();
+    assert_eq!(first, 16, "two bursts' worth of copies to eight ports");
+    rig.settle();
+    assert_eq!(first + guests[0].from_guest.completed().len(), 64);
+    assert_eq!(rig.wires[0].departed().len(), 64);
+}
+
 // ---- several workers ----------------------------------------------------------------------------
 
 #[test]
@@ -404,6 +420,22 @@ fn a_frame_for_another_workers_ring_is_handed_over_and_comes_home() {
     assert_eq!(guest.received(), vec![sent; 50]);
     rig.settle();
     rig.assert_frames_balance();
+}
+
+#[test]
+fn a_frame_goes_to_a_ring_of_the_worker_that_received_it_if_there_is_one() {
+    let mut rig = Rig::new(2);
+    let attachment = Attachment::Switch { mac: mac(1) };
+    let both = Route { ready: vec![0, 1], ..route(attachment, vec![WorkerId(1), WorkerId(0)]) };
+    let guest = Guest::start(&mut rig, both, OPTIONS);
+    let mut ram = GuestRam::new(4 << 20);
+    let mut near = Driver::new(&mut ram, 64, OPTIONS);
+    rig.give(0, guest.port, 2, near.ring().0);
+    near.post(8, 1536);
+    let sent = frame(guest.mac, OUTSIDE, 100);
+    rig.wires[0].arrive(&sent);
+    rig.workers[0].turn();
+    assert_eq!(near.received().len(), 1, "no other worker had a turn");
 }
 
 #[test]

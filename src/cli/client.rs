@@ -63,7 +63,7 @@ pub(super) struct AddArguments {
     /// The port's profile
     #[arg(long, value_name = "NAME")]
     profile: String,
-    /// The guest's MAC address [default: derived from the name]
+    /// The guest's MAC address [default: derived from the host and the name]
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
     /// switch (shares the uplink by MAC address) or wire (has its queues alone) [default: switch]

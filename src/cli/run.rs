@@ -54,7 +54,7 @@ pub(super) struct RunArguments {
         required_unless_present_any = ["config", "print_capabilities"]
     )]
     profile: Option<String>,
-    /// The guest's MAC address [default: derived from the socket's name]
+    /// The guest's MAC address [default: derived from the host and the socket's name]
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
     /// switch (shares the uplink by MAC address) or wire (has its queues alone) [default: switch]

@@ -327,7 +327,7 @@ uplink = "eth0"
         assert_eq!(config.uplinks[0].mode, UplinkMode::Auto);
         let port = &config.ports[0];
         assert_eq!((port.mode, port.attach), (SocketMode::Server, Attach::Switch));
-        assert_eq!(port.mac(), MacAddress::derived("vm1"));
+        assert_eq!(port.mac(), MacAddress::derived(crate::platform::machine_id(), "vm1"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::device::mac::MacAddress;
+use crate::platform::machine_id;
 
 /// A word that is none of the possible ones.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -185,10 +186,10 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
-    /// The guest's address: the one given, or one derived from the name.
+    /// The guest's address: the one given, or one derived from this host's identity and the name.
     #[must_use]
     pub fn mac(&self) -> MacAddress {
-        self.mac.unwrap_or_else(|| MacAddress::derived(&self.name))
+        self.mac.unwrap_or_else(|| MacAddress::derived(machine_id(), &self.name))
     }
 }
 

@@ -32,11 +32,7 @@ pub struct WorkerEntry {
 
 impl WorkerEntry {
     fn watched(&self) -> Watched {
-        Watched {
-            turns: Arc::clone(&self.turns),
-            inbox: Arc::clone(self.handle.inbox()),
-            thread: Arc::clone(&self.thread),
-        }
+        Watched { turns: Arc::clone(&self.turns), thread: Arc::clone(&self.thread) }
     }
 }
 

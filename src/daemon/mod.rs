@@ -18,7 +18,8 @@ mod uplinks;
 use std::io;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, RunOptions};
 use crate::control::server;
@@ -87,8 +88,13 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
     let state = config.state_dir.as_deref().map(StateFile::open).transpose()?;
     let api = config.api_socket.as_deref().map(unix_socket::claim).transpose()?;
-    // 2. A front-end that truncates its memory must not end us.
+    // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
     install_fault_handler();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(DaemonError::Serve)?;
+    let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
     // 3. NICs and workers.
     let (nics, sockets) = Nics::open(&config.uplinks, config.workers)?;
     let fabric = Fabric::start(config, &nics, sockets).map_err(DaemonError::Workers)?;
@@ -103,7 +109,8 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
         .spawn(move || watched.watch_memory())
         .map_err(DaemonError::Workers)?;
     // 5. Serve.
-    let outcome = add_ports(&registry, config, options).and_then(|()| serve(api, &registry));
+    let outcome = add_ports(&registry, config, options)
+        .and_then(|()| serve(&runtime, signals, api, &registry));
     // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
     registry.stop();
     drop(taps);
@@ -156,34 +163,45 @@ fn add_ports(
     Ok(())
 }
 
-fn serve(api: Option<unix_socket::Claimed>, registry: &Arc<Registry>) -> Result<(), DaemonError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(DaemonError::Serve)?;
+/// What ends the daemon; from now on it ends in order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Take over SIGTERM and SIGINT. Call it inside a runtime.
+    fn new() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
+fn serve(
+    runtime: &Runtime,
+    mut signals: Signals,
+    api: Option<unix_socket::Claimed>,
+    registry: &Arc<Registry>,
+) -> Result<(), DaemonError> {
     let finished = registry.finished();
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Serve)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Serve)?;
-        let stopped = async move {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-                () = finished.notified() => tracing::info!("the only session has ended: stopping"),
-            }
-        };
-        tracing::info!("serving");
-        match api {
-            Some(unix_socket::Claimed { listener, file }) => {
-                let service = Arc::new(DaemonService::new(Arc::clone(registry)));
-                let served = server::serve(listener, service, stopped).await;
-                drop(file);
-                served.map_err(DaemonError::Serve)
-            }
-            None => {
-                stopped.await;
-                Ok(())
-            }
+    let stopped = async move {
+        tokio::select! {
+            _ = signals.terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = signals.interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            () = finished.notified() => tracing::info!("the only session has ended: stopping"),
         }
-    })
+    };
+    tracing::info!("serving");
+    match api {
+        Some(unix_socket::Claimed { listener, file }) => {
+            let service = Arc::new(DaemonService::new(Arc::clone(registry)));
+            let served = runtime.block_on(server::serve(listener, service, stopped));
+            drop(file);
+            served.map_err(DaemonError::Serve)
+        }
+        None => {
+            runtime.block_on(stopped);
+            Ok(())
+        }
+    }
 }

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::config::{Attach, Config, PortConfig, PortProblem, SocketMode, port_problems};
-use crate::datapath::{Attachment, PortId, Route, WorkerGone, WorkerId, frame_max};
+use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerId, frame_max};
 use crate::metrics::{PortCounter, Published};
 use crate::platform::unix_socket::{AccessError, ClaimError, Inherited, SocketFile, claim};
 use crate::profile::{Blocker, Catalog, Profile};
 use crate::vhost_user::{PortSocket, SocketSource, serve};
+use crate::virtqueue::Fault;
 use crate::xdp::{FRAME_PACKET_MAX, ProgramError};
 
 use super::fabric::Fabric;
@@ -37,14 +39,6 @@ pub enum PortError {
     /// The configuration says that it is there.
     #[error("port \"{0}\" is in the configuration file; remove it there and restart the daemon")]
     Permanent(String),
-    /// No such profile.
-    #[error("there is no profile \"{name}\"; known: {}", known.join(", "))]
-    UnknownProfile {
-        /// Asked for.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
     /// The profile cannot be kept on this uplink.
     #[error("profile {profile} cannot be kept on uplink {uplink}: {}", list(blockers))]
     Blocked {
@@ -152,6 +146,8 @@ pub struct Registry {
     state: Option<StateFile>,
     ports: Mutex<BTreeMap<String, Port>>,
     finished: Arc<Notify>,
+    /// The port number given last.
+    last_id: AtomicU16,
 }
 
 impl Registry {
@@ -165,7 +161,8 @@ impl Registry {
     ) -> Self {
         let finished = Arc::default();
         let (config, ports) = (config.clone(), Mutex::default());
-        Self { config, catalog, nics, fabric, state, ports, finished }
+        let last_id = AtomicU16::default();
+        Self { config, catalog, nics, fabric, state, ports, finished, last_id }
     }
 
     /// The ports, by name.
@@ -190,7 +187,7 @@ impl Registry {
     pub fn add(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
         let mut ports = self.ports();
         let (nic, profile) = self.check(&config, &ports)?;
-        let id = free_id(&ports).ok_or(PortError::TooMany)?;
+        let id = self.free_id(&ports).ok_or(PortError::TooMany)?;
         let route = route(id, &config, &profile, nic)?;
         let permanent = !matches!(origin, Origin::Api | Origin::State);
         let keep = matches!(origin, Origin::Api);
@@ -242,8 +239,13 @@ impl Registry {
     pub fn watch_memory(&self) {
         while let Some(lost) = self.fabric.next_lost() {
             for port in self.ports().values().filter(|port| port.id == lost) {
-                tracing::error!(port = port.config.name, "its memory is gone: session ended");
-                port.link.end_session();
+                // Told late, it may have been an earlier session's: the rings of this one say.
+                let rings = self.fabric.inspect(port.id).unwrap_or_default();
+                let gone = |ring: &RingReport| ring.broken == Some(Fault::MemoryGone);
+                if rings.iter().any(|(_, ring)| gone(ring)) {
+                    tracing::error!(port = port.config.name, "memory is gone: session ended");
+                    port.link.end_session();
+                }
             }
         }
     }
@@ -254,6 +256,16 @@ impl Registry {
             port.socket.stop();
         }
         self.ports().clear();
+    }
+
+    /// A number that no port has, and that none had lately: packets may still be under way to it.
+    fn free_id(&self, ports: &BTreeMap<String, Port>) -> Option<PortId> {
+        let limit = u16::try_from(PORTS_MAX).expect("a small number");
+        let last = self.last_id.load(Ordering::Relaxed);
+        let mut candidates = (1..=limit).map(|step| PortId((last + step) % limit));
+        let id = candidates.find(|&id| ports.values().all(|port| port.id != id))?;
+        self.last_id.store(id.0, Ordering::Relaxed);
+        Some(id)
     }
 
     /// Every reason at once why the port cannot be; else its NIC and profile.
@@ -371,11 +383,6 @@ fn check_profile(profile: &Profile, nic: &Nic) -> Result<(), PortError> {
         return Err(PortError::FrameSize { profile: profile.name.clone(), mtu: profile.mtu });
     }
     Ok(())
-}
-
-fn free_id(ports: &BTreeMap<String, Port>) -> Option<PortId> {
-    let last = u16::try_from(PORTS_MAX).expect("a small number");
-    (0..last).map(PortId).find(|&id| ports.values().all(|port| port.id != id))
 }
 
 /// The port's route, with no queue pair ready yet. Each pair is served by a worker that has a

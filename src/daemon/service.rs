@@ -124,7 +124,7 @@ impl DaemonService {
                 direction,
                 size: ring.size,
                 enabled: ring.enabled,
-                broken: ring.broken,
+                broken: ring.broken.map(|fault| fault.to_string()),
                 worker: worker.index(),
             }
         };
@@ -200,7 +200,6 @@ fn refused(error: &PortError) -> ApiError {
     let code = match error {
         PortError::Exists(_) => ErrorCode::Exists,
         PortError::NotFound(_) => ErrorCode::NotFound,
-        PortError::Problems(_) => ErrorCode::Invalid,
         PortError::Thread(_) | PortError::Worker(_) | PortError::State(_) => ErrorCode::Internal,
         _ => ErrorCode::Refused,
     };

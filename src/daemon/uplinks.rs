@@ -131,13 +131,17 @@ impl Nic {
         };
         let wanted: Vec<_> = routes.iter().filter_map(mac_of).collect();
         let mut present = self.macs.lock().unwrap_or_else(PoisonError::into_inner);
-        for &mac in wanted.iter().filter(|mac| !present.contains(mac)) {
-            redirect.add_mac(mac)?;
+        // Step by step, so that after a failure the list still says what the program has.
+        for mac in wanted.iter().copied() {
+            if !present.contains(&mac) {
+                redirect.add_mac(mac)?;
+                present.push(mac);
+            }
         }
-        for &mac in present.iter().filter(|mac| !wanted.contains(mac)) {
-            redirect.remove_mac(mac)?;
+        while let Some(place) = present.iter().position(|mac| !wanted.contains(mac)) {
+            redirect.remove_mac(present[place])?;
+            present.remove(place);
         }
-        *present = wanted;
         Ok(())
     }
 }

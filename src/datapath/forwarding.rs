@@ -37,12 +37,17 @@ pub struct Route {
 }
 
 impl Route {
-    /// The queue pair to deliver to, of those that are ready; the same for the same `hint`, so
-    /// that a flow stays on one.
+    /// The queue pair to deliver to, of those that are ready: one that worker `here` serves if
+    /// there is one, so that nothing is handed over. The same for the same `hint`, so that a flow
+    /// stays on one.
     #[inline]
     #[must_use]
-    pub fn pair(&self, hint: usize) -> Option<u16> {
-        if self.ready.is_empty() { None } else { Some(self.ready[hint % self.ready.len()]) }
+    pub fn pair(&self, here: WorkerId, hint: usize) -> Option<u16> {
+        let near = |&&pair: &&u16| self.worker(pair) == here;
+        match self.ready.iter().filter(near).count() {
+            0 => self.ready.get(hint.checked_rem(self.ready.len())?).copied(),
+            count => self.ready.iter().filter(near).nth(hint % count).copied(),
+        }
     }
 
     /// The worker that serves a queue pair.

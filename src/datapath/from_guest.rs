@@ -12,6 +12,10 @@ use super::ports::Ports;
 use super::worker::{Worker, WorkerSocket};
 use super::{BURST, PortId, WorkerId, pair_of};
 
+/// Copies of flooded frames after which a ring's burst ends, whatever is left for its next turn:
+/// one guest's broadcasts must not hold up the others' turns.
+const COPIES_MAX: usize = 2 * BURST as usize;
+
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
 /// many were taken.
 pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
@@ -48,12 +52,15 @@ fn serve(
     let result = match table.route(port).filter(|_| enabled) {
         Some(route) => {
             let mut outlet = Outlet::new(worker, port, pair_of(index), &table, route);
-            let result = each_packet(ring, count, &mut taken, |packet| outlet.forward(packet));
+            let result = each_packet(ring, count, &mut taken, |packet| {
+                outlet.forward(packet);
+                outlet.copies >= COPIES_MAX
+            });
             outlet.finish();
             result
         }
         None => {
-            let result = each_packet(ring, count, &mut taken, |_| {});
+            let result = each_packet(ring, count, &mut taken, |_| false);
             let discarded = PortCounter::FromGuestDroppedDisabled;
             worker.ports.count(port, discarded, u64::from(taken));
             result
@@ -68,19 +75,21 @@ fn serve(
     (taken, result.err().or(gone).or(notified.err()))
 }
 
-/// Take up to `count` packets, let `forward` see each, and complete them.
+/// Take up to `count` packets, let `forward` see each, and complete them. It answers whether that
+/// is enough for this turn.
 #[inline]
 fn each_packet(
     ring: &mut Ring,
     count: u16,
     taken: &mut u16,
-    mut forward: impl FnMut(&mut Segments<'_>),
+    mut forward: impl FnMut(&mut Segments<'_>) -> bool,
 ) -> Result<(), Fault> {
     let (memory, queue) = ring.queue.parts();
-    while *taken < count {
+    let mut enough = false;
+    while *taken < count && !enough {
         let mut segments = Segments::new();
         let head = queue.take(memory, Direction::FromGuest, &mut segments)?;
-        forward(&mut segments);
+        enough = forward(&mut segments);
         queue.complete(head, 0);
         *taken += 1;
     }
@@ -116,6 +125,8 @@ struct Outlet<'w> {
     pool: &'w PacketPool,
     forwarded: u64,
     bytes: u64,
+    /// Copies made of flooded frames.
+    copies: usize,
 }
 
 impl<'w> Outlet<'w> {
@@ -139,6 +150,7 @@ impl<'w> Outlet<'w> {
             pool: &worker.pool,
             forwarded: 0,
             bytes: 0,
+            copies: 0,
         }
     }
 
@@ -191,11 +203,13 @@ impl<'w> Outlet<'w> {
     /// To the wire and to every other port of the switch.
     fn flood(&mut self, frame: &FrameView<'_>) {
         self.send_to_uplink(frame);
-        for &port in self.table.switched(self.route.uplink) {
+        let ports = self.table.switched(self.route.uplink);
+        for &port in ports {
             if port != self.port {
                 self.send_to_port(port, frame);
             }
         }
+        self.copies += ports.len();
     }
 
     /// Copy into a frame of the uplink; when all are in flight, wake the kernel once and try again.
@@ -220,7 +234,8 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn send_to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
-        to_port(self.ports, self.table, port, usize::from(self.pair), |ports, worker, pair| {
+        let chosen = (self.worker, usize::from(self.pair));
+        to_port(self.ports, self.table, port, chosen, |ports, worker, pair| {
             if worker == self.worker {
                 ports.deliver(self.table, port, pair, frame);
                 return true;
@@ -257,25 +272,27 @@ fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usiz
         }
         Attachment::Switch { .. } => {
             let count = sockets.iter().filter(|socket| of_uplink(socket)).count();
-            let nth = usize::from(pair).checked_rem(count)?;
+            // This worker has every so many pairs; the next one of them takes the next socket.
+            let turn = usize::from(pair).checked_div(route.workers.len())?;
+            let nth = turn.checked_rem(count)?;
             let mut places = (0..sockets.len()).filter(|&place| of_uplink(&sockets[place]));
             places.nth(nth)
         }
     }
 }
 
-/// Choose the queue pair of `port` for a frame and let `deliver` bring it to its worker; false
-/// from it means that the worker's inbox is full.
+/// Choose the queue pair of `port` for a frame, by the worker that has it and a hint, and let
+/// `deliver` bring it to its worker; false from it means that the worker's inbox is full.
 #[inline]
 pub(super) fn to_port(
     ports: &mut Ports,
     table: &Forwarding,
     port: PortId,
-    hint: usize,
+    (here, hint): (WorkerId, usize),
     deliver: impl FnOnce(&mut Ports, WorkerId, u16) -> bool,
 ) {
     let Some(route) = table.route(port) else { return };
-    let Some(pair) = route.pair(hint) else {
+    let Some(pair) = route.pair(here, hint) else {
         return ports.count(port, PortCounter::ToGuestDroppedNotReady, 1);
     };
     if !deliver(ports, route.worker(pair), pair) {

@@ -58,8 +58,8 @@ fn deliver(
     };
     let (here, inboxes, uplink) = (worker.id, &worker.inboxes, *uplink);
     let mut still_ours = Some(received);
-    let hint = socket.queue() as usize;
-    to_port(&mut worker.ports, table, port, hint, |ports, owner, pair| {
+    let chosen = (here, socket.queue() as usize);
+    to_port(&mut worker.ports, table, port, chosen, |ports, owner, pair| {
         if owner == here {
             if let Some(received) = &still_ours {
                 ports.deliver(table, port, pair, &FrameView::whole(umem.packet(received)));
@@ -92,7 +92,7 @@ pub(super) fn flood(worker: &mut Worker, uplink: UplinkId, bytes: &[u8]) {
             worker.ports.count(port, PortCounter::ToGuestDroppedOversize, 1);
             continue;
         }
-        to_port(&mut worker.ports, &table, port, 0, |ports, owner, pair| {
+        to_port(&mut worker.ports, &table, port, (here, 0), |ports, owner, pair| {
             if owner == here {
                 ports.deliver(&table, port, pair, &frame);
                 return true;

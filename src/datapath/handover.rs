@@ -197,11 +197,6 @@ impl Inbox {
         fence(Ordering::SeqCst);
     }
 
-    /// Whether the worker sleeps or is about to.
-    pub(super) fn is_sleeping(&self) -> bool {
-        self.sleeping.load(Ordering::Relaxed)
-    }
-
     fn wake_if_asleep(&self) {
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::metrics::{PortCounter, Published};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{Fault, Ring};
 
 use super::{Forwarding, Inbox, PortId};
 
@@ -24,7 +24,7 @@ pub struct RingReport {
     /// SET_VRING_ENABLE.
     pub enabled: bool,
     /// The fault that broke it.
-    pub broken: Option<String>,
+    pub broken: Option<Fault>,
 }
 
 /// A change to a worker. Each is acknowledged by its `done`, after which it is true.

@@ -188,7 +188,7 @@ impl Ports {
             index: u16::try_from(index).unwrap_or(u16::MAX),
             size: ring.queue.ring().size(),
             enabled: ring.enabled,
-            broken: ring.broken.map(|fault| fault.to_string()),
+            broken: ring.broken,
         };
         let rings = slot.rings.iter().enumerate();
         rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()

@@ -14,7 +14,6 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use crate::platform::interrupt::InterruptibleThread;
 
-use super::handover::Inbox;
 use super::worker::Turns;
 
 /// Between two looks. A worker's turn takes microseconds; one that was merely not scheduled for so
@@ -24,10 +23,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What is watched of a worker.
 #[derive(Debug)]
 pub struct Watched {
-    /// Its progress.
+    /// Its progress, and whether it waits.
     pub turns: Arc<Turns>,
-    /// Says whether it sleeps.
-    pub inbox: Arc<Inbox>,
     /// Its thread.
     pub thread: Arc<InterruptibleThread>,
 }
@@ -61,7 +58,7 @@ impl Watchdog {
 /// Interrupt a worker that has not moved since the last look; `before` is its progress then, None
 /// while it sleeps.
 fn look(worker: &Watched, before: &mut Option<u64>) {
-    let now = (!worker.inbox.is_sleeping()).then(|| worker.turns.turns());
+    let now = (!worker.turns.waiting()).then(|| worker.turns.turns());
     if now.is_some() && now == *before {
         worker.thread.interrupt();
     }

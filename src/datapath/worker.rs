@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
 use rustix::event::epoll;
@@ -58,6 +58,8 @@ pub struct WorkerSocket {
 pub struct Turns {
     turns: AtomicU64,
     sleeps: AtomicU64,
+    /// Set around the wait itself: the look before it may be held up like any other.
+    waiting: AtomicBool,
 }
 
 impl Turns {
@@ -65,6 +67,12 @@ impl Turns {
     #[must_use]
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether it waits for something to do, for as long as it takes.
+    #[must_use]
+    pub fn waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Times it slept.
@@ -265,7 +273,9 @@ impl Worker {
         if self.turn() == 0 && !self.stopping {
             self.sleeps += 1;
             self.publish_counters();
+            self.published.waiting.store(true, Ordering::Relaxed);
             self.wait();
+            self.published.waiting.store(false, Ordering::Relaxed);
         }
         self.want_kicks(false);
         inbox.set_sleeping(false);

@@ -17,11 +17,11 @@ pub struct MacAddress(pub [u8; 6]);
 pub struct MacAddressError(String);
 
 impl MacAddress {
-    /// The address of a port that was given none: always the same for the same name, unicast,
-    /// and of the locally administered kind, so that it is nobody's product.
+    /// The address of a port that was given none: always the same for the same host and name,
+    /// unicast, and of the locally administered kind, so that it is nobody's product.
     #[must_use]
-    pub fn derived(port: &str) -> Self {
-        let digest = Sha256::digest(port.as_bytes());
+    pub fn derived(host: &str, port: &str) -> Self {
+        let digest = Sha256::digest([host.as_bytes(), b"\n", port.as_bytes()].concat());
         let [mut first, b, c, d, e, f] = std::array::from_fn(|index| digest[index]);
         first = (first | 0x02) & !0x01;
         Self([first, b, c, d, e, f])
@@ -97,9 +97,10 @@ mod tests {
 
     #[test]
     fn a_derived_address_is_stable_local_and_unicast() {
-        let mac = MacAddress::derived("vm1");
-        assert_eq!(mac, MacAddress::derived("vm1"));
-        assert_ne!(mac, MacAddress::derived("vm2"));
+        let mac = MacAddress::derived("host", "vm1");
+        assert_eq!(mac, MacAddress::derived("host", "vm1"));
+        assert_ne!(mac, MacAddress::derived("host", "vm2"));
+        assert_ne!(mac, MacAddress::derived("other", "vm1"));
         assert_eq!(mac.0[0] & 3, 2);
         assert!(mac.is_unicast());
     }

@@ -99,9 +99,10 @@ impl Ring {
     /// As [`EventFd::signal`].
     #[inline]
     pub fn notify(&mut self) -> Result<bool, Fault> {
-        let (_, ring) = self.queue.parts();
+        // Asked even without a descriptor: the decision is about what was published until now.
+        let wanted = self.queue.parts().1.needs_notification();
         match &self.call {
-            Some(call) if ring.needs_notification() => call.signal().map(|()| true),
+            Some(call) if wanted => call.signal().map(|()| true),
             _ => Ok(false),
         }
     }

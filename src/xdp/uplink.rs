@@ -21,6 +21,9 @@ pub enum ModeWish {
     Generic,
 }
 
+/// Queues that the XDP program has places for (`QUEUES_MAX` of bpf/redirect.bpf.c).
+const QUEUES_MAX: u32 = 256;
+
 /// Why the NIC cannot be an uplink.
 #[derive(Debug, thiserror::Error)]
 pub enum UplinkError {
@@ -39,6 +42,17 @@ pub enum UplinkError {
         queue: u32,
         /// Queues it has.
         count: u32,
+    },
+    /// More queues than the XDP program has places for.
+    #[error(
+        "queue {queue} of {interface}: queues 0 to {} can be served; choose some with `queues`",
+        QUEUES_MAX - 1
+    )]
+    TooManyQueues {
+        /// NIC.
+        interface: String,
+        /// Asked for.
+        queue: u32,
     },
     /// The program is not in place.
     #[error(transparent)]
@@ -98,13 +112,15 @@ impl Uplink {
 
 fn chosen_queues(interface: &Interface, queues: Option<&[u32]>) -> Result<Vec<u32>, UplinkError> {
     let count = interface.receive_queues;
-    let Some(queues) = queues else { return Ok((0..count).collect()) };
-    match queues.iter().find(|&&queue| queue >= count) {
-        Some(&queue) => {
-            Err(UplinkError::NoSuchQueue { interface: interface.name.clone(), queue, count })
-        }
-        None => Ok(queues.to_vec()),
+    let queues = queues.map_or_else(|| (0..count).collect(), <[u32]>::to_vec);
+    let name = || interface.name.clone();
+    if let Some(&queue) = queues.iter().find(|&&queue| queue >= count) {
+        return Err(UplinkError::NoSuchQueue { interface: name(), queue, count });
     }
+    if let Some(&queue) = queues.iter().find(|&&queue| queue >= QUEUES_MAX) {
+        return Err(UplinkError::TooManyQueues { interface: name(), queue });
+    }
+    Ok(queues)
 }
 
 /// Native unless it was not asked for; generic where the driver refuses and any mode will do.
