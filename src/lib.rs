@@ -56,6 +56,8 @@ pub mod guest_memory;
 pub mod metrics;
 pub mod platform;
 pub mod profile;
+#[cfg(feature = "reference")]
+pub mod reference;
 pub mod report;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
