@@ -9,5 +9,6 @@
 
 pub mod frontend;
 pub mod guest_driver;
+pub mod live_port;
 pub mod rig;
 pub mod ring_pair;

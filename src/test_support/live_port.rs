@@ -1,0 +1,124 @@
+//! A port as the daemon makes one, with a worker on a thread of its own and an in-memory wire:
+//! what a session needs behind it for its packets to move.
+
+#![forbid(unsafe_code)]
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::unbounded;
+
+use crate::datapath::{
+    Attachment, Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, Route, Setup, UplinkId,
+    Worker, WorkerHandle, WorkerId, frame_max, is_from_guest, pair_of,
+};
+use crate::vhost_user::{HostError, PortHost, SessionBinding};
+use crate::virtqueue::Ring;
+
+use super::ring_pair::{Wire, ring_pair};
+
+/// Frames of the wire's queue.
+const FRAMES: u32 = 256;
+const PORT: PortId = PortId(0);
+
+/// One port, attached to its wire whole: everything goes through unparsed.
+#[derive(Debug)]
+pub struct LivePort {
+    handle: WorkerHandle,
+    wire: Mutex<Wire>,
+    route: Mutex<Route>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl LivePort {
+    /// A port for frames of this MTU, whose worker runs.
+    #[must_use]
+    pub fn start(mtu: u16) -> Self {
+        let (socket, wire) = ring_pair(0, FRAMES);
+        let inbox = Arc::new(Inbox::new(FRAMES as usize).unwrap());
+        let (handle, mailbox) = WorkerHandle::new(Arc::clone(&inbox));
+        let setup = Setup {
+            id: WorkerId(0),
+            sockets: vec![(UplinkId(0), socket)],
+            umems: vec![Arc::clone(wire.umem())],
+            inboxes: vec![inbox],
+            pool: PacketPool::new(),
+            lost: unbounded().0,
+            mailbox,
+        };
+        let worker = Worker::new(setup).unwrap();
+        let worker = std::thread::spawn(move || worker.run());
+        handle.add_port(PORT, "port0".into()).unwrap();
+        let route = Route {
+            uplink: UplinkId(0),
+            attachment: Attachment::Wire { queues: vec![0] },
+            frame_max: frame_max(u32::from(mtu)),
+            workers: vec![WorkerId(0)],
+            ready: Vec::new(),
+        };
+        let (wire, route) = (Mutex::new(wire), Mutex::new(route));
+        Self { handle, wire, route, worker: Some(worker) }
+    }
+
+    /// A frame arrives from the wire.
+    pub fn arrive(&self, frame: &[u8]) {
+        assert!(self.wire().arrive(frame), "the wire has frames to receive into");
+        // A socket of memory wakes nobody.
+        self.handle.inbox().wake();
+    }
+
+    /// Take what was transmitted.
+    #[must_use]
+    pub fn departed(&self) -> Vec<Vec<u8>> {
+        self.wire().departed()
+    }
+
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap()
+    }
+
+    /// Deliver to the queue pair of ring `index`, or do so no more.
+    fn set_ready(&self, index: u16, ready: bool) {
+        if is_from_guest(index) {
+            return;
+        }
+        let mut route = self.route.lock().unwrap();
+        route.ready.retain(|&pair| pair != pair_of(index));
+        if ready {
+            route.ready.push(pair_of(index));
+            route.ready.sort_unstable();
+        }
+        let mut builder = ForwardingBuilder::default();
+        builder.add(PORT, route.clone());
+        let table: Arc<Forwarding> = Arc::new(builder.build());
+        self.handle.set_forwarding(table).unwrap();
+    }
+}
+
+impl PortHost for LivePort {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+        let ready = ring.enabled && ring.broken.is_none();
+        self.handle.give(PORT, index, ring).unwrap();
+        self.set_ready(index, ready);
+        Ok(())
+    }
+
+    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+        self.set_ready(index, false);
+        Ok(self.handle.take(PORT, index).unwrap())
+    }
+
+    fn announce(&self, _mac: [u8; 6]) {}
+
+    fn bound(&self, _binding: SessionBinding) {}
+}
+
+impl Drop for LivePort {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(worker) = self.worker.take() {
+            // A worker that panicked has said so; the test that drops the port fails by itself.
+            let _ = worker.join();
+        }
+    }
+}
