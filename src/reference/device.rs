@@ -61,11 +61,11 @@ impl Backend {
         let memory = self.memory.memory();
         let departing = &self.departing;
         let mut state = vring.get_mut();
-        let taken = self.ring_loop.from_guest(state.get_queue_mut(), &memory, |frame| {
+        let given_back = self.ring_loop.from_guest(state.get_queue_mut(), &memory, |frame| {
             // A test that does not look at the wire any more loses nothing.
             let _ = departing.send(frame.to_vec());
-        })?;
-        if taken > 0 && state.needs_notification()? {
+        });
+        if given_back > 0 && state.needs_notification()? {
             // A front-end that has closed its end does not wait for interrupts.
             let _ = state.signal_used_queue();
         }

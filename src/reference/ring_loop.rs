@@ -32,26 +32,23 @@ impl RingLoop {
     }
 
     /// Take every packet of a transmit ring and let `forward` see its frame. Packets that are
-    /// too short, too long, or ask for an offload are dropped. Returns how many chains were taken.
-    ///
-    /// # Errors
-    /// Of `virtio-queue`: the used ring is not in memory.
+    /// too short, too long, or ask for an offload are dropped. Returns how many were given back: a
+    /// chain whose head is outside the ring cannot be.
     pub fn from_guest(
         &mut self,
         queue: &mut Queue,
         memory: &GuestMemoryMmap,
         mut forward: impl FnMut(&[u8]),
-    ) -> Result<usize, Error> {
-        let mut taken = 0;
+    ) -> usize {
+        let mut given_back = 0;
         while let Some(chain) = queue.pop_descriptor_chain(memory) {
             let head = chain.head_index();
             if let Some(frame) = self.read(chain, memory) {
                 forward(frame);
             }
-            queue.add_used(memory, head, 0)?;
-            taken += 1;
+            given_back += usize::from(queue.add_used(memory, head, 0).is_ok());
         }
-        Ok(taken)
+        given_back
     }
 
     /// The frame that a chain holds, if it is one.
@@ -76,7 +73,7 @@ impl RingLoop {
     /// Returns false, with the ring as it was, if there are not enough.
     ///
     /// # Errors
-    /// Of `virtio-queue`: the used ring is not in memory.
+    /// Of `virtio-queue`: a chain's head is outside the ring, or its buffer outside the memory.
     pub fn to_guest(
         &mut self,
         queue: &mut Queue,
