@@ -42,6 +42,7 @@
 //! - [`cli`]: the command line.
 //! - [`report`]: an error and its causes as one text, for people.
 //! - [`platform`]: what the operating system asks of a well-behaved process.
+//! - `reference`: the plain device that ours is compared with, for tests and benches only.
 //! - `test_support`: the other sides, for tests and benches only.
 #![warn(missing_docs)]
 

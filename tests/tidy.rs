@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("profile", &["device", "document", "guest_memory"]),
     ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "platform"]),
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
+    ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),
     ("control", &["config", "device", "profile"]),
     ("cli", &["config", "control", "device", "profile"]),

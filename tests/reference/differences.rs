@@ -32,7 +32,7 @@ const ALLOWED: [&str; 2] = ["done", "refused, session ended"];
 const SKIPPED: [&str; 2] = ["0 on the wire, used index 0", "1 on the wire, used index 2"];
 
 pub const DIFFERENCES: &[Difference] = &[
-    // ---- what is offered -----------------------------------------------------------------------------
+    // ---- what is offered ------------------------------------------------------------------------
     differs("GET_PROTOCOL_FEATURES", ["0x1a01d", "0xa009"], UNKNOWN),
     differs(
         "GET_QUEUE_NUM",
@@ -44,13 +44,13 @@ pub const DIFFERENCES: &[Difference] = &[
         ["0x40", "0x1fd"],
         "ours is the profile's, theirs the crate's 509",
     ),
-    // ---- requests that only ours answers -------------------------------------------------------------
+    // ---- requests that only ours answers --------------------------------------------------------
     differs("GET_STATUS", ["0x0", "session ended"], UNKNOWN),
     differs("SEND_RARP", DONE_SILENTLY, UNKNOWN),
     differs("NET_SET_MTU as the profile has it", DONE_SILENTLY, UNKNOWN),
     differs("NET_SET_MTU otherwise", REFUSED_SILENTLY, UNKNOWN),
     differs("SET_STATUS", DONE_SILENTLY, UNKNOWN),
-    // ---- errors that end their session and not ours --------------------------------------------------
+    // ---- errors that end their session and not ours ---------------------------------------------
     differs("SET_FEATURES with a bit not offered", REFUSED, ENDS),
     differs("SET_MEM_TABLE without a region", REFUSED, ENDS),
     differs("ADD_MEM_REG over another", REFUSED, ENDS),
@@ -65,7 +65,7 @@ pub const DIFFERENCES: &[Difference] = &[
     differs("GET_CONFIG, not offered", REFUSED_SILENTLY, ENDS_SILENTLY),
     differs("SET_LOG_BASE, not offered", REFUSED_SILENTLY, ENDS_SILENTLY),
     differs("a request nobody knows", REFUSED_SILENTLY, ENDS_SILENTLY),
-    // ---- what ours checks and theirs does not --------------------------------------------------------
+    // ---- what ours checks and theirs does not ---------------------------------------------------
     differs(
         "SET_FEATURES with others under running rings",
         UNCHECKED,
@@ -98,7 +98,7 @@ pub const DIFFERENCES: &[Difference] = &[
         UNCHECKED,
         "writing to or waiting for another kind of file could block a worker",
     ),
-    // ---- what ours allows and theirs does not --------------------------------------------------------
+    // ---- what ours allows and theirs does not ---------------------------------------------------
     differs(
         "SET_OWNER again",
         ALLOWED,
@@ -125,7 +125,7 @@ pub const DIFFERENCES: &[Difference] = &[
         DONE_SILENTLY,
         "QEMU sends it so when a device comes up; the crate wants bit 30 acknowledged",
     ),
-    // ---- rings ---------------------------------------------------------------------------------------
+    // ---- rings ----------------------------------------------------------------------------------
     differs(
         "a chain that starts outside the table, then a packet",
         ["0 on the wire, used index 0", "1 on the wire, used index 1"],
@@ -147,9 +147,9 @@ pub const DIFFERENCES: &[Difference] = &[
     differs(
         "a base behind the used index",
         ["base 5, used index 5", "base 5, used index 7"],
-        "ours believes the used ring: what it says is done is not done again; theirs believes the base",
+        "ours does not do again what the used ring says is done; theirs believes the base",
     ),
-    // ---- interrupts ----------------------------------------------------------------------------------
+    // ---- interrupts -----------------------------------------------------------------------------
     differs(
         "interrupts that the guest does not want",
         ["false", "true"],
