@@ -29,7 +29,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "platform"]),
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
     ("reference", &["device", "profile"]),
-    ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),
     ("control", &["config", "device", "profile"]),
     ("cli", &["config", "control", "device", "profile"]),
