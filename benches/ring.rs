@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER};
-use isonic::virtqueue::{self, Direction, Segments};
+use isonic::virtqueue::{self, DeviceRing, Direction, Layout, Segments};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
@@ -45,12 +45,14 @@ impl Bench {
     }
 
     fn ours(&mut self) {
-        let (memory, ring) = self.ours.parts();
-        for _ in 0..ring.available().unwrap() {
+        let (memory, DeviceRing::Split(ring)) = self.ours.parts() else {
+            unreachable!("the driver's ring is split")
+        };
+        while ring.has_available().unwrap() {
             let mut segments = Segments::new();
-            let head = ring.take(memory, Direction::FromGuest, &mut segments).unwrap();
+            let chain = ring.take(memory, Direction::FromGuest, &mut segments).unwrap();
             black_box(&segments);
-            ring.complete(head, 0);
+            ring.complete(chain, 0);
         }
         ring.publish();
         black_box(ring.needs_notification());

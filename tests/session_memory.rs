@@ -22,7 +22,7 @@ fn connect() -> (Frontend, Arc<RecordingHost>) {
 }
 
 /// The used index as the ring that runs sees it.
-fn position(host: &RecordingHost, index: u16) -> u16 {
+fn position(host: &RecordingHost, index: u16) -> u32 {
     host.rings()[&index].queue.ring().position()
 }
 
@@ -161,9 +161,9 @@ impl BusyHost {
             let mut turns = 0;
             while !stop.load(Ordering::Relaxed) {
                 for ring in rings.lock().unwrap().values_mut() {
-                    let (_, queue) = ring.queue.parts();
+                    let queue = ring.queue.ring_mut();
                     queue.want_kicks(false);
-                    assert_eq!(queue.available(), Ok(0));
+                    assert_eq!(queue.has_available(), Ok(false));
                     queue.publish();
                 }
                 turns += 1;

@@ -4,10 +4,10 @@ use isonic::guest_memory::FrontendAddress;
 use isonic::test_support::guest_driver::{
     Driver, GuestRam, INDIRECT, NEXT, WRITE, descriptor_bytes,
 };
-use isonic::virtqueue::{ActivateError, Direction, Fault, Queue, QueueOptions, Segments};
+use isonic::virtqueue::{ActivateError, Chain, Direction, Fault, Queue, QueueOptions, Segments};
 
-const EVENT_IDX: QueueOptions = QueueOptions { event_idx: true, indirect: true };
-const PLAIN: QueueOptions = QueueOptions { event_idx: false, indirect: true };
+const EVENT_IDX: QueueOptions = QueueOptions { event_idx: true, indirect: true, packed: false };
+const PLAIN: QueueOptions = QueueOptions { event_idx: false, indirect: true, packed: false };
 
 fn driver(size: u16, options: QueueOptions) -> (GuestRam, Driver, Queue) {
     let mut ram = GuestRam::new(16 << 20);
@@ -17,18 +17,19 @@ fn driver(size: u16, options: QueueOptions) -> (GuestRam, Driver, Queue) {
 }
 
 /// Take one chain and return its bytes.
-fn take(queue: &mut Queue, direction: Direction) -> Result<(u16, Vec<u8>), Fault> {
+fn take(queue: &mut Queue, direction: Direction) -> Result<(Chain, Vec<u8>), Fault> {
     let (memory, ring) = queue.parts();
-    assert!(ring.available()? > 0, "nothing available");
+    let ring = ring.any();
+    assert!(ring.has_available()?, "nothing available");
     let mut segments = Segments::new();
-    let head = ring.take(memory, direction, &mut segments)?;
+    let chain = ring.take(memory, direction, &mut segments)?;
     let mut bytes = Vec::new();
     for segment in &segments {
         let mut piece = vec![0; segment.len()];
         segment.read(&mut piece);
         bytes.extend(piece);
     }
-    Ok((head, bytes))
+    Ok((chain, bytes))
 }
 
 fn fault_of(queue: &mut Queue) -> Fault {
@@ -43,8 +44,8 @@ fn chains_of_any_cut_arrive_whole_and_in_order() {
     for pieces in cuts {
         let head = driver.send(&frame, pieces);
         let (taken, bytes) = take(&mut queue, Direction::FromGuest).unwrap();
-        assert_eq!((taken, &bytes[12..]), (head, frame.as_slice()));
-        let (_, ring) = queue.parts();
+        assert_eq!((taken.id, &bytes[12..]), (head, frame.as_slice()));
+        let ring = queue.ring_mut();
         ring.complete(taken, 0);
         assert!(ring.publish());
         assert_eq!(driver.completed().len(), 1);
@@ -61,12 +62,12 @@ fn indices_wrap_at_the_end_of_their_16_bits() {
         driver.send(&[round; 60], &[]);
         let (head, bytes) = take(&mut queue, Direction::FromGuest).unwrap();
         assert_eq!(bytes[12..], [round; 60]);
-        let (_, ring) = queue.parts();
+        let ring = queue.ring_mut();
         ring.complete(head, 0);
         ring.publish();
         assert_eq!(driver.completed().len(), 1);
     }
-    assert_eq!(queue.ring().position(), 0xfffcu16.wrapping_add(20));
+    assert_eq!(queue.ring().position(), u32::from(0xfffcu16.wrapping_add(20)));
 }
 
 #[test]
@@ -114,10 +115,10 @@ fn a_buffer_may_cross_from_one_region_into_the_next() {
 fn an_available_index_too_far_ahead_is_a_fault() {
     let (_ram, driver, mut queue) = driver(8, PLAIN);
     driver.raw_available_index(9);
-    let fault = queue.parts().1.available().unwrap_err();
+    let fault = queue.ring_mut().has_available().unwrap_err();
     assert_eq!(fault, Fault::AvailableIndex { index: 9, ahead: 9, size: 8 });
     driver.raw_available_index(0xffff);
-    assert!(queue.parts().1.available().is_err(), "an index that runs backwards");
+    assert!(queue.ring_mut().has_available().is_err(), "an index that runs backwards");
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn nested_and_unnegotiated_indirect_tables_are_faults() {
     driver.raw_offer(0);
     assert_eq!(fault_of(&mut queue), Fault::Indirect { index: 0, flags: INDIRECT, len: 16 });
 
-    let without = QueueOptions { event_idx: false, indirect: false };
+    let without = QueueOptions { event_idx: false, indirect: false, packed: false };
     let (mut ram, mut driver, mut queue) = self::driver(8, without);
     let table = ram.allocate(32);
     driver.raw_descriptor(0, table, 16, INDIRECT, 0);
@@ -248,8 +249,8 @@ fn a_restarted_ring_goes_on_where_the_used_index_says() {
     driver.send(&[1; 60], &[]);
     driver.send(&[2; 60], &[]);
     let (head, _) = take(&mut queue, Direction::FromGuest).unwrap();
-    queue.parts().1.complete(head, 0);
-    queue.parts().1.publish();
+    queue.ring_mut().complete(head, 0);
+    queue.ring_mut().publish();
     drop(queue);
     // Whatever base the front-end remembers, the second packet is next.
     let mut queue = driver.activate();
@@ -261,7 +262,7 @@ fn a_restarted_ring_goes_on_where_the_used_index_says() {
 fn complete_one(driver: &mut Driver, queue: &mut Queue) -> bool {
     driver.send(&[0; 60], &[]);
     let (head, _) = take(queue, Direction::FromGuest).unwrap();
-    let (_, ring) = queue.parts();
+    let ring = queue.ring_mut();
     ring.complete(head, 0);
     ring.publish();
     let wanted = ring.needs_notification();
@@ -299,24 +300,24 @@ fn a_burst_that_jumps_over_the_event_notifies() {
     }
     for _ in 0..8 {
         let (head, _) = take(&mut queue, Direction::FromGuest).unwrap();
-        queue.parts().1.complete(head, 0);
+        queue.ring_mut().complete(head, 0);
     }
-    queue.parts().1.publish();
-    assert!(queue.parts().1.needs_notification());
+    queue.ring_mut().publish();
+    assert!(queue.ring_mut().needs_notification());
 }
 
 #[test]
 fn kicks_are_parked_while_polling_and_asked_for_before_sleep() {
     let (_ram, mut driver, mut queue) = driver(8, EVENT_IDX);
     complete_one(&mut driver, &mut queue);
-    queue.parts().1.want_kicks(false);
+    queue.ring_mut().want_kicks(false);
     assert_eq!(driver.available_event(), 0x8001, "half the index space away");
-    queue.parts().1.want_kicks(true);
+    queue.ring_mut().want_kicks(true);
     assert_eq!(driver.available_event(), 1, "the very next chain");
     let (_ram, driver, mut queue) = self::driver(8, PLAIN);
-    queue.parts().1.want_kicks(false);
+    queue.ring_mut().want_kicks(false);
     assert_eq!(driver.used_flags(), 1);
-    queue.parts().1.want_kicks(true);
+    queue.ring_mut().want_kicks(true);
     assert_eq!(driver.used_flags(), 0);
 }
 
@@ -325,9 +326,9 @@ fn what_is_completed_is_invisible_until_published() {
     let (_ram, mut driver, mut queue) = driver(8, PLAIN);
     driver.send(&[0; 60], &[]);
     let (head, _) = take(&mut queue, Direction::FromGuest).unwrap();
-    queue.parts().1.complete(head, 0);
+    queue.ring_mut().complete(head, 0);
     assert_eq!(driver.used_index(), 0);
-    assert!(queue.parts().1.publish());
-    assert!(!queue.parts().1.publish(), "nothing more to show");
+    assert!(queue.ring_mut().publish());
+    assert!(!queue.ring_mut().publish(), "nothing more to show");
     assert_eq!(driver.used_index(), 1);
 }

@@ -3,7 +3,8 @@
 use arrayvec::ArrayVec;
 
 use crate::device::net_header;
-use crate::virtqueue::{Direction, Fault, Ring, Segments};
+use crate::guest_memory::GuestMemory;
+use crate::virtqueue::{Chain, DeviceRing, Direction, Fault, Layout, Ring, Segments};
 
 use super::frame::{FrameView, GuestWriter};
 
@@ -32,46 +33,58 @@ impl From<Fault> for Refusal {
 #[inline]
 pub(super) fn deliver(ring: &mut Ring, frame: &FrameView<'_>) -> Result<(), Refusal> {
     let mergeable = ring.mergeable;
+    match ring.queue.parts() {
+        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, mergeable, frame),
+        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, mergeable, frame),
+    }
+}
+
+#[inline]
+fn deliver_to(
+    memory: &GuestMemory,
+    ring: &mut impl Layout,
+    mergeable: bool,
+    frame: &FrameView<'_>,
+) -> Result<(), Refusal> {
     let needed = net_header::LEN as u64 + u64::from(frame.len());
-    let (memory, queue) = ring.queue.parts();
     let mut segments = Segments::new();
-    let mut chains: ArrayVec<(u16, u64), CHAINS_MAX> = ArrayVec::new();
-    let mut room = 0;
-    let mut counted = 0;
-    let refusal = loop {
-        if room >= needed {
-            break None;
+    let mut chains: ArrayVec<(Chain, u64), CHAINS_MAX> = ArrayVec::new();
+    let (mut room, mut counted) = (0, 0);
+    while room < needed {
+        let refusal = if chains.is_full() || (!mergeable && !chains.is_empty()) {
+            Some(Refusal::BufferSize)
+        } else if !ring.has_available()? {
+            Some(Refusal::NoBuffers)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            // In the reverse order of taking.
+            while let Some((chain, _)) = chains.pop() {
+                ring.untake(chain);
+            }
+            return Err(refusal);
         }
-        if chains.is_full() || (!mergeable && !chains.is_empty()) {
-            break Some(Refusal::BufferSize);
-        }
-        if !queue.has_available()? {
-            break Some(Refusal::NoBuffers);
-        }
-        let head = queue.take(memory, Direction::ToGuest, &mut segments)?;
-        let chain = segments[counted..].iter().map(|piece| piece.len() as u64).sum();
+        let chain = ring.take(memory, Direction::ToGuest, &mut segments)?;
+        let bytes = segments[counted..].iter().map(|piece| piece.len() as u64).sum();
         counted = segments.len();
-        chains.push((head, chain));
-        room += chain;
-    };
+        chains.push((chain, bytes));
+        room += bytes;
+    }
     // CHAINS_MAX fits.
     #[allow(clippy::cast_possible_truncation)]
     let buffers = chains.len() as u16;
-    if let Some(refusal) = refusal {
-        queue.untake(buffers);
-        return Err(refusal);
-    }
     let mut writer = GuestWriter::new(&segments);
     writer.write(&net_header::plain(buffers));
     frame.copy_to_guest(&mut writer);
     let mut left = needed;
-    // By reference: to move the vector would copy all of its room, a kilobyte per packet.
-    for &(head, room) in &chains {
+    // Drained: to move the vector would copy all of its room, a kilobyte per packet.
+    for (chain, room) in chains.drain(..) {
         let written = left.min(room);
         left -= written;
         // At most `needed`, a frame's length.
         #[allow(clippy::cast_possible_truncation)]
-        queue.complete(head, written as u32);
+        ring.complete(chain, written as u32);
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, SocketCounter};
-use crate::virtqueue::{Direction, Fault, Ring, Segments};
+use crate::virtqueue::{DeviceRing, Direction, Fault, Layout, Ring, Segments};
 
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{FrameView, PacketError, Start};
@@ -23,11 +24,9 @@ pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
     let mut taken = 0;
     let mut fault = None;
     if ring.broken.is_none() {
-        match ring.queue.parts().1.available() {
-            Ok(0) => {}
-            Ok(available) => {
-                (taken, fault) = serve(worker, port, index, &mut ring, available.min(BURST));
-            }
+        match ring.queue.ring_mut().has_available() {
+            Ok(false) => {}
+            Ok(true) => (taken, fault) = serve(worker, port, index, &mut ring),
             Err(error) => fault = Some(error),
         }
     }
@@ -38,21 +37,15 @@ pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
     usize::from(taken)
 }
 
-/// Take `count` packets, forward or discard them, and show the guest that they are done.
-fn serve(
-    worker: &mut Worker,
-    port: PortId,
-    index: u16,
-    ring: &mut Ring,
-    count: u16,
-) -> (u16, Option<Fault>) {
+/// Take a burst of packets, forward or discard them, and show the guest that they are done.
+fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16, Option<Fault>) {
     let table = Arc::clone(&worker.table);
     let enabled = ring.enabled;
     let mut taken = 0;
     let result = match table.route(port).filter(|_| enabled) {
         Some(route) => {
             let mut outlet = Outlet::new(worker, port, pair_of(index), &table, route);
-            let result = each_packet(ring, count, &mut taken, |packet| {
+            let result = each_packet(ring, &mut taken, |packet| {
                 outlet.forward(packet);
                 outlet.copies >= COPIES_MAX
             });
@@ -60,14 +53,14 @@ fn serve(
             result
         }
         None => {
-            let result = each_packet(ring, count, &mut taken, |_| false);
+            let result = each_packet(ring, &mut taken, |_| false);
             let discarded = PortCounter::FromGuestDroppedDisabled;
             worker.ports.count(port, discarded, u64::from(taken));
             result
         }
     };
     let mut notified = Ok(false);
-    if ring.queue.parts().1.publish() {
+    if ring.queue.ring_mut().publish() {
         notified = ring.notify();
         worker.ports.count_notification(port, notified == Ok(true));
     }
@@ -75,22 +68,33 @@ fn serve(
     (taken, result.err().or(gone).or(notified.err()))
 }
 
-/// Take up to `count` packets, let `forward` see each, and complete them. It answers whether that
-/// is enough for this turn.
+/// Take up to [`BURST`] packets, let `forward` see each, and complete them. It answers whether
+/// that is enough for this turn.
 #[inline]
 fn each_packet(
     ring: &mut Ring,
-    count: u16,
+    taken: &mut u16,
+    forward: impl FnMut(&mut Segments<'_>) -> bool,
+) -> Result<(), Fault> {
+    match ring.queue.parts() {
+        (memory, DeviceRing::Split(ring)) => each_packet_of(memory, ring, taken, forward),
+        (memory, DeviceRing::Packed(ring)) => each_packet_of(memory, ring, taken, forward),
+    }
+}
+
+#[inline]
+fn each_packet_of(
+    memory: &GuestMemory,
+    ring: &mut impl Layout,
     taken: &mut u16,
     mut forward: impl FnMut(&mut Segments<'_>) -> bool,
 ) -> Result<(), Fault> {
-    let (memory, queue) = ring.queue.parts();
     let mut enough = false;
-    while *taken < count && !enough {
+    while *taken < BURST && !enough && ring.has_available()? {
         let mut segments = Segments::new();
-        let head = queue.take(memory, Direction::FromGuest, &mut segments)?;
+        let chain = ring.take(memory, Direction::FromGuest, &mut segments)?;
         enough = forward(&mut segments);
-        queue.complete(head, 0);
+        ring.complete(chain, 0);
         *taken += 1;
     }
     Ok(())

@@ -155,7 +155,7 @@ impl Ports {
     pub fn publish_and_notify(&mut self) {
         while let Some((port, index)) = self.to_publish.pop() {
             let Some(ring) = self.ring(port, index) else { continue };
-            ring.queue.parts().1.publish();
+            ring.queue.ring_mut().publish();
             let notified = ring.notify();
             let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
             self.count_notification(port, notified == Ok(true));

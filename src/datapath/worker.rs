@@ -284,7 +284,7 @@ impl Worker {
     fn want_kicks(&mut self, wanted: bool) {
         for &(port, index) in &self.from_guest {
             if let Some(ring) = self.ports.ring(port, index) {
-                ring.queue.parts().1.want_kicks(wanted);
+                ring.queue.ring_mut().want_kicks(wanted);
             }
         }
     }
@@ -385,7 +385,7 @@ impl Worker {
     fn give(&mut self, port: PortId, index: u16, mut ring: Box<Ring>) {
         // Awake, we poll; before sleeping we ask for kicks on the rings we take packets from. A
         // guest's new receive buffers are of no news to us.
-        ring.queue.parts().1.want_kicks(false);
+        ring.queue.ring_mut().want_kicks(false);
         if is_from_guest(index) {
             self.from_guest.push((port, index));
             if let Some(kick) = &ring.kick {
@@ -404,7 +404,7 @@ impl Worker {
         let mut ring = self.ports.lift(port, index)?;
         // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the
         // eventfd.
-        ring.queue.parts().1.want_kicks(true);
+        ring.queue.ring_mut().want_kicks(true);
         if let Some(kick) = &ring.kick {
             // Not there for receive rings.
             let _ = epoll::delete(&self.epoll, kick.as_fd());

@@ -76,6 +76,10 @@ pub const EVENT_IDX: u8 = 29;
 pub const PROTOCOL_FEATURES: u8 = 30;
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u8 = 32;
+/// VIRTIO_F_RING_PACKED.
+pub const RING_PACKED: u8 = 34;
+/// VIRTIO_F_IN_ORDER: buffers are used in the order they were made available, as ours always are.
+pub const IN_ORDER: u8 = 35;
 
 const fn feature(
     bit: u8,
@@ -122,8 +126,8 @@ pub static FEATURES: &[Feature] = &[
     feature(PROTOCOL_FEATURES, "protocol_features", Protocol, "vhost-user, Feature bits", &[]),
     feature(VERSION_1, "version_1", Backend, "6.1", &[]),
     feature(33, "access_platform", Backend, "6", &[]),
-    feature(34, "ring_packed", Backend, "2.8", &[]),
-    feature(35, "in_order", Backend, "2.7.9", &[]),
+    feature(RING_PACKED, "ring_packed", Backend, "2.8", &[]),
+    feature(IN_ORDER, "in_order", Backend, "2.7.9", &[]),
     feature(36, "order_platform", Reserved, "6", &[]),
     feature(38, "notification_data", Reserved, "6", &[]),
     feature(40, "ring_reset", Backend, "2.6.1", &[]),
@@ -148,7 +152,9 @@ pub const IMPLEMENTED: FeatureSet = FeatureSet(
         | 1 << INDIRECT_DESC
         | 1 << EVENT_IDX
         | 1 << PROTOCOL_FEATURES
-        | 1 << VERSION_1,
+        | 1 << VERSION_1
+        | 1 << RING_PACKED
+        | 1 << IN_ORDER,
 );
 
 /// A set of feature bits 0 to 63, all that a vhost-user message carries.

@@ -4,6 +4,7 @@
 //! ring in it. It keeps to the specification unless told otherwise: the `raw_*` functions write
 //! whatever they are given.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -101,36 +102,66 @@ pub struct Used {
     pub written: u32,
 }
 
-/// The driver of one split ring.
+/// Which of a packed ring's descriptors is next, and how often the ring was gone around, modulo 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    index: u16,
+    wrap: bool,
+}
+
+impl Place {
+    const START: Self = Self { index: 0, wrap: true };
+
+    fn next(self, size: u16) -> Self {
+        if self.index + 1 == size {
+            Self { index: 0, wrap: !self.wrap }
+        } else {
+            Self { index: self.index + 1, wrap: self.wrap }
+        }
+    }
+}
+
+/// A buffer of a posted chain: guest address and bytes.
+type Piece = (u64, usize);
+
+/// The driver of one ring, split or packed.
 #[derive(Debug)]
 pub struct Driver {
     memory: Arc<GuestMemory>,
-    /// Where the parts are, as guest addresses: descriptors, available, used.
+    /// Where the parts are, as guest addresses: descriptors, available, used (packed:
+    /// descriptors, driver area, device area).
     parts: [u64; 3],
     /// Entries.
     pub size: u16,
     /// What was negotiated.
     pub options: QueueOptions,
-    /// The available index as last published.
+    /// The available index as last published (split), or chains offered (packed).
     pub available: u16,
     used_seen: u16,
+    /// Of a packed ring: where the next descriptor goes, and where the next used one is.
+    offer: Place,
+    used: Place,
     /// Each entry's buffer: one page per descriptor.
     buffers: u64,
     free: Vec<u16>,
+    /// Every chain that was offered, by what the device calls it: each descriptor's own number
+    /// and what it names.
+    chains: BTreeMap<u16, Vec<(u16, Piece)>>,
 }
 
 /// Bytes of the buffer that each descriptor has of its own.
 pub const BUFFER_BYTES: usize = 4096;
 
+/// Descriptor flags of a packed ring (virtio 1.2, 2.8.1).
+const AVAILABLE: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
 impl Driver {
     /// A ring of `size` entries in `ram`, with a buffer for each.
     pub fn new(ram: &mut GuestRam, size: u16, options: QueueOptions) -> Self {
         let entries = usize::from(size);
-        let parts = [
-            ram.allocate(16 * entries),
-            ram.allocate(6 + 2 * entries),
-            ram.allocate(6 + 8 * entries),
-        ];
+        let rings = if options.packed { [4, 4] } else { [6 + 2 * entries, 6 + 8 * entries] };
+        let parts = [16 * entries, rings[0], rings[1]].map(|bytes| ram.allocate(bytes));
         let buffers = ram.allocate(BUFFER_BYTES * entries);
         Self {
             memory: Arc::clone(&ram.memory),
@@ -139,8 +170,11 @@ impl Driver {
             options,
             available: 0,
             used_seen: 0,
+            offer: Place::START,
+            used: Place::START,
             buffers,
             free: (0..size).rev().collect(),
+            chains: BTreeMap::new(),
         }
     }
 
@@ -152,7 +186,8 @@ impl Driver {
         QueueSetup {
             size: self.size,
             addresses: QueueAddresses { descriptors, available, used },
-            base: 0,
+            // Of a packed ring, both wrap counters start at 1 (2.8.1).
+            base: if self.options.packed { 0x8000 } else { 0 },
             options: self.options,
         }
     }
@@ -191,11 +226,17 @@ impl Driver {
 
     // ---- raw: what a hostile driver may write ---------------------------------------------------
 
-    /// Write a descriptor of the ring's table.
+    /// Write a descriptor of the ring's table; `last` is `next` in a split ring, and in a packed
+    /// one the buffer id, before flags that must then say themselves whether it is available.
     #[allow(clippy::too_many_arguments, reason = "a descriptor's four fields and its place")]
-    pub fn raw_descriptor(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+    pub fn raw_descriptor(&self, index: u16, address: u64, len: u32, flags: u16, last: u16) {
         let at = self.parts[0] + 16 * u64::from(index);
-        write(&self.memory, at, &descriptor_bytes(address, len, flags, next));
+        let bytes = if self.options.packed {
+            descriptor_bytes(address, len, last, flags)
+        } else {
+            descriptor_bytes(address, len, flags, last)
+        };
+        write(&self.memory, at, &bytes);
     }
 
     /// Write the available ring's entry for `position` without publishing it.
@@ -209,7 +250,7 @@ impl Driver {
         write(&self.memory, self.parts[1] + 2, &index.to_le_bytes());
     }
 
-    /// Make a chain available and publish it.
+    /// Make a chain of a split ring available and publish it.
     pub fn raw_offer(&mut self, head: u16) {
         self.raw_available_entry(self.available, head);
         self.available = self.available.wrapping_add(1);
@@ -225,6 +266,29 @@ impl Driver {
     pub fn set_used_event(&self, event: u16) {
         let at = self.parts[1] + 4 + 2 * u64::from(self.size);
         write(&self.memory, at, &event.to_le_bytes());
+    }
+
+    /// Set a packed ring's driver area: position and wrap counter, and flags (2.8.14).
+    pub fn set_driver_area(&self, position: u16, flags: u16) {
+        let bytes = [position.to_le_bytes(), flags.to_le_bytes()].concat();
+        write(&self.memory, self.parts[1], &bytes);
+    }
+
+    /// The flags of a packed ring's device area: 0 asks for kicks, 1 does not.
+    #[must_use]
+    pub fn device_area_flags(&self) -> u16 {
+        self.read_u16(self.parts[2] + 2)
+    }
+
+    /// Ask for no interrupts for a long time, in the terms of the ring.
+    pub fn want_no_interrupt(&self) {
+        if self.options.packed {
+            self.set_driver_area(0, 1);
+        } else if self.options.event_idx {
+            self.set_used_event(self.used_index().wrapping_add(0x4000));
+        } else {
+            self.raw_available_flags(1);
+        }
     }
 
     /// The used ring's flags (NO_NOTIFY is 1).
@@ -260,7 +324,7 @@ impl Driver {
     // ---- well-behaved ---------------------------------------------------------------------------
 
     /// Offer one packet to the device, the header and the frame cut into pieces of these lengths,
-    /// a descriptor each; what is left after the last goes into one more. Returns the head.
+    /// a descriptor each; what is left after the last goes into one more. Returns its id.
     pub fn send(&mut self, frame: &[u8], pieces: &[usize]) -> u16 {
         self.send_with_header(&[0; HEADER], frame, pieces)
     }
@@ -269,7 +333,7 @@ impl Driver {
     pub fn send_with_header(&mut self, header: &[u8], frame: &[u8], pieces: &[usize]) -> u16 {
         let bytes = [header, frame].concat();
         let mut rest = bytes.as_slice();
-        let mut chain: Vec<(u16, usize)> = Vec::new();
+        let mut chain = Vec::new();
         for len in pieces.iter().copied().chain([usize::MAX]) {
             let len = len.min(rest.len());
             let (piece, after) = rest.split_at(len);
@@ -281,70 +345,113 @@ impl Driver {
                 break;
             }
         }
-        self.link(&chain, 0);
-        let head = chain[0].0;
-        self.raw_offer(head);
-        head
+        self.offer_own(&chain, 0)
     }
 
     /// Offer `count` receive buffers of `len` bytes each.
     pub fn post(&mut self, count: u16, len: usize) {
         for _ in 0..count {
-            let index = self.free.pop().expect("a free descriptor");
-            self.link(&[(index, len)], WRITE);
-            self.raw_offer(index);
+            self.post_chain(&[len]);
         }
     }
 
     /// Offer one receive buffer made of several descriptors.
     pub fn post_chain(&mut self, lens: &[usize]) {
+        let take = |&len: &usize| (self.free.pop().expect("a free descriptor"), len);
+        let chain: Vec<_> = lens.iter().map(take).collect();
+        self.offer_own(&chain, WRITE);
+    }
+
+    /// Offer a chain of one descriptor that says anything at all. Returns its id.
+    pub fn offer_anything(&mut self, address: u64, len: u32, flags: u16) -> u16 {
+        let index = self.free.pop().expect("a free descriptor");
+        self.offer_chain(&[(index, (address, len as usize))], flags)
+    }
+
+    /// Offer a chain of the descriptors' own buffers.
+    fn offer_own(&mut self, chain: &[(u16, usize)], flags: u16) -> u16 {
         let chain: Vec<_> =
-            lens.iter().map(|&len| (self.free.pop().expect("a free descriptor"), len)).collect();
-        self.link(&chain, WRITE);
+            chain.iter().map(|&(index, len)| (index, (self.buffer(index), len))).collect();
+        self.offer_chain(&chain, flags)
+    }
+
+    fn offer_chain(&mut self, chain: &[(u16, Piece)], flags: u16) -> u16 {
+        let id = chain[0].0;
+        self.chains.insert(id, chain.to_vec());
+        if self.options.packed {
+            self.offer_packed(id, chain, flags);
+        } else {
+            self.offer_split(chain, flags);
+        }
+        id
+    }
+
+    fn offer_split(&mut self, chain: &[(u16, Piece)], flags: u16) {
+        for (place, &(index, (address, len))) in chain.iter().enumerate() {
+            let next = chain.get(place + 1).map(|&(index, _)| index);
+            let flags = if next.is_some() { flags | NEXT } else { flags };
+            self.raw_descriptor(index, address, len as u32, flags, next.unwrap_or_default());
+        }
         self.raw_offer(chain[0].0);
     }
 
-    fn link(&self, chain: &[(u16, usize)], flags: u16) {
-        for (place, &(index, len)) in chain.iter().enumerate() {
-            let next = chain.get(place + 1).map(|&(index, _)| index);
-            let flags = if next.is_some() { flags | NEXT } else { flags };
-            self.raw_descriptor(
-                index,
-                self.buffer(index),
-                len as u32,
-                flags,
-                next.unwrap_or_default(),
-            );
+    /// The first descriptor last, since it makes the chain available.
+    fn offer_packed(&mut self, id: u16, chain: &[(u16, Piece)], flags: u16) {
+        let mut places = vec![self.offer];
+        for _ in 0..chain.len() {
+            places.push(places[places.len() - 1].next(self.size));
         }
+        self.offer = places.pop().expect("one more than descriptors");
+        let descriptors: Vec<_> = places.into_iter().zip(chain).enumerate().collect();
+        for (number, (place, (_, (address, len)))) in descriptors.into_iter().rev() {
+            let next = if number + 1 < chain.len() { NEXT } else { 0 };
+            let state = if place.wrap { AVAILABLE } else { USED };
+            let flags = flags | next | state;
+            self.raw_descriptor(place.index, *address, *len as u32, flags, id);
+        }
+        self.available = self.available.wrapping_add(1);
     }
 
     /// Take back what the device has completed, in order, and free its descriptors.
     pub fn completed(&mut self) -> Vec<Used> {
         let mut completed = Vec::new();
-        while self.used_seen != self.used_index() {
-            let at = self.parts[2] + 4 + 8 * u64::from(self.used_seen & (self.size - 1));
-            let entry = read(&self.memory, at, 8);
-            let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
-            let used = Used { head: word(0) as u16, written: word(4) };
-            self.release(used.head);
-            self.used_seen = self.used_seen.wrapping_add(1);
+        while let Some(used) = self.next_used() {
+            let chain = self.chains.get(&used.head);
+            self.free.extend(chain.into_iter().flatten().map(|&(index, _)| index));
             completed.push(used);
         }
         completed
     }
 
-    /// Free a chain's descriptors; bounded, since a hostile test may have made it a loop.
-    fn release(&mut self, head: u16) {
-        let mut index = head;
-        for _ in 0..self.size {
-            self.free.push(index);
-            let bytes = read(&self.memory, self.parts[0] + 16 * u64::from(index), 16);
-            let flags = u16::from_le_bytes([bytes[12], bytes[13]]);
-            if flags & NEXT == 0 {
-                break;
-            }
-            index = u16::from_le_bytes([bytes[14], bytes[15]]);
+    fn next_used(&mut self) -> Option<Used> {
+        if self.options.packed { self.next_used_packed() } else { self.next_used_split() }
+    }
+
+    fn next_used_split(&mut self) -> Option<Used> {
+        if self.used_seen == self.used_index() {
+            return None;
         }
+        let at = self.parts[2] + 4 + 8 * u64::from(self.used_seen & (self.size - 1));
+        let entry = read(&self.memory, at, 8);
+        let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
+        self.used_seen = self.used_seen.wrapping_add(1);
+        Some(Used { head: word(0) as u16, written: word(4) })
+    }
+
+    fn next_used_packed(&mut self) -> Option<Used> {
+        let entry = read(&self.memory, self.parts[0] + 16 * u64::from(self.used.index), 16);
+        let flags = u16::from_le_bytes([entry[14], entry[15]]);
+        let state = if self.used.wrap { AVAILABLE | USED } else { 0 };
+        if flags & (AVAILABLE | USED) != state {
+            return None;
+        }
+        let head = u16::from_le_bytes([entry[12], entry[13]]);
+        let written = u32::from_le_bytes(entry[8..12].try_into().unwrap());
+        assert_eq!(flags & WRITE != 0, written > 0, "only what was written has a length");
+        for _ in 0..self.chains[&head].len() {
+            self.used = self.used.next(self.size);
+        }
+        Some(Used { head, written })
     }
 
     /// The packets the device has delivered: header and frame, put together from as many buffers
@@ -369,32 +476,26 @@ impl Driver {
     #[must_use]
     pub fn contents(&self, used: Used) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut index = used.head;
         let mut left = used.written as usize;
-        for _ in 0..self.size {
-            let entry = read(&self.memory, self.parts[0] + 16 * u64::from(index), 16);
-            let address = u64::from_le_bytes(entry[..8].try_into().unwrap());
-            let len = u32::from_le_bytes(entry[8..12].try_into().unwrap()) as usize;
-            let flags = u16::from_le_bytes([entry[12], entry[13]]);
-            bytes.extend(read(&self.memory, address, len.min(left)));
-            left -= len.min(left);
-            if left == 0 || flags & NEXT == 0 {
+        for &(_, (address, len)) in &self.chains[&used.head] {
+            if left == 0 {
                 break;
             }
-            index = u16::from_le_bytes([entry[14], entry[15]]);
+            bytes.extend(read(&self.memory, address, len.min(left)));
+            left -= len.min(left);
         }
         assert_eq!(left, 0, "the device says it wrote more than the chain holds");
         bytes
     }
 }
 
-/// A descriptor as it is in memory.
+/// A descriptor as it is in memory: flags and next in a split ring, id and flags in a packed one.
 #[must_use]
-pub fn descriptor_bytes(address: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+pub fn descriptor_bytes(address: u64, len: u32, third: u16, fourth: u16) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&address.to_le_bytes());
     bytes[8..12].copy_from_slice(&len.to_le_bytes());
-    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-    bytes[14..].copy_from_slice(&next.to_le_bytes());
+    bytes[12..14].copy_from_slice(&third.to_le_bytes());
+    bytes[14..].copy_from_slice(&fourth.to_le_bytes());
     bytes
 }

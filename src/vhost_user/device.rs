@@ -11,7 +11,8 @@ use std::sync::Arc;
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::{
-    EVENT_IDX, FeatureSet, INDIRECT_DESC, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK, VERSION_1,
+    EVENT_IDX, FeatureSet, INDIRECT_DESC, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK, RING_PACKED,
+    VERSION_1,
 };
 use crate::guest_memory::GuestMemory;
 use crate::profile::Profile;
@@ -135,7 +136,11 @@ impl Device {
     /// How rings are read, by what was acknowledged.
     pub(super) fn options(&self) -> QueueOptions {
         let features = self.acknowledged.unwrap_or_default();
-        QueueOptions { event_idx: features.has(EVENT_IDX), indirect: features.has(INDIRECT_DESC) }
+        QueueOptions {
+            event_idx: features.has(EVENT_IDX),
+            indirect: features.has(INDIRECT_DESC),
+            packed: features.has(RING_PACKED),
+        }
     }
 
     /// RESET_DEVICE, and RESET_OWNER, which front-ends of old used for it. The memory stays: the

@@ -137,7 +137,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let base = self.ring_index(u64::from(index)).and_then(|index| self.stop(index));
         self.publish();
-        self.note(base.map(|base| VhostUserVringState::new(index, u32::from(base))))
+        self.note(base.map(|base| VhostUserVringState::new(index, base)))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {

@@ -51,8 +51,9 @@ impl From<Option<EventFd>> for Kick {
 pub(super) struct RingState {
     pub size: Option<u16>,
     pub addresses: Option<QueueAddresses>,
-    /// The next entry to take, in force when the ring starts.
-    pub base: u16,
+    /// The next entry to take, in force when the ring starts; of a packed ring, both positions as
+    /// in "Vring state description".
+    pub base: u32,
     pub kick: Kick,
     pub call: Option<EventFd>,
     pub err: Option<EventFd>,
@@ -121,8 +122,8 @@ impl Device {
             let profile = self.profile.name.clone();
             return Err(Refusal::RingTooLarge { ring: index, entries, limit, profile });
         }
-        let size =
-            check_size(entries).map_err(|source| Refusal::Activate { ring: index, source })?;
+        let size = check_size(entries, self.options().packed)
+            .map_err(|source| Refusal::Activate { ring: index, source })?;
         let state = &mut self.rings[index];
         if state.started && state.size != Some(size) {
             return Err(Refusal::Started(index));
@@ -145,16 +146,16 @@ impl Device {
         self.start_if_ready(index).inspect_err(|_| self.rings[index].addresses = None)
     }
 
-    /// SET_VRING_BASE. The upper half is a packed ring's, which is not offered.
+    /// SET_VRING_BASE. The upper half is a packed ring's.
     pub(super) fn set_base(&mut self, index: usize, base: u32) -> Result<(), Refusal> {
-        let Ok(position) = u16::try_from(base) else {
+        if !self.options().packed && u16::try_from(base).is_err() {
             return Err(Refusal::Base { ring: index, base });
-        };
+        }
         let state = &mut self.rings[index];
         if state.started {
             return Err(Refusal::Started(index));
         }
-        state.base = position;
+        state.base = base;
         Ok(())
     }
 
@@ -219,7 +220,7 @@ impl Device {
 
     /// GET_VRING_BASE: the ring is nobody's when this returns, and the next entry to take is
     /// the answer. Kick and call go, as in other backends: both known front-ends send them anew.
-    pub(super) fn stop(&mut self, index: usize) -> Result<u16, Refusal> {
+    pub(super) fn stop(&mut self, index: usize) -> Result<u32, Refusal> {
         let ring = self.take(index)?;
         let state = &mut self.rings[index];
         if let Some(ring) = ring {
@@ -232,6 +233,14 @@ impl Device {
     }
 }
 
+/// What a ring starts from. Of a packed ring's base the lower half, where available entries are
+/// taken from: used ones are marked up to there when a ring is stopped, ours or another backend's
+/// (DPDK reads no more of it either: lib/vhost/vhost_user.c, `vhost_user_set_vring_base`).
+fn low_half(base: u32) -> u16 {
+    let [low, high, ..] = base.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 // ---- starting, giving, taking -------------------------------------------------------------------
 
 impl Device {
@@ -242,7 +251,7 @@ impl Device {
         Some(QueueSetup {
             size: state.size?,
             addresses: state.addresses?,
-            base: state.base,
+            base: low_half(state.base),
             options: self.options(),
         })
     }

@@ -2,22 +2,29 @@
 //!
 //! A [`QueueSetup`] gathers what the front-end says of a ring; `activate` checks all of it
 //! against the guest's memory, once, and makes a [`Queue`], which resolves nothing again while it
-//! runs. A [`Ring`] is a queue with its event descriptors: the unit that a session hands to a
-//! worker and takes back, and that only its present owner may touch.
+//! runs. Its ring is split or packed; both do what [`Layout`] says, and the hot loops are written
+//! once, over that. A [`Ring`] is a queue with its event descriptors: the unit that a session
+//! hands to a worker and takes back, and that only its present owner may touch.
 //!
 //! The verbs: `take` a chain the driver made available, `complete` it, `publish` what was
 //! completed, and decide once per burst whether to `notify`. Everything read from the guest is
 //! read once, checked, then used; every loop is bounded by the ring's size; a [`Fault`] is the
 //! guest's doing and ends the ring, never the process.
 
+mod chain;
 mod fault;
+mod layout;
+mod packed;
 mod ring;
 mod setup;
 mod split;
 
+pub use chain::{Chain, Direction, Segments};
 pub use fault::Fault;
+pub use layout::{DeviceRing, Layout, Queue};
+pub use packed::PackedRing;
 pub use ring::{EventFd, EventFdError, Ring};
 pub use setup::{
     ActivateError, QUEUE_SIZE_MAX, QueueAddresses, QueueOptions, QueueSetup, check_size,
 };
-pub use split::{Direction, Queue, Segments, SplitRing};
+pub use split::SplitRing;

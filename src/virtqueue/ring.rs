@@ -100,7 +100,7 @@ impl Ring {
     #[inline]
     pub fn notify(&mut self) -> Result<bool, Fault> {
         // Asked even without a descriptor: the decision is about what was published until now.
-        let wanted = self.queue.parts().1.needs_notification();
+        let wanted = self.queue.ring_mut().needs_notification();
         match &self.call {
             Some(call) if wanted => call.signal().map(|()| true),
             _ => Ok(false),

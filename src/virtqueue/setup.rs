@@ -4,19 +4,23 @@ use std::sync::Arc;
 
 use crate::guest_memory::{FrontendAddress, GuestMemory};
 
-use super::split::{Queue, SplitRing};
+use super::layout::{DeviceRing, Queue};
+use super::packed::PackedRing;
+use super::split::SplitRing;
 
-/// The largest split ring (virtio 1.2, 2.7: "The maximum Queue Size value is 32768").
+/// The largest ring of either layout (virtio 1.2, 2.7: "The maximum Queue Size value is 32768";
+/// 2.8.10: likewise).
 pub const QUEUE_SIZE_MAX: u32 = 32768;
 
-/// Where the three parts of a ring are, in the front-end's address space.
+/// Where the three parts of a ring are, in the front-end's address space; in brackets what they
+/// are in a packed ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueAddresses {
-    /// The descriptor table.
+    /// The descriptor table (the ring).
     pub descriptors: FrontendAddress,
-    /// The driver's ring (available).
+    /// The driver's ring, available (its event suppression area).
     pub available: FrontendAddress,
-    /// The device's ring (used).
+    /// The device's ring, used (our event suppression area).
     pub used: FrontendAddress,
 }
 
@@ -27,6 +31,8 @@ pub struct QueueOptions {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC.
     pub indirect: bool,
+    /// VIRTIO_F_RING_PACKED.
+    pub packed: bool,
 }
 
 /// All that is needed to run a ring.
@@ -36,7 +42,8 @@ pub struct QueueSetup {
     pub size: u16,
     /// Parts (SET_VRING_ADDR).
     pub addresses: QueueAddresses,
-    /// The next available entry to take (SET_VRING_BASE).
+    /// The next available entry to take (SET_VRING_BASE); of a packed ring, bit 15 is the wrap
+    /// counter there.
     pub base: u16,
     /// Features (SET_FEATURES).
     pub options: QueueOptions,
@@ -48,6 +55,17 @@ pub enum ActivateError {
     /// Not a power of two between 1 and [`QUEUE_SIZE_MAX`].
     #[error("ring size {0} is not a power of two between 1 and {QUEUE_SIZE_MAX}")]
     Size(u32),
+    /// Not between 1 and [`QUEUE_SIZE_MAX`].
+    #[error("packed ring size {0} is not between 1 and {QUEUE_SIZE_MAX}")]
+    PackedSize(u32),
+    /// A packed ring cannot start behind its end.
+    #[error("base {index} is behind the end of a packed ring of {size}")]
+    Base {
+        /// As given, without the wrap counter.
+        index: u16,
+        /// Entries.
+        size: u16,
+    },
     /// A part not aligned as virtio 1.2, 2.7 demands.
     #[error("{part} at {address:#x} is not aligned to {alignment} bytes")]
     Alignment {
@@ -70,13 +88,16 @@ pub enum ActivateError {
     },
 }
 
-/// The number of entries, if a split ring can have it.
+/// The number of entries, if a ring of this layout can have it: any for a packed ring, a power of
+/// two for a split one.
 ///
 /// # Errors
-/// [`ActivateError::Size`].
-pub fn check_size(entries: u32) -> Result<u16, ActivateError> {
+/// [`ActivateError::Size`], [`ActivateError::PackedSize`].
+pub fn check_size(entries: u32, packed: bool) -> Result<u16, ActivateError> {
+    let within = (1..=QUEUE_SIZE_MAX).contains(&entries);
     match u16::try_from(entries) {
-        Ok(size) if size.is_power_of_two() => Ok(size),
+        Ok(size) if within && (packed || size.is_power_of_two()) => Ok(size),
+        _ if packed => Err(ActivateError::PackedSize(entries)),
         _ => Err(ActivateError::Size(entries)),
     }
 }
@@ -84,35 +105,61 @@ pub fn check_size(entries: u32) -> Result<u16, ActivateError> {
 impl QueueSetup {
     /// Check all of it against `memory` and make the queue.
     ///
-    /// The device's position in the used ring is read from the ring itself, and the next entry to
-    /// take is set equal to it: we complete what we take within one burst, so after a crash (ours
-    /// or the front-end's) the used index alone says what was done, and `base` may be stale.
+    /// A split ring's used index is in the ring itself, and the next entry to take is set equal to
+    /// it: we complete what we take within one burst, so after a crash (ours or the front-end's)
+    /// the used index alone says what was done, and `base` may be stale. A packed ring has no such
+    /// index, and `base` is both positions.
     ///
     /// # Errors
     /// [`ActivateError`]; nothing has been touched then.
     pub fn activate(&self, memory: &Arc<GuestMemory>) -> Result<Queue, ActivateError> {
-        let size = u64::from(check_size(u32::from(self.size))?);
-        let part = |part, address: FrontendAddress, alignment, len| {
-            if !address.0.is_multiple_of(alignment) {
-                return Err(ActivateError::Alignment { part, address: address.0, alignment });
-            }
-            let unmapped = ActivateError::Unmapped { part, address: address.0, len };
-            memory.translate_frontend(address, len).ok_or(unmapped)
-        };
+        let packed = self.options.packed;
+        let size = u64::from(check_size(u32::from(self.size), packed)?);
+        let index = self.base & !(1 << 15);
+        if packed && index >= self.size {
+            return Err(ActivateError::Base { index, size: self.size });
+        }
         let QueueAddresses { descriptors, available, used } = self.addresses;
-        // Sizes and alignments: virtio 1.2, 2.7, the table of the three parts. The two bytes at
-        // the end of each ring (used_event, avail_event) are there whether negotiated or not.
-        let descriptors = part("descriptor table", descriptors, 16, 16 * size)?;
-        let available = part("available ring", available, 2, 6 + 2 * size)?;
-        let used = part("used ring", used, 4, 6 + 8 * size)?;
-        // SAFETY: the three parts were just checked for alignment and extent, and lie in `memory`.
+        let places = [descriptors, available, used];
+        // Alignments and sizes: the tables of virtio 1.2, 2.7 and 2.8.10. The two bytes at the end
+        // of each split ring (used_event, avail_event) are there whether negotiated or not.
+        let parts = if packed {
+            [("descriptor ring", 16, 16 * size), ("driver area", 4, 4), ("device area", 4, 4)]
+        } else {
+            [
+                ("descriptor table", 16, 16 * size),
+                ("available ring", 2, 6 + 2 * size),
+                ("used ring", 4, 6 + 8 * size),
+            ]
+        };
+        let mut resolved = [std::ptr::null_mut(); 3];
+        for ((place, part), pointer) in places.into_iter().zip(parts).zip(&mut resolved) {
+            *pointer = resolve(memory, place, part)?;
+        }
+        let keep = Arc::clone(memory);
+        // SAFETY: the three parts were just checked for alignment and extent in the layout's own
+        // terms, and lie in `memory`; so was the base.
         let ring = unsafe {
-            SplitRing::new(
-                Arc::clone(memory),
-                [descriptors.as_ptr(), available.as_ptr(), used.as_ptr()],
-                self,
-            )
+            if packed {
+                DeviceRing::Packed(PackedRing::new(keep, resolved, self))
+            } else {
+                DeviceRing::Split(SplitRing::new(keep, resolved, self))
+            }
         };
         Ok(Queue::new(Arc::clone(memory), ring))
     }
+}
+
+/// Where a part of a ring is in our process: name, alignment and bytes given.
+fn resolve(
+    memory: &GuestMemory,
+    address: FrontendAddress,
+    (part, alignment, len): (&'static str, u64, u64),
+) -> Result<*mut u8, ActivateError> {
+    let address = address.0;
+    if !address.is_multiple_of(alignment) {
+        return Err(ActivateError::Alignment { part, address, alignment });
+    }
+    let slice = memory.translate_frontend(FrontendAddress(address), len);
+    Ok(slice.ok_or(ActivateError::Unmapped { part, address, len })?.as_ptr())
 }

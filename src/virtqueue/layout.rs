@@ -1,0 +1,121 @@
+//! What a ring does, whatever its layout; and the ring of a started queue, of either.
+
+use std::sync::Arc;
+
+use crate::guest_memory::GuestMemory;
+
+use super::Fault;
+use super::chain::{Chain, Direction, Segments};
+use super::packed::PackedRing;
+use super::split::SplitRing;
+
+/// The device side of one ring. Hot loops are generic over it, so that each layout has its own
+/// compiled loop of the one written.
+pub trait Layout {
+    /// Entries.
+    fn size(&self) -> u16;
+
+    /// What GET_VRING_BASE answers: the next entry to take; of a packed ring both positions and
+    /// both wrap counters (vhost-user, "Vring state description").
+    fn position(&self) -> u32;
+
+    /// Whether there is a chain to take.
+    ///
+    /// # Errors
+    /// [`Fault::AvailableIndex`].
+    fn has_available(&mut self) -> Result<bool, Fault>;
+
+    /// Take the next chain, which [`has_available`](Self::has_available) said is there: append
+    /// its pieces to `segments`.
+    ///
+    /// # Errors
+    /// [`Fault`], for a chain that breaks the ring's rules.
+    fn take<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+        segments: &mut Segments<'m>,
+    ) -> Result<Chain, Fault>;
+
+    /// Give back the chain taken last, as if it had not been.
+    fn untake(&mut self, chain: Chain);
+
+    /// Say that a chain is done and `written` bytes of it were written. Chains are completed in
+    /// the order they were taken. The driver sees it with the next [`publish`](Self::publish).
+    fn complete(&mut self, chain: Chain, written: u32);
+
+    /// Whether chains were completed that the driver has not been shown.
+    fn has_unpublished(&self) -> bool;
+
+    /// Show the driver all that was completed. Answers whether there was anything.
+    fn publish(&mut self) -> bool;
+
+    /// Whether the driver wants an interrupt for what was published since the last decision. Ask
+    /// once per burst, after `publish`.
+    fn needs_notification(&mut self) -> bool;
+
+    /// Ask the driver to kick us for new entries, or not to. After asking, look at
+    /// [`has_available`](Self::has_available) again before sleeping.
+    fn want_kicks(&mut self, wanted: bool);
+}
+
+/// A ring of either layout.
+#[derive(Debug)]
+pub enum DeviceRing {
+    /// virtio 1.2, 2.7.
+    Split(SplitRing),
+    /// virtio 1.2, 2.8.
+    Packed(PackedRing),
+}
+
+impl DeviceRing {
+    /// What both do, for what is not done per packet.
+    #[inline]
+    pub fn any(&mut self) -> &mut dyn Layout {
+        match self {
+            Self::Split(ring) => ring,
+            Self::Packed(ring) => ring,
+        }
+    }
+}
+
+/// A started ring and the memory its descriptors speak of, borrowed apart by [`Queue::parts`].
+#[derive(Debug)]
+pub struct Queue {
+    memory: Arc<GuestMemory>,
+    ring: DeviceRing,
+}
+
+impl Queue {
+    pub(super) fn new(memory: Arc<GuestMemory>, ring: DeviceRing) -> Self {
+        Self { memory, ring }
+    }
+
+    /// The memory, for the lifetime of what is taken from the ring, and the ring.
+    #[inline]
+    pub fn parts(&mut self) -> (&GuestMemory, &mut DeviceRing) {
+        (&self.memory, &mut self.ring)
+    }
+
+    /// The ring, for what is not done per packet.
+    #[inline]
+    pub fn ring_mut(&mut self) -> &mut dyn Layout {
+        self.ring.any()
+    }
+
+    /// The ring, to look at.
+    #[inline]
+    #[must_use]
+    pub fn ring(&self) -> &dyn Layout {
+        match &self.ring {
+            DeviceRing::Split(ring) => ring,
+            DeviceRing::Packed(ring) => ring,
+        }
+    }
+
+    /// Whether the memory's file was cut short under the ring.
+    #[must_use]
+    pub fn memory_gone(&self) -> bool {
+        self.memory.faulted()
+    }
+}

@@ -1,0 +1,355 @@
+//! The packed ring (virtio 1.2, 2.8), device side.
+//!
+//! One ring of descriptors that the driver makes available and we mark used, in place, and two
+//! event suppression areas, all little-endian, in the guest's memory:
+//!
+//! ```text
+//! descriptors   size × { address u64, len u32, id u16, flags u16 }          both write
+//! driver area   { offset and wrap u16, flags u16 }                          driver writes
+//! device area   { offset and wrap u16, flags u16 }                          we write
+//! ```
+//!
+//! Whether a descriptor is available or used is told by two of its flags, compared with a wrap
+//! counter that flips each time around (2.8.1).
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use crate::guest_memory::GuestMemory;
+
+use super::Fault;
+use super::chain::{
+    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, flag, indirect_table, push,
+    read_entry,
+};
+use super::layout::Layout;
+use super::setup::QueueSetup;
+
+/// VIRTQ_DESC_F_AVAIL and VIRTQ_DESC_F_USED (2.8.1).
+const AVAILABLE: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+/// The flags of an event suppression area (2.8.14).
+const EVENTS_ENABLE: u16 = 0;
+const EVENTS_DISABLE: u16 = 1;
+const EVENTS_DESCRIPTOR: u16 = 2;
+
+/// The wrap counter beside a 15-bit ring position, here and in SET_VRING_BASE.
+const WRAP: u16 = 1 << 15;
+
+/// Where the flags are in a descriptor and in an event area, bytes.
+const DESCRIPTOR_FLAGS: usize = 14;
+const EVENT_FLAGS: usize = 2;
+
+/// A place in the ring, and how often we came around, modulo 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    index: u16,
+    wrap: bool,
+}
+
+impl Cursor {
+    /// From its form in SET_VRING_BASE.
+    fn from_base(base: u16) -> Self {
+        Self { index: base & !WRAP, wrap: base & WRAP != 0 }
+    }
+
+    fn to_base(self) -> u16 {
+        self.index | if self.wrap { WRAP } else { 0 }
+    }
+
+    /// `by` descriptors on, at most one round.
+    #[inline]
+    fn advance(&mut self, by: u16, size: u16) {
+        let left = size - self.index;
+        if by < left {
+            self.index += by;
+        } else {
+            self.index = by - left;
+            self.wrap = !self.wrap;
+        }
+    }
+
+    /// `by` descriptors back, at most one round.
+    #[inline]
+    fn retreat(&mut self, by: u16, size: u16) {
+        if by <= self.index {
+            self.index -= by;
+        } else {
+            self.index = size - (by - self.index);
+            self.wrap = !self.wrap;
+        }
+    }
+}
+
+/// A descriptor as read, once, into our own memory.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    buffer: Buffer,
+    id: u16,
+}
+
+impl Descriptor {
+    fn parse([low, high]: [u64; 2]) -> Self {
+        let high = u64::from_le(high);
+        // Each field is the named 32 or 16 bits of the second word.
+        #[allow(clippy::cast_possible_truncation)]
+        let (len, id, flags) = (high as u32, (high >> 32) as u16, (high >> 48) as u16);
+        Self { buffer: Buffer { address: u64::from_le(low), len, flags }, id }
+    }
+}
+
+/// One packed ring, seen from the device.
+#[derive(Debug)]
+pub struct PackedRing {
+    descriptors: *mut u8,
+    driver_area: *const u8,
+    device_area: *mut u8,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    available: Cursor,
+    used: Cursor,
+    /// The first descriptor marked used since the last publication, and its flags, withheld: the
+    /// driver looks at no later one before it (2.8.6).
+    withheld: Option<(u16, u16)>,
+    /// Descriptors marked used since the last notification decision; None before the first, which
+    /// always notifies: whether the driver was told of earlier ones is not known then.
+    undecided: Option<u16>,
+    /// Keeps the three pointers valid.
+    _memory: Arc<GuestMemory>,
+}
+
+// SAFETY: as for SplitRing: the pointers stay valid in any thread while the ring holds the memory,
+// and the ring is the only one on the device side to use them.
+unsafe impl Send for PackedRing {}
+
+// ---- accessors: each touches one field of guest memory, once ------------------------------------
+
+impl PackedRing {
+    /// # Safety
+    /// `parts` (descriptors, driver area, device area) must lie in `memory`, aligned and as long
+    /// as virtio 1.2, 2.8.10 demands for `setup.size`; the index in `setup.base` must be below it.
+    pub(super) unsafe fn new(
+        memory: Arc<GuestMemory>,
+        parts: [*mut u8; 3],
+        setup: &QueueSetup,
+    ) -> Self {
+        let [descriptors, driver_area, device_area] = parts;
+        let start = Cursor::from_base(setup.base);
+        let mut ring = Self {
+            descriptors,
+            driver_area,
+            device_area,
+            size: setup.size,
+            event_idx: setup.options.event_idx,
+            indirect: setup.options.indirect,
+            available: start,
+            // We complete what we take within one burst, so both cursors are where we left off.
+            used: start,
+            withheld: None,
+            undecided: None,
+            _memory: memory,
+        };
+        ring.want_kicks(true);
+        ring
+    }
+
+    /// The 16-bit field `offset` bytes into a part.
+    #[inline]
+    fn atomic(&self, part: *const u8, offset: usize) -> &AtomicU16 {
+        // SAFETY: callers pass one of the three parts and an even offset inside it, which was
+        // checked for alignment and extent when the ring was made. AtomicU16 may be shared with
+        // the driver, which accesses the same field.
+        unsafe { AtomicU16::from_ptr(part.add(offset).cast_mut().cast()) }
+    }
+
+    /// The flags of descriptor `index`, a cursor's index and so below `size`.
+    #[inline]
+    fn flags(&self, index: u16) -> &AtomicU16 {
+        self.atomic(self.descriptors, DESCRIPTOR_BYTES * usize::from(index) + DESCRIPTOR_FLAGS)
+    }
+
+    /// Descriptor `index`, a cursor's index and so below `size`.
+    #[inline]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let offset = DESCRIPTOR_BYTES * usize::from(index);
+        // SAFETY: inside the ring, which is 16-byte aligned and size × 16 bytes long.
+        Descriptor::parse(unsafe { ptr::read_volatile(self.descriptors.add(offset).cast()) })
+    }
+
+    /// Write length and id of used descriptor `index`; its flags are written apart.
+    #[inline]
+    fn write_used(&mut self, index: u16, id: u16, written: u32) {
+        let offset = DESCRIPTOR_BYTES * usize::from(index);
+        // SAFETY: inside the ring, as in `descriptor`; 8 is where the length is, 12 where the id
+        // is, each aligned to its size.
+        unsafe {
+            ptr::write_volatile(self.descriptors.add(offset + 8).cast(), written.to_le());
+            ptr::write_volatile(self.descriptors.add(offset + 12).cast(), id.to_le());
+        }
+    }
+}
+
+// ---- taking chains ------------------------------------------------------------------------------
+
+impl PackedRing {
+    /// Append the entries of an indirect table (2.8.7): all of them, in order.
+    // The ring itself is the sixth.
+    #[allow(clippy::too_many_arguments)]
+    fn push_table<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        outer: u16,
+        buffer: Buffer,
+        direction: Direction,
+        segments: &mut Segments<'m>,
+    ) -> Result<(), Fault> {
+        let entries_max = if self.indirect { self.size } else { 0 };
+        let (table, entries) = indirect_table(memory, outer, buffer, entries_max)?;
+        for index in 0..entries {
+            let Descriptor { buffer, .. } = Descriptor::parse(read_entry(table, index));
+            if buffer.flags & flag::INDIRECT != 0 {
+                let Buffer { flags, len, .. } = buffer;
+                return Err(Fault::Indirect { index, flags, len });
+            }
+            push(memory, index, buffer, direction, segments)?;
+        }
+        Ok(())
+    }
+}
+
+impl Layout for PackedRing {
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn position(&self) -> u32 {
+        u32::from(self.available.to_base()) | u32::from(self.used.to_base()) << 16
+    }
+
+    #[inline]
+    fn has_available(&mut self) -> Result<bool, Fault> {
+        // Acquire pairs with the driver's write barrier before it makes the first descriptor of a
+        // chain available, all others being so already (2.8.21.1).
+        let flags = u16::from_le(self.flags(self.available.index).load(Ordering::Acquire));
+        let (available, used) = (flags & AVAILABLE != 0, flags & USED != 0);
+        Ok(available == self.available.wrap && used != self.available.wrap)
+    }
+
+    #[inline]
+    fn take<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+        segments: &mut Segments<'m>,
+    ) -> Result<Chain, Fault> {
+        let head = self.available.index;
+        let mut cursor = self.available;
+        for descriptors in 1..=self.size {
+            let Descriptor { buffer, id } = self.descriptor(cursor.index);
+            if buffer.flags & flag::INDIRECT != 0 {
+                self.push_table(memory, cursor.index, buffer, direction, segments)?;
+            } else {
+                push(memory, cursor.index, buffer, direction, segments)?;
+            }
+            cursor.advance(1, self.size);
+            if buffer.flags & flag::NEXT == 0 {
+                self.available = cursor;
+                // "the device … using the buffer ID of the last descriptor" (2.8.6).
+                return Ok(Chain { id, descriptors });
+            }
+        }
+        Err(Fault::Loop { head, size: self.size })
+    }
+
+    #[inline]
+    fn untake(&mut self, chain: Chain) {
+        self.available.retreat(chain.descriptors, self.size);
+    }
+
+    #[inline]
+    fn complete(&mut self, chain: Chain, written: u32) {
+        let Cursor { index, wrap } = self.used;
+        self.write_used(index, chain.id, written);
+        let used = if wrap { AVAILABLE | USED } else { 0 };
+        let flags = used | if written > 0 { flag::WRITE } else { 0 };
+        if self.withheld.is_none() {
+            self.withheld = Some((index, flags));
+        } else {
+            // Ordered before the first one's flags by the release in `publish`.
+            self.flags(index).store(flags.to_le(), Ordering::Relaxed);
+        }
+        self.used.advance(chain.descriptors, self.size);
+        if let Some(undecided) = &mut self.undecided {
+            *undecided = undecided.wrapping_add(chain.descriptors);
+        }
+    }
+
+    #[inline]
+    fn has_unpublished(&self) -> bool {
+        self.withheld.is_some()
+    }
+
+    /// One store of the first descriptor's flags.
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let Some((index, flags)) = self.withheld.take() else { return false };
+        // Release pairs with the driver's read barrier after it has read the flags (2.8.22).
+        self.flags(index).store(flags.to_le(), Ordering::Release);
+        true
+    }
+
+    /// By the driver's event suppression area (2.8.10, 2.8.14).
+    #[inline]
+    fn needs_notification(&mut self) -> bool {
+        // Our flags must be visible before we read what the driver wants; pairs with the driver's
+        // barrier between setting its wish and re-checking the ring.
+        fence(Ordering::SeqCst);
+        let moved = self.undecided.replace(0);
+        let flags =
+            u16::from_le(self.atomic(self.driver_area, EVENT_FLAGS).load(Ordering::Relaxed));
+        match (flags, moved) {
+            (EVENTS_DISABLE, _) => false,
+            (EVENTS_DESCRIPTOR, Some(moved)) if self.event_idx => {
+                let wish = u16::from_le(self.atomic(self.driver_area, 0).load(Ordering::Relaxed));
+                let wish = Cursor::from_base(wish);
+                // A position of the round before ours is that much further back.
+                let back = if wish.wrap == self.used.wrap { 0 } else { self.size };
+                let event = wish.index.wrapping_sub(back);
+                event_is_due(event, self.used.index, self.used.index.wrapping_sub(moved))
+            }
+            _ => true,
+        }
+    }
+
+    /// By our event suppression area: all or nothing, since we poll or sleep.
+    #[inline]
+    fn want_kicks(&mut self, wanted: bool) {
+        let flags = if wanted { EVENTS_ENABLE } else { EVENTS_DISABLE };
+        self.atomic(self.device_area, EVENT_FLAGS).store(flags.to_le(), Ordering::Relaxed);
+        // Pairs with the driver's barrier between making descriptors available and reading this.
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_goes_around_and_back() {
+        for size in [1u16, 2, 3, 7, 256] {
+            for by in 1..=size {
+                let start = Cursor { index: size - 1, wrap: true };
+                let mut cursor = start;
+                cursor.advance(by, size);
+                assert!(cursor.index < size);
+                assert!(!cursor.wrap, "{by} from the last of {size} comes around");
+                cursor.retreat(by, size);
+                assert_eq!(cursor, start);
+            }
+        }
+    }
+}

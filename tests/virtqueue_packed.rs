@@ -1,0 +1,331 @@
+//! Packed rings against a driver that keeps to virtio 1.2, and against ones that do not; and one
+//! oracle for both layouts.
+
+use std::collections::VecDeque;
+
+use isonic::test_support::guest_driver::{
+    Driver, GuestRam, INDIRECT, NEXT, WRITE, descriptor_bytes,
+};
+use isonic::virtqueue::{
+    ActivateError, Chain, Direction, Fault, Queue, QueueOptions, QueueSetup, Segments,
+};
+use proptest::prelude::*;
+
+const PACKED: QueueOptions = QueueOptions { event_idx: true, indirect: true, packed: true };
+
+/// Descriptor states on the first round (2.8.1): the wrap counters start at 1.
+const AVAILABLE: u16 = 1 << 7;
+
+/// The driver area's flags (2.8.14).
+const ENABLE: u16 = 0;
+const DISABLE: u16 = 1;
+const DESCRIPTOR: u16 = 2;
+
+fn driver(size: u16, options: QueueOptions) -> (GuestRam, Driver, Queue) {
+    let mut ram = GuestRam::new(16 << 20);
+    let driver = Driver::new(&mut ram, size, options);
+    let queue = driver.activate();
+    (ram, driver, queue)
+}
+
+fn take(queue: &mut Queue) -> Result<(Chain, Vec<u8>), Fault> {
+    let (memory, ring) = queue.parts();
+    let ring = ring.any();
+    assert!(ring.has_available()?, "nothing available");
+    let mut segments = Segments::new();
+    let chain = ring.take(memory, Direction::FromGuest, &mut segments)?;
+    let mut bytes = Vec::new();
+    for segment in &segments {
+        let mut piece = vec![0; segment.len()];
+        segment.read(&mut piece);
+        bytes.extend(piece);
+    }
+    Ok((chain, bytes))
+}
+
+fn fault_of(queue: &mut Queue) -> Fault {
+    take(queue).expect_err("the chain is malformed")
+}
+
+#[test]
+fn chains_go_around_rings_of_any_size() {
+    for size in [1, 2, 3, 5, 7, 8, 13] {
+        let (_ram, mut driver, mut queue) = driver(size, PACKED);
+        for round in 0..50u8 {
+            let cut = vec![12; usize::from(round) % usize::from(size)];
+            let frame = vec![round; 60 + cut.len() * 12];
+            let id = driver.send(&frame, &cut);
+            let (chain, bytes) = take(&mut queue).unwrap();
+            assert_eq!((chain.id, &bytes[12..]), (id, frame.as_slice()), "size {size}");
+            queue.ring_mut().complete(chain, 0);
+            assert!(queue.ring_mut().publish());
+            assert_eq!(driver.completed().len(), 1);
+            assert!(!queue.ring_mut().has_available().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_burst_is_shown_whole_or_not_at_all() {
+    let (_ram, mut driver, mut queue) = driver(8, PACKED);
+    for _ in 0..3 {
+        driver.send(&[1; 60], &[]);
+    }
+    for _ in 0..3 {
+        let (chain, _) = take(&mut queue).unwrap();
+        queue.ring_mut().complete(chain, 0);
+    }
+    assert!(driver.completed().is_empty(), "the first descriptor's flags are withheld");
+    assert!(queue.ring_mut().publish());
+    assert!(!queue.ring_mut().publish(), "nothing more to show");
+    assert_eq!(driver.completed().len(), 3);
+}
+
+#[test]
+fn a_ring_that_is_stopped_and_started_goes_on_where_it_was() {
+    let (ram, mut driver, mut queue) = driver(5, PACKED);
+    assert_eq!(queue.ring().position(), 0x8000_8000, "both wrap counters are 1 at first");
+    for round in 0..12u8 {
+        driver.send(&[round; 60], &[30]);
+        let (chain, _) = take(&mut queue).unwrap();
+        queue.ring_mut().complete(chain, 0);
+        queue.ring_mut().publish();
+        driver.completed();
+        let position = queue.ring().position();
+        let [low, high] = [position & 0xffff, position >> 16];
+        assert_eq!(low, high, "all that was taken is completed");
+        let base = u16::try_from(low).unwrap();
+        queue = QueueSetup { base, ..driver.setup() }.activate(&ram.memory).unwrap();
+    }
+}
+
+#[test]
+fn chains_given_back_are_taken_again_across_the_end_of_the_ring() {
+    let (_ram, mut driver, mut queue) = driver(5, PACKED);
+    for _ in 0..3 {
+        driver.send(&[0; 60], &[30]);
+        let (chain, _) = take(&mut queue).unwrap();
+        queue.ring_mut().untake(chain);
+        let (chain, _) = take(&mut queue).unwrap();
+        queue.ring_mut().complete(chain, 0);
+        queue.ring_mut().publish();
+        assert_eq!(driver.completed().len(), 1);
+    }
+}
+
+#[test]
+fn an_indirect_table_has_all_its_entries_in_order() {
+    let (mut ram, mut driver, mut queue) = driver(8, PACKED);
+    let data = ram.allocate(64);
+    ram.write(data, b"in two parts");
+    let table = ram.allocate(32);
+    ram.write(table, &descriptor_bytes(data, 6, 0, 0));
+    ram.write(table + 16, &descriptor_bytes(data + 6, 6, 0, 0));
+    driver.offer_anything(table, 32, INDIRECT);
+    assert_eq!(take(&mut queue).unwrap().1, b"in two parts");
+}
+
+// ---- what a hostile driver does -----------------------------------------------------------------
+
+#[test]
+fn a_ring_that_is_one_endless_chain_is_a_fault() {
+    let (_ram, driver, mut queue) = driver(8, PACKED);
+    for index in 0..8 {
+        driver.raw_descriptor(index, driver.buffer(index), 8, NEXT | AVAILABLE, index);
+    }
+    assert_eq!(fault_of(&mut queue), Fault::Loop { head: 0, size: 8 });
+}
+
+#[test]
+fn descriptors_that_stay_available_are_taken_once_per_round_and_never_for_ever() {
+    let (_ram, driver, mut queue) = driver(4, PACKED);
+    for index in 0..4 {
+        driver.raw_descriptor(index, driver.buffer(index), 8, AVAILABLE, index);
+    }
+    for _ in 0..4 {
+        take(&mut queue).unwrap();
+    }
+    // The next round has the other wrap counter (CVE-2026-16457).
+    assert_eq!(queue.ring_mut().has_available(), Ok(false));
+}
+
+#[test]
+fn wrong_direction_stray_addresses_and_malformed_tables_are_faults() {
+    let outside = u64::MAX - 8;
+    let cases = [
+        (0x1000, 64, WRITE),
+        (outside, 64, 0),
+        ((16 << 20) - 32, 64, 0),
+        (0x1000, 24, INDIRECT),
+        (0x1000, 0, INDIRECT),
+        (0x1000, 16 * 9, INDIRECT),
+        (0x1000, 32, INDIRECT | NEXT),
+        ((16 << 20) - 16, 32, INDIRECT),
+    ];
+    for (address, len, flags) in cases {
+        let (_ram, mut driver, mut queue) = driver(8, PACKED);
+        driver.offer_anything(address, len, flags);
+        let fault = fault_of(&mut queue);
+        let expected = match flags {
+            WRITE => matches!(fault, Fault::WrongDirection { .. }),
+            0 => matches!(fault, Fault::Unmapped { .. }),
+            _ if address > 0x1000 => matches!(fault, Fault::Unmapped { .. }),
+            _ => matches!(fault, Fault::Indirect { .. }),
+        };
+        assert!(expected, "{address:#x} {len} {flags:#x}: {fault}");
+    }
+}
+
+#[test]
+fn nested_and_unnegotiated_tables_are_faults() {
+    let without = QueueOptions { indirect: false, ..PACKED };
+    for options in [PACKED, without] {
+        let (mut ram, mut driver, mut queue) = driver(8, options);
+        let table = ram.allocate(16);
+        ram.write(table, &descriptor_bytes(table, 16, 0, INDIRECT));
+        driver.offer_anything(table, 16, INDIRECT);
+        assert!(matches!(fault_of(&mut queue), Fault::Indirect { .. }));
+    }
+}
+
+#[test]
+fn impossible_sizes_alignments_and_bases_are_not_started() {
+    let mut ram = GuestRam::new(1 << 20);
+    let driver = Driver::new(&mut ram, 6, PACKED);
+    let good = driver.setup();
+    let error = |setup: QueueSetup| setup.activate(&ram.memory).unwrap_err();
+    assert_eq!(error(QueueSetup { size: 0, ..good }), ActivateError::PackedSize(0));
+    assert_eq!(error(QueueSetup { size: 0x8001, ..good }), ActivateError::PackedSize(0x8001));
+    let base = QueueSetup { base: 0x8006, ..good };
+    assert_eq!(error(base), ActivateError::Base { index: 6, size: 6 });
+    let mut setup = good;
+    setup.addresses.available.0 += 2;
+    assert!(matches!(error(setup), ActivateError::Alignment { alignment: 4, .. }));
+}
+
+// ---- notification (2.8.10) ----------------------------------------------------------------------
+
+fn complete_one(driver: &mut Driver, queue: &mut Queue) -> bool {
+    driver.send(&[0; 60], &[]);
+    let (chain, _) = take(queue).unwrap();
+    queue.ring_mut().complete(chain, 0);
+    queue.ring_mut().publish();
+    let wanted = queue.ring_mut().needs_notification();
+    driver.completed();
+    wanted
+}
+
+#[test]
+fn the_drivers_area_switches_interrupts_on_and_off() {
+    let (_ram, mut driver, mut queue) = driver(5, PACKED);
+    assert!(complete_one(&mut driver, &mut queue));
+    driver.set_driver_area(0, DISABLE);
+    assert!(!complete_one(&mut driver, &mut queue));
+    driver.set_driver_area(0, ENABLE);
+    assert!(complete_one(&mut driver, &mut queue));
+}
+
+#[test]
+fn one_interrupt_is_sent_as_the_used_position_passes_the_drivers() {
+    let (_ram, mut driver, mut queue) = driver(5, PACKED);
+    let wrap = 1 << 15;
+    driver.set_driver_area(wrap, DESCRIPTOR);
+    assert!(complete_one(&mut driver, &mut queue), "the first decision always notifies");
+    // Descriptor 3 of the first round.
+    driver.set_driver_area(3 | wrap, DESCRIPTOR);
+    let decisions: Vec<_> = (0..4).map(|_| complete_one(&mut driver, &mut queue)).collect();
+    assert_eq!(decisions, [false, false, true, false]);
+    // Descriptor 1 of the second round, whose wrap counter is 0.
+    driver.set_driver_area(1, DESCRIPTOR);
+    let decisions: Vec<_> = (0..3).map(|_| complete_one(&mut driver, &mut queue)).collect();
+    assert_eq!(decisions, [false, true, false]);
+}
+
+#[test]
+fn kicks_are_switched_off_while_polling() {
+    let (_ram, driver, mut queue) = driver(5, PACKED);
+    queue.ring_mut().want_kicks(false);
+    assert_eq!(driver.device_area_flags(), DISABLE);
+    queue.ring_mut().want_kicks(true);
+    assert_eq!(driver.device_area_flags(), ENABLE);
+}
+
+// ---- the oracle: a ring is a queue of chains, whatever its layout -------------------------------
+
+/// What is done to a ring.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The driver offers a packet of this length cut into this many pieces.
+    Offer(usize, usize),
+    /// The device takes a chain and completes it.
+    Serve,
+    /// The device takes a chain and gives it back.
+    Reconsider,
+    /// The device shows what it completed, and the driver takes it back.
+    Publish,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        (1usize..200, 1usize..4).prop_map(|(len, pieces)| Step::Offer(len, pieces)),
+        Just(Step::Serve),
+        Just(Step::Reconsider),
+        Just(Step::Publish),
+    ];
+    prop::collection::vec(step, 1..200)
+}
+
+proptest! {
+    #[test]
+    fn a_ring_is_a_queue_of_chains(
+        steps in steps(),
+        packed: bool,
+        event_idx: bool,
+        size in 1u16..40,
+        start: u16,
+    ) {
+        let size = if packed { size } else { size.next_power_of_two() };
+        let mut ram = GuestRam::new(1 << 20);
+        let options = QueueOptions { packed, event_idx, indirect: true };
+        let mut driver = Driver::new(&mut ram, size, options);
+        if !packed {
+            driver.start_at(start);
+        }
+        let mut queue = driver.activate();
+        let mut room = usize::from(size);
+        let (mut waiting, mut served) = (VecDeque::new(), VecDeque::new());
+        for step in steps {
+            match step {
+                Step::Offer(len, pieces) if pieces <= room => {
+                    let packet = vec![u8::try_from(len).unwrap(); len + 12 * pieces];
+                    let id = driver.send(&packet, &vec![12; pieces - 1]);
+                    room -= pieces;
+                    waiting.push_back((id, packet, pieces));
+                }
+                Step::Offer(..) => {}
+                Step::Serve | Step::Reconsider => {
+                    prop_assert_eq!(queue.ring_mut().has_available().unwrap(), !waiting.is_empty());
+                    let Some((id, packet, pieces)) = waiting.front() else { continue };
+                    let (chain, bytes) = take(&mut queue).unwrap();
+                    prop_assert_eq!((chain.id, &bytes[12..]), (*id, packet.as_slice()));
+                    if matches!(step, Step::Reconsider) {
+                        queue.ring_mut().untake(chain);
+                    } else {
+                        queue.ring_mut().complete(chain, 0);
+                        served.push_back((*id, *pieces));
+                        waiting.pop_front();
+                    }
+                }
+                Step::Publish => {
+                    prop_assert_eq!(queue.ring_mut().publish(), !served.is_empty());
+                    for used in driver.completed() {
+                        let (id, pieces) = served.pop_front().expect("it was served");
+                        prop_assert_eq!(used.head, id);
+                        room += pieces;
+                    }
+                    prop_assert!(served.is_empty(), "all that was served is shown");
+                }
+            }
+        }
+    }
+}
