@@ -46,6 +46,7 @@
 //! - `test_support`: the other sides, for tests and benches only.
 #![warn(missing_docs)]
 
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -13,6 +13,8 @@ use crate::control::client::{Client, ClientError};
 use crate::device::mac::MacAddress;
 use crate::profile::Catalog;
 
+use super::capture::{self, CaptureArguments};
+use super::export::{self, ExportArguments};
 use super::{CliError, print, print_json, show};
 
 /// Where the API is, if neither argument nor environment says.
@@ -121,6 +123,10 @@ pub(super) enum ProfileCommand {
         #[command(flatten)]
         source: ProfileSource,
     },
+    /// Print the interface of any vhost-user backend as a profile file
+    Capture(CaptureArguments),
+    /// Print a profile as libvirt, QEMU, Node Feature Discovery or Nova want to have it
+    Export(ExportArguments),
 }
 
 #[derive(Debug, Args)]
@@ -198,14 +204,13 @@ pub(super) fn profile(command: ProfileCommand) -> Result<(), CliError> {
             let profile = source.find(&request, |catalog| embedded_profile(&name, catalog))?;
             source.connection.print(&profile, show::profile)
         }
+        ProfileCommand::Capture(arguments) => capture::run(arguments),
+        ProfileCommand::Export(arguments) => export::run(&arguments),
     }
 }
 
 fn embedded_profile(name: &str, catalog: &Catalog) -> Result<ProfileView, CliError> {
-    let unknown = || CliError::UnknownProfile {
-        name: name.to_owned(),
-        known: catalog.names().into_iter().map(str::to_owned).collect(),
-    };
+    let unknown = || super::unknown_profile(name, catalog);
     let profile = catalog.get(name).ok_or_else(unknown)?;
     Ok(ProfileView::new(profile, catalog, &[]))
 }

@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+mod capture;
 mod client;
+mod export;
 mod run;
 mod show;
 mod table;
@@ -15,9 +17,11 @@ use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 
+use crate::capture::CaptureError;
 use crate::config::{Config, ConfigError, PortProblem, RunOptions};
 use crate::control::client::ClientError;
-use crate::profile::CatalogError;
+use crate::profile::export::ExportError;
+use crate::profile::{Catalog, CatalogError};
 
 /// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
 #[derive(Debug, Parser)]
@@ -41,7 +45,7 @@ enum Command {
     /// List the uplinks of a running daemon
     #[command(subcommand)]
     Uplink(client::UplinkCommand),
-    /// List or show profiles
+    /// List, show, capture or export profiles
     #[command(subcommand)]
     Profile(client::ProfileCommand),
     /// Show all counters of a running daemon
@@ -83,6 +87,15 @@ pub enum CliError {
         /// Those there are.
         known: Vec<String>,
     },
+    /// Another backend's interface could not be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The profile has no form in the format.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// One device, several profiles.
+    #[error("a device has one profile: give one name, or use the format nfd or nova")]
+    SeveralProfiles,
     /// Standard output.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -108,6 +121,13 @@ pub fn run(arguments: Arguments) -> Result<Action, CliError> {
         Command::Stats(connection) => client::stats(&connection)?,
     }
     Ok(Action::Done)
+}
+
+fn unknown_profile(name: &str, catalog: &Catalog) -> CliError {
+    CliError::UnknownProfile {
+        name: name.to_owned(),
+        known: catalog.names().into_iter().map(str::to_owned).collect(),
+    }
 }
 
 /// Print to standard output. A reader that has gone (`isonic port list | head`) is no failure.

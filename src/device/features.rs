@@ -21,6 +21,11 @@ pub enum Provider {
     Reserved,
 }
 
+/// Bits that a driver which speaks virtio 1 is never shown, whoever offers them: GSO,
+/// NOTIFY_ON_EMPTY and ANY_LAYOUT (QEMU: `legacy_features` in its `hw/virtio/virtio-pci.c` and
+/// `hw/net/virtio-net.c`).
+pub const LEGACY: FeatureSet = FeatureSet(1 << 6 | 1 << 24 | 1 << 27);
+
 /// One feature bit.
 #[derive(Debug)]
 pub struct Feature {
@@ -100,7 +105,7 @@ pub static FEATURES: &[Feature] = &[
     feature(2, "ctrl_guest_offloads", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(MTU, "mtu", Backend, "5.1.3", &[]),
     feature(5, "mac", Frontend, "5.1.3", &[]),
-    feature(6, "gso", Reserved, "5.1.3.2 (legacy)", &[]),
+    feature(6, "gso", Backend, "5.1.3.2 (legacy)", &[]),
     feature(GUEST_TSO4, "guest_tso4", Backend, "5.1.3", &[&[GUEST_CSUM]]),
     feature(GUEST_TSO6, "guest_tso6", Backend, "5.1.3", &[&[GUEST_CSUM]]),
     feature(9, "guest_ecn", Backend, "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
@@ -198,10 +203,29 @@ impl FeatureSet {
     }
 }
 
+impl FromIterator<u8> for FeatureSet {
+    fn from_iter<I: IntoIterator<Item = u8>>(bits: I) -> Self {
+        Self(bits.into_iter().fold(0, |set, bit| set | 1 << bit))
+    }
+}
+
 impl fmt::Display for FeatureSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x} ({})", self.0, self.names().join(", "))
     }
+}
+
+/// The features of `set` that lack a prerequisite in `offered`, each with the first group of bits
+/// of which it needs one (virtio 1.2, 5.1.3.1).
+pub fn unmet(
+    set: FeatureSet,
+    offered: FeatureSet,
+) -> impl Iterator<Item = (&'static Feature, FeatureSet)> {
+    FEATURES.iter().filter(move |feature| set.has(feature.bit)).filter_map(move |feature| {
+        let lacking = |group: &&&[u8]| !group.iter().any(|&bit| offered.has(bit));
+        let group = feature.requires.iter().find(lacking)?;
+        Some((feature, group.iter().copied().collect()))
+    })
 }
 
 /// The feature with this name in profiles.
@@ -257,16 +281,43 @@ pub const PROTOCOL_CONFIGURE_MEM_SLOTS: u8 = 15;
 /// VHOST_USER_PROTOCOL_F_STATUS.
 pub const PROTOCOL_STATUS: u8 = 16;
 
-/// The protocol features whose messages this version answers.
+/// All protocol features, by bit: those of other backends too, whose profiles name them.
 pub static PROTOCOL: &[ProtocolFeature] = &[
     ProtocolFeature { bit: PROTOCOL_MQ, name: "mq" },
+    ProtocolFeature { bit: 1, name: "log_shmfd" },
     ProtocolFeature { bit: PROTOCOL_RARP, name: "rarp" },
     ProtocolFeature { bit: PROTOCOL_REPLY_ACK, name: "reply_ack" },
     ProtocolFeature { bit: PROTOCOL_MTU, name: "mtu" },
+    ProtocolFeature { bit: 5, name: "backend_req" },
+    ProtocolFeature { bit: 6, name: "cross_endian" },
+    ProtocolFeature { bit: 7, name: "crypto_session" },
+    ProtocolFeature { bit: 8, name: "pagefault" },
+    ProtocolFeature { bit: 9, name: "config" },
+    ProtocolFeature { bit: 10, name: "backend_send_fd" },
+    ProtocolFeature { bit: 11, name: "host_notifier" },
+    ProtocolFeature { bit: 12, name: "inflight_shmfd" },
     ProtocolFeature { bit: PROTOCOL_RESET_DEVICE, name: "reset_device" },
+    ProtocolFeature { bit: 14, name: "inband_notifications" },
     ProtocolFeature { bit: PROTOCOL_CONFIGURE_MEM_SLOTS, name: "configure_mem_slots" },
     ProtocolFeature { bit: PROTOCOL_STATUS, name: "status" },
+    ProtocolFeature { bit: 17, name: "xen_mmap" },
+    ProtocolFeature { bit: 18, name: "shared_object" },
+    ProtocolFeature { bit: 19, name: "device_state" },
+    ProtocolFeature { bit: 20, name: "get_vring_base_inflight" },
+    ProtocolFeature { bit: 21, name: "gpa_addresses" },
+    ProtocolFeature { bit: 22, name: "shmem" },
 ];
+
+/// The protocol features whose messages this version answers.
+pub const PROTOCOL_IMPLEMENTED: FeatureSet = FeatureSet(
+    1 << PROTOCOL_MQ
+        | 1 << PROTOCOL_RARP
+        | 1 << PROTOCOL_REPLY_ACK
+        | 1 << PROTOCOL_MTU
+        | 1 << PROTOCOL_RESET_DEVICE
+        | 1 << PROTOCOL_CONFIGURE_MEM_SLOTS
+        | 1 << PROTOCOL_STATUS,
+);
 
 #[cfg(test)]
 mod tests {
@@ -277,6 +328,10 @@ mod tests {
         assert!(FEATURES.windows(2).all(|pair| pair[0].bit < pair[1].bit));
         for feature in FEATURES {
             assert_eq!(by_name(feature.name).unwrap().bit, feature.bit);
+        }
+        assert!(PROTOCOL.windows(2).all(|pair| pair[0].bit < pair[1].bit));
+        for feature in PROTOCOL {
+            assert_eq!(protocol_by_name(feature.name).unwrap().bit, feature.bit);
         }
     }
 

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+pub mod export;
 mod parse;
 
 use std::fmt;
@@ -18,7 +19,9 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use crate::device::features::{self, FeatureSet, IMPLEMENTED, Provider};
+use crate::device::features::{
+    self, FeatureSet, IMPLEMENTED, LEGACY, PROTOCOL_IMPLEMENTED, Provider,
+};
 use crate::guest_memory::REGIONS_MAX;
 
 pub use catalog::{Catalog, CatalogError, CatalogProblem, Source};
@@ -61,6 +64,8 @@ pub struct UplinkFacts {
 pub enum Blocker {
     /// The datapath of this version does not do these.
     NotImplemented(FeatureSet),
+    /// The session of this version does not answer the messages of these protocol features.
+    ProtocolNotImplemented(FeatureSet),
     /// The profile promises more memory slots than a session serves.
     MemorySlots {
         /// The profile's.
@@ -81,6 +86,10 @@ impl fmt::Display for Blocker {
             Self::NotImplemented(bits) => {
                 write!(f, "this version of isonic does not do {}", bits.names().join(", "))
             }
+            Self::ProtocolNotImplemented(bits) => {
+                let names = features::protocol_names(*bits).join(", ");
+                write!(f, "this version of isonic does not speak vhost-user's {names}")
+            }
             Self::MemorySlots { wanted } => {
                 write!(
                     f,
@@ -100,10 +109,11 @@ impl fmt::Display for Blocker {
 
 impl Profile {
     /// What a guest sees: the backend's bits and the front-end's, without those that are
-    /// vhost-user's own.
+    /// vhost-user's own and those that only a legacy driver is shown.
     #[must_use]
     pub fn guest_features(&self) -> FeatureSet {
-        self.features.union(self.frontend_features).without(bits_of(Provider::Protocol))
+        let both = self.features.union(self.frontend_features);
+        both.without(bits_of(Provider::Protocol)).without(LEGACY)
     }
 
     /// SHA-256, in hexadecimal, of everything but the name and the summary: two profiles have the
@@ -132,9 +142,14 @@ impl Profile {
     #[must_use]
     pub fn host_blockers(&self) -> Vec<Blocker> {
         let mut blockers = Vec::new();
-        let missing = self.features.without(IMPLEMENTED);
+        // What the front-end implements takes nothing of a backend but the offer.
+        let missing = self.features.without(IMPLEMENTED).without(bits_of(Provider::Frontend));
         if !missing.is_empty() {
             blockers.push(Blocker::NotImplemented(missing));
+        }
+        let missing = self.protocol_features.without(PROTOCOL_IMPLEMENTED);
+        if !missing.is_empty() {
+            blockers.push(Blocker::ProtocolNotImplemented(missing));
         }
         if usize::from(self.memory_slots) > REGIONS_MAX {
             blockers.push(Blocker::MemorySlots { wanted: self.memory_slots });
@@ -180,8 +195,7 @@ mod tests {
     fn v1_is_within_what_the_datapath_does() {
         let v1 = v1();
         assert!(v1.features.without(IMPLEMENTED).is_empty());
-        let served: u64 = features::PROTOCOL.iter().map(|feature| 1 << feature.bit).sum();
-        assert_eq!(v1.protocol_features.0, served);
+        assert_eq!(v1.protocol_features, PROTOCOL_IMPLEMENTED);
         assert_eq!(usize::from(v1.memory_slots), REGIONS_MAX);
         assert_eq!(v1.host_blockers(), []);
     }
@@ -216,13 +230,21 @@ mod tests {
     #[test]
     fn every_reason_against_a_host_is_told() {
         let csum = FeatureSet(1 << features::CSUM);
-        let profile =
-            Profile { features: v1().features.union(csum), mtu: 9000, memory_slots: 509, ..v1() };
+        let offered = csum.union(FeatureSet(1 << features::CTRL_VQ));
+        let log = FeatureSet(1 << 1);
+        let profile = Profile {
+            features: v1().features.union(offered),
+            protocol_features: v1().protocol_features.union(log),
+            mtu: 9000,
+            memory_slots: 509,
+            ..v1()
+        };
         let uplink = UplinkFacts { name: "eth0".into(), mtu: 1500 };
         assert_eq!(
             profile.blockers(&uplink),
             [
                 Blocker::NotImplemented(csum),
+                Blocker::ProtocolNotImplemented(log),
                 Blocker::MemorySlots { wanted: 509 },
                 Blocker::Mtu { wanted: 9000, uplink: uplink.clone() },
             ]

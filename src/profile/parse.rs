@@ -34,7 +34,10 @@ fn profile(section: &Section<'_>) -> Option<Profile> {
         check_name(section, name);
     }
     let summary = section.required::<String>("summary");
-    let features = device_bits(section, "features", &[Provider::Backend, Provider::Protocol]);
+    // Backends offer bits that the front-end implements, such as DPDK ctrl_vq; whether they do
+    // makes no difference to the guest, but it does to GET_FEATURES.
+    let backend = [Provider::Backend, Provider::Protocol, Provider::Frontend];
+    let features = device_bits(section, "features", &backend);
     let frontend_features = device_bits(section, "frontend_features", &[Provider::Frontend]);
     let protocol_features = protocol_bits(section);
     let ring_size_max = section.required_integer::<u16>("ring_size_max", 1..=RING_SIZE_LIMIT);
@@ -145,24 +148,28 @@ fn unknown(key: &str, name: &str, known: &[&str]) -> String {
     }
 }
 
-/// Virtio 1.2, 5.1.3.1: bits that must not be offered without others, in either half.
+/// Virtio 1.2, 5.1.3.1: bits that must not be offered without others, in either half. Some
+/// backends do (DPDK host_ecn without host_tso4 and host_tso6), and a profile that describes them
+/// has to name those bits.
 fn check_prerequisites(
     section: &Section<'_>,
     backend: &Located<FeatureSet>,
     frontend: &Located<FeatureSet>,
 ) {
     let both = backend.value.union(frontend.value);
+    let named = section.list::<String>("without_prerequisites").unwrap_or_default();
     for half in [backend, frontend] {
-        for feature in FEATURES.iter().filter(|feature| half.value.has(feature.bit)) {
-            for group in feature.requires {
-                if group.iter().any(|&bit| both.has(bit)) {
-                    continue;
-                }
-                let names: Vec<String> =
-                    group.iter().flat_map(|&bit| FeatureSet(1 << bit).names()).collect();
-                let message = format!("\"{}\" needs {}", feature.name, names.join(" or "));
+        for (feature, group) in features::unmet(half.value, both) {
+            if named.iter().all(|named| named.value != feature.name) {
+                let message = format!("\"{}\" needs {}", feature.name, group.names().join(" or "));
                 section.note(half.line, message);
             }
+        }
+    }
+    for named in &named {
+        if features::unmet(both, both).all(|(feature, _)| feature.name != named.value) {
+            let message = format!("\"{}\" is not offered without a prerequisite", named.value);
+            section.note(named.line, message);
         }
     }
 }
@@ -214,8 +221,8 @@ mod tests {
     #[test]
     fn a_bit_in_the_wrong_half_is_refused() {
         assert_eq!(
-            one_problem("\"mtu\",\n    \"mrg_rxbuf\"", "\"standby\",\n    \"mrg_rxbuf\""),
-            "features lists \"standby\"; it belongs in frontend_features"
+            one_problem("\"status\",\n    \"ctrl_vq\"", "\"csum\",\n    \"ctrl_vq\""),
+            "frontend_features lists \"csum\"; it belongs in features"
         );
         assert_eq!(
             one_problem("\"status\",\n    \"ctrl_vq\"", "\"rss\",\n    \"ctrl_vq\""),
@@ -229,6 +236,25 @@ mod tests {
         let without_control_queue = problems(&V1.replace("    \"ctrl_vq\",\n", ""));
         assert!(without_control_queue.contains(&"\"mq\" needs ctrl_vq".to_owned()));
         assert!(without_control_queue.contains(&"\"ctrl_rx\" needs ctrl_vq".to_owned()));
+    }
+
+    #[test]
+    fn a_missing_prerequisite_is_allowed_where_the_profile_says_so_and_only_there() {
+        let ecn = V1.replace("\"mrg_rxbuf\"", "\"host_ecn\"");
+        let named = |names: &str| format!("{ecn}without_prerequisites = [{names}]\n");
+        assert_eq!(problems(&ecn), ["\"host_ecn\" needs host_tso4 or host_tso6"]);
+        assert!(parse(Path::new("p"), &named("\"host_ecn\"")).is_ok());
+        assert_eq!(
+            problems(&named("\"host_ecn\", \"mq\"")),
+            ["\"mq\" is not offered without a prerequisite"]
+        );
+    }
+
+    #[test]
+    fn a_backend_may_offer_what_the_front_end_implements() {
+        let text = V1.replace("\"mrg_rxbuf\"", "\"ctrl_rx\"");
+        let profile = parse(Path::new("p"), &text).unwrap();
+        assert!(profile.features.names().contains(&"ctrl_rx".to_owned()));
     }
 
     #[test]

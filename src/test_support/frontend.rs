@@ -21,8 +21,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::device::features::{
-    EVENT_IDX, FeatureSet, INDIRECT_DESC, MQ, MRG_RXBUF, MTU, PROTOCOL, PROTOCOL_FEATURES,
-    VERSION_1,
+    EVENT_IDX, FeatureSet, INDIRECT_DESC, MQ, MRG_RXBUF, MTU, PROTOCOL_FEATURES,
+    PROTOCOL_IMPLEMENTED, VERSION_1,
 };
 use crate::profile::Profile;
 use crate::vhost_user::{HostError, PortHost, SessionBinding, SessionEnd, serve};
@@ -65,13 +65,12 @@ pub const RING_SIZE: u32 = 256;
 #[must_use]
 pub fn profile() -> Profile {
     let bits = [MTU, MRG_RXBUF, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1];
-    let protocol = PROTOCOL.iter().map(|feature| feature.bit);
     Profile {
         name: "org.isonic.test.v1".to_owned(),
         summary: "for tests".to_owned(),
         features: set(bits),
         frontend_features: FeatureSet::default(),
-        protocol_features: set(protocol),
+        protocol_features: PROTOCOL_IMPLEMENTED,
         ring_size_max: 1024,
         queue_pairs_max: 2,
         mtu: 1500,
