@@ -13,7 +13,7 @@ build_packages=(build-essential clang llvm libclang-dev libbpf-dev libelf-dev zl
     pkg-config)
 # shellcheck disable=SC2034 # likewise
 run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk iproute2 ethtool iperf3 busybox-static cpio
-    kmod iputils-ping socat python3 procps util-linux zstd lz4)
+    kmod iputils-ping socat python3 procps util-linux zstd lz4 libvirt0 libxml2-utils)
 
 say() { printf '%s\n' "$*" >&2; }
 

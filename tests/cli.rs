@@ -111,7 +111,7 @@ fn one_port_that_cannot_be_is_refused_with_every_reason() {
     ]);
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
-    assert!(message.contains("there is no profile \"nobodys\"; known: org.isonic.net.v1"));
+    assert!(message.contains("there is no profile \"nobodys\"; known: org.dpdk.v22.11, org."));
     assert!(message.contains("ff:ff:ff:ff:ff:ff is not the address of one device"));
 }
 
@@ -136,14 +136,19 @@ fn capabilities_are_json_with_type_profiles_and_latest() {
 #[test]
 fn profiles_are_listed_and_shown_without_a_daemon() {
     let table = text(&isonic(&["profile", "list", "--local"]).stdout);
-    assert!(table.lines().any(|line| line.starts_with("org.isonic.net.v1  latest")), "{table}");
+    let line = |name: &str| {
+        let line = table.lines().find(|line| line.starts_with(name)).expect(name);
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(line("org.isonic.net.v1")[1..3], ["latest", "yes"], "{table}");
+    assert_eq!(line("org.dpdk.v22.11")[1], "no", "{table}");
     let show = ["profile", "show", "org.isonic.net.v1", "--local", "--json"];
     let shown: Value = serde_json::from_slice(&isonic(&show).stdout).unwrap();
     assert_eq!((shown["mtu"].as_u64(), shown["ring_size_max"].as_u64()), (Some(1500), Some(1024)));
     assert_eq!(shown["digest"].as_str().unwrap().len(), 64);
     let unknown = isonic(&["profile", "show", "nobodys", "--local"]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(text(&unknown.stderr).contains("it has org.isonic.net.v1"));
+    assert!(text(&unknown.stderr).contains("it has org.dpdk.v22.11, org.isonic.net.v1"));
 }
 
 #[test]

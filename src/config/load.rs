@@ -436,7 +436,7 @@ uplink = "eth0"
         assert_eq!(
             lines(&unknown),
             ["c.toml:8: port \"vm1\": there is no profile \"org.isonic.net.v999\"; known: \
-              org.isonic.net.v1"]
+              org.dpdk.v22.11, org.isonic.net.v1, org.openvswitch.v3.1"]
         );
         let missing = lines(&format!("profile_dir = \"/nonexistent\"{MINIMAL}"));
         assert_eq!(missing.len(), 1);

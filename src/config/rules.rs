@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(profile_problems(&port("a"), &catalog), []);
         let other = PortConfig { profile: "org.isonic.net.v999".into(), ..port("a") };
         let message = profile_problems(&other, &catalog)[0].to_string();
-        assert!(message.contains("v999") && message.contains("known: org.isonic.net.v1"));
+        assert!(message.contains("v999") && message.contains("known: org.dpdk.v22.11, org."));
     }
 
     #[test]

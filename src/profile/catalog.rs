@@ -11,8 +11,14 @@ use crate::document::Problems;
 use super::{Profile, parse};
 
 /// The released profiles. Append only.
-const EMBEDDED: &[(&str, &str)] =
-    &[("profiles/org.isonic.net.v1.toml", include_str!("../../profiles/org.isonic.net.v1.toml"))];
+const EMBEDDED: &[(&str, &str)] = &[
+    ("profiles/org.dpdk.v22.11.toml", include_str!("../../profiles/org.dpdk.v22.11.toml")),
+    ("profiles/org.isonic.net.v1.toml", include_str!("../../profiles/org.isonic.net.v1.toml")),
+    (
+        "profiles/org.openvswitch.v3.1.toml",
+        include_str!("../../profiles/org.openvswitch.v3.1.toml"),
+    ),
+];
 
 /// Largest profile file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -242,8 +248,13 @@ mod tests {
         (directory, catalog)
     }
 
+    const V1: &str = include_str!("../../profiles/org.isonic.net.v1.toml");
+    /// All embedded profiles.
+    const RELEASED_NAMES: [&str; 3] =
+        ["org.dpdk.v22.11", "org.isonic.net.v1", "org.openvswitch.v3.1"];
+
     fn named(name: &str) -> String {
-        EMBEDDED[0].1.replace("org.isonic.net.v1", name)
+        V1.replace("org.isonic.net.v1", name)
     }
 
     #[test]
@@ -284,7 +295,14 @@ mod tests {
         let catalog = catalog.unwrap();
         assert_eq!(
             catalog.names(),
-            ["com.example.nic", "org.isonic.net.v1", "org.isonic.net.v10", "org.isonic.net.v9"]
+            [
+                "com.example.nic",
+                "org.dpdk.v22.11",
+                "org.isonic.net.v1",
+                "org.isonic.net.v10",
+                "org.isonic.net.v9",
+                "org.openvswitch.v3.1",
+            ]
         );
         assert!(catalog.is_latest("org.isonic.net.v10"));
         assert!(!catalog.is_latest("org.isonic.net.v9"));
@@ -297,6 +315,28 @@ mod tests {
         let (_directory, catalog) = in_directory(&[("a.toml", wide)]);
         let catalog = catalog.unwrap();
         assert!(catalog.get("com.x.v1").is_some());
+        assert_eq!(catalog.usable().names(), ["org.isonic.net.v1"]);
+    }
+
+    #[test]
+    fn profiles_of_other_backends_are_listed_with_all_that_stands_against_them() {
+        let catalog = Catalog::embedded();
+        assert_eq!(catalog.names(), RELEASED_NAMES);
+        for name in ["org.dpdk.v22.11", "org.openvswitch.v3.1"] {
+            let told: Vec<String> = catalog
+                .get(name)
+                .unwrap()
+                .host_blockers()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            let [device, protocol] = &told[..] else { panic!("{told:?}") };
+            for bit in ["guest_tso4", "host_ecn", "log_all", "ring_packed", "in_order"] {
+                assert!(device.contains(bit), "{device}");
+            }
+            assert!(!device.contains("ctrl_vq"), "the front-end does it: {device}");
+            assert!(protocol.contains("log_shmfd") && !protocol.contains("rarp"), "{protocol}");
+        }
         assert_eq!(catalog.usable().names(), ["org.isonic.net.v1"]);
     }
 

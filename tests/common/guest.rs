@@ -6,12 +6,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
-use super::{Bed, Netns, PortSpec, Process, Uplink, repository, wait_for};
+use super::{Bed, Netns, PROFILE, PortSpec, Process, Uplink, repository, run, wait_for};
 
-/// One property of QEMU's device a line, with comments.
-const DEVICE: &str = include_str!("../../scripts/guest/qemu-device");
 /// Seconds for a boot; it takes three under emulation on an idle core.
 const BOOT_SECONDS: u64 = 90;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -162,6 +161,14 @@ fn accelerator() -> Vec<String> {
     words.split(' ').map(str::to_owned).collect()
 }
 
+/// QEMU's half of the interface, as a user would get it.
+fn exported_device(spec: &GuestSpec) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isonic"));
+    command.args(["profile", "export", PROFILE, "--format", "qemu", "--mac", &spec.port.mac]);
+    let arguments = run(command.args(["--queue-pairs", &spec.queue_pairs.to_string()]));
+    arguments.trim_end().replace('\n', " ")
+}
+
 fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     let image = repository("cache/guest");
     let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name)).display().to_string();
@@ -170,21 +177,17 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     let side = if spec.port.mode == "client" { "server=on,wait=on" } else { "reconnect=1" };
     // vectors=0: with MSI-X, QEMU 7.2 crashes under emulation when a vhost-user device starts.
     let vectors = if accelerator()[1] == "kvm" { "" } else { ",vectors=0" };
-    let properties: Vec<&str> =
-        DEVICE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let device = exported_device(spec);
     let words = format!(
         "qemu-system-x86_64 -machine q35,memory-backend=memory -smp {pairs} -m 192 \
          -object memory-backend-memfd,id=memory,size=192M,share=on -nodefaults -no-user-config \
          -kernel {image}/vmlinux -initrd {image}/initrd -display none \
          -chardev socket,id=vhost,path={socket},{side} \
-         -netdev vhost-user,id=net0,chardev=vhost,queues={pairs} \
-         -device virtio-net-pci,netdev=net0,mac={mac},{device}{vectors} \
+         {device},romfile={vectors} \
          -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
          -serial chardev:agent",
         pairs = spec.queue_pairs,
         image = image.display(),
-        mac = spec.port.mac,
-        device = properties.join(","),
         console = file("console"),
         agent = file("agent"),
     );

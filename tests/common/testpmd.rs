@@ -1,11 +1,11 @@
-//! DPDK's virtio-user driver as the front-end: a second implementation, with another order of
-//! messages and another way of polling the rings than QEMU and Linux.
+//! DPDK: its virtio-user driver as the front-end, a second implementation with another order of
+//! messages and another way of polling the rings than QEMU and Linux; and its vhost as a backend.
 
 use std::io::Write;
 
 use super::{Bed, PortSpec, Process, wait_for};
 
-/// A running `dpdk-testpmd` plugged into a port; ended on drop.
+/// A running `dpdk-testpmd`; ended on drop.
 #[derive(Debug)]
 pub struct Testpmd {
     process: Process,
@@ -15,20 +15,32 @@ impl Testpmd {
     /// Starts it with this many queue pairs and a forwarding mode of testpmd's, not forwarding.
     pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str) -> Self {
         let socket = bed.path(&format!("{}.sock", port.name));
+        let device = format!(
+            "net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac}",
+            socket = socket.display(),
+            mac = port.mac,
+        );
+        let options =
+            format!("--nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} --forward-mode={mode}");
+        Self::launch(bed, &port.name, &device, &options)
+    }
+
+    /// Starts it as a backend with default options that listens on this socket of the bed's.
+    pub fn backend(bed: &Bed, socket: &str) -> Self {
+        let device = format!("net_vhost0,iface={}", bed.path(socket).display());
+        Self::launch(bed, socket, &device, "--nb-cores=1")
+    }
+
+    fn launch(bed: &Bed, name: &str, device: &str, options: &str) -> Self {
         // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then
         // one memfd, which vhost-user can share, and the machine needs no huge pages.
         let words = format!(
             "stdbuf --output=L dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
-             --file-prefix=isonic-{id} \
-             --vdev=net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac} \
-             -- -i --nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} \
-             --total-num-mbufs=8192 --forward-mode={mode}",
+             --file-prefix=isonic-{id} --vdev={device} -- -i --total-num-mbufs=8192 {options}",
             id = std::process::id(),
-            socket = socket.display(),
-            mac = port.mac,
         );
         let command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-        let log = bed.path(&format!("{}.testpmd", port.name));
+        let log = bed.path(&format!("{name}.testpmd"));
         let mut process = Process::start("dpdk-testpmd", bed.wire.name(), &command_line, &log);
         wait_for("dpdk-testpmd is ready", 30, || {
             if let Some(status) = process.ended() {
