@@ -184,7 +184,7 @@ fn a_profile_tells_what_stands_against_it_on_each_uplink() {
     assert!(profile.guest_features.names.contains(&"mrg_rxbuf".to_owned()));
     assert!(profile.uplinks["eth0"][0].contains("its MTU is 1500, and uplink eth0 carries 1400"));
     let all: Vec<ProfileView> = server.client().call(&Request::ListProfiles).unwrap();
-    assert_eq!(all, [profile]);
+    assert!(all.contains(&profile) && all.len() > 1);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use isonic::vhost_user::{PortHost, PortSocket, SocketSource, serve};
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// MQ and REPLY_ACK.
+/// Of the protocol features.
 const REPLY_ACK: u64 = 1 << 3;
 
 fn capture(socket: &Path, further: &[&str]) -> Output {

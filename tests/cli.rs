@@ -116,6 +116,17 @@ fn one_port_that_cannot_be_is_refused_with_every_reason() {
 }
 
 #[test]
+fn a_profile_of_another_backend_is_refused_with_all_that_is_missing() {
+    let arguments = ["run", "--socket-path", "/run/x.sock", "--uplink", "eth0", "--profile"];
+    let output = isonic(&[&arguments[..], &["org.dpdk.v22.11"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    for missing in ["csum, guest_csum, gso, guest_tso4", "ring_packed, in_order", "log_shmfd"] {
+        assert!(message.contains(missing), "{missing}: {message}");
+    }
+}
+
+#[test]
 fn usage_errors_have_a_status_of_their_own() {
     for arguments in [&["run"][..], &["run", "--fd", "x"], &["port", "add", "vm1"], &["fly"]] {
         assert_eq!(isonic(arguments).status.code(), Some(2), "{arguments:?}");
