@@ -74,7 +74,7 @@ fn each_bit_of_the_profile_is_where_libvirt_looks_for_it() {
         "<model type='virtio-non-transitional'/>",
         "queues='16' rx_queue_size='1024' tx_queue_size='1024' event_idx='on' packed='off'",
         "<guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/>",
-        "<mtu size='1500'/>",
+        "<qemu:property name='host_mtu' type='unsigned' value='1500'/>",
         "<qemu:property name='ctrl_guest_offloads' type='bool' value='false'/>",
         "<qemu:property name='ctrl_rx' type='bool' value='true'/>",
     ] {

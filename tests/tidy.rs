@@ -31,7 +31,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),
     ("control", &["config", "device", "profile"]),
-    ("cli", &["config", "control", "device", "profile"]),
+    ("capture", &["device", "document", "platform", "profile"]),
+    ("cli", &["capture", "config", "control", "device", "profile"]),
     (
         "daemon",
         &[

@@ -85,12 +85,12 @@ fn numbers(text: &mut String, interface: &Interface) {
     let how = match finding {
         Finding::Tried => "The largest MTU that NET_SET_MTU took, by trying.",
         Finding::EverythingAcknowledged => {
-            "Not found: the backend acknowledges every NET_SET_MTU, and so the front-end's host_mtu\n\
+            "Not found: the backend acknowledges every NET_SET_MTU, so the front-end's host_mtu\n\
              # decides. Write the VMs' own here if it is not Ethernet's."
         }
         _ => {
-            "Not found: the backend cannot be asked, and so the front-end's host_mtu decides. Write\n\
-             # the VMs' own here if it is not Ethernet's."
+            "Not found: the backend cannot be asked, so the front-end's host_mtu decides.\n\
+             # Write the VMs' own here if it is not Ethernet's."
         }
     };
     let _ = writeln!(text, "# {how}\nmtu = {mtu}\n");

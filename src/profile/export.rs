@@ -285,15 +285,29 @@ pub fn libvirt(profile: &Profile, attachment: &Attachment) -> Result<String, Exp
     let mut text = format!(
         "<!-- {}, digest {}: merge into the VM's <domain>. Its memory must be shared:\n     \
          <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking> -->\n\
-         <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n  <devices>\n",
+         <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n  \
+         <devices>\n",
         comment(&profile.name),
         profile.digest()
     );
     text.push_str(&interface(&device, attachment));
-    let _ = write!(
-        text,
-        "  </devices>\n  <qemu:override>\n    <qemu:device alias='{ALIAS}'>\n      <qemu:frontend>\n"
-    );
+    text.push_str("  </devices>\n");
+    text.push_str(&overrides(&device));
+    text.push_str("</domain>\n");
+    Ok(text)
+}
+
+/// What has no XML form. `<mtu>` is one, but libvirt 9.0 wants to set it on a host interface too,
+/// which a vhost-user device has not, and then does not start the VM.
+fn overrides(device: &Device) -> String {
+    let mut text =
+        format!("  <qemu:override>\n    <qemu:device alias='{ALIAS}'>\n      <qemu:frontend>\n");
+    if let Some(mtu) = device.host_mtu {
+        let _ = writeln!(
+            text,
+            "        <qemu:property name='host_mtu' type='unsigned' value='{mtu}'/>"
+        );
+    }
     for (property, on) in device.properties.iter().filter(|(property, _)| property.xml == Override)
     {
         let _ = writeln!(
@@ -302,8 +316,8 @@ pub fn libvirt(profile: &Profile, attachment: &Attachment) -> Result<String, Exp
             property.qemu
         );
     }
-    text.push_str("      </qemu:frontend>\n    </qemu:device>\n  </qemu:override>\n</domain>\n");
-    Ok(text)
+    text.push_str("      </qemu:frontend>\n    </qemu:device>\n  </qemu:override>\n");
+    text
 }
 
 fn interface(device: &Device, attachment: &Attachment) -> String {
@@ -332,9 +346,6 @@ fn interface(device: &Device, attachment: &Attachment) -> String {
          <driver queues='{pairs}' rx_queue_size='{size}' tx_queue_size='{size}'{driver}>\n        \
          <host{host}/>\n        <guest{guest}/>\n      </driver>"
     );
-    if let Some(mtu) = device.host_mtu {
-        let _ = writeln!(text, "      <mtu size='{mtu}'/>");
-    }
     let _ = writeln!(text, "      <alias name='{ALIAS}'/>\n    </interface>");
     text
 }
@@ -383,9 +394,11 @@ pub fn nfd(profiles: &[&Profile]) -> Result<String, ExportError> {
 /// [`ExportError::Name`].
 pub fn nova(profiles: &[&Profile]) -> Result<String, ExportError> {
     let mut text = String::from(
-        "# The interface profiles that this host's isonic can keep. nova-compute reads this file \
-         when it\n# starts.\nmeta:\n  schema_version: '1.0'\nproviders:\n  - identification:\n      \
-         uuid: '$COMPUTE_NODE'\n    traits:\n      additional:\n",
+        "# The interface profiles that this host's isonic can keep. nova-compute reads this file\n\
+         # when it starts.\n\
+         meta:\n  schema_version: '1.0'\n\
+         providers:\n  - identification:\n      uuid: '$COMPUTE_NODE'\n    \
+         traits:\n      additional:\n",
     );
     let mut seen = Vec::new();
     for profile in profiles {
