@@ -121,7 +121,7 @@ fn a_profile_of_another_backend_is_refused_with_all_that_is_missing() {
     let output = isonic(&[&arguments[..], &["org.dpdk.v22.11"]].concat());
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
-    for missing in ["csum, guest_csum, gso, guest_tso4", "ring_packed, in_order", "log_shmfd"] {
+    for missing in ["csum, guest_csum, gso, guest_tso4", "log_all, any_layout", "log_shmfd"] {
         assert!(message.contains(missing), "{missing}: {message}");
     }
 }
