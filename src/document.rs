@@ -85,6 +85,12 @@ impl Read for PathBuf {
     }
 }
 
+impl Read for bool {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        value.as_bool().ok_or(Unreadable::Kind("true or false"))
+    }
+}
+
 impl Read for i64 {
     fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
         let integer = value.as_integer().ok_or(Unreadable::Kind("an integer"))?;

@@ -24,7 +24,7 @@ pub enum Provider {
 /// Bits that a driver which speaks virtio 1 is never shown, whoever offers them: GSO,
 /// NOTIFY_ON_EMPTY and ANY_LAYOUT (QEMU: `legacy_features` in its `hw/virtio/virtio-pci.c` and
 /// `hw/net/virtio-net.c`).
-pub const LEGACY: FeatureSet = FeatureSet(1 << 6 | 1 << 24 | 1 << 27);
+pub const LEGACY: FeatureSet = FeatureSet(1 << 6 | 1 << 24 | 1 << ANY_LAYOUT);
 
 /// One feature bit.
 #[derive(Debug)]
@@ -47,6 +47,20 @@ impl Feature {
     pub const fn mask(&self) -> u64 {
         1 << self.bit
     }
+
+    /// Its name in the specification, such as `VIRTIO_NET_F_MRG_RXBUF`.
+    #[must_use]
+    pub fn spec_name(&self) -> String {
+        let prefix = match self.bit {
+            LOG_ALL => "VHOST_F_",
+            PROTOCOL_FEATURES => "VHOST_USER_F_",
+            // Bits 24 to 41 and above 50 by virtio 1.2, clause 6: reserved for the transport, and
+            // for the device type.
+            24..=41 => "VIRTIO_F_",
+            _ => "VIRTIO_NET_F_",
+        };
+        prefix.to_owned() + &self.name.to_ascii_uppercase()
+    }
 }
 
 /// VIRTIO_NET_F_CSUM: the guest may send partial checksums.
@@ -55,6 +69,8 @@ pub const CSUM: u8 = 0;
 pub const GUEST_CSUM: u8 = 1;
 /// VIRTIO_NET_F_MTU: the MTU is in the configuration space.
 pub const MTU: u8 = 3;
+/// VIRTIO_NET_F_MAC: the address is in the configuration space.
+pub const MAC: u8 = 5;
 /// VIRTIO_NET_F_GUEST_TSO4.
 pub const GUEST_TSO4: u8 = 7;
 /// VIRTIO_NET_F_GUEST_TSO6.
@@ -67,12 +83,16 @@ pub const HOST_TSO6: u8 = 12;
 pub const MRG_RXBUF: u8 = 15;
 /// VIRTIO_NET_F_CTRL_VQ.
 pub const CTRL_VQ: u8 = 17;
+/// VIRTIO_NET_F_CTRL_VLAN: the guest says which VLANs it wants.
+pub const CTRL_VLAN: u8 = 19;
 /// VIRTIO_NET_F_GUEST_ANNOUNCE.
 pub const GUEST_ANNOUNCE: u8 = 21;
 /// VIRTIO_NET_F_MQ: several queue pairs.
 pub const MQ: u8 = 22;
 /// VHOST_F_LOG_ALL: log the pages we write.
 pub const LOG_ALL: u8 = 26;
+/// VIRTIO_F_ANY_LAYOUT: buffers may be cut into descriptors anywhere.
+pub const ANY_LAYOUT: u8 = 27;
 /// VIRTIO_F_INDIRECT_DESC.
 pub const INDIRECT_DESC: u8 = 28;
 /// VIRTIO_F_EVENT_IDX.
@@ -104,7 +124,7 @@ pub static FEATURES: &[Feature] = &[
     feature(GUEST_CSUM, "guest_csum", Backend, "5.1.3", &[]),
     feature(2, "ctrl_guest_offloads", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(MTU, "mtu", Backend, "5.1.3", &[]),
-    feature(5, "mac", Frontend, "5.1.3", &[]),
+    feature(MAC, "mac", Frontend, "5.1.3", &[]),
     feature(6, "gso", Backend, "5.1.3.2 (legacy)", &[]),
     feature(GUEST_TSO4, "guest_tso4", Backend, "5.1.3", &[&[GUEST_CSUM]]),
     feature(GUEST_TSO6, "guest_tso6", Backend, "5.1.3", &[&[GUEST_CSUM]]),
@@ -118,14 +138,14 @@ pub static FEATURES: &[Feature] = &[
     feature(16, "status", Frontend, "5.1.3", &[]),
     feature(CTRL_VQ, "ctrl_vq", Frontend, "5.1.3", &[]),
     feature(18, "ctrl_rx", Frontend, "5.1.3", &[&[CTRL_VQ]]),
-    feature(19, "ctrl_vlan", Frontend, "5.1.3", &[&[CTRL_VQ]]),
+    feature(CTRL_VLAN, "ctrl_vlan", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(20, "ctrl_rx_extra", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(GUEST_ANNOUNCE, "guest_announce", Backend, "5.1.3", &[&[CTRL_VQ]]),
     feature(MQ, "mq", Backend, "5.1.3", &[&[CTRL_VQ]]),
     feature(23, "ctrl_mac_addr", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(24, "notify_on_empty", Backend, "6.3 (legacy)", &[]),
     feature(LOG_ALL, "log_all", Protocol, "vhost-user, Migration", &[]),
-    feature(27, "any_layout", Backend, "6.3 (legacy)", &[]),
+    feature(ANY_LAYOUT, "any_layout", Backend, "6.3 (legacy)", &[]),
     feature(INDIRECT_DESC, "indirect_desc", Backend, "2.7.5.3", &[]),
     feature(EVENT_IDX, "event_idx", Backend, "2.7.7", &[]),
     feature(PROTOCOL_FEATURES, "protocol_features", Protocol, "vhost-user, Feature bits", &[]),
@@ -154,6 +174,8 @@ pub const IMPLEMENTED: FeatureSet = FeatureSet(
     1 << MTU
         | 1 << MRG_RXBUF
         | 1 << MQ
+        // Every descriptor chain is taken as VERSION_1 wants it, and that is what this bit says.
+        | 1 << ANY_LAYOUT
         | 1 << INDIRECT_DESC
         | 1 << EVENT_IDX
         | 1 << PROTOCOL_FEATURES
@@ -332,6 +354,20 @@ mod tests {
         assert!(PROTOCOL.windows(2).all(|pair| pair[0].bit < pair[1].bit));
         for feature in PROTOCOL {
             assert_eq!(protocol_by_name(feature.name).unwrap().bit, feature.bit);
+        }
+    }
+
+    #[test]
+    fn names_of_the_specification_follow_from_ours() {
+        for (name, of_the_specification) in [
+            ("mrg_rxbuf", "VIRTIO_NET_F_MRG_RXBUF"),
+            ("indirect_desc", "VIRTIO_F_INDIRECT_DESC"),
+            ("protocol_features", "VHOST_USER_F_PROTOCOL_FEATURES"),
+            ("log_all", "VHOST_F_LOG_ALL"),
+            ("ring_reset", "VIRTIO_F_RING_RESET"),
+            ("rss", "VIRTIO_NET_F_RSS"),
+        ] {
+            assert_eq!(by_name(name).unwrap().spec_name(), of_the_specification);
         }
     }
 

@@ -1,6 +1,7 @@
 //! PLATFORM: what the operating system asks of a well-behaved process.
 
 pub mod interrupt;
+pub mod text_file;
 pub mod unix_socket;
 
 use std::sync::OnceLock;

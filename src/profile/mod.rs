@@ -2,8 +2,9 @@
 //!
 //! Profiles are data: `profiles/*.toml`, embedded in the binary, and a directory that extends them
 //! at run time ([`Catalog`]). A released one never changes, which its [`Profile::digest`] lets
-//! anybody check. A profile may ask for more than this version can do; it loads and is listed, and
-//! [`Profile::blockers`] says why no port can use it.
+//! anybody check, and the list of released digests makes sure of. A profile may ask for more than
+//! this version can do; it loads and is listed, and [`Profile::blockers`] says why no port can use
+//! it. Whoever names a profile may name it with changed values ([`Catalog::resolve`]).
 //!
 //! Pure but for the reading of profile files. It knows nothing of sessions: the session offers
 //! what the profile says.
@@ -12,8 +13,12 @@
 
 mod catalog;
 pub mod export;
+mod lock;
 mod parse;
+mod rules;
+mod values;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write;
 
@@ -25,7 +30,13 @@ use crate::device::features::{
 use crate::guest_memory::REGIONS_MAX;
 
 pub use catalog::{Catalog, CatalogError, CatalogProblem, Source};
-pub use parse::parse;
+pub use lock::LockProblem;
+pub use parse::{Extension, parse};
+pub use rules::Contradiction;
+pub use values::{Chosen, ResolveError, ValueProblem};
+
+/// The version of the canonical form that [`Profile::canonical`] writes and digests are made of.
+pub const CANONICAL_VERSION: u32 = 1;
 
 /// One profile. Profiles are data (`profiles/*.toml`); a released one never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +119,24 @@ impl fmt::Display for Blocker {
 }
 
 impl Profile {
+    /// What a list of values without a base starts from: virtio 1 and the MAC that every
+    /// front-end adds, one queue pair, rings of 256 entries, MTU 1500; and what no guest sees as
+    /// `org.isonic.net.v1` has it. It never changes: lists that were stored depend on it.
+    #[must_use]
+    pub(crate) fn bare() -> Self {
+        Self {
+            name: String::new(),
+            summary: "a list of values".to_owned(),
+            features: FeatureSet(1 << features::PROTOCOL_FEATURES | 1 << features::VERSION_1),
+            frontend_features: FeatureSet(1 << features::MAC),
+            protocol_features: FeatureSet(0x1_a01d),
+            ring_size_max: 256,
+            queue_pairs_max: 1,
+            mtu: 1500,
+            memory_slots: 64,
+        }
+    }
+
     /// What a guest sees: the backend's bits and the front-end's, without those that are
     /// vhost-user's own and those that only a legacy driver is shown.
     #[must_use]
@@ -116,11 +145,30 @@ impl Profile {
         both.without(bits_of(Provider::Protocol)).without(LEGACY)
     }
 
-    /// SHA-256, in hexadecimal, of everything but the name and the summary: two profiles have the
-    /// same digest if and only if they describe the same interface.
+    /// What `ethtool -k` shows in a Linux guest of that which follows from the features
+    /// (`virtnet_probe` in Linux 6.1, `drivers/net/virtio_net.c`).
     #[must_use]
-    pub fn digest(&self) -> String {
-        let canonical = format!(
+    pub fn linux_offloads(&self) -> BTreeMap<&'static str, bool> {
+        let seen = self.guest_features();
+        let has = |bit| seen.has(bit);
+        let segments = has(features::HOST_TSO4) || has(features::HOST_TSO6);
+        let merged = has(features::GUEST_TSO4) || has(features::GUEST_TSO6);
+        BTreeMap::from([
+            ("rx-checksumming", has(features::GUEST_CSUM)),
+            ("rx-gro-hw", merged),
+            ("rx-vlan-filter", has(features::CTRL_VLAN)),
+            ("scatter-gather", has(features::CSUM)),
+            ("tcp-segmentation-offload", has(features::CSUM) && segments),
+            ("tx-checksumming", has(features::CSUM)),
+        ])
+    }
+
+    /// The interface in its canonical form, version [`CANONICAL_VERSION`]: one `key=value` line
+    /// for each thing that is pinned, in this order, the bits in hexadecimal. Name and summary
+    /// are not of it.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        format!(
             "features={:#018x}\nfrontend_features={:#018x}\nprotocol_features={:#018x}\n\
              ring_size_max={}\nqueue_pairs_max={}\nmtu={}\nmemory_slots={}\n",
             self.features.0,
@@ -130,12 +178,14 @@ impl Profile {
             self.queue_pairs_max,
             self.mtu,
             self.memory_slots
-        );
-        Sha256::digest(canonical).iter().fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        )
+    }
+
+    /// The digest of the canonical form: two profiles have the same if and only if they describe
+    /// the same interface.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        digest(&self.canonical())
     }
 
     /// Why no uplink of this host could keep the profile; empty if some may.
@@ -167,13 +217,28 @@ impl Profile {
         blockers
     }
 
-    /// The name up to its `.vN`, and N; None for a name that does not end so.
+    /// The name up to its `.vN` or `.vN.M`, and the numbers, which order the versions; None for a
+    /// name that does not end so.
     #[must_use]
-    pub fn family(&self) -> Option<(&str, u32)> {
+    pub fn family(&self) -> Option<(&str, Vec<u32>)> {
         let (family, version) = self.name.rsplit_once(".v")?;
-        let digits = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
-        if digits { Some((family, version.parse().ok()?)) } else { None }
+        let number = |part: &str| {
+            let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+            if digits { part.parse().ok() } else { None }
+        };
+        let numbers: Option<Vec<u32>> = version.split('.').map(number).collect();
+        numbers.map(|numbers| (family, numbers))
     }
+}
+
+/// SHA-256 of `text`, in hexadecimal.
+#[must_use]
+pub fn digest(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// All bits made true by `provider`.
@@ -203,8 +268,9 @@ mod tests {
     #[test]
     fn a_guest_sees_both_halves_and_no_bit_of_the_transport() {
         let mut v1 = v1();
-        v1.features = v1.features.union(FeatureSet(1 << LOG_ALL));
+        v1.features = v1.features.union(FeatureSet(1 << LOG_ALL | 1 << features::ANY_LAYOUT));
         let seen = v1.guest_features();
+        assert!(!seen.has(features::ANY_LAYOUT));
         assert!(seen.has(VERSION_1) && seen.has(features::CTRL_VQ));
         assert!(!seen.has(PROTOCOL_FEATURES) && !seen.has(LOG_ALL));
     }
@@ -255,8 +321,34 @@ mod tests {
     #[test]
     fn a_family_is_the_name_up_to_its_version() {
         let named = |name: &str| Profile { name: name.into(), ..v1() };
-        assert_eq!(named("org.isonic.net.v12").family(), Some(("org.isonic.net", 12)));
-        assert_eq!(named("org.dpdk.v22.11").family(), None);
-        assert_eq!(named("plain").family(), None);
+        assert_eq!(named("org.isonic.net.v12").family(), Some(("org.isonic.net", vec![12])));
+        assert_eq!(named("org.dpdk.v22.11").family(), Some(("org.dpdk", vec![22, 11])));
+        for name in ["plain", "a.v", "a.v1.", "a.v1.x", "a.v+1"] {
+            assert_eq!(named(name).family(), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_canonical_form_is_as_documented() {
+        assert_eq!(
+            v1().canonical(),
+            "features=0x0000000170408008\nfrontend_features=0x00000000009f0020\n\
+             protocol_features=0x000000000001a01d\nring_size_max=1024\nqueue_pairs_max=16\n\
+             mtu=1500\nmemory_slots=64\n"
+        );
+    }
+
+    #[test]
+    fn offloads_follow_from_the_features() {
+        let on = |profile: &Profile| -> Vec<&str> {
+            let offloads = profile.linux_offloads().into_iter();
+            offloads.filter_map(|(name, on)| on.then_some(name)).collect()
+        };
+        assert_eq!(on(&v1()), ["rx-vlan-filter"]);
+        let sends = FeatureSet(1 << features::CSUM | 1 << features::HOST_TSO4);
+        assert_eq!(
+            on(&Profile { features: sends, frontend_features: FeatureSet(0), ..v1() }),
+            ["scatter-gather", "tcp-segmentation-offload", "tx-checksumming"]
+        );
     }
 }

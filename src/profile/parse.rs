@@ -1,71 +1,248 @@
 //! A profile file → a [`Profile`], or all its mistakes with their lines.
+//!
+//! A file describes an interface in full, or extends another profile and says what it adds to it,
+//! and why.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use crate::device::features::{
-    self, FEATURES, FeatureSet, MQ, PROTOCOL_FEATURES, Provider, VERSION_1,
-};
+use crate::device::features::{self, FEATURES, FeatureSet, Provider};
 use crate::document::{self, Located, Problems, Section, closest};
 
 use super::Profile;
+use super::rules::{Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions};
 
 /// Longest name, bytes.
 const NAME_MAX: usize = 128;
-/// Largest split ring (virtio 1.2, 2.7): queue sizes are powers of two up to it.
-const RING_SIZE_LIMIT: i64 = 32768;
-/// Queue pairs that the 8-bit ring index of SET_VRING_KICK reaches.
-const QUEUE_PAIRS_LIMIT: i64 = 128;
-/// Memory slots a front-end can use: QEMU's limit, KVM's 509.
-const MEMORY_SLOTS_LIMIT: i64 = 509;
-/// The MTU's range (virtio 1.2, 5.1.4.1).
-const MTU_RANGE: std::ops::RangeInclusive<i64> = 68..=65535;
+/// The last part of a name that stands for the newest version of a family, and so is no name.
+pub(super) const LATEST: &str = "latest";
 
-/// Read the profile in `text`; `file` names it in messages.
+/// Backends offer bits that the front-end implements too, such as DPDK ctrl_vq; whether they do
+/// makes no difference to the guest, but it does to GET_FEATURES.
+const OFFERED_BY_BACKENDS: [Provider; 3] =
+    [Provider::Backend, Provider::Protocol, Provider::Frontend];
+
+/// What a profile file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProfileFile {
+    /// The interface, with that of the predecessor filled in.
+    pub(super) profile: Profile,
+    /// Whether it may still change.
+    pub(super) draft: bool,
+    /// What it was made from.
+    pub(super) extends: Option<Extension>,
+}
+
+/// What a profile was made from, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// The predecessor's name.
+    pub base: String,
+    /// Why there is a new one.
+    pub why: String,
+}
+
+/// Read the profile in `text`, which extends no other; `file` names it in messages.
 ///
 /// # Errors
 /// [`Problems`]: every unknown, missing or misplaced key, name and value.
 pub fn parse(file: &Path, text: &str) -> Result<Profile, Problems> {
-    document::read(file, text, profile)
+    parse_file(file, text, |_| None).map(|file| file.profile)
 }
 
-fn profile(section: &Section<'_>) -> Option<Profile> {
+/// Read the profile in `text`; `base` finds the one that it extends.
+pub(super) fn parse_file<'p>(
+    file: &Path,
+    text: &str,
+    base: impl Fn(&str) -> Option<&'p Profile>,
+) -> Result<ProfileFile, Problems> {
+    document::read(file, text, |section| profile_file(section, base))
+}
+
+/// The name that `text` gives after `extends`, if it is a profile file at all.
+pub(super) fn base_of(text: &str) -> Option<String> {
+    let mut base = None;
+    let _ = document::read(Path::new(""), text, |section| {
+        base = section.optional::<String>("extends");
+        Some(())
+    });
+    base.map(|name| name.value)
+}
+
+fn profile_file<'p>(
+    section: &Section<'_>,
+    base: impl Fn(&str) -> Option<&'p Profile>,
+) -> Option<ProfileFile> {
+    let draft = section.optional::<bool>("draft").is_some_and(|draft| draft.value);
+    let Some(name) = section.optional::<String>("extends") else {
+        let profile = profile(section, None)?;
+        return Some(ProfileFile { profile, draft, extends: None });
+    };
+    let why = section.required::<String>("why");
+    let Some(base) = base(&name.value) else {
+        let message = format!("extends \"{}\", and there is no such profile", name.value);
+        section.note(name.line, message);
+        // Its own keys are checked all the same, against no predecessor in particular.
+        profile(section, Some(&Profile::bare()));
+        return None;
+    };
+    let profile = profile(section, Some(base))?;
+    if profile.digest() == base.digest() {
+        let message = "changes nothing of what it extends: then there is no need of a new profile";
+        section.note(name.line, message);
+    }
+    let extends = Some(Extension { base: name.value, why: why?.value });
+    Some(ProfileFile { profile, draft, extends })
+}
+
+/// The three lists of bits, each with the line of its first name.
+struct Bits {
+    backend: Located<FeatureSet>,
+    frontend: Located<FeatureSet>,
+    protocol: Located<FeatureSet>,
+}
+
+/// The profile, whose lists and limits are all there, or are those of `base` and what is added.
+fn profile(section: &Section<'_>, base: Option<&Profile>) -> Option<Profile> {
     let name = section.required::<String>("name");
     if let Some(name) = &name {
         check_name(section, name);
     }
     let summary = section.required::<String>("summary");
-    // Backends offer bits that the front-end implements, such as DPDK ctrl_vq; whether they do
-    // makes no difference to the guest, but it does to GET_FEATURES.
-    let backend = [Provider::Backend, Provider::Protocol, Provider::Frontend];
-    let features = device_bits(section, "features", &backend);
-    let frontend_features = device_bits(section, "frontend_features", &[Provider::Frontend]);
-    let protocol_features = protocol_bits(section);
-    let ring_size_max = section.required_integer::<u16>("ring_size_max", 1..=RING_SIZE_LIMIT);
-    let queue_pairs_max = section.required_integer::<u16>("queue_pairs_max", 1..=QUEUE_PAIRS_LIMIT);
-    let mtu = section.required_integer("mtu", MTU_RANGE);
-    let memory_slots = section.required_integer("memory_slots", 1..=MEMORY_SLOTS_LIMIT);
-    check_prerequisites(section, &features, &frontend_features);
-    check_transport(section, &features, &protocol_features);
-    if let Some(size) = ring_size_max.as_ref().filter(|size| !size.value.is_power_of_two()) {
-        section.note(size.line, format!("ring_size_max is {}, no power of two", size.value));
+    let bits = match base {
+        None => all_bits(section),
+        Some(base) => added_bits(section, base),
+    };
+    let ring_size = limit(section, "ring_size_max", RING_SIZES, base.map(|it| it.ring_size_max));
+    let pairs = limit(section, "queue_pairs_max", QUEUE_PAIRS, base.map(|it| it.queue_pairs_max));
+    let mtu = limit(section, "mtu", MTUS, base.map(|it| it.mtu));
+    let slots = limit(section, "memory_slots", MEMORY_SLOTS, base.map(|it| it.memory_slots));
+    let limit_of = |limit: &Option<Located<u16>>| limit.as_ref().map_or(1, |limit| limit.value);
+    let line_of = |limit: &Option<Located<u16>>| limit.as_ref().map_or(0, |limit| limit.line);
+    let whole = Profile {
+        name: name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
+        summary: summary.as_ref().map(|summary| summary.value.clone()).unwrap_or_default(),
+        features: bits.backend.value,
+        frontend_features: bits.frontend.value,
+        protocol_features: bits.protocol.value,
+        ring_size_max: limit_of(&ring_size),
+        queue_pairs_max: limit_of(&pairs),
+        mtu: limit_of(&mtu),
+        memory_slots: limit_of(&slots),
+    };
+    // Some backends offer bits without what they need (DPDK host_ecn without host_tso4 and
+    // host_tso6): a profile that describes them has to name those bits.
+    let named = section.list::<String>("without_prerequisites").unwrap_or_default();
+    let inherited = base.map(contradictions).unwrap_or_default();
+    for contradiction in contradictions(&whole) {
+        let lacking = contradiction.without_prerequisite();
+        if inherited.contains(&contradiction)
+            || named.iter().any(|named| Some(named.value.as_str()) == lacking)
+        {
+            continue;
+        }
+        let line = match contradiction {
+            Contradiction::Backend { .. } | Contradiction::Legacy => bits.backend.line,
+            Contradiction::Frontend { .. } => bits.frontend.line,
+            Contradiction::ProtocolFeatures => bits.protocol.line,
+            Contradiction::RingSize(_) => line_of(&ring_size),
+            Contradiction::QueuePairs(_) => line_of(&pairs),
+        };
+        section.note(line, contradiction);
     }
-    if let Some(pairs) = queue_pairs_max.as_ref().filter(|pairs| pairs.value > 1)
-        && !features.value.has(MQ)
-    {
-        let message = format!("queue_pairs_max is {} without the feature mq", pairs.value);
-        section.note(pairs.line, message);
+    check_named(section, &named, &whole);
+    // Only a profile of which everything was there is one.
+    (name.and(summary).is_some() && ring_size.and(pairs).and(mtu).and(slots).is_some())
+        .then_some(whole)
+}
+
+/// Bits that are named as lacking a prerequisite must lack it.
+fn check_named(section: &Section<'_>, named: &[Located<String>], profile: &Profile) {
+    let contradictions = contradictions(profile);
+    let lacking = |name: &str| {
+        contradictions
+            .iter()
+            .any(|contradiction| contradiction.without_prerequisite() == Some(name))
+    };
+    for named in named.iter().filter(|named| !lacking(&named.value)) {
+        let message = format!("\"{}\" is not offered without a prerequisite", named.value);
+        section.note(named.line, message);
     }
-    Some(Profile {
-        name: name?.value,
-        summary: summary?.value,
-        features: features.value,
-        frontend_features: frontend_features.value,
-        protocol_features: protocol_features.value,
-        ring_size_max: ring_size_max?.value,
-        queue_pairs_max: queue_pairs_max?.value,
-        mtu: mtu?.value,
-        memory_slots: memory_slots?.value,
+}
+
+/// A limit, which only a profile that extends another may leave out.
+fn limit(
+    section: &Section<'_>,
+    key: &'static str,
+    range: RangeInclusive<i64>,
+    of_base: Option<u16>,
+) -> Option<Located<u16>> {
+    match of_base {
+        None => section.required_integer(key, range),
+        Some(value) => {
+            let own = section.integer(key, range);
+            own.or_else(|| Some(Located { value, line: section.line() }))
+        }
+    }
+}
+
+fn all_bits(section: &Section<'_>) -> Bits {
+    Bits {
+        backend: required(section, "features", |section, key| {
+            device_bits(section, key, &OFFERED_BY_BACKENDS)
+        }),
+        frontend: required(section, "frontend_features", |section, key| {
+            device_bits(section, key, &[Provider::Frontend])
+        }),
+        protocol: required(section, "protocol_features", protocol_bits),
+    }
+}
+
+fn required(
+    section: &Section<'_>,
+    key: &'static str,
+    read: impl Fn(&Section<'_>, &'static str) -> Option<Located<FeatureSet>>,
+) -> Located<FeatureSet> {
+    read(section, key).unwrap_or_else(|| {
+        section.note(section.line(), format!("{key} is missing; write {key} = [] for none"));
+        Located { value: FeatureSet::default(), line: section.line() }
     })
+}
+
+/// How the bits of a list are called.
+type Names = fn(FeatureSet) -> Vec<String>;
+
+/// What an extending profile adds to each list. It can take nothing away: what lacks a bit of its
+/// predecessor's is no extension of it, and is written in full.
+fn added_bits(section: &Section<'_>, base: &Profile) -> Bits {
+    let join = |key, of_base: FeatureSet, added: Option<Located<FeatureSet>>, names: Names| {
+        let line = added.as_ref().map_or(section.line(), |added| added.line);
+        let added = added.map(|added| added.value).unwrap_or_default();
+        let again = FeatureSet(added.0 & of_base.0);
+        if !again.is_empty() {
+            let again = names(again).join(", ");
+            section.note(line, format!("{key} lists {again}, which the predecessor has already"));
+        }
+        Located { value: of_base.union(added), line }
+    };
+    let backend = device_bits(section, "add_features", &OFFERED_BY_BACKENDS);
+    let frontend = device_bits(section, "add_frontend_features", &[Provider::Frontend]);
+    let protocol = protocol_bits(section, "add_protocol_features");
+    Bits {
+        backend: join("add_features", base.features, backend, FeatureSet::names),
+        frontend: join(
+            "add_frontend_features",
+            base.frontend_features,
+            frontend,
+            FeatureSet::names,
+        ),
+        protocol: join(
+            "add_protocol_features",
+            base.protocol_features,
+            protocol,
+            features::protocol_names,
+        ),
+    }
 }
 
 /// Names travel through command lines, URLs and management's databases, and `,` and `=` are kept
@@ -80,37 +257,36 @@ fn check_name(section: &Section<'_>, name: &Located<String>) {
         );
         section.note(name.line, message);
     }
+    if name.value.rsplit('.').next() == Some(LATEST) {
+        let message = format!("\"{}\": \"{LATEST}\" asks for the newest version", name.value);
+        section.note(name.line, message + ", and so is no version");
+    }
 }
 
-/// The names listed under `key` as bits, with the line of the list's first name.
+/// The names listed under `key` as bits, with the line of the first; None if there is no such key.
 fn bits(
     section: &Section<'_>,
     key: &'static str,
     bit_of: impl Fn(&Located<String>) -> Option<u8>,
-) -> Located<FeatureSet> {
-    let mut set = Located { value: FeatureSet::default(), line: section.line() };
-    let Some(names) = section.list::<String>(key) else {
-        section.note(section.line(), format!("{key} is missing; write {key} = [] for none"));
-        return set;
-    };
-    for (index, name) in names.iter().enumerate() {
-        if index == 0 {
-            set.line = name.line;
-        }
+) -> Option<Located<FeatureSet>> {
+    let names = section.list::<String>(key)?;
+    let line = names.first().map_or(section.line(), |name| name.line);
+    let mut value = FeatureSet::default();
+    for name in &names {
         let Some(bit) = bit_of(name) else { continue };
-        if set.value.has(bit) {
+        if value.has(bit) {
             section.note(name.line, format!("{key} lists \"{}\" twice", name.value));
         }
-        set.value = set.value.union(FeatureSet(1 << bit));
+        value = value.union(FeatureSet(1 << bit));
     }
-    set
+    Some(Located { value, line })
 }
 
 fn device_bits(
     section: &Section<'_>,
     key: &'static str,
     providers: &[Provider],
-) -> Located<FeatureSet> {
+) -> Option<Located<FeatureSet>> {
     bits(section, key, |name| {
         let Some(feature) = features::by_name(&name.value) else {
             let known: Vec<&str> = FEATURES.iter().map(|feature| feature.name).collect();
@@ -129,8 +305,7 @@ fn device_bits(
     })
 }
 
-fn protocol_bits(section: &Section<'_>) -> Located<FeatureSet> {
-    let key = "protocol_features";
+fn protocol_bits(section: &Section<'_>, key: &'static str) -> Option<Located<FeatureSet>> {
     bits(section, key, |name| {
         let feature = features::protocol_by_name(&name.value);
         if feature.is_none() {
@@ -145,50 +320,6 @@ fn unknown(key: &str, name: &str, known: &[&str]) -> String {
     match closest(name, known) {
         Some(meant) => format!("{key} lists unknown \"{name}\"; did you mean \"{meant}\"?"),
         None => format!("{key} lists unknown \"{name}\"; known: {}", known.join(", ")),
-    }
-}
-
-/// Virtio 1.2, 5.1.3.1: bits that must not be offered without others, in either half. Some
-/// backends do (DPDK host_ecn without host_tso4 and host_tso6), and a profile that describes them
-/// has to name those bits.
-fn check_prerequisites(
-    section: &Section<'_>,
-    backend: &Located<FeatureSet>,
-    frontend: &Located<FeatureSet>,
-) {
-    let both = backend.value.union(frontend.value);
-    let named = section.list::<String>("without_prerequisites").unwrap_or_default();
-    for half in [backend, frontend] {
-        for (feature, group) in features::unmet(half.value, both) {
-            if named.iter().all(|named| named.value != feature.name) {
-                let message = format!("\"{}\" needs {}", feature.name, group.names().join(" or "));
-                section.note(half.line, message);
-            }
-        }
-    }
-    for named in &named {
-        if features::unmet(both, both).all(|(feature, _)| feature.name != named.value) {
-            let message = format!("\"{}\" is not offered without a prerequisite", named.value);
-            section.note(named.line, message);
-        }
-    }
-}
-
-/// What every session needs, whatever the guest sees.
-fn check_transport(
-    section: &Section<'_>,
-    features: &Located<FeatureSet>,
-    protocol: &Located<FeatureSet>,
-) {
-    if !features.value.has(VERSION_1) {
-        let message = "features lacks \"version_1\": isonic serves no legacy interface";
-        section.note(features.line, message);
-    }
-    let negotiates = features.value.has(PROTOCOL_FEATURES);
-    if !protocol.value.is_empty() && !negotiates {
-        let message =
-            "protocol_features are negotiated only with the feature \"protocol_features\"";
-        section.note(protocol.line, message);
     }
 }
 
@@ -281,6 +412,62 @@ mod tests {
         assert!(one_problem("    \"version_1\",\n", "").contains("no legacy interface"));
         assert_eq!(one_problem("\"event_idx\"", "\"mtu\""), "features lists \"mtu\" twice");
         assert!(one_problem("name = \"org", "name = \"a,b=c").contains("is no profile name"));
+    }
+
+    /// A profile made from v1 by these lines.
+    fn extending(lines: &str) -> Result<ProfileFile, Vec<String>> {
+        let v1 = parse(Path::new("v1.toml"), V1).unwrap();
+        let text = format!(
+            "name = \"org.isonic.net.v2\"\nsummary = \"x\"\n\
+             extends = \"org.isonic.net.v1\"\n{lines}\n"
+        );
+        let base = |name: &str| (name == v1.name).then_some(&v1);
+        parse_file(Path::new("p.toml"), &text, base)
+            .map_err(|problems| problems.list.into_iter().map(|problem| problem.message).collect())
+    }
+
+    #[test]
+    fn an_extension_is_its_predecessor_and_what_it_says() {
+        let v1 = parse(Path::new("v1.toml"), V1).unwrap();
+        let added =
+            extending("why = \"w\"\ndraft = true\nadd_features = [\"csum\"]\nring_size_max = 256");
+        let added = added.unwrap();
+        let csum = FeatureSet(1 << features::CSUM);
+        let expected = Profile {
+            name: "org.isonic.net.v2".into(),
+            summary: "x".into(),
+            features: v1.features.union(csum),
+            ring_size_max: 256,
+            ..v1
+        };
+        assert_eq!(added.profile, expected);
+        let (base, why) = ("org.isonic.net.v1".into(), "w".into());
+        assert_eq!((added.draft, added.extends), (true, Some(Extension { base, why })));
+    }
+
+    #[test]
+    fn an_extension_says_why_and_changes_something_that_was_not_there() {
+        assert_eq!(extending("mtu = 9000").unwrap_err(), ["why is missing"]);
+        let nothing = extending("why = \"w\"").unwrap_err();
+        assert!(nothing[0].contains("changes nothing of what it extends"), "{nothing:?}");
+        let again = extending("why = \"w\"\nadd_features = [\"mq\", \"csum\"]").unwrap_err();
+        assert_eq!(again, ["add_features lists mq, which the predecessor has already"]);
+        let in_full = extending("why = \"w\"\nmtu = 9000\nfeatures = []").unwrap_err();
+        assert!(in_full[0].contains("unknown key \"features\""), "{in_full:?}");
+        let alone = problems(&V1.replace("# What the backend", "extends = \"x.v0\"\n#"));
+        assert!(alone.contains(&"extends \"x.v0\", and there is no such profile".to_owned()));
+    }
+
+    #[test]
+    fn latest_is_no_version() {
+        let latest = one_problem("net.v1", "net.latest");
+        assert!(latest.contains("asks for the newest version"), "{latest}");
+    }
+
+    #[test]
+    fn a_packed_ring_may_have_any_size() {
+        let packed = V1.replace("\"version_1\"", "\"version_1\", \"ring_packed\"");
+        parse(Path::new("p"), &packed.replace("= 1024", "= 1000")).unwrap();
     }
 
     #[test]
