@@ -8,17 +8,14 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
 use crate::control::Request;
-use crate::control::api::{Deleted, PortView, ProfileView, Stats, UplinkView};
-use crate::control::client::{Client, ClientError};
+use crate::control::api::{Deleted, PortView, ProfileChange, Stats, UplinkView};
+use crate::control::client::Client;
 use crate::device::mac::MacAddress;
-use crate::profile::Catalog;
 
-use super::capture::{self, CaptureArguments};
-use super::export::{self, ExportArguments};
-use super::{CliError, print, print_json, show};
+use super::{CliError, compare, print, print_json, show};
 
 /// Where the API is, if neither argument nor environment says.
-const API_SOCKET: &str = "/run/isonic/isonic.sock";
+pub(super) const API_SOCKET: &str = "/run/isonic/isonic.sock";
 /// The environment's way to say it.
 const API_SOCKET_VARIABLE: &str = "ISONIC_API";
 
@@ -40,6 +37,10 @@ pub(super) enum PortCommand {
     List(Connection),
     /// Show one port: its state, what its front-end agreed to, its rings and counters
     Show(Named),
+    /// Give a port another profile, while no front-end is connected
+    SetProfile(ChangeArguments),
+    /// Compare two ports, as `port show --json` printed them, as their guests see them
+    Compare(compare::PortFiles),
     /// Delete a port
     Del(Named),
 }
@@ -62,9 +63,12 @@ pub(super) struct AddArguments {
     /// The interface behind the port
     #[arg(long, value_name = "INTERFACE")]
     uplink: String,
-    /// The port's profile
-    #[arg(long, value_name = "NAME")]
+    /// The port's profile: a name, or a list of values such as NAME,mrg_rxbuf=off,max_ring=256
+    #[arg(long, value_name = "PROFILE")]
     profile: String,
+    /// Bind the port to a profile that is a draft, which may change under the guest
+    #[arg(long)]
+    allow_draft: bool,
     /// The guest's MAC address [default: derived from the host and the name]
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
@@ -87,6 +91,19 @@ pub(super) struct AddArguments {
     connection: Connection,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct ChangeArguments {
+    /// The port's name
+    name: String,
+    /// Its profile from now on: a name or a list of values
+    profile: String,
+    /// Allow a profile that is a draft
+    #[arg(long)]
+    allow_draft: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
 impl AddArguments {
     fn into_parts(self) -> Result<(PortConfig, Connection), CliError> {
         let port = PortConfig {
@@ -95,6 +112,7 @@ impl AddArguments {
             socket: std::path::absolute(self.socket).map_err(CliError::WorkingDirectory)?,
             mode: if self.client { SocketMode::Client } else { SocketMode::Server },
             profile: self.profile,
+            allow_draft: self.allow_draft,
             uplink: self.uplink,
             attach: self.attach.unwrap_or_default(),
             mac: self.mac,
@@ -112,34 +130,13 @@ pub(super) enum UplinkCommand {
     List(Connection),
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum ProfileCommand {
-    /// List all profiles, and which this host can keep
-    List(ProfileSource),
-    /// Show one profile: what a guest sees, and what stands against it on this host
-    Show {
-        /// Its name
-        name: String,
-        #[command(flatten)]
-        source: ProfileSource,
-    },
-    /// Print the interface of any vhost-user backend as a profile file
-    Capture(CaptureArguments),
-    /// Print a profile as libvirt, QEMU, Node Feature Discovery or Nova want to have it
-    Export(ExportArguments),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ProfileSource {
-    /// Ask no daemon: the profiles in this binary
-    #[arg(long, conflicts_with = "api_socket")]
-    local: bool,
-    #[command(flatten)]
-    connection: Connection,
-}
-
 impl Connection {
-    fn client(&self) -> Client {
+    /// Whether argument or environment name a daemon.
+    pub(super) fn is_named(&self) -> bool {
+        self.api_socket.is_some() || std::env::var_os(API_SOCKET_VARIABLE).is_some()
+    }
+
+    pub(super) fn client(&self) -> Client {
         let named = self.api_socket.clone();
         let path = named.or_else(|| std::env::var_os(API_SOCKET_VARIABLE).map(PathBuf::from));
         Client::new(&path.unwrap_or_else(|| API_SOCKET.into()))
@@ -155,7 +152,7 @@ impl Connection {
         self.print(&answer, show)
     }
 
-    fn print<T: Serialize>(
+    pub(super) fn print<T: Serialize>(
         &self,
         answer: &T,
         show: impl FnOnce(&T) -> String,
@@ -176,6 +173,11 @@ pub(super) fn port(command: PortCommand) -> Result<(), CliError> {
         PortCommand::Show(Named { name, connection }) => {
             connection.ask(&Request::ShowPort(name), show::port)
         }
+        PortCommand::SetProfile(ChangeArguments { name, profile, allow_draft, connection }) => {
+            let change = ProfileChange { profile, allow_draft };
+            connection.ask(&Request::SetProfile(name, change), show::port)
+        }
+        PortCommand::Compare(files) => compare::ports(&files),
         PortCommand::Del(Named { name, connection }) => {
             let done = |answer: &Deleted| format!("deleted port {}\n", answer.deleted);
             connection.ask(&Request::DeletePort(name), done)
@@ -190,49 +192,4 @@ pub(super) fn uplink(command: &UplinkCommand) -> Result<(), CliError> {
 
 pub(super) fn stats(connection: &Connection) -> Result<(), CliError> {
     connection.ask(&Request::Stats, |stats: &Stats| show::stats(stats))
-}
-
-pub(super) fn profile(command: ProfileCommand) -> Result<(), CliError> {
-    match command {
-        ProfileCommand::List(source) => {
-            let profiles = source
-                .find(&Request::ListProfiles, |catalog| Ok(ProfileView::all(catalog, &[])))?;
-            source.connection.print(&profiles, |profiles| show::profiles(profiles))
-        }
-        ProfileCommand::Show { name, source } => {
-            let request = Request::ShowProfile(name.clone());
-            let profile = source.find(&request, |catalog| embedded_profile(&name, catalog))?;
-            source.connection.print(&profile, show::profile)
-        }
-        ProfileCommand::Capture(arguments) => capture::run(arguments),
-        ProfileCommand::Export(arguments) => export::run(&arguments),
-    }
-}
-
-fn embedded_profile(name: &str, catalog: &Catalog) -> Result<ProfileView, CliError> {
-    let unknown = || super::unknown_profile(name, catalog);
-    let profile = catalog.get(name).ok_or_else(unknown)?;
-    Ok(ProfileView::new(profile, catalog, &[]))
-}
-
-impl ProfileSource {
-    /// The daemon's answer, or this binary's own where no daemon is asked or none is there; which
-    /// of the two is said on standard error. A daemon named by argument or environment must be
-    /// there: its profiles may be others.
-    fn find<T: DeserializeOwned>(
-        &self,
-        request: &Request,
-        local: impl FnOnce(&Catalog) -> Result<T, CliError>,
-    ) -> Result<T, CliError> {
-        if !self.local {
-            let named = self.connection.api_socket.is_some()
-                || std::env::var_os(API_SOCKET_VARIABLE).is_some();
-            match self.connection.client().call(request) {
-                Err(ClientError::Unreachable { .. }) if !named => {}
-                outcome => return Ok(outcome?),
-            }
-            eprintln!("isonic: no daemon at {API_SOCKET}; these are the profiles of the binary");
-        }
-        local(&Catalog::embedded())
-    }
 }

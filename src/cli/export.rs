@@ -1,6 +1,7 @@
 //! `isonic profile export`: a profile in the words of QEMU, libvirt, Kubernetes or OpenStack.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
@@ -28,7 +29,7 @@ enum Format {
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArguments {
-    /// The profile; several for nfd and nova
+    /// The profile, a name or a list of values; several for nfd and nova
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Who is to read it
@@ -59,11 +60,10 @@ pub(super) struct ExportArguments {
 
 pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     let catalog = Catalog::load(arguments.profile_dir.as_deref())?;
-    let named = arguments.names.iter().map(|name| {
-        let unknown = || super::unknown_profile(name, &catalog);
-        catalog.get(name).map(AsRef::as_ref).ok_or_else(unknown)
-    });
-    let profiles: Vec<&Profile> = named.collect::<Result<_, _>>()?;
+    let resolve = |name: &String| Ok(catalog.resolve(name)?.profile);
+    let chosen: Vec<Arc<Profile>> =
+        arguments.names.iter().map(resolve).collect::<Result<_, CliError>>()?;
+    let profiles: Vec<&Profile> = chosen.iter().map(AsRef::as_ref).collect();
     match arguments.format {
         Format::Nfd => print(&export::nfd(&profiles)?),
         Format::Nova => print(&export::nova(&profiles)?),

@@ -8,20 +8,24 @@
 
 mod capture;
 mod client;
+mod compare;
 mod export;
+mod profile;
 mod run;
 mod show;
 mod table;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
 use crate::capture::CaptureError;
 use crate::config::{Config, ConfigError, PortProblem, RunOptions};
 use crate::control::client::ClientError;
+use crate::platform::text_file::FileError;
 use crate::profile::export::ExportError;
-use crate::profile::{Catalog, CatalogError};
+use crate::profile::{CatalogError, ResolveError};
 
 /// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
 #[derive(Debug, Parser)]
@@ -39,15 +43,15 @@ pub struct Arguments {
 enum Command {
     /// Serve ports
     Run(Box<run::RunArguments>),
-    /// Add, list, show or delete the ports of a running daemon
+    /// Add, list, show, change, compare or delete ports
     #[command(subcommand)]
     Port(client::PortCommand),
     /// List the uplinks of a running daemon
     #[command(subcommand)]
     Uplink(client::UplinkCommand),
-    /// List, show, capture or export profiles
+    /// List, show, compare, check, capture or export profiles
     #[command(subcommand)]
-    Profile(client::ProfileCommand),
+    Profile(profile::ProfileCommand),
     /// Show all counters of a running daemon
     Stats(client::Connection),
 }
@@ -79,13 +83,60 @@ pub enum CliError {
     /// The daemon, or the way to it.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// No daemon was asked, and the binary has no such profile.
-    #[error("the binary has no profile \"{name}\"; it has {}", known.join(", "))]
-    UnknownProfile {
+    /// No daemon was asked, and there is no such profile here.
+    #[error(transparent)]
+    Profile(#[from] ResolveError),
+    /// The daemon has no such uplink.
+    #[error(
+        "the daemon has no uplink \"{name}\"; it has {}; with --local, any interface of this host \
+         can be checked",
+        known.join(", ")
+    )]
+    UnknownUplink {
         /// As asked for.
         name: String,
         /// Those there are.
         known: Vec<String>,
+    },
+    /// This host has no such interface.
+    #[error("there is no interface \"{name}\" on this host")]
+    UnknownInterface {
+        /// As asked for.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The answer to `profile check` is no.
+    #[error("profile {profile} cannot be kept on uplink {uplink}")]
+    NotUsable {
+        /// The profile.
+        profile: String,
+        /// The uplink.
+        uplink: String,
+    },
+    /// The answer to `profile baseline` is that there is none.
+    #[error("no profile{} can be kept by all of these hosts", of_family(family))]
+    NoBaseline {
+        /// The family, if one was asked for.
+        family: Option<String>,
+    },
+    /// The answer to `port compare` is no.
+    #[error("the two sessions are not the same to a guest")]
+    Different,
+    /// A file that should be compared cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file that should be compared is something else.
+    #[error("{} is not what {command} prints", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// The command that makes such a file.
+        command: &'static str,
+        /// In what it differs.
+        #[source]
+        source: serde_json::Error,
     },
     /// Another backend's interface could not be captured.
     #[error(transparent)]
@@ -108,6 +159,10 @@ fn lines(problems: &[PortProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
+fn of_family(family: &Option<String>) -> String {
+    family.as_ref().map(|family| format!(" of {family}")).unwrap_or_default()
+}
+
 /// Do what the arguments say, short of running a daemon.
 ///
 /// # Errors
@@ -117,17 +172,10 @@ pub fn run(arguments: Arguments) -> Result<Action, CliError> {
         Command::Run(arguments) => return run::run(*arguments),
         Command::Port(command) => client::port(command)?,
         Command::Uplink(command) => client::uplink(&command)?,
-        Command::Profile(command) => client::profile(command)?,
+        Command::Profile(command) => profile::run(command)?,
         Command::Stats(connection) => client::stats(&connection)?,
     }
     Ok(Action::Done)
-}
-
-fn unknown_profile(name: &str, catalog: &Catalog) -> CliError {
-    CliError::UnknownProfile {
-        name: name.to_owned(),
-        known: catalog.names().into_iter().map(str::to_owned).collect(),
-    }
 }
 
 /// Print to standard output. A reader that has gone (`isonic port list | head`) is no failure.

@@ -24,7 +24,7 @@ pub(super) struct RunArguments {
         required_unless_present_any = ["socket_path", "fd", "print_capabilities"],
         conflicts_with_all = [
             "socket_path", "fd", "uplink", "profile", "mac", "attach", "client", "queues",
-            "workers", "api_socket",
+            "workers", "api_socket", "allow_draft", "profile_dir",
         ],
     )]
     config: Option<PathBuf>,
@@ -47,13 +47,19 @@ pub(super) struct RunArguments {
         required_unless_present_any = ["config", "print_capabilities"]
     )]
     uplink: Option<String>,
-    /// The port's profile
+    /// The port's profile: a name, or a list of values such as NAME,mrg_rxbuf=off,max_ring=256
     #[arg(
         long,
-        value_name = "NAME",
+        value_name = "PROFILE",
         required_unless_present_any = ["config", "print_capabilities"]
     )]
     profile: Option<String>,
+    /// Bind the port to a profile that is a draft, which may change under the guest
+    #[arg(long)]
+    allow_draft: bool,
+    /// Know the profiles of this directory too
+    #[arg(long, value_name = "DIRECTORY")]
+    profile_dir: Option<PathBuf>,
     /// The guest's MAC address [default: derived from the host and the socket's name]
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
@@ -76,7 +82,8 @@ pub(super) struct RunArguments {
 
 pub(super) fn run(arguments: RunArguments) -> Result<Action, CliError> {
     if arguments.print_capabilities {
-        print_json(&Capabilities::of(&Catalog::embedded().usable()))?;
+        let catalog = Catalog::load(arguments.profile_dir.as_deref())?;
+        print_json(&Capabilities::of(&catalog.usable().released()))?;
         return Ok(Action::Done);
     }
     let Some(file) = &arguments.config else { return single(arguments) };
@@ -95,7 +102,8 @@ fn report(file: &Path, config: &Config) -> Result<(), CliError> {
     print(&format!("{file}: ok: uplinks {uplinks}, ports {ports}, workers {workers}\n"))
 }
 
-/// What a vhost-user backend program says of itself: `type` and `features` are QEMU's
+/// What a vhost-user backend program says of itself, its profiles being those that it can keep and
+/// that are no drafts: `type` and `features` are QEMU's
 /// (docs/interop/vhost-user.json), which has no features for `net`; the rest is ours.
 #[derive(Debug, Serialize)]
 struct Capabilities {
@@ -135,6 +143,7 @@ fn single(arguments: RunArguments) -> Result<Action, CliError> {
         socket,
         mode: if arguments.client { SocketMode::Client } else { SocketMode::Server },
         profile: arguments.profile.unwrap_or_default(),
+        allow_draft: arguments.allow_draft,
         uplink: uplink.interface.clone(),
         attach,
         mac: arguments.mac,
@@ -143,14 +152,16 @@ fn single(arguments: RunArguments) -> Result<Action, CliError> {
         socket_permissions: None,
     };
     let mut problems = config::port_problems(&port, &[], std::slice::from_ref(&uplink));
-    problems.extend(config::profile_problems(&port, &Catalog::embedded()));
+    let catalog = Catalog::load(arguments.profile_dir.as_deref())?;
+    problems.extend(config::resolve_profile(&port, &catalog).err().into_iter().flatten());
     if !problems.is_empty() {
         return Err(CliError::Port(problems));
     }
     let config = Config {
         api_socket: arguments.api_socket,
         state_dir: None,
-        profile_dir: None,
+        profile_dir: arguments.profile_dir,
+        profiles_file: None,
         workers: arguments.workers.map_or(1, usize::from),
         worker_cpus: None,
         uplinks: vec![uplink],

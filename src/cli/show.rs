@@ -7,6 +7,8 @@ use crate::control::api::{
     SocketKind, Stats, UplinkView, XdpMode,
 };
 
+use crate::device::features::{FEATURES, Feature};
+
 use super::table::{Table, pairs};
 
 fn list(items: &[impl Display]) -> String {
@@ -18,6 +20,7 @@ fn state(state: PortState) -> &'static str {
         PortState::Waiting => "waiting",
         PortState::Connected => "connected",
         PortState::Running => "running",
+        PortState::Refused => "refused",
     }
 }
 
@@ -65,6 +68,9 @@ pub(super) fn port(port: &PortView) -> String {
         ("profile", port.profile.clone()),
         ("digest", port.profile_digest.clone()),
     ]);
+    if let Some(refusal) = &port.refusal {
+        text.push_str(&format!("refused: {refusal}\n"));
+    }
     if let Some(agreed) = &port.binding {
         text.push_str("\nbinding\n");
         text.push_str(&binding(agreed));
@@ -95,6 +101,7 @@ fn binding(binding: &BindingView) -> String {
         ("  protocol features", bits(&binding.protocol_features)),
         ("  ring sizes", list(&sizes)),
         ("  queue pairs", binding.queue_pairs.to_string()),
+        ("  fingerprint", binding.fingerprint.clone()),
     ])
 }
 
@@ -137,59 +144,118 @@ pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
 }
 
 pub(super) fn profiles(profiles: &[ProfileView]) -> String {
-    let mut table = Table::new(&["NAME", "LATEST", "USABLE", "RINGS", "PAIRS", "MTU", "SUMMARY"]);
+    let heading = ["NAME", "FAMILY", "STATUS", "USABLE", "RINGS", "PAIRS", "MTU", "DIGEST"];
+    let mut table = Table::new(&heading);
     for profile in profiles {
         table.row(vec![
             profile.name.clone(),
-            if profile.latest { "latest" } else { "" }.to_owned(),
+            profile.family.clone().unwrap_or_else(|| "-".to_owned()),
+            status(profile).to_owned(),
             usable(profile),
             profile.ring_size_max.to_string(),
             profile.queue_pairs_max.to_string(),
             profile.mtu.to_string(),
-            profile.summary.clone(),
+            profile.digest.chars().take(12).collect(),
         ]);
     }
-    table.render()
+    let mut text = table.render();
+    for profile in profiles {
+        text.push_str(&against(profile));
+    }
+    text
+}
+
+fn status(profile: &ProfileView) -> &'static str {
+    match (profile.draft, profile.latest) {
+        (true, _) => "draft",
+        (false, true) => "latest",
+        (false, false) if profile.name.contains('=') => "made of values",
+        (false, false) => "released",
+    }
 }
 
 /// On all uplinks, on some by name, or on none.
 fn usable(profile: &ProfileView) -> String {
-    if !profile.blockers.is_empty() {
-        return "no".to_owned();
-    }
-    let able = profile.uplinks.iter().filter(|(_, blockers)| blockers.is_empty());
-    let able: Vec<&String> = able.map(|(uplink, _)| uplink).collect();
-    match able.len() {
-        all if all == profile.uplinks.len() => "yes".to_owned(),
-        0 => "no".to_owned(),
-        _ => list(&able),
+    let able: Vec<&str> = profile.able_uplinks().collect();
+    if !profile.is_usable() {
+        "no".to_owned()
+    } else if able.len() == profile.uplinks.len() {
+        "yes".to_owned()
+    } else {
+        list(&able)
     }
 }
 
+/// What stands against it, a line for each reason; nothing if nothing does.
+fn against(profile: &ProfileView) -> String {
+    let name = &profile.name;
+    let mut text = String::new();
+    for blocker in &profile.blockers {
+        text.push_str(&format!("{name}: {blocker}\n"));
+    }
+    for (uplink, blockers) in &profile.uplinks {
+        // What stands against every uplink is told already.
+        for blocker in blockers.iter().filter(|blocker| !profile.blockers.contains(blocker)) {
+            text.push_str(&format!("{name} on {uplink}: {blocker}\n"));
+        }
+    }
+    text
+}
+
 pub(super) fn profile(profile: &ProfileView) -> String {
-    let latest = if profile.latest { " (latest)" } else { "" };
-    let mut text = pairs(&[
-        ("name", format!("{}{latest}", profile.name)),
+    let mut facts = vec![
+        ("name", profile.name.clone()),
+        ("status", status(profile).to_owned()),
         ("summary", profile.summary.clone()),
         ("source", profile.source.clone()),
+    ];
+    if let (Some(base), Some(why)) = (&profile.extends, &profile.why) {
+        facts.extend([("extends", base.clone()), ("why", why.clone())]);
+    }
+    facts.extend([
         ("digest", profile.digest.clone()),
-        ("guest sees", bits(&profile.guest_features)),
-        ("backend offers", bits(&profile.features)),
-        ("front-end adds", bits(&profile.frontend_features)),
+        ("usable", usable(profile)),
+        ("guest sees", profile.guest_features.hex.clone()),
+        ("backend offers", profile.features.hex.clone()),
+        ("front-end adds", profile.frontend_features.hex.clone()),
         ("protocol features", bits(&profile.protocol_features)),
         ("ring size max", profile.ring_size_max.to_string()),
         ("queue pairs max", profile.queue_pairs_max.to_string()),
         ("mtu", profile.mtu.to_string()),
         ("memory slots", profile.memory_slots.to_string()),
+        ("ethtool -k", offloads(profile)),
     ]);
-    for blocker in &profile.blockers {
-        text.push_str(&format!("not usable: {blocker}\n"));
+    let mut text = pairs(&facts);
+    text.push_str(&against(profile));
+    text + "\n" + &feature_table(profile)
+}
+
+fn offloads(profile: &ProfileView) -> String {
+    let word = |(name, on): (&String, &bool)| format!("{name} {}", if *on { "on" } else { "off" });
+    profile.linux_offloads.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+/// Every bit of either half, in the words of the specification.
+fn feature_table(profile: &ProfileView) -> String {
+    let mut table = Table::new(&["BIT", "FEATURE", "SPECIFICATION", "FROM", "GUEST SEES IT"]);
+    let of = |bits: &BitsView, feature: &Feature| bits.names.iter().any(|it| it == feature.name);
+    for feature in FEATURES {
+        let halves = [(&profile.features, "backend"), (&profile.frontend_features, "front-end")];
+        let from: Vec<&str> =
+            halves.iter().filter(|(bits, _)| of(bits, feature)).map(|(_, half)| *half).collect();
+        if from.is_empty() {
+            continue;
+        }
+        let seen = if of(&profile.guest_features, feature) { "yes" } else { "no" };
+        table.row(vec![
+            feature.bit.to_string(),
+            feature.spec_name(),
+            feature.clause.to_owned(),
+            list(&from),
+            seen.to_owned(),
+        ]);
     }
-    for (uplink, blockers) in &profile.uplinks {
-        let verdict = if blockers.is_empty() { "usable".to_owned() } else { blockers.join("; ") };
-        text.push_str(&format!("on {uplink}: {verdict}\n"));
-    }
-    text
+    table.render()
 }
 
 pub(super) fn stats(stats: &Stats) -> String {
@@ -233,6 +299,7 @@ mod tests {
             protocol_features: BitsView::protocol(FeatureSet(1)),
             ring_sizes: vec![Some(256), None],
             queue_pairs: 1,
+            fingerprint: "f".into(),
         };
         let ring = RingView {
             index: 1,
@@ -252,6 +319,7 @@ mod tests {
             attach: Attach::Switch,
             mac: MacAddress([2, 0, 0, 0, 0, 1]),
             state: PortState::Running,
+            refusal: None,
             binding: Some(agreed),
             counters: BTreeMap::from([("from_guest_packets".into(), 5)]),
             rings: vec![ring],
@@ -288,8 +356,23 @@ mod tests {
         assert_eq!(told(&[]), "yes");
         assert_eq!(told(&[uplink("a", 1500), uplink("b", 1400)]), "a");
         assert_eq!(told(&[uplink("b", 1400)]), "no");
-        let text = profile(&ProfileView::new(v1, &catalog, &[uplink("b", 1400)]));
-        assert!(text.contains("on b: its MTU is 1500"), "{text}");
+        let against_b = ProfileView::new(v1, &catalog, &[uplink("b", 1400)]);
+        for text in [profile(&against_b), profiles(std::slice::from_ref(&against_b))] {
+            assert!(text.contains("org.isonic.net.v1 on b: its MTU is 1500"), "{text}");
+        }
+        let text = profile(&against_b);
+        assert!(text.contains("15   VIRTIO_NET_F_MRG_RXBUF"), "{text}");
+    }
+
+    #[test]
+    fn a_refused_port_says_why() {
+        let refused = PortView {
+            state: PortState::Refused,
+            refusal: Some("another interface".into()),
+            ..view()
+        };
+        assert!(port(&refused).contains("refused: another interface"));
+        assert!(ports(&[refused]).contains(" refused "));
     }
 
     #[test]

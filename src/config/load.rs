@@ -1,21 +1,25 @@
 //! `isonic.toml` → a [`Config`], or all its mistakes with their lines.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
 use crate::device::mac::MacAddress;
 use crate::document::{self, Located, Problems, Read, Section, Unreadable, read_text};
+use crate::platform::text_file::{self, FileError};
 use crate::profile::Catalog;
 
-use super::rules::{PortProblem, fits_socket_address, port_problems, profile_problems, repeated};
+use super::rules::{PortProblem, fits_socket_address, port_problems, repeated, resolve_profile};
 use super::types::{
     Attach, Config, PortConfig, SocketMode, SocketPermissions, UplinkConfig, UplinkMode,
 };
 
 const API_SOCKET: &str = "/run/isonic/isonic.sock";
 const STATE_DIR: &str = "/var/lib/isonic";
+/// Within the state directory.
+const PROFILES_FILE: &str = "profiles.json";
+/// Largest configuration file that is read, bytes: some ten thousand ports.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Most workers: more threads than CPUs of one machine help nobody.
 const WORKERS_MAX: i64 = 1024;
 /// Highest queue number of an uplink, well above any NIC's.
@@ -27,13 +31,8 @@ const INTERFACE_NAME_MAX: usize = 15;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Unreadable {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It holds mistakes.
     #[error(transparent)]
     Invalid(#[from] Problems),
@@ -44,8 +43,7 @@ pub enum ConfigError {
 /// # Errors
 /// [`ConfigError`]; [`ConfigError::Invalid`] names every mistake.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    let text = text_file::read_text(path, FILE_BYTES_MAX)?;
     Ok(parse(path, &text)?)
 }
 
@@ -62,6 +60,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let state_dir = directory(root, "state_dir").map(|directory| directory.value);
     let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
     let profile_dir = directory(root, "profile_dir");
+    let profiles_file = directory(root, "profiles_file").map(|file| file.value);
+    let profiles_file = profiles_file.unwrap_or_else(|| state_dir.join(PROFILES_FILE));
     let catalog = catalog(root, profile_dir.as_ref());
     let workers = root.integer::<usize>("workers", 1..=WORKERS_MAX);
     let workers = workers.map_or(1, |workers| workers.value);
@@ -76,8 +76,16 @@ fn config(root: &Section<'_>) -> Option<Config> {
     }
     let ports: Vec<PortConfig> = ports.into_iter().map(|port| port.config).collect();
     let profile_dir = profile_dir.map(|directory| directory.value);
-    let (api_socket, state_dir) = (Some(api_socket), Some(state_dir));
-    Some(Config { api_socket, state_dir, profile_dir, workers, worker_cpus, uplinks, ports })
+    Some(Config {
+        api_socket: Some(api_socket),
+        state_dir: Some(state_dir),
+        profile_dir,
+        profiles_file: Some(profiles_file),
+        workers,
+        worker_cpus,
+        uplinks,
+        ports,
+    })
 }
 
 fn api_socket(root: &Section<'_>) -> PathBuf {
@@ -195,6 +203,7 @@ fn port(section: &Section<'_>) -> Option<LocatedPort> {
     let socket = section.required::<PathBuf>("socket");
     let mode = section.optional::<SocketMode>("mode").map(|mode| mode.value).unwrap_or_default();
     let profile = section.required::<String>("profile");
+    let allow_draft = section.optional::<bool>("allow_draft").is_some_and(|draft| draft.value);
     let uplink = section.required::<String>("uplink");
     let attach =
         section.optional::<Attach>("attach").map(|attach| attach.value).unwrap_or_default();
@@ -216,6 +225,7 @@ fn port(section: &Section<'_>) -> Option<LocatedPort> {
         socket: socket.value,
         mode,
         profile: profile.value,
+        allow_draft,
         uplink: uplink.value,
         attach,
         mac: mac.map(|mac| mac.value),
@@ -236,7 +246,9 @@ fn check_ports(root: &Section<'_>, ports: &[LocatedPort], uplinks: &[UplinkConfi
 
 fn check_profiles(root: &Section<'_>, ports: &[LocatedPort], catalog: &Catalog) {
     for port in ports {
-        port.note(root, &profile_problems(&port.config, catalog));
+        if let Err(problems) = resolve_profile(&port.config, catalog) {
+            port.note(root, &problems);
+        }
     }
 }
 
@@ -256,7 +268,9 @@ impl PortLines {
             PortProblem::SocketPath(_) | PortProblem::SocketTaken { .. } => self.socket,
             PortProblem::MacNotUnicast(_) | PortProblem::MacTaken { .. } => self.mac,
             PortProblem::UnknownUplink { .. } => self.uplink,
-            PortProblem::UnknownProfile { .. } | PortProblem::ProfileBlocked { .. } => self.profile,
+            PortProblem::Profile(_)
+            | PortProblem::Draft(_)
+            | PortProblem::ProfileBlocked { .. } => self.profile,
             PortProblem::QueuesOfSwitchPort
             | PortProblem::NoQueue
             | PortProblem::UnknownQueue { .. }
@@ -323,6 +337,7 @@ uplink = "eth0"
         let config = parse(Path::new("c.toml"), MINIMAL).unwrap();
         assert_eq!(config.api_socket, Some(API_SOCKET.into()));
         assert_eq!(config.state_dir, Some(STATE_DIR.into()));
+        assert_eq!(config.profiles_file, Some("/var/lib/isonic/profiles.json".into()));
         assert_eq!((config.workers, config.worker_cpus), (1, None));
         assert_eq!(config.uplinks[0].mode, UplinkMode::Auto);
         let port = &config.ports[0];
@@ -337,6 +352,7 @@ uplink = "eth0"
 api_socket = "/a.sock"
 state_dir = "/s"
 profile_dir = "PROFILES"
+profiles_file = "/p.json"
 workers = 2
 worker_cpus = [3, 1]
 [[uplinks]]
@@ -347,7 +363,8 @@ mode = "zerocopy"
 name = "vm1"
 socket = "/run/vm1.sock"
 mode = "client"
-profile = "org.isonic.net.v1"
+profile = "org.isonic.net.v1,max_ring=256"
+allow_draft = true
 uplink = "eth0"
 attach = "wire"
 mac = "52:54:00:00:00:02"
@@ -358,11 +375,14 @@ socket_permissions = "0660"
         let text = text.replace("PROFILES", &profiles.path().display().to_string());
         let config = parse(Path::new("c.toml"), &text).unwrap();
         assert_eq!(config.profile_dir.as_deref(), Some(profiles.path()));
+        assert_eq!(config.profiles_file, Some("/p.json".into()));
         assert_eq!(config.worker_cpus, Some(vec![3, 1]));
         assert_eq!(config.uplinks[0].queues, Some(vec![0, 1]));
         assert_eq!(config.uplinks[0].mode, UplinkMode::Zerocopy);
         let port = &config.ports[0];
         assert_eq!((port.mode, port.attach), (SocketMode::Client, Attach::Wire));
+        assert_eq!(port.profile, "org.isonic.net.v1,max_ring=256");
+        assert!(port.allow_draft);
         assert_eq!(port.mac, Some(MacAddress([0x52, 0x54, 0, 0, 0, 2])));
         assert_eq!(port.queues, Some(vec![1]));
         assert_eq!(port.socket_permissions, Some(SocketPermissions(0o660)));
@@ -438,6 +458,10 @@ uplink = "eth0"
             ["c.toml:8: port \"vm1\": there is no profile \"org.isonic.net.v999\"; known: \
               org.dpdk.v22.11, org.isonic.net.v1, org.openvswitch.v3.1"]
         );
+        let nothing = lines(&MINIMAL.replace("org.isonic.net.v1", ""));
+        assert!(nothing[0].starts_with("c.toml:8: port \"vm1\": no profile is named"));
+        let values = lines(&MINIMAL.replace("net.v1", "net.v1,mq=perhaps,max_ring=100000"));
+        assert!(values[0].contains("mq is on or off; max_ring=100000: max_ring is a number"));
         let missing = lines(&format!("profile_dir = \"/nonexistent\"{MINIMAL}"));
         assert_eq!(missing.len(), 1);
         assert!(missing[0].starts_with("c.toml:1: profile_dir: /nonexistent: cannot be read"));

@@ -14,7 +14,7 @@ mod rules;
 mod types;
 
 pub use load::{ConfigError, load, parse};
-pub use rules::{PortProblem, port_problems, profile_problems};
+pub use rules::{PortProblem, port_problems, resolve_profile};
 pub use types::{
     Attach, Config, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,
     UplinkMode, WordError,

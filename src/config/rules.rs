@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::device::mac::MacAddress;
-use crate::profile::{Blocker, Catalog};
+use crate::profile::{Blocker, Catalog, Chosen, ResolveError};
 
 use super::types::{Attach, PortConfig, UplinkConfig};
 
@@ -98,14 +98,15 @@ pub enum PortProblem {
     /// The wire ports hold every queue of the uplink.
     #[error("the wire ports of uplink \"{0}\" leave no queue to its switch ports")]
     NoQueueLeft(String),
-    /// No such profile.
-    #[error("there is no profile \"{name}\"; known: {}", known.join(", "))]
-    UnknownProfile {
-        /// As asked for.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
+    /// No such profile, or mistakes in a list of values.
+    #[error(transparent)]
+    Profile(#[from] ResolveError),
+    /// The profile may still change, and the port was not made for that.
+    #[error(
+        "profile \"{0}\" is a draft, which may change under the guest; choose a released one, or \
+         allow it for this port with allow_draft = true (--allow-draft)"
+    )]
+    Draft(String),
     /// No uplink of this host could keep the profile.
     #[error("profile \"{name}\" cannot be used: {blocker}")]
     ProfileBlocked {
@@ -116,17 +117,21 @@ pub enum PortProblem {
     },
 }
 
-/// Every reason why `port` cannot have its profile on any uplink of this host; empty if some
-/// uplink may keep it, which is to be asked of [`crate::profile::Profile::blockers`].
-#[must_use]
-pub fn profile_problems(port: &PortConfig, catalog: &Catalog) -> Vec<PortProblem> {
-    let name = port.profile.clone();
-    let Some(profile) = catalog.get(&name) else {
-        let known = catalog.names().into_iter().map(str::to_owned).collect();
-        return vec![PortProblem::UnknownProfile { name, known }];
-    };
+/// The profile that `port` asks for, if some uplink of this host may keep it, which is to be asked
+/// of [`crate::profile::Profile::blockers`].
+///
+/// # Errors
+/// Every reason why no uplink could.
+pub fn resolve_profile(port: &PortConfig, catalog: &Catalog) -> Result<Chosen, Vec<PortProblem>> {
+    let chosen = catalog.resolve(&port.profile).map_err(|error| vec![error.into()])?;
+    let name = &chosen.profile.name;
+    let mut problems = Vec::new();
+    if chosen.draft && !port.allow_draft {
+        problems.push(PortProblem::Draft(name.clone()));
+    }
     let blocked = |blocker| PortProblem::ProfileBlocked { name: name.clone(), blocker };
-    profile.host_blockers().into_iter().map(blocked).collect()
+    problems.extend(chosen.profile.host_blockers().into_iter().map(blocked));
+    if problems.is_empty() { Ok(chosen) } else { Err(problems) }
 }
 
 /// Every reason why `port` cannot stand beside `others`; empty if it can.
@@ -255,6 +260,7 @@ mod tests {
             socket: format!("/run/{name}.sock").into(),
             mode: SocketMode::Server,
             profile: "org.isonic.net.v1".into(),
+            allow_draft: false,
             uplink: "eth0".into(),
             attach: Attach::Switch,
             mac: None,
@@ -339,10 +345,26 @@ mod tests {
     #[test]
     fn a_profile_that_nobody_has_is_refused_with_those_there_are() {
         let catalog = Catalog::embedded();
-        assert_eq!(profile_problems(&port("a"), &catalog), []);
+        assert!(resolve_profile(&port("a"), &catalog).is_ok());
         let other = PortConfig { profile: "org.isonic.net.v999".into(), ..port("a") };
-        let message = profile_problems(&other, &catalog)[0].to_string();
+        let message = resolve_profile(&other, &catalog).unwrap_err()[0].to_string();
         assert!(message.contains("v999") && message.contains("known: org.dpdk.v22.11, org."));
+    }
+
+    #[test]
+    fn a_draft_wants_to_be_allowed() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "name = \"com.x.v1\"\nsummary = \"s\"\ndraft = true\nwhy = \"w\"\n\
+                    extends = \"org.isonic.net.v1\"\nmtu = 1400\n";
+        std::fs::write(directory.path().join("x.toml"), text).unwrap();
+        let catalog = Catalog::load(Some(directory.path())).unwrap();
+        for profile in ["com.x.v1", "com.x.v1,max_ring=256"] {
+            let port = PortConfig { profile: profile.into(), ..port("a") };
+            let problems = resolve_profile(&port, &catalog).unwrap_err();
+            assert_eq!(problems, [PortProblem::Draft(profile.into())]);
+            let allowed = PortConfig { allow_draft: true, ..port };
+            assert!(resolve_profile(&allowed, &catalog).is_ok());
+        }
     }
 
     #[test]

@@ -164,8 +164,12 @@ pub struct PortConfig {
     /// Who listens on it.
     #[serde(default)]
     pub mode: SocketMode,
-    /// The profile that is bound when a front-end connects.
+    /// The profile that is bound when a front-end connects: a name or a list of values
+    /// ([`crate::profile::Catalog::resolve`]).
     pub profile: String,
+    /// Whether the profile may be a draft, which can change under the guest.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub allow_draft: bool,
     /// The interface behind the port.
     pub uplink: String,
     /// How it is joined to it.
@@ -183,6 +187,11 @@ pub struct PortConfig {
     /// The socket file's permissions; 0600 if None.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_permissions: Option<SocketPermissions>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl PortConfig {
@@ -213,6 +222,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// A directory of profiles beside the released ones.
     pub profile_dir: Option<PathBuf>,
+    /// Where the list of profiles is published; None for a daemon that does not.
+    pub profiles_file: Option<PathBuf>,
     /// Threads that move packets.
     pub workers: usize,
     /// The CPU of each worker; chosen by the daemon if None.

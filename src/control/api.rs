@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Attach, PortConfig, SocketMode};
 use crate::device::features::{self, FeatureSet};
 use crate::device::mac::MacAddress;
-use crate::profile::{Blocker, Catalog, Profile, UplinkFacts};
+use crate::profile::{Blocker, CANONICAL_VERSION, Catalog, Profile, UplinkFacts, digest};
 
 /// Everything that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +27,14 @@ pub enum Request {
     /// Remove a port; its session is ended first. [`Response::Deleted`]; `not_found`, or `refused`
     /// for a port of the configuration file.
     DeletePort(String),
+    /// Give a port another profile, for its next session. [`Response::Port`]; `not_found`, or
+    /// `refused` while a front-end is connected or where the configuration file has the say.
+    SetProfile(String, ProfileChange),
     /// All uplinks. [`Response::Uplinks`].
     ListUplinks,
     /// All profiles. [`Response::Profiles`].
     ListProfiles,
-    /// One profile, by name. [`Response::Profile`], or `not_found`.
+    /// One profile, by name or list of values. [`Response::Profile`], or `not_found`.
     ShowProfile(String),
     /// All counters. [`Response::Stats`].
     Stats,
@@ -114,6 +117,19 @@ pub enum PortState {
     Connected,
     /// Rings are started.
     Running,
+    /// The port is kept, and not served: [`PortView::refusal`] says why.
+    Refused,
+}
+
+/// Another profile for a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileChange {
+    /// Its name, or a list of values.
+    pub profile: String,
+    /// Whether it may be a draft.
+    #[serde(default)]
+    pub allow_draft: bool,
 }
 
 /// One port.
@@ -125,9 +141,9 @@ pub struct PortView {
     pub socket: PathBuf,
     /// Who listens on it.
     pub mode: SocketMode,
-    /// Its profile.
+    /// Its profile: a name, or a list of values in its one spelling.
     pub profile: String,
-    /// The profile's digest.
+    /// The profile's digest; of a refused port, the one that is on record.
     pub profile_digest: String,
     /// The interface behind it.
     pub uplink: String,
@@ -137,6 +153,9 @@ pub struct PortView {
     pub mac: MacAddress,
     /// How far its front-end has come.
     pub state: PortState,
+    /// Why it is not served; None if it is.
+    #[serde(default)]
+    pub refusal: Option<String>,
     /// What is agreed on with it; None while nobody is connected.
     pub binding: Option<BindingView>,
     /// Packets, bytes, and drops by reason.
@@ -185,6 +204,30 @@ pub struct BindingView {
     pub ring_sizes: Vec<Option<u16>>,
     /// Queue pairs started and enabled.
     pub queue_pairs: u16,
+    /// Of all that the guest can notice of this: two sessions with the same are the same to it.
+    #[serde(default)]
+    pub fingerprint: String,
+}
+
+/// The fingerprint of a session: SHA-256 over the profile's digest, the device features that were
+/// acknowledged (without those that are vhost-user's own), the size of each started ring, and the
+/// queue pairs in use.
+#[must_use]
+pub fn fingerprint(
+    profile_digest: &str,
+    acknowledged: FeatureSet,
+    ring_sizes: &[Option<u16>],
+    queue_pairs: u16,
+) -> String {
+    let transport = FeatureSet(1 << features::LOG_ALL | 1 << features::PROTOCOL_FEATURES);
+    let sizes = ring_sizes.iter().enumerate();
+    let sizes = sizes.filter_map(|(ring, size)| Some(format!("{ring}:{}", (*size)?)));
+    digest(&format!(
+        "profile={profile_digest}\nacknowledged={:#018x}\nring_sizes={}\nqueue_pairs={}\n",
+        acknowledged.without(transport).0,
+        sizes.collect::<Vec<_>>().join(","),
+        queue_pairs
+    ))
 }
 
 /// Which way a ring's packets go.
@@ -266,10 +309,25 @@ pub struct ProfileView {
     pub name: String,
     /// One line for people.
     pub summary: String,
-    /// Whether it is the highest version of its family.
+    /// The name without its version, if it ends in one.
+    #[serde(default)]
+    pub family: Option<String>,
+    /// Whether it is the newest of its family that this version can keep.
     pub latest: bool,
-    /// Of everything but name and summary.
+    /// Whether it may still change.
+    #[serde(default)]
+    pub draft: bool,
+    /// The profile that it was made from, if any.
+    #[serde(default)]
+    pub extends: Option<String>,
+    /// Why there is a new one then.
+    #[serde(default)]
+    pub why: Option<String>,
+    /// Of its canonical form: everything but name and summary.
     pub digest: String,
+    /// The version of that form.
+    #[serde(default)]
+    pub canonical_version: u32,
     /// "the binary", or a file.
     pub source: String,
     /// What the guest sees: both halves.
@@ -288,6 +346,9 @@ pub struct ProfileView {
     pub mtu: u16,
     /// Slots.
     pub memory_slots: u16,
+    /// What `ethtool -k` shows in a Linux guest.
+    #[serde(default)]
+    pub linux_offloads: BTreeMap<String, bool>,
     /// Why no uplink of any host could keep it with this version; empty if some may.
     pub blockers: Vec<String>,
     /// By uplink: every reason why it cannot be kept there; empty if it can.
@@ -295,17 +356,27 @@ pub struct ProfileView {
 }
 
 impl ProfileView {
-    /// The view of `profile`, which is in `catalog`, against these uplinks.
+    /// The view of `profile`, which is in `catalog` or made from its profiles, against these
+    /// uplinks.
     #[must_use]
     pub fn new(profile: &Profile, catalog: &Catalog, uplinks: &[UplinkFacts]) -> Self {
         let told = |blockers: Vec<Blocker>| blockers.iter().map(ToString::to_string).collect();
         let against = |uplink: &UplinkFacts| (uplink.name.clone(), told(profile.blockers(uplink)));
+        let extends = catalog.extends(&profile.name);
+        let made = || "a list of values".to_owned();
+        let offloads = profile.linux_offloads().into_iter();
         Self {
             name: profile.name.clone(),
             summary: profile.summary.clone(),
+            family: profile.family().map(|(family, _)| family.to_owned()),
             latest: catalog.is_latest(&profile.name),
+            // Of a list of values, whatever its base is.
+            draft: catalog.is_draft(profile.name.split(',').next().unwrap_or_default()),
+            extends: extends.map(|extends| extends.base.clone()),
+            why: extends.map(|extends| extends.why.clone()),
             digest: profile.digest(),
-            source: catalog.source(&profile.name).map(ToString::to_string).unwrap_or_default(),
+            canonical_version: CANONICAL_VERSION,
+            source: catalog.source(&profile.name).map_or_else(made, ToString::to_string),
             guest_features: BitsView::device(profile.guest_features()),
             features: BitsView::device(profile.features),
             frontend_features: BitsView::device(profile.frontend_features),
@@ -314,15 +385,35 @@ impl ProfileView {
             queue_pairs_max: profile.queue_pairs_max,
             mtu: profile.mtu,
             memory_slots: profile.memory_slots,
+            linux_offloads: offloads.map(|(name, on)| (name.to_owned(), on)).collect(),
             blockers: told(profile.host_blockers()),
             uplinks: uplinks.iter().map(against).collect(),
         }
     }
 
-    /// The views of all profiles of `catalog`, by name.
+    /// The views of all profiles of `catalog`: the published list, by family and version.
     #[must_use]
     pub fn all(catalog: &Catalog, uplinks: &[UplinkFacts]) -> Vec<Self> {
-        catalog.iter().map(|profile| Self::new(profile, catalog, uplinks)).collect()
+        let mut profiles: Vec<_> = catalog.iter().collect();
+        let place = |profile: &Profile| {
+            let (family, version) = profile.family()?;
+            Some((family.to_owned(), version))
+        };
+        profiles.sort_by_key(|profile| place(profile));
+        profiles.into_iter().map(|profile| Self::new(profile, catalog, uplinks)).collect()
+    }
+
+    /// The uplinks that can keep it.
+    pub fn able_uplinks(&self) -> impl Iterator<Item = &str> {
+        let able = self.uplinks.iter().filter(|(_, blockers)| blockers.is_empty());
+        able.map(|(uplink, _)| uplink.as_str())
+    }
+
+    /// Whether it can be kept on the host that says this: by some uplink, if any is known.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.blockers.is_empty()
+            && (self.uplinks.is_empty() || self.able_uplinks().next().is_some())
     }
 }
 

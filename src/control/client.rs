@@ -112,11 +112,11 @@ impl Client {
 fn http_request(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ClientError> {
     let (method, path) = route(request);
     let body = match request {
-        Request::AddPort(port) => {
-            serde_json::to_vec(port).map_err(|error| ClientError::Body(error.into()))?
-        }
-        _ => Vec::new(),
+        Request::AddPort(port) => serde_json::to_vec(port),
+        Request::SetProfile(_, change) => serde_json::to_vec(change),
+        _ => Ok(Vec::new()),
     };
+    let body = body.map_err(|error| ClientError::Body(error.into()))?;
     let http = hyper::Request::builder()
         .method(method)
         .uri(path)
@@ -132,6 +132,7 @@ fn route(request: &Request) -> (Method, String) {
         Request::ShowPort(name) => (Method::GET, named("/v1/ports/", name)),
         Request::AddPort(_) => (Method::POST, "/v1/ports".into()),
         Request::DeletePort(name) => (Method::DELETE, named("/v1/ports/", name)),
+        Request::SetProfile(name, _) => (Method::PUT, named("/v1/ports/", name) + "/profile"),
         Request::ListUplinks => (Method::GET, "/v1/uplinks".into()),
         Request::ListProfiles => (Method::GET, "/v1/profiles".into()),
         Request::ShowProfile(name) => (Method::GET, named("/v1/profiles/", name)),

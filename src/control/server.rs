@@ -16,8 +16,9 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response as HttpResponse};
-use axum::routing::get;
+use axum::routing::{get, put};
 use futures_util::future::{Either, select};
+use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, ErrorBody, ErrorCode, Request};
 use super::{Response, Service};
@@ -62,6 +63,7 @@ fn router(service: Arc<dyn Service>) -> Router {
     Router::new()
         .route("/v1/ports", get(list_ports).post(add_port))
         .route("/v1/ports/{name}", get(show_port).delete(delete_port))
+        .route("/v1/ports/{name}/profile", put(set_profile))
         .route("/v1/uplinks", get(list_uplinks))
         .route("/v1/profiles", get(list_profiles))
         .route("/v1/profiles/{name}", get(show_profile))
@@ -78,8 +80,8 @@ fn router(service: Arc<dyn Service>) -> Router {
 }
 
 fn no_route() -> ApiError {
-    let message = "there is no such path; known: /v1/ports, /v1/ports/NAME, /v1/uplinks, \
-                   /v1/profiles, /v1/profiles/NAME, /v1/stats, /v1/version";
+    let message = "there is no such path; known: /v1/ports, /v1/ports/NAME, \
+                   /v1/ports/NAME/profile, /v1/uplinks, /v1/profiles, /v1/profiles/NAME, /v1/stats, /v1/version";
     ApiError::new(ErrorCode::NotFound, message)
 }
 
@@ -92,20 +94,37 @@ async fn show_port(State(service): Shared, Path(name): Path<String>) -> HttpResp
 }
 
 async fn add_port(State(service): Shared, body: Result<Bytes, BytesRejection>) -> HttpResponse {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => {
-            let error = ApiError::new(ErrorCode::Invalid, rejection.body_text());
-            return failure(rejection.status(), error);
-        }
-    };
-    match serde_json::from_slice(&body) {
+    match content(body, "port") {
         Ok(port) => answer(service, Request::AddPort(port)).await,
-        Err(error) => {
-            let message = format!("the body is no port: {error}");
-            failure(StatusCode::BAD_REQUEST, ApiError::new(ErrorCode::Invalid, message))
-        }
+        Err(refusal) => refusal,
     }
+}
+
+async fn set_profile(
+    State(service): Shared,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> HttpResponse {
+    match content(body, "change of a profile") {
+        Ok(change) => answer(service, Request::SetProfile(name, change)).await,
+        Err(refusal) => refusal,
+    }
+}
+
+/// What the body says, or the answer to one that says nothing of the kind.
+#[allow(clippy::result_large_err, reason = "it is the answer, and is sent at once")]
+fn content<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+    kind: &str,
+) -> Result<T, HttpResponse> {
+    let body = body.map_err(|rejection| {
+        let error = ApiError::new(ErrorCode::Invalid, rejection.body_text());
+        failure(rejection.status(), error)
+    })?;
+    serde_json::from_slice(&body).map_err(|error| {
+        let message = format!("the body is no {kind}: {error}");
+        failure(StatusCode::BAD_REQUEST, ApiError::new(ErrorCode::Invalid, message))
+    })
 }
 
 async fn delete_port(State(service): Shared, Path(name): Path<String>) -> HttpResponse {

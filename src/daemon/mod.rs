@@ -3,13 +3,16 @@
 //!
 //! [`run`] is the whole life of the process, in order. `fabric` is the workers and the forwarding
 //! table they share; `uplinks` the NICs; `ports` the registry of ports, each with its socket and
-//! its `link` to the fabric; `state_file` what survives a restart; `service` answers the API.
+//! its `link` to the fabric; `binding` which profile a port gets; `state_file` what survives a
+//! restart; `published` the list of profiles as a file; `service` answers the API.
 
 #![forbid(unsafe_code)]
 
+mod binding;
 mod fabric;
 mod link;
 mod ports;
+mod published;
 mod rarp;
 mod service;
 mod state_file;
@@ -17,6 +20,7 @@ mod uplinks;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,6 +34,7 @@ use crate::report::chain;
 
 use fabric::Fabric;
 use ports::{Origin, PortError, Registry};
+use published::{PublishError, PublishedList};
 use service::DaemonService;
 use state_file::{StateError, StateFile};
 use uplinks::{NicError, Nics};
@@ -76,7 +81,13 @@ pub enum DaemonError {
     /// `--fd` names no usable socket.
     #[error(transparent)]
     Inherit(#[from] InheritError),
+    /// The published list of profiles.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
 }
+
+/// How often the uplinks are looked at for the published list.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Serve until told to stop by SIGTERM or SIGINT.
 ///
@@ -109,8 +120,15 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
         .spawn(move || watched.watch_memory())
         .map_err(DaemonError::Workers)?;
     // 5. Serve.
-    let outcome = add_ports(&registry, config, options)
-        .and_then(|()| serve(&runtime, signals, api, &registry));
+    let outcome = publish(&registry)
+        .and_then(|list| add_ports(&registry, config, options).map(|()| list))
+        .and_then(|list| {
+            if let Some(list) = list {
+                // It ends with the runtime.
+                runtime.spawn(keep_published(list, Arc::clone(&registry)));
+            }
+            serve(&runtime, signals, api, &registry)
+        });
     // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
     registry.stop();
     drop(taps);
@@ -137,8 +155,9 @@ fn check_privileges() -> Result<(), DaemonError> {
     Err(DaemonError::Privilege { missing: names.collect::<Vec<_>>().join(" ") })
 }
 
-/// A port of the configuration must be served; one of the state file that no longer can be
-/// (its NIC is gone from the configuration, say) is told of and kept for the next start.
+/// A port of the configuration must be served, or is refused if its guest would find another
+/// interface; one of the state file that no longer can be served (its NIC is gone from the
+/// configuration, say) is kept for the next start.
 fn add_ports(
     registry: &Arc<Registry>,
     config: &Config,
@@ -150,17 +169,34 @@ fn add_ports(
             None => Origin::Configuration,
         };
         registry
-            .add(port.clone(), origin)
+            .restore(port.clone(), origin)
             .map_err(|source| DaemonError::Port { name: port.name.clone(), source })?;
     }
     for port in registry.remembered() {
         let name = port.name.clone();
-        if let Err(error) = registry.add(port, Origin::State) {
-            let error = chain(&error);
-            tracing::error!(port = name, error, "a port added at run time cannot be served now");
+        registry
+            .restore(port, Origin::State)
+            .map_err(|source| DaemonError::Port { name, source })?;
+    }
+    Ok(registry.record()?)
+}
+
+/// Publish the list of profiles again when an uplink's MTU has changed.
+async fn keep_published(list: PublishedList, registry: Arc<Registry>) {
+    loop {
+        tokio::time::sleep(PUBLISH_INTERVAL).await;
+        if let Err(error) = list.update(&registry.catalog, &registry.nics.facts()) {
+            tracing::error!(error = chain(&error), "the published list of profiles is out of date");
         }
     }
-    Ok(())
+}
+
+/// Write the list of profiles, if this daemon publishes one.
+fn publish(registry: &Registry) -> Result<Option<PublishedList>, DaemonError> {
+    let Some(path) = registry.config.profiles_file.clone() else { return Ok(None) };
+    let list = PublishedList::new(path);
+    list.update(&registry.catalog, &registry.nics.facts())?;
+    Ok(Some(list))
 }
 
 /// What ends the daemon; from now on it ends in order.

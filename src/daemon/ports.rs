@@ -8,17 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::config::{Attach, Config, PortConfig, PortProblem, SocketMode, port_problems};
+use crate::control::api::ProfileChange;
 use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerId, frame_max};
 use crate::metrics::{PortCounter, Published};
 use crate::platform::unix_socket::{AccessError, ClaimError, Inherited, SocketFile, claim};
-use crate::profile::{Blocker, Catalog, Profile};
+use crate::profile::{Blocker, Catalog, Profile, ResolveError};
+use crate::report::chain;
 use crate::vhost_user::{PortSocket, SocketSource, serve};
 use crate::virtqueue::Fault;
 use crate::xdp::{FRAME_PACKET_MAX, ProgramError};
 
+use super::binding::{BindingError, bind};
 use super::fabric::Fabric;
 use super::link::PortLink;
-use super::state_file::{StateError, StateFile};
+use super::state_file::{Bound, Kept, StateError, StateFile};
 use super::uplinks::{Nic, Nics};
 
 /// Most ports of a host: what numbers, tables and flooding are made for.
@@ -39,6 +42,28 @@ pub enum PortError {
     /// The configuration says that it is there.
     #[error("port \"{0}\" is in the configuration file; remove it there and restart the daemon")]
     Permanent(String),
+    /// What is on record of the port is not to be had.
+    #[error(transparent)]
+    Binding(Box<BindingError>),
+    /// Its front-end would not notice that its interface is another now.
+    #[error(
+        "port \"{0}\" has a front-end connected; shut the VM down first: a guest keeps its \
+         interface as long as it runs"
+    )]
+    Connected(String),
+    /// The configuration file has the say.
+    #[error(
+        "port \"{port}\" is in the configuration file, which asks for {configured}; write \
+         {asked} there, restart the daemon, and give this command again"
+    )]
+    Configured {
+        /// The port.
+        port: String,
+        /// By the configuration file.
+        configured: String,
+        /// By the command.
+        asked: String,
+    },
     /// The profile cannot be kept on this uplink.
     #[error("profile {profile} cannot be kept on uplink {uplink}: {}", list(blockers))]
     Blocked {
@@ -122,6 +147,8 @@ pub struct Port {
     pub config: PortConfig,
     /// What its guest sees.
     pub profile: Arc<Profile>,
+    /// What is on record of that.
+    bound: Bound,
     /// Its session's side.
     pub link: Arc<PortLink>,
     /// What each worker counts of it.
@@ -130,6 +157,18 @@ pub struct Port {
     socket: PortSocket,
     /// Removes the socket's name when the port goes.
     _file: Option<SocketFile>,
+}
+
+/// A port that is kept and not served.
+#[derive(Debug)]
+pub struct RefusedPort {
+    /// As configured.
+    pub config: PortConfig,
+    /// What is on record of its profile; None if it never had one.
+    pub bound: Option<Bound>,
+    /// Why it is not served.
+    pub reason: String,
+    permanent: bool,
 }
 
 /// All ports of the daemon.
@@ -145,6 +184,8 @@ pub struct Registry {
     pub fabric: Arc<Fabric>,
     state: Option<StateFile>,
     ports: Mutex<BTreeMap<String, Port>>,
+    /// No name is here and in `ports`. Locked after it.
+    refused: Mutex<BTreeMap<String, RefusedPort>>,
     finished: Arc<Notify>,
     /// The port number given last.
     last_id: AtomicU16,
@@ -159,10 +200,17 @@ impl Registry {
         fabric: Arc<Fabric>,
         state: Option<StateFile>,
     ) -> Self {
-        let finished = Arc::default();
-        let (config, ports) = (config.clone(), Mutex::default());
-        let last_id = AtomicU16::default();
-        Self { config, catalog, nics, fabric, state, ports, finished, last_id }
+        Self {
+            config: config.clone(),
+            catalog,
+            nics,
+            fabric,
+            state,
+            ports: Mutex::default(),
+            refused: Mutex::default(),
+            finished: Arc::default(),
+            last_id: AtomicU16::default(),
+        }
     }
 
     /// The ports, by name.
@@ -170,9 +218,19 @@ impl Registry {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The ports that are not served, by name.
+    pub fn refused(&self) -> MutexGuard<'_, BTreeMap<String, RefusedPort>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The ports kept from the last run.
     pub fn remembered(&self) -> Vec<PortConfig> {
-        self.state.as_ref().map(StateFile::ports).unwrap_or_default()
+        self.state.as_ref().map(|state| state.kept().ports.clone()).unwrap_or_default()
+    }
+
+    /// What a port was bound to in the last run.
+    fn recorded(&self, name: &str) -> Option<Bound> {
+        self.state.as_ref().and_then(|state| state.kept().bindings.get(name).cloned())
     }
 
     /// Told when the only session of `--fd` has ended.
@@ -186,10 +244,124 @@ impl Registry {
     /// [`PortError`]; everything is then as it was.
     pub fn add(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
         let mut ports = self.ports();
-        let (nic, profile) = self.check(&config, &ports)?;
-        let id = self.free_id(&ports).ok_or(PortError::TooMany)?;
+        if ports.contains_key(&config.name) || self.refused().contains_key(&config.name) {
+            return Err(PortError::Exists(config.name));
+        }
+        self.serve_port(&mut ports, config, origin, None)
+    }
+
+    /// Make a port again that may have been there in the last run, with the interface that it had.
+    /// One that cannot have it is refused: kept and listed, and not served. So is every port of
+    /// the state file that cannot be served.
+    ///
+    /// # Errors
+    /// [`PortError`], for a port of the configuration that cannot be served for another reason.
+    pub fn restore(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
+        let mut ports = self.ports();
+        if ports.contains_key(&config.name) {
+            let port = config.name;
+            tracing::error!(port, "in the configuration file now, as which it is served");
+            return Ok(());
+        }
+        let permanent = is_permanent(&origin);
+        let bound = self.recorded(&config.name);
+        let kept = config.clone();
+        match self.serve_port(&mut ports, config, origin, bound.as_ref()) {
+            Err(error) if !permanent || matches!(error, PortError::Binding(_)) => {
+                self.refuse(RefusedPort { config: kept, bound, reason: chain(&error), permanent });
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn refuse(&self, port: RefusedPort) {
+        tracing::error!(port = port.config.name, reason = port.reason, "port is refused");
+        self.refused().insert(port.config.name.clone(), port);
+    }
+
+    /// Keep what all ports are bound to.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn record(&self) -> Result<(), StateError> {
+        self.save(&self.ports(), None, None)
+    }
+
+    /// Give a port another profile. Nothing else does: no restart, no update, no new file.
+    ///
+    /// # Errors
+    /// [`PortError`]; the port is as it was, or refused if it could not be made again.
+    pub fn set_profile(&self, name: &str, change: &ProfileChange) -> Result<(), PortError> {
+        let mut ports = self.ports();
+        let (old, permanent) = self.changeable(&ports, name)?;
+        let config = if permanent {
+            self.configured(old, change)?
+        } else {
+            let (profile, allow_draft) = (change.profile.clone(), change.allow_draft);
+            PortConfig { profile, allow_draft, ..old }
+        };
+        self.check(&config, &ports, None)?;
+        if let Some(mut port) = ports.remove(name) {
+            port.socket.stop();
+            self.forget(port.id);
+        }
+        let before = self.refused().remove(name);
+        let origin = if permanent { Origin::Configuration } else { Origin::State };
+        let kept = config.clone();
+        if let Err(error) = self.serve_port(&mut ports, config, origin, None) {
+            let bound = before.and_then(|before| before.bound);
+            self.refuse(RefusedPort { config: kept, bound, reason: chain(&error), permanent });
+            return Err(error);
+        }
+        Ok(self.save(&ports, None, None)?)
+    }
+
+    /// The port of this name, if its profile may be changed now, and whether it is permanent.
+    fn changeable(
+        &self,
+        ports: &BTreeMap<String, Port>,
+        name: &str,
+    ) -> Result<(PortConfig, bool), PortError> {
+        match ports.get(name) {
+            Some(port) if port.link.session().is_some() => {
+                Err(PortError::Connected(name.to_owned()))
+            }
+            Some(port) => Ok((port.config.clone(), port.permanent)),
+            None => match self.refused().get(name) {
+                Some(port) => Ok((port.config.clone(), port.permanent)),
+                None => Err(PortError::NotFound(name.to_owned())),
+            },
+        }
+    }
+
+    /// A permanent port with the profile of the configuration file, which must be the one asked
+    /// for: at the next start it would be refused again.
+    fn configured(&self, old: PortConfig, change: &ProfileChange) -> Result<PortConfig, PortError> {
+        let file = self.config.ports.iter().find(|port| port.name == old.name).cloned();
+        let file = file.unwrap_or(old);
+        let digest = |text: &str| Ok(self.catalog.resolve(text)?.profile.digest());
+        let problem = |error: ResolveError| PortError::Problems(vec![error.into()]);
+        if digest(&change.profile).map_err(problem)? == digest(&file.profile).map_err(problem)? {
+            return Ok(file);
+        }
+        let (configured, asked) = (file.profile, change.profile.clone());
+        Err(PortError::Configured { port: file.name, configured, asked })
+    }
+
+    /// Check, make and start a port.
+    fn serve_port(
+        &self,
+        ports: &mut BTreeMap<String, Port>,
+        mut config: PortConfig,
+        origin: Origin,
+        recorded: Option<&Bound>,
+    ) -> Result<(), PortError> {
+        let (nic, profile, bound) = self.check(&config, ports, recorded)?;
+        config.profile.clone_from(&bound.profile);
+        let id = self.free_id(ports).ok_or(PortError::TooMany)?;
         let route = route(id, &config, &profile, nic)?;
-        let permanent = !matches!(origin, Origin::Api | Origin::State);
+        let permanent = is_permanent(&origin);
         let keep = matches!(origin, Origin::Api);
         let (source, file) = open_socket(&config, origin)?;
         let mut undo = Undo { registry: self, port: id, armed: true };
@@ -200,7 +372,7 @@ impl Registry {
         let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
         // Last, so that a port that could not be made is not there after a restart.
         if keep {
-            self.save(&ports, Some(&config), None)?;
+            self.save(ports, Some((&config, &bound)), None)?;
         }
         undo.armed = false;
         tracing::info!(
@@ -208,7 +380,8 @@ impl Registry {
             uplink = config.uplink, mac = %config.mac(), socket = %config.socket.display(),
             "port is served"
         );
-        let port = Port { id, profile, link, counters, permanent, socket, _file: file, config };
+        let port =
+            Port { id, profile, bound, link, counters, permanent, socket, _file: file, config };
         ports.insert(port.config.name.clone(), port);
         Ok(())
     }
@@ -219,19 +392,18 @@ impl Registry {
     /// [`PortError`].
     pub fn remove(&self, name: &str) -> Result<(), PortError> {
         let mut ports = self.ports();
-        match ports.get(name) {
-            Some(port) if port.permanent => return Err(PortError::Permanent(name.to_owned())),
-            Some(_) => {}
-            // One of the state file that could not be served this time can be removed too.
-            None if self.remembered().iter().any(|port| port.name == name) => {}
-            None => return Err(PortError::NotFound(name.to_owned())),
+        let served = ports.get(name).map(|port| port.permanent);
+        let permanent = served.or_else(|| self.refused().get(name).map(|port| port.permanent));
+        if permanent.ok_or_else(|| PortError::NotFound(name.to_owned()))? {
+            return Err(PortError::Permanent(name.to_owned()));
         }
         self.save(&ports, None, Some(name))?;
+        self.refused().remove(name);
         if let Some(mut port) = ports.remove(name) {
             port.socket.stop();
             self.forget(port.id);
-            tracing::info!(port = name, "port is removed");
         }
+        tracing::info!(port = name, "port is removed");
         Ok(())
     }
 
@@ -268,26 +440,29 @@ impl Registry {
         Some(id)
     }
 
-    /// Every reason at once why the port cannot be; else its NIC and profile.
+    /// Every reason at once why the port cannot be beside the others; else its NIC, its profile,
+    /// and what is to be recorded of that.
     fn check(
         &self,
         config: &PortConfig,
         ports: &BTreeMap<String, Port>,
-    ) -> Result<(&Nic, Arc<Profile>), PortError> {
-        if ports.contains_key(&config.name) {
-            return Err(PortError::Exists(config.name.clone()));
-        }
-        let others: Vec<_> = ports.values().map(|port| port.config.clone()).collect();
+        recorded: Option<&Bound>,
+    ) -> Result<(&Nic, Arc<Profile>, Bound), PortError> {
+        let others = ports.values().filter(|port| port.config.name != config.name);
+        let others: Vec<_> = others.map(|port| port.config.clone()).collect();
         let mut problems = port_problems(config, &others, &self.config.uplinks);
-        let profile = self.catalog.get(&config.profile);
-        if profile.is_none() {
-            let known = self.catalog.names().into_iter().map(str::to_owned).collect();
-            problems.push(PortProblem::UnknownProfile { name: config.profile.clone(), known });
-        }
-        match (profile, self.nics.by_name(&config.uplink)) {
-            (Some(profile), Some(nic)) if problems.is_empty() => {
-                check_profile(profile, nic)?;
-                Ok((nic, Arc::clone(profile)))
+        let bound = match bind(config, &self.catalog, recorded) {
+            Ok(bound) => Some(bound),
+            Err(BindingError::Problems(more)) => {
+                problems.extend(more);
+                None
+            }
+            Err(error) => return Err(PortError::Binding(Box::new(error))),
+        };
+        match (bound, self.nics.by_name(&config.uplink)) {
+            (Some((profile, bound)), Some(nic)) if problems.is_empty() => {
+                check_profile(&profile, nic)?;
+                Ok((nic, profile, bound))
             }
             _ => Err(PortError::Problems(problems)),
         }
@@ -300,25 +475,33 @@ impl Registry {
         nic.redirect(&of_nic)
     }
 
+    /// Keep the ports added at run time, the refused ones among them, and all bindings: with one
+    /// more that is about to be made, or without one that is about to go.
     fn save(
         &self,
         ports: &BTreeMap<String, Port>,
-        more: Option<&PortConfig>,
+        more: Option<(&PortConfig, &Bound)>,
         less: Option<&str>,
     ) -> Result<(), StateError> {
         let Some(state) = &self.state else { return Ok(()) };
-        let kept = ports.values().filter(|port| !port.permanent).map(|port| &port.config);
-        // A port of the state file that could not be served this time is not forgotten either.
-        let known = state.ports();
-        let absent = known.iter().filter(|port| !ports.contains_key(&port.name));
-        let mut all: BTreeMap<&str, &PortConfig> = BTreeMap::new();
-        for port in absent.chain(kept).chain(more) {
-            all.insert(&port.name, port);
+        let refused = self.refused();
+        let served = ports.values().map(|port| (&port.config, Some(&port.bound), port.permanent));
+        let refused =
+            refused.values().map(|port| (&port.config, port.bound.as_ref(), port.permanent));
+        let more = more.into_iter().map(|(config, bound)| (config, Some(bound), false));
+        let mut kept = Kept::default();
+        for (config, bound, permanent) in served.chain(refused).chain(more) {
+            if less == Some(config.name.as_str()) {
+                continue;
+            }
+            if let Some(bound) = bound {
+                kept.bindings.insert(config.name.clone(), bound.clone());
+            }
+            if !permanent {
+                kept.ports.push(config.clone());
+            }
         }
-        if let Some(name) = less {
-            all.remove(name);
-        }
-        state.save(all.into_values().cloned().collect())
+        state.save(kept)
     }
 
     fn start(
@@ -356,6 +539,11 @@ impl Registry {
             tracing::error!("a worker is gone");
         }
     }
+}
+
+/// Whether a port from there is the configuration's to make and remove.
+fn is_permanent(origin: &Origin) -> bool {
+    !matches!(origin, Origin::Api | Origin::State)
 }
 
 /// Forgets a half-made port unless it became whole.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::control::api::{
     BindingView, BitsView, Counters, Deleted, Direction, PortState, PortView, ProfileView,
-    RingView, SocketKind, Stats, UplinkView, VersionView, WorkerView, XdpMode,
+    RingView, SocketKind, Stats, UplinkView, VersionView, WorkerView, XdpMode, fingerprint,
 };
 use crate::control::{ApiError, ErrorCode, Request, Response, Service};
 use crate::datapath::is_from_guest;
@@ -15,7 +15,7 @@ use crate::report::chain;
 use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
-use super::ports::{Origin, Port, PortError, Registry};
+use super::ports::{Origin, Port, PortError, RefusedPort, Registry};
 use super::uplinks::Nic;
 
 /// The daemon as the API sees it.
@@ -28,14 +28,15 @@ impl Service for DaemonService {
     fn call(&self, request: Request) -> Result<Response, ApiError> {
         let registry = &self.registry;
         match request {
-            Request::ListPorts => {
-                let ports = registry.ports();
-                Ok(Response::Ports(ports.values().map(|port| self.port(port)).collect()))
-            }
+            Request::ListPorts => Ok(Response::Ports(self.ports())),
             Request::ShowPort(name) => self.show_port(&name),
             Request::AddPort(config) => {
                 let name = config.name.clone();
                 registry.add(config, Origin::Api).map_err(|error| refused(&error))?;
+                self.show_port(&name)
+            }
+            Request::SetProfile(name, change) => {
+                registry.set_profile(&name, &change).map_err(|error| refused(&error))?;
                 self.show_port(&name)
             }
             Request::DeletePort(name) => {
@@ -46,7 +47,7 @@ impl Service for DaemonService {
                 Ok(Response::Uplinks(registry.nics.iter().map(|nic| self.uplink(nic)).collect()))
             }
             Request::ListProfiles => {
-                Ok(Response::Profiles(ProfileView::all(&registry.catalog, &self.facts())))
+                Ok(Response::Profiles(ProfileView::all(&registry.catalog, &registry.nics.facts())))
             }
             Request::ShowProfile(name) => self.show_profile(&name),
             Request::Stats => Ok(Response::Stats(self.stats())),
@@ -61,31 +62,35 @@ impl DaemonService {
         Self { registry }
     }
 
+    /// All ports by name, served or not.
+    fn ports(&self) -> Vec<PortView> {
+        let ports = self.registry.ports();
+        let mut views: Vec<PortView> = ports.values().map(|port| self.port(port)).collect();
+        views.extend(self.registry.refused().values().map(refused_port));
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+
     fn show_port(&self, name: &str) -> Result<Response, ApiError> {
         let ports = self.registry.ports();
-        match ports.get(name) {
-            Some(port) => Ok(Response::Port(Box::new(self.port(port)))),
+        let served = ports.get(name).map(|port| self.port(port));
+        let view = served.or_else(|| self.registry.refused().get(name).map(refused_port));
+        match view {
+            Some(view) => Ok(Response::Port(Box::new(view))),
             None => Err(refused(&PortError::NotFound(name.to_owned()))),
         }
     }
 
-    fn show_profile(&self, name: &str) -> Result<Response, ApiError> {
+    fn show_profile(&self, text: &str) -> Result<Response, ApiError> {
         let catalog = &self.registry.catalog;
-        match catalog.get(name) {
-            Some(profile) => {
-                let view = ProfileView::new(profile, catalog, &self.facts());
+        match catalog.resolve(text) {
+            Ok(chosen) => {
+                let facts = self.registry.nics.facts();
+                let view = ProfileView::new(&chosen.profile, catalog, &facts);
                 Ok(Response::Profile(Box::new(view)))
             }
-            None => {
-                let known = catalog.names().join(", ");
-                let message = format!("there is no profile \"{name}\"; known: {known}");
-                Err(ApiError::new(ErrorCode::NotFound, message))
-            }
+            Err(error) => Err(ApiError::new(ErrorCode::NotFound, error.to_string())),
         }
-    }
-
-    fn facts(&self) -> Vec<crate::profile::UplinkFacts> {
-        self.registry.nics.iter().map(Nic::facts).collect()
     }
 
     fn port(&self, port: &Port) -> PortView {
@@ -107,6 +112,7 @@ impl DaemonService {
             attach: config.attach,
             mac: config.mac(),
             state,
+            refusal: None,
             binding: session.map(|session| binding(port, &session)),
             counters: sum(port.counters.iter().map(|counters| &**counters)),
             rings,
@@ -150,7 +156,7 @@ impl DaemonService {
             },
             reason: nic.uplink.reason.clone(),
             queues: nic.queues.iter().map(|&(queue, _)| queue).collect(),
-            mtu: interface.mtu,
+            mtu: nic.facts().mtu,
             mac: MacAddress(interface.mac),
             counters: self.uplink_counters(nic),
             ports: names(&self.registry.ports()),
@@ -193,6 +199,33 @@ fn binding(port: &Port, session: &SessionBinding) -> BindingView {
         protocol_features: BitsView::protocol(session.protocol_features),
         ring_sizes: session.ring_sizes.clone(),
         queue_pairs: session.queue_pairs,
+        fingerprint: fingerprint(
+            &port.profile.digest(),
+            session.acknowledged,
+            &session.ring_sizes,
+            session.queue_pairs,
+        ),
+    }
+}
+
+/// A port that is kept and not served, with what is on record of it.
+fn refused_port(port: &RefusedPort) -> PortView {
+    let RefusedPort { config, bound, reason, .. } = port;
+    let bound = bound.as_ref();
+    PortView {
+        name: config.name.clone(),
+        socket: config.socket.clone(),
+        mode: config.mode,
+        profile: bound.map_or_else(|| config.profile.clone(), |bound| bound.profile.clone()),
+        profile_digest: bound.map(|bound| bound.digest.clone()).unwrap_or_default(),
+        uplink: config.uplink.clone(),
+        attach: config.attach,
+        mac: config.mac(),
+        state: PortState::Refused,
+        refusal: Some(reason.clone()),
+        binding: None,
+        counters: Counters::new(),
+        rings: Vec::new(),
     }
 }
 

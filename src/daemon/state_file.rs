@@ -1,19 +1,21 @@
-//! What survives a restart: the ports added at run time, in one JSON file.
+//! What survives a restart: the ports added at run time, and what every port was bound to, in one
+//! JSON file.
 //!
-//! Written whole to a new file, synced, and renamed over the old one, so that a crash at any
-//! moment leaves the old or the new.
+//! A binding holds the profile's digest, so that another version of the daemon, or an edited
+//! profile file, cannot give a VM another interface under the same name.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::PortConfig;
+use crate::platform::text_file::replace;
 
-/// Of the file's form.
-const VERSION: u32 = 1;
+/// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
+const VERSION: u32 = 2;
 
 /// Why the state cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +61,41 @@ pub enum StateError {
     },
 }
 
+/// What a port is bound to, from when it is made until that is changed by command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// As it was asked for, perhaps as `latest`; of a port in the configuration file, to see
+    /// whether that has changed.
+    pub asked: String,
+    /// What it was resolved to.
+    pub profile: String,
+    /// The profile's digest then.
+    pub digest: String,
+}
+
+/// All that is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The ports added at run time.
+    pub ports: Vec<PortConfig>,
+    /// By port, those of the configuration file among them.
+    pub bindings: BTreeMap<String, Bound>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Content {
     version: u32,
     ports: Vec<PortConfig>,
+    #[serde(default)]
+    bindings: BTreeMap<String, Bound>,
 }
 
 /// The file.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    /// As last read or written.
-    ports: Mutex<Vec<PortConfig>>,
+    /// As it was when opened.
+    kept: Kept,
 }
 
 impl StateFile {
@@ -85,44 +110,35 @@ impl StateFile {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { path, ports: Mutex::default() });
+                return Ok(Self { path, kept: Kept::default() });
             }
             Err(source) => return Err(unreadable(source)),
         };
         let content: Content = serde_json::from_slice(&text)
             .map_err(|source| StateError::Content { path: path.clone(), source })?;
-        if content.version != VERSION {
+        if !(1..=VERSION).contains(&content.version) {
             return Err(StateError::Version { path, found: content.version });
         }
-        Ok(Self { path, ports: content.ports.into() })
+        let Content { ports, bindings, .. } = content;
+        Ok(Self { path, kept: Kept { ports, bindings } })
     }
 
-    /// The ports that are kept now.
-    pub fn ports(&self) -> Vec<PortConfig> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What was kept when it was opened.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
-    /// Keep these ports.
+    /// Keep this.
     ///
     /// # Errors
     /// [`StateError::Write`].
-    pub fn save(&self, ports: Vec<PortConfig>) -> Result<(), StateError> {
-        self.write(ports.clone())
-            .map_err(|source| StateError::Write { path: self.path.clone(), source })?;
-        *self.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
-        Ok(())
+    pub fn save(&self, kept: Kept) -> Result<(), StateError> {
+        self.write(kept).map_err(|source| StateError::Write { path: self.path.clone(), source })
     }
 
-    fn write(&self, ports: Vec<PortConfig>) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(&Content { version: VERSION, ports })?;
-        let new = self.path.with_extension("json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        // The rename itself is in the directory.
-        let directory = self.path.parent().expect("a file in the state directory");
-        File::open(directory)?.sync_all()
+    fn write(&self, Kept { ports, bindings }: Kept) -> io::Result<()> {
+        let content = Content { version: VERSION, ports, bindings };
+        replace(&self.path, &serde_json::to_vec_pretty(&content)?)
     }
 }
 
@@ -136,28 +152,44 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
+    fn kept(names: &[&str]) -> Kept {
+        let bound = Bound { asked: "latest".into(), profile: "p".into(), digest: "d".into() };
+        Kept {
+            ports: names.iter().map(|name| port(name)).collect(),
+            bindings: names.iter().map(|&name| (name.to_owned(), bound.clone())).collect(),
+        }
+    }
+
     #[test]
     fn what_was_saved_is_there_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateFile::open(&directory.path().join("new")).unwrap();
-        assert!(state.ports().is_empty());
-        state.save(vec![port("one"), port("two")]).unwrap();
-        assert_eq!(state.ports(), [port("one"), port("two")]);
+        assert_eq!(*state.kept(), Kept::default());
+        state.save(kept(&["one", "two"])).unwrap();
         let again = StateFile::open(&directory.path().join("new")).unwrap();
-        assert_eq!(again.ports(), [port("one"), port("two")]);
+        assert_eq!(*again.kept(), kept(&["one", "two"]));
     }
 
     #[test]
     fn a_crash_while_writing_leaves_the_old_state() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateFile::open(directory.path()).unwrap();
-        state.save(vec![port("old")]).unwrap();
+        state.save(kept(&["old"])).unwrap();
         // The new file is there in part, not yet renamed.
         fs::write(directory.path().join("ports.json.new"), b"{\"version\":1,\"po").unwrap();
         let again = StateFile::open(directory.path()).unwrap();
-        assert_eq!(again.ports(), [port("old")]);
-        again.save(vec![port("next")]).unwrap();
-        assert_eq!(StateFile::open(directory.path()).unwrap().ports(), [port("next")]);
+        assert_eq!(*again.kept(), kept(&["old"]));
+        again.save(kept(&["next"])).unwrap();
+        assert_eq!(*StateFile::open(directory.path()).unwrap().kept(), kept(&["next"]));
+    }
+
+    #[test]
+    fn a_state_without_bindings_is_read_and_its_ports_are_bound_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = serde_json::json!({ "version": 1, "ports": [port("old")] }).to_string();
+        fs::write(directory.path().join("ports.json"), text).unwrap();
+        let state = StateFile::open(directory.path()).unwrap();
+        assert_eq!(*state.kept(), Kept { ports: vec![port("old")], bindings: BTreeMap::new() });
     }
 
     #[test]
@@ -167,8 +199,8 @@ mod tests {
         fs::write(&path, "not json").unwrap();
         assert!(matches!(StateFile::open(directory.path()), Err(StateError::Content { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "not json");
-        fs::write(&path, r#"{"version":2,"ports":[]}"#).unwrap();
+        fs::write(&path, r#"{"version":3,"ports":[]}"#).unwrap();
         let error = StateFile::open(directory.path()).unwrap_err();
-        assert!(matches!(error, StateError::Version { found: 2, .. }));
+        assert!(matches!(error, StateError::Version { found: 3, .. }));
     }
 }

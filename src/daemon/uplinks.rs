@@ -12,7 +12,9 @@ use crate::config::{UplinkConfig, UplinkMode};
 use crate::datapath::{Attachment, Handover, PACKET_BYTES_MAX, Route, Target, UplinkId, WorkerId};
 use crate::metrics::{Published, SocketCounter};
 use crate::profile::UplinkFacts;
-use crate::xdp::{ModeWish, ProgramError, QueueUse, Redirect, Socket, Umem, Uplink, UplinkError};
+use crate::xdp::{
+    Interface, ModeWish, ProgramError, QueueUse, Redirect, Socket, Umem, Uplink, UplinkError,
+};
 
 use super::fabric::Fabric;
 
@@ -89,6 +91,11 @@ impl Nics {
         self.0.iter()
     }
 
+    /// What profiles need to know of them.
+    pub fn facts(&self) -> Vec<UplinkFacts> {
+        self.0.iter().map(Nic::facts).collect()
+    }
+
     /// By name.
     pub fn by_name(&self, name: &str) -> Option<&Nic> {
         self.0.iter().find(|nic| nic.uplink.interface.name == name)
@@ -105,10 +112,11 @@ impl Nics {
 }
 
 impl Nic {
-    /// What profiles need to know of it.
+    /// What profiles need to know of it, as it is now: an administrator may change the MTU.
     pub fn facts(&self) -> UplinkFacts {
-        let interface = &self.uplink.interface;
-        UplinkFacts { name: interface.name.clone(), mtu: interface.mtu }
+        let Interface { name, mtu, .. } = &self.uplink.interface;
+        let now = UplinkFacts::of_interface(name);
+        now.unwrap_or_else(|_gone| UplinkFacts { name: name.clone(), mtu: *mtu })
     }
 
     /// Make the XDP program's maps say what these routes (of all ports of this NIC) mean: which

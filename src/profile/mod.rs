@@ -6,7 +6,7 @@
 //! this version can do; it loads and is listed, and [`Profile::blockers`] says why no port can use
 //! it. Whoever names a profile may name it with changed values ([`Catalog::resolve`]).
 //!
-//! Pure but for the reading of profile files. It knows nothing of sessions: the session offers
+//! Pure but for the reading of profile files and of an uplink's MTU. It knows nothing of sessions: the session offers
 //! what the profile says.
 
 #![forbid(unsafe_code)]
@@ -21,6 +21,8 @@ mod values;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write;
+use std::io;
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
@@ -68,6 +70,19 @@ pub struct UplinkFacts {
     pub name: String,
     /// Its MTU, bytes.
     pub mtu: u32,
+}
+
+impl UplinkFacts {
+    /// The facts of an interface of this host, from sysfs (`Documentation/ABI/testing/
+    /// sysfs-class-net` of the kernel).
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn of_interface(name: &str) -> io::Result<Self> {
+        let text = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("mtu"))?;
+        let mtu = text.trim().parse().map_err(io::Error::other)?;
+        Ok(Self { name: name.to_owned(), mtu })
+    }
 }
 
 /// One reason why a profile cannot be kept on this host.
@@ -146,7 +161,8 @@ impl Profile {
     }
 
     /// What `ethtool -k` shows in a Linux guest of that which follows from the features
-    /// (`virtnet_probe` in Linux 6.1, `drivers/net/virtio_net.c`).
+    /// (`virtnet_probe` in Linux 6.1, `drivers/net/virtio_net.c`). `rx-checksumming` is not of it:
+    /// newer drivers show it on whatever the device says.
     #[must_use]
     pub fn linux_offloads(&self) -> BTreeMap<&'static str, bool> {
         let seen = self.guest_features();
@@ -154,7 +170,6 @@ impl Profile {
         let segments = has(features::HOST_TSO4) || has(features::HOST_TSO6);
         let merged = has(features::GUEST_TSO4) || has(features::GUEST_TSO6);
         BTreeMap::from([
-            ("rx-checksumming", has(features::GUEST_CSUM)),
             ("rx-gro-hw", merged),
             ("rx-vlan-filter", has(features::CTRL_VLAN)),
             ("scatter-gather", has(features::CSUM)),
@@ -217,18 +232,24 @@ impl Profile {
         blockers
     }
 
-    /// The name up to its `.vN` or `.vN.M`, and the numbers, which order the versions; None for a
-    /// name that does not end so.
+    /// [`family_of`] its name.
     #[must_use]
     pub fn family(&self) -> Option<(&str, Vec<u32>)> {
-        let (family, version) = self.name.rsplit_once(".v")?;
-        let number = |part: &str| {
-            let digits = part.bytes().all(|byte| byte.is_ascii_digit());
-            if digits { part.parse().ok() } else { None }
-        };
-        let numbers: Option<Vec<u32>> = version.split('.').map(number).collect();
-        numbers.map(|numbers| (family, numbers))
+        family_of(&self.name)
     }
+}
+
+/// A profile's name up to its `.vN` or `.vN.M`, and the numbers, which order the versions; None for
+/// a name that does not end so.
+#[must_use]
+pub fn family_of(name: &str) -> Option<(&str, Vec<u32>)> {
+    let (family, version) = name.rsplit_once(".v")?;
+    let number = |part: &str| {
+        let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+        if digits { part.parse().ok() } else { None }
+    };
+    let numbers: Option<Vec<u32>> = version.split('.').map(number).collect();
+    numbers.map(|numbers| (family, numbers))
 }
 
 /// SHA-256 of `text`, in hexadecimal.

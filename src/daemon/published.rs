@@ -1,0 +1,91 @@
+//! The published list of profiles as a file, for management that reads files: what
+//! `isonic profile list --json` prints.
+//!
+//! Replaced as a whole when what it says has changed: at start, and when an uplink has become able
+//! to carry a profile's MTU or has ceased to.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use crate::control::api::ProfileView;
+use crate::platform::text_file::replace;
+use crate::profile::{Catalog, UplinkFacts};
+
+/// The list could not be published.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the list of profiles to {}", path.display())]
+pub struct PublishError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct PublishedList {
+    path: PathBuf,
+    /// What the uplinks could do when it was written last.
+    written: Mutex<Option<Vec<UplinkFacts>>>,
+}
+
+impl PublishedList {
+    /// The list at `path`, which is not written yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, written: Mutex::default() }
+    }
+
+    /// Write it, if these uplinks make it another than it is.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the old list is still there, and the next call tries again.
+    pub fn update(&self, catalog: &Catalog, uplinks: &[UplinkFacts]) -> Result<(), PublishError> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.as_deref() == Some(uplinks) {
+            return Ok(());
+        }
+        let list = serde_json::to_vec_pretty(&ProfileView::all(catalog, uplinks));
+        let replaced = list.map_err(io::Error::from).and_then(|list| {
+            if let Some(directory) = self.path.parent() {
+                std::fs::create_dir_all(directory)?;
+            }
+            replace(&self.path, &list)
+        });
+        replaced.map_err(|source| PublishError { path: self.path.clone(), source })?;
+        *written = Some(uplinks.to_vec());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_the_published_list_and_follows_the_uplinks() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/profiles.json");
+        let (list, catalog) = (PublishedList::new(path.clone()), Catalog::embedded());
+        let read = || -> Vec<ProfileView> {
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap()
+        };
+        for mtu in [1500, 1400] {
+            let uplinks = [UplinkFacts { name: "eth0".into(), mtu }];
+            list.update(&catalog, &uplinks).unwrap();
+            assert_eq!(read(), ProfileView::all(&catalog, &uplinks));
+        }
+        // Written only when something has changed.
+        std::fs::remove_file(&path).unwrap();
+        list.update(&catalog, &[UplinkFacts { name: "eth0".into(), mtu: 1400 }]).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_told() {
+        let list = PublishedList::new("/proc/nowhere/profiles.json".into());
+        let error = list.update(&Catalog::embedded(), &[]).unwrap_err();
+        assert!(error.to_string().contains("/proc/nowhere/profiles.json"));
+    }
+}
