@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use isonic::config::{Attach, PortConfig, SocketMode};
-use isonic::control::api::{Deleted, PortState, PortView, ProfileView, Stats, VersionView};
+use isonic::control::api::{
+    Deleted, PortState, PortView, ProfileChange, ProfileView, Stats, VersionView,
+};
 use isonic::control::client::{Client, ClientError};
 use isonic::control::{ApiError, ErrorCode, Request, Response, Service, server};
 use isonic::platform::unix_socket::{self, Claimed, SocketFile};
@@ -32,6 +34,7 @@ fn view(port: &PortConfig) -> PortView {
         attach: port.attach,
         mac: port.mac(),
         state: PortState::Waiting,
+        refusal: None,
         binding: None,
         counters: BTreeMap::from([("packets".into(), 7)]),
         rings: Vec::new(),
@@ -62,14 +65,19 @@ impl Service for InMemory {
                 ports.insert(port.name.clone(), port);
                 Ok(Response::Port(Box::new(answer)))
             }
+            Request::SetProfile(name, change) => {
+                let port = ports.get_mut(&name).ok_or_else(|| missing(&name))?;
+                port.profile = change.profile;
+                Ok(Response::Port(Box::new(view(port))))
+            }
             Request::DeletePort(name) => match ports.remove(&name) {
                 Some(_) => Ok(Response::Deleted(Deleted { deleted: name })),
                 None => Err(missing(&name)),
             },
             Request::ListProfiles => Ok(Response::Profiles(ProfileView::all(&catalog, &uplinks))),
             Request::ShowProfile(name) => {
-                let profile = catalog.get(&name).ok_or_else(|| missing(&name))?;
-                let view = ProfileView::new(profile, &catalog, &uplinks);
+                let chosen = catalog.resolve(&name).map_err(|_| missing(&name))?;
+                let view = ProfileView::new(&chosen.profile, &catalog, &uplinks);
                 Ok(Response::Profile(Box::new(view)))
             }
             Request::Stats => Ok(Response::Stats(Stats::default())),
@@ -142,6 +150,7 @@ fn port(name: &str) -> PortConfig {
         socket: "/run/vm.sock".into(),
         mode: SocketMode::Client,
         profile: "org.isonic.net.v1".into(),
+        allow_draft: false,
         uplink: "eth0".into(),
         attach: Attach::Wire,
         mac: None,
@@ -161,6 +170,10 @@ fn a_port_is_added_shown_listed_and_deleted() {
     assert_eq!(shown, added);
     let listed: Vec<PortView> = client.call(&Request::ListPorts).unwrap();
     assert_eq!(listed, [added]);
+    let profile = "org.isonic.net.v1,max_ring=256".to_owned();
+    let change = ProfileChange { profile: profile.clone(), allow_draft: false };
+    let changed: PortView = client.call(&Request::SetProfile("vm1".into(), change)).unwrap();
+    assert_eq!(changed.profile, profile);
     let deleted: Deleted = client.call(&Request::DeletePort("vm1".into())).unwrap();
     assert_eq!(deleted.deleted, "vm1");
     let listed: Vec<PortView> = client.call(&Request::ListPorts).unwrap();
@@ -188,15 +201,29 @@ fn a_profile_tells_what_stands_against_it_on_each_uplink() {
 }
 
 #[test]
+fn a_list_of_values_is_shown_as_the_profile_that_it_is() {
+    let server = Server::start();
+    let request = Request::ShowProfile("latest, mq=off,queue_pairs=1".into());
+    let profile: ProfileView = server.client().call(&request).unwrap();
+    assert_eq!(profile.name, "org.isonic.net.v1,mq=off,queue_pairs=1");
+    assert_eq!((profile.queue_pairs_max, profile.latest), (1, false));
+}
+
+#[test]
 fn every_failure_is_json_with_a_code_and_its_status() {
     let server = Server::start();
     let body = serde_json::to_string(&port("vm1")).unwrap();
     assert_eq!(server.http("POST /v1/ports", &body).0, 201);
+    let without_profile = body.replace("\"profile\":\"org.isonic.net.v1\",", "");
+    assert_ne!(without_profile, body);
     let huge = "x".repeat(1 << 17);
     for (head, body, status, code) in [
         ("POST /v1/ports", body.as_str(), 409, "exists"),
         ("POST /v1/ports", "{\"name\": 1}", 400, "invalid"),
         ("POST /v1/ports", huge.as_str(), 413, "invalid"),
+        ("POST /v1/ports", without_profile.as_str(), 400, "invalid"),
+        ("PUT /v1/ports/vm1/profile", "{}", 400, "invalid"),
+        ("PUT /v1/ports/other/profile", "{\"profile\": \"p\"}", 404, "not_found"),
         ("GET /v1/ports/other", "", 404, "not_found"),
         ("DELETE /v1/ports/other", "", 404, "not_found"),
         ("GET /v2/ports", "", 404, "not_found"),

@@ -151,15 +151,15 @@ fn profiles_are_listed_and_shown_without_a_daemon() {
         let line = table.lines().find(|line| line.starts_with(name)).expect(name);
         line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(line("org.isonic.net.v1")[1..3], ["latest", "yes"], "{table}");
-    assert_eq!(line("org.dpdk.v22.11")[1], "no", "{table}");
+    assert_eq!(line("org.isonic.net.v1")[1..3], ["org.isonic.net", "latest"], "{table}");
+    assert_eq!(line("org.dpdk.v22.11")[3], "no", "{table}");
     let show = ["profile", "show", "org.isonic.net.v1", "--local", "--json"];
     let shown: Value = serde_json::from_slice(&isonic(&show).stdout).unwrap();
     assert_eq!((shown["mtu"].as_u64(), shown["ring_size_max"].as_u64()), (Some(1500), Some(1024)));
     assert_eq!(shown["digest"].as_str().unwrap().len(), 64);
     let unknown = isonic(&["profile", "show", "nobodys", "--local"]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(text(&unknown.stderr).contains("it has org.dpdk.v22.11, org.isonic.net.v1"));
+    assert!(text(&unknown.stderr).contains("known: org.dpdk.v22.11, org.isonic.net.v1"));
 }
 
 #[test]
@@ -172,4 +172,164 @@ fn a_daemon_that_is_not_there_is_told_with_what_to_do() {
         assert!(message.contains("cannot reach the daemon at /nonexistent/api.sock"), "{message}");
         assert!(message.contains("isonic run"), "{message}");
     }
+}
+
+/// A directory with a draft, com.x.v2, and what it was made from.
+fn profiles() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let v1 = PROFILE.replace("org.isonic.net.v1", "com.x.v1").replace("= 1024", "= 512");
+    std::fs::write(directory.path().join("1.toml"), v1).unwrap();
+    let v2 = "name = \"com.x.v2\"\nsummary = \"larger frames, more rings\"\ndraft = true\n\
+              extends = \"com.x.v1\"\nwhy = \"storage\"\nmtu = 9000\nadd_features = [\"csum\"]\n";
+    std::fs::write(directory.path().join("2.toml"), v2).unwrap();
+    directory
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = isonic(&[arguments, &["--json"]].concat());
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn a_directory_of_profiles_is_listed_without_a_daemon_drafts_and_blockers_too() {
+    let directory = profiles();
+    let place = ["--profile-dir", directory.path().to_str().unwrap()];
+    let list = json(&[&["profile", "list"], &place[..]].concat());
+    let names: Vec<&str> =
+        list.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["com.x.v1", "com.x.v2", "org.isonic.net.v1"]);
+    assert_eq!((&list[0]["latest"], &list[1]["draft"]), (&true.into(), &true.into()));
+    assert_eq!((&list[1]["extends"], &list[1]["why"]), (&"com.x.v1".into(), &"storage".into()));
+    assert_eq!(list[1]["blockers"][0], "this version of isonic does not do csum");
+    let capabilities = isonic(&[&["run", "--print-capabilities"], &place[..]].concat());
+    let printed: Value = serde_json::from_slice(&capabilities.stdout).unwrap();
+    assert_eq!(printed["profiles"], serde_json::json!(["com.x.v1", "org.isonic.net.v1"]));
+    let shown = text(&isonic(&[&["profile", "show", "com.x.v2"], &place[..]].concat()).stdout);
+    for told in ["draft", "storage", "VIRTIO_NET_F_CSUM", "tx-checksumming on", "does not do csum"]
+    {
+        assert!(shown.contains(told), "{told} in {shown}");
+    }
+}
+
+#[test]
+fn a_difference_is_told_bit_by_bit() {
+    let directory = profiles();
+    let place = ["--profile-dir", directory.path().to_str().unwrap()];
+    let command = [&["profile", "diff", "com.x.v1", "com.x.v2,mtu=1500"], &place[..]].concat();
+    let difference = json(&command);
+    assert_eq!(difference["same"], false);
+    assert_eq!(
+        difference["changes"][0],
+        serde_json::json!({ "what": "feature csum", "from": "off", "to": "on", "guest": true })
+    );
+    let whats: Vec<&str> = difference["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["what"].as_str().unwrap())
+        .collect();
+    assert_eq!(whats, ["feature csum", "ethtool -k scatter-gather", "ethtool -k tx-checksumming"]);
+    assert!(text(&isonic(&command).stdout).contains("feature csum"));
+    let same = isonic(&["profile", "diff", "--local", "latest", "org.isonic.net.v1"]);
+    assert!(text(&same.stdout).contains("are the same interface"));
+}
+
+#[test]
+fn a_check_tells_every_blocker_and_its_status_says_no() {
+    let directory = profiles();
+    let place = ["--profile-dir", directory.path().to_str().unwrap()];
+    let check = |profile: &str, uplink: &str| {
+        isonic(&[&["profile", "check", profile, "--uplink", uplink, "--json"], &place[..]].concat())
+    };
+    // Every host has a loopback interface, whose MTU is above any Ethernet's.
+    let good = check("com.x.v1", "lo");
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+    let bad = check("com.x.v2", "lo");
+    assert_eq!(bad.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&bad.stdout).unwrap();
+    assert_eq!((&answer["usable"], &answer["uplink"]), (&false.into(), &"lo".into()));
+    assert_eq!(answer["blockers"], serde_json::json!(["this version of isonic does not do csum"]));
+    assert!(text(&bad.stderr).contains("com.x.v2 cannot be kept on uplink lo"));
+    let nowhere = check("com.x.v1", "isonic-none");
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(text(&nowhere.stderr).contains("there is no interface \"isonic-none\""));
+}
+
+#[test]
+fn the_baseline_of_two_hosts_is_the_newest_that_both_have() {
+    let directory = profiles();
+    let hosts = tempfile::tempdir().unwrap();
+    let [old, new] = ["old.json", "new.json"].map(|name| hosts.path().join(name));
+    let list = isonic(&["profile", "list", "--local", "--json"]);
+    std::fs::write(&old, list.stdout).unwrap();
+    let place = directory.path().to_str().unwrap();
+    let list = isonic(&["profile", "list", "--profile-dir", place, "--json"]);
+    std::fs::write(&new, list.stdout).unwrap();
+    let [old, new] = [old, new].map(|path| path.to_str().unwrap().to_owned());
+    let found = json(&["profile", "baseline", &old, &new]);
+    assert_eq!((&found[0]["family"], &found[0]["baseline"]), (&"com.x".into(), &Value::Null));
+    assert_eq!(found[0]["newer"][0]["reasons"][0]["host"], old.as_str());
+    assert_eq!(found[1]["baseline"], "org.isonic.net.v1");
+    let none = isonic(&["profile", "baseline", "--family", "com.x", &old, &new]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stdout).contains("it does not have this profile"));
+    assert!(text(&none.stderr).contains("no profile of com.x can be kept by all"));
+}
+
+#[test]
+fn files_that_are_something_else_are_told_apart_from_those_to_be_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = directory.path().join("other.json");
+    std::fs::write(&other, "{\"name\": 1}").unwrap();
+    let large = directory.path().join("large.json");
+    std::fs::File::create(&large).unwrap().set_len((64 << 20) + 1).unwrap();
+    let [other, large] = [other, large].map(|path| path.to_str().unwrap().to_owned());
+    let folder = directory.path().to_str().unwrap();
+    for (file, told) in [
+        (other.as_str(), "other.json is not what isonic profile list --json prints"),
+        (&large, "large.json has more than 67108864 bytes"),
+        (folder, "is no regular file"),
+        ("/nonexistent/a.json", "cannot read /nonexistent/a.json: No such file"),
+    ] {
+        let output = isonic(&["profile", "baseline", file]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(told), "{output:?}");
+    }
+    let output = isonic(&["port", "compare", &other, &other]);
+    assert!(text(&output.stderr).contains("is not what isonic port show NAME --json prints"));
+}
+
+#[test]
+fn a_list_of_values_is_refused_with_all_its_mistakes() {
+    let list = "org.isonic.net.v1,mrg_rxbuff=off,max_ring=300000,mq=maybe";
+    let output = isonic(&["profile", "show", "--local", list]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    for told in
+        ["did you mean \"mrg_rxbuf\"?", "max_ring is a number from 1 to 32768", "mq is on or off"]
+    {
+        assert!(message.contains(told), "{message}");
+    }
+    let output = isonic(&["profile", "show", "--local", "org.isonic.net.v11"]);
+    assert!(text(&output.stderr).contains("did you mean \"org.isonic.net.v1\"?"));
+}
+
+#[test]
+fn a_draft_is_served_only_where_that_is_allowed() {
+    let (directory, profiles) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let draft = PROFILE
+        .replace("org.isonic.net.v1", "com.x.v1")
+        .replace("summary", "draft = true\nsummary");
+    std::fs::write(profiles.path().join("1.toml"), draft).unwrap();
+    let config = format!(
+        "profile_dir = {:?}\n[[uplinks]]\ninterface = \"eth0\"\n[[ports]]\nname = \"vm1\"\n\
+         socket = \"/run/vm1.sock\"\nuplink = \"eth0\"\nprofile = \"com.x.v1\"\n",
+        profiles.path()
+    );
+    let lines = mistakes(directory.path(), &config);
+    assert!(lines[0].starts_with("isonic.toml:8: port \"vm1\": profile \"com.x.v1\" is a draft"));
+    let file = directory.path().join("isonic.toml");
+    std::fs::write(&file, config + "allow_draft = true\n").unwrap();
+    let output = isonic(&["run", "--config", file.to_str().unwrap(), "--check-config"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }

@@ -27,6 +27,10 @@ pub struct PortSpec {
     pub queues: Option<Vec<u32>>,
     /// The MAC.
     pub mac: String,
+    /// The profile: a name or a list of values.
+    pub profile: String,
+    /// Whether that may be a draft.
+    pub allow_draft: bool,
 }
 
 impl PortSpec {
@@ -39,7 +43,14 @@ impl PortSpec {
             attach: "switch",
             queues: None,
             mac: format!("52:54:00:00:00:{number:02x}"),
+            profile: PROFILE.to_owned(),
+            allow_draft: false,
         }
+    }
+
+    /// The same with this profile, which may be a draft.
+    pub fn with_profile(self, profile: &str) -> Self {
+        Self { profile: profile.to_owned(), allow_draft: true, ..self }
     }
 
     /// A wire port on all these queues of the uplink.
@@ -58,13 +69,15 @@ pub struct Configuration {
     pub ports: Vec<PortSpec>,
     /// `workers`.
     pub workers: u32,
+    /// `profile_dir`.
+    pub profile_dir: Option<PathBuf>,
 }
 
 impl Configuration {
     /// All uplinks of the bed, one worker, these ports.
     pub fn new(bed: &Bed, ports: Vec<PortSpec>) -> Self {
         let uplinks = bed.uplinks.iter().map(|uplink| (uplink.nic.clone(), None)).collect();
-        Self { uplinks, ports, workers: 1 }
+        Self { uplinks, ports, workers: 1, profile_dir: None }
     }
 
     fn text(&self, bed: &Bed) -> String {
@@ -74,6 +87,9 @@ impl Configuration {
             bed.path("state"),
             self.workers
         );
+        if let Some(directory) = &self.profile_dir {
+            let _ = writeln!(text, "profile_dir = {directory:?}");
+        }
         for (interface, queues) in &self.uplinks {
             let _ = write!(text, "\n[[uplinks]]\ninterface = {interface:?}\n");
             if let Some(queues) = queues {
@@ -84,9 +100,15 @@ impl Configuration {
             let socket = bed.path(&format!("{}.sock", port.name));
             let _ = write!(
                 text,
-                "\n[[ports]]\nname = {:?}\nsocket = {socket:?}\nmode = {:?}\n\
-                 profile = {PROFILE:?}\nuplink = {:?}\nattach = {:?}\nmac = {:?}\n",
-                port.name, port.mode, port.uplink, port.attach, port.mac
+                "\n[[ports]]\nname = {:?}\nsocket = {socket:?}\nmode = {:?}\nprofile = {:?}\n\
+                 allow_draft = {}\nuplink = {:?}\nattach = {:?}\nmac = {:?}\n",
+                port.name,
+                port.mode,
+                port.profile,
+                port.allow_draft,
+                port.uplink,
+                port.attach,
+                port.mac
             );
             if let Some(queues) = &port.queues {
                 let _ = writeln!(text, "queues = {queues:?}");
@@ -148,6 +170,13 @@ impl<'bed> Daemon<'bed> {
     pub fn json(&self, arguments: &[&str]) -> Value {
         let text = run(&mut Self::client(self.bed, arguments));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    }
+
+    /// What a client command that is refused says; panics if it succeeds.
+    pub fn refusal(&self, arguments: &[&str]) -> String {
+        let finished = run_to_end(&mut Self::client(self.bed, arguments));
+        assert_eq!(finished.status.code(), Some(1), "{arguments:?}: {finished:?}");
+        finished.errors
     }
 
     /// A port's counter.

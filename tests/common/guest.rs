@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Bed, Netns, PROFILE, PortSpec, Process, Uplink, repository, run, wait_for};
+use super::{Bed, Netns, PortSpec, Process, Uplink, repository, run, wait_for};
 
 /// Seconds for a boot; it takes three under emulation on an idle core.
 const BOOT_SECONDS: u64 = 90;
@@ -24,12 +24,15 @@ pub struct GuestSpec {
     pub address: String,
     /// Queue pairs, and CPUs: Linux uses no more pairs than it has CPUs.
     pub queue_pairs: u32,
+    /// Where the port's profile is, if not in the binary.
+    pub profile_dir: Option<PathBuf>,
 }
 
 impl GuestSpec {
     /// A guest with two queue pairs on this port.
     pub fn new(port: &PortSpec, uplink: &Uplink, number: u8) -> Self {
-        Self { port: port.clone(), address: uplink.guest_address(number), queue_pairs: 2 }
+        let address = uplink.guest_address(number);
+        Self { port: port.clone(), address, queue_pairs: 2, profile_dir: None }
     }
 }
 
@@ -164,7 +167,11 @@ fn accelerator() -> Vec<String> {
 /// QEMU's half of the interface, as a user would get it.
 fn exported_device(spec: &GuestSpec) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_isonic"));
-    command.args(["profile", "export", PROFILE, "--format", "qemu", "--mac", &spec.port.mac]);
+    let profile = &spec.port.profile;
+    command.args(["profile", "export", profile, "--format", "qemu", "--mac", &spec.port.mac]);
+    if let Some(directory) = &spec.profile_dir {
+        command.arg("--profile-dir").arg(directory);
+    }
     let arguments = run(command.args(["--queue-pairs", &spec.queue_pairs.to_string()]));
     arguments.trim_end().replace('\n', " ")
 }

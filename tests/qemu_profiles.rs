@@ -1,0 +1,219 @@
+//! What guests see of their profiles: every bit of every profile that ships and can be used, of a
+//! draft, of lists of values, and of two at once on one uplink.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use common::{Bed, Configuration, Daemon, Guest, GuestSpec, NIC, PROFILE, PortSpec, echo_stream};
+use serde_json::Value;
+
+/// The bits that QEMU adds by itself, whatever the backend offers: `virtio_net_properties` of its
+/// hw/net/virtio-net.c, as far as a profile can have them. Every other bit that a guest sees is
+/// one that the backend offers.
+const ADDED_BY_QEMU: [&str; 7] =
+    ["mac", "status", "ctrl_vq", "ctrl_rx", "ctrl_vlan", "ctrl_rx_extra", "ctrl_mac_addr"];
+/// Offered by a backend and kept from the guest: vhost-user's own, and those of the legacy
+/// interface.
+const KEPT_FROM_GUESTS: [&str; 4] =
+    ["protocol_features", "log_all", "any_layout", "notify_on_empty"];
+
+type Facts = BTreeMap<String, String>;
+
+/// A draft made from v1, and a released version that differs from it.
+fn profiles(bed: &Bed) -> PathBuf {
+    let directory = bed.path("profiles");
+    std::fs::create_dir(&directory).expect("profile directory");
+    let extension = |version: &str, more: &str| {
+        let text = format!(
+            "name = \"org.isonic.net.{version}\"\nsummary = \"for this test\"\n\
+             extends = \"{PROFILE}\"\nwhy = \"a test\"\n{more}\n"
+        );
+        std::fs::write(directory.join(format!("{version}.toml")), text).expect("profile file");
+    };
+    extension("v1001", "mtu = 1400\nring_size_max = 512\nqueue_pairs_max = 2\ndraft = true");
+    extension("v1000", "ring_size_max = 256");
+    directory
+}
+
+fn names(bits: &Value) -> BTreeSet<String> {
+    let names = bits["names"].as_array().expect("names").iter();
+    names.map(|name| name.as_str().expect("a name").to_owned()).collect()
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// QEMU's half of the device as the profile says.
+fn qemu_properties(profile: &Value) -> Vec<String> {
+    let (backend, frontend) = (names(&profile["features"]), names(&profile["frontend_features"]));
+    // QEMU gives every device a MAC address; no property takes it away.
+    let own = ADDED_BY_QEMU.iter().filter(|&&name| name != "mac");
+    let word = |on: bool| if on { "on" } else { "off" };
+    let mut properties: Vec<String> =
+        own.map(|&name| format!("{name}={}", word(frontend.contains(name)))).collect();
+    properties.push(format!("mq={}", word(backend.contains("mq"))));
+    let mtu = if backend.contains("mtu") { profile["mtu"].clone() } else { 0.into() };
+    properties.push(format!("host_mtu={mtu}"));
+    for ring in ["rx", "tx"] {
+        properties.push(format!("{ring}_queue_size={}", profile["ring_size_max"]));
+    }
+    properties
+}
+
+/// A guest on this port, with QEMU's half as the port's profile says.
+fn spec(bed: &Bed, daemon: &Daemon<'_>, port: &PortSpec, number: u8) -> GuestSpec {
+    let profile = daemon.json(&["profile", "show", &port.profile]);
+    let most = profile["queue_pairs_max"].as_u64().expect("queue pairs");
+    GuestSpec {
+        properties: qemu_properties(&profile),
+        queue_pairs: if most > 1 { 2 } else { 1 },
+        ..GuestSpec::new(port, &bed.uplinks[0], number)
+    }
+}
+
+/// Compares what the guest sees with `profile show`, bit by bit; gives what it sees.
+fn assert_sees_its_profile(daemon: &Daemon<'_>, guest: &mut Guest) -> Facts {
+    let port = guest.spec.port.clone();
+    let profile = daemon.json(&["profile", "show", &port.profile]);
+    let facts = guest.facts();
+    assert_bits(&profile, &facts);
+    for ring in ["ring_size_from_guest_max", "ring_size_to_guest_max"] {
+        assert_eq!(facts[ring], profile["ring_size_max"].to_string(), "{}: {ring}", port.profile);
+    }
+    assert_eq!(facts["queue_pairs_max"], guest.spec.queue_pairs.to_string());
+    let shows_mtu = names(&profile["guest_features"]).contains("mtu");
+    let mtu = if shows_mtu { profile["mtu"].to_string() } else { "1500".to_owned() };
+    assert_eq!(facts["mtu"], mtu, "{}", port.profile);
+    assert_eq!(facts["mac"], port.mac);
+    let offloads = offloads(guest);
+    let told = profile["linux_offloads"].as_object().expect("offloads");
+    for (name, on) in told {
+        let word = if *on == Value::Bool(true) { "on" } else { "off" };
+        assert_eq!(offloads[name], word, "{}: {name}", port.profile);
+    }
+    facts.into_iter().chain(offloads).collect()
+}
+
+fn assert_bits(profile: &Value, facts: &Facts) {
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("hex");
+    let told = number(profile["guest_features"]["hex"].as_str().expect("hex"));
+    let (offered, negotiated) =
+        (number(&facts["features_offered"]), number(&facts["features_negotiated"]));
+    for bit in 0..64 {
+        let [told, seen] = [told, offered].map(|bits| bits >> bit & 1);
+        assert_eq!(seen, told, "bit {bit} of {}", profile["name"]);
+        assert!(negotiated >> bit & 1 <= seen, "bit {bit} was never offered");
+    }
+    let frontend = names(&profile["frontend_features"]);
+    assert!(frontend.is_subset(&set(&ADDED_BY_QEMU)), "{frontend:?}");
+    let mut expected = names(&profile["features"]);
+    expected.retain(|name| !KEPT_FROM_GUESTS.contains(&name.as_str()));
+    expected.extend(frontend);
+    assert_eq!(names(&profile["guest_features"]), expected);
+}
+
+/// `ethtool -k` in the guest: on or off by name.
+fn offloads(guest: &mut Guest) -> Facts {
+    let output = guest.check("ethtool -k eth0");
+    let pairs = output.lines().filter_map(|line| line.trim().split_once(": "));
+    let word = |value: &str| value.split(' ').next().unwrap_or_default().to_owned();
+    pairs.map(|(name, value)| (name.to_owned(), word(value))).collect()
+}
+
+/// Boots these two at once, each compared with its profile, and sends something through both.
+fn two_guests(profiles: [&str; 2], directory: impl Fn(&Bed) -> PathBuf) -> [Facts; 2] {
+    let bed = Bed::new(1, 2);
+    let [first, second] = profiles;
+    let ports = [
+        PortSpec::switch(NIC, 1).with_profile(first),
+        PortSpec::switch(NIC, 2).with_profile(second),
+    ];
+    let configuration = Configuration {
+        profile_dir: Some(directory(&bed)),
+        ..Configuration::new(&bed, ports.to_vec())
+    };
+    let daemon = Daemon::start(&bed, &configuration);
+    let specs = [spec(&bed, &daemon, &ports[0], 1), spec(&bed, &daemon, &ports[1], 2)];
+    let guests = Guest::boot_all(&bed, specs);
+    guests.map(|mut guest| {
+        let facts = assert_sees_its_profile(&daemon, &mut guest);
+        echo_stream(&bed.wire, &guest.spec.address, 1 << 18);
+        facts
+    })
+}
+
+#[test]
+fn a_guest_sees_every_bit_of_every_profile_that_ships_and_can_be_used() {
+    let bed = Bed::new(1, 2);
+    let mut configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let list = daemon.json(&["profile", "list"]);
+    let usable = list.as_array().expect("profiles").iter().filter(|profile| {
+        profile["uplinks"][NIC].as_array().is_some_and(Vec::is_empty)
+            && profile["source"] == "the binary"
+            && profile["draft"] == false
+    });
+    let usable: Vec<&str> = usable.map(|profile| profile["name"].as_str().expect("name")).collect();
+    assert!(usable.contains(&PROFILE), "{usable:?}");
+    for name in usable {
+        daemon.stop();
+        drop(daemon);
+        // Another profile for a port that was bound is another port.
+        std::fs::remove_dir_all(bed.path("state")).expect("state directory");
+        let port = PortSpec::switch(NIC, 1).with_profile(name);
+        configuration.ports = vec![port.clone()];
+        daemon = Daemon::start(&bed, &configuration);
+        let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &port, 1));
+        assert_sees_its_profile(&daemon, &mut guest);
+    }
+}
+
+#[test]
+fn two_guests_under_two_profiles_on_one_uplink_each_see_their_own() {
+    let values = "org.isonic.net.v1,mrg_rxbuf=off,event_idx=off,ctrl_vlan=off,max_ring=256";
+    let [draft, listed] = two_guests(["org.isonic.net.v1001", values], profiles);
+    assert_eq!((draft["mtu"].as_str(), listed["mtu"].as_str()), ("1400", "1500"));
+    assert_eq!(draft["ring_size_to_guest_max"], "512");
+    assert_eq!(draft["rx-vlan-filter"], "on");
+    assert_eq!(listed["rx-vlan-filter"], "off");
+}
+
+#[test]
+fn a_guest_sees_the_same_under_a_larger_set_of_profiles_as_under_a_smaller() {
+    let empty = |bed: &Bed| {
+        let directory = bed.path("profiles");
+        std::fs::create_dir(&directory).expect("profile directory");
+        directory
+    };
+    // The second is another one for company, without a base.
+    let [older, bare] = two_guests([PROFILE, "any_layout=on,max_ring=256"], empty);
+    let [newer, _] = two_guests([PROFILE, "org.isonic.net.v1000"], profiles);
+    assert_eq!(newer, older);
+    assert_eq!(bare["queue_pairs_max"], "1");
+}
+
+#[test]
+fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
+    let bed = Bed::new(1, 1);
+    let port = PortSpec::switch(NIC, 1).with_profile("latest");
+    let mut configuration = Configuration::new(&bed, vec![port.clone()]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let shown = daemon.json(&["port", "show", "vm1"]);
+    assert_eq!(shown["profile"], PROFILE);
+    daemon.stop();
+    drop(daemon);
+    let directory = profiles(&bed);
+    configuration.profile_dir = Some(directory.clone());
+    let daemon = Daemon::start(&bed, &configuration);
+    assert!(Path::new(&directory).join("v1000.toml").exists());
+    assert_eq!(daemon.json(&["profile", "show", "latest"])["name"], "org.isonic.net.v1000");
+    assert_eq!(daemon.json(&["port", "show", "vm1"])["profile"], PROFILE);
+    let known = PortSpec { profile: PROFILE.to_owned(), ..port };
+    let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &known, 1));
+    assert_sees_its_profile(&daemon, &mut guest);
+    let view = daemon.json(&["port", "show", "vm1"]);
+    assert_eq!(view["binding"]["fingerprint"].as_str().map(str::len), Some(64));
+}
