@@ -34,7 +34,7 @@
 //! And those it never meets:
 //!
 //! - [`vhost_user`]: sessions: what front-ends say, checked.
-//! - [`profile`]: profiles: files, digests, what stands against one on a host.
+//! - [`profile`]: profiles: files, lists of values, digests, what stands against one on a host.
 //! - [`capture`]: another backend's interface, measured, as a profile.
 //! - [`config`]: `isonic.toml`, and what ports may share.
 //! - [`document`]: reading TOML so that all mistakes are told at once, with their lines.

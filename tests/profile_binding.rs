@@ -151,6 +151,7 @@ fn a_port_of_the_configuration_changes_its_profile_only_by_file_and_command() {
     assert!(reason.contains("isonic port set-profile vm1 com.example.net.v1"), "{reason}");
     let changed = daemon.json(&["port", "set-profile", "vm1", OWN]);
     assert_eq!((&changed["state"], &changed["profile"]), (&"waiting".into(), &OWN.into()));
+    assert_eq!(daemon.json(&["port", "set-profile", "vm1", OWN]), changed, "nothing to do");
     daemon.stop();
     daemon.start_again();
     assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "waiting");

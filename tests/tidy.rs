@@ -25,14 +25,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("platform", &[]),
     ("report", &[]),
     ("virtqueue", &["guest_memory"]),
-    ("profile", &["device", "document", "guest_memory"]),
+    ("profile", &["device", "document", "guest_memory", "platform"]),
     ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "platform"]),
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
     ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),
     ("control", &["config", "device", "profile"]),
     ("capture", &["device", "document", "platform", "profile"]),
-    ("cli", &["capture", "config", "control", "device", "profile"]),
+    ("cli", &["capture", "config", "control", "device", "platform", "profile"]),
     (
         "daemon",
         &[

@@ -74,7 +74,7 @@ fn change_table(changes: &[Change]) -> String {
     table.render()
 }
 
-// ---- two profiles ---------------------------------------------------------------------------------
+// ---- two profiles ------------------------------------------------------------------------
 
 /// The answer of `profile diff`.
 #[derive(Debug, Serialize)]
@@ -132,7 +132,7 @@ pub(super) fn show_profiles(difference: &ProfileDifference) -> String {
     change_table(&difference.changes)
 }
 
-// ---- two ports ------------------------------------------------------------------------------------
+// ---- two ports ---------------------------------------------------------------------------
 
 #[derive(Debug, Args)]
 pub(super) struct PortFiles {
@@ -219,7 +219,7 @@ fn read<T: DeserializeOwned>(path: &Path, command: &'static str) -> Result<T, Cl
     })
 }
 
-// ---- several hosts --------------------------------------------------------------------------------
+// ---- several hosts -----------------------------------------------------------------------
 
 #[derive(Debug, Args)]
 pub(super) struct HostFiles {

@@ -81,7 +81,8 @@ fn router(service: Arc<dyn Service>) -> Router {
 
 fn no_route() -> ApiError {
     let message = "there is no such path; known: /v1/ports, /v1/ports/NAME, \
-                   /v1/ports/NAME/profile, /v1/uplinks, /v1/profiles, /v1/profiles/NAME, /v1/stats, /v1/version";
+                   /v1/ports/NAME/profile, /v1/uplinks, /v1/profiles, /v1/profiles/NAME, \
+                   /v1/stats, /v1/version";
     ApiError::new(ErrorCode::NotFound, message)
 }
 

@@ -301,6 +301,10 @@ impl Registry {
             let (profile, allow_draft) = (change.profile.clone(), change.allow_draft);
             PortConfig { profile, allow_draft, ..old }
         };
+        if permanent && ports.contains_key(name) {
+            // It is served as the configuration file says, or it would be refused.
+            return Ok(());
+        }
         self.check(&config, &ports, None)?;
         if let Some(mut port) = ports.remove(name) {
             port.socket.stop();

@@ -6,8 +6,8 @@
 //! this version can do; it loads and is listed, and [`Profile::blockers`] says why no port can use
 //! it. Whoever names a profile may name it with changed values ([`Catalog::resolve`]).
 //!
-//! Pure but for the reading of profile files and of an uplink's MTU. It knows nothing of sessions: the session offers
-//! what the profile says.
+//! Pure but for the reading of profile files and of an uplink's MTU. It knows nothing of
+//! sessions: the session offers what the profile says.
 
 #![forbid(unsafe_code)]
 

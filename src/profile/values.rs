@@ -4,7 +4,7 @@
 //! org.isonic.net.v2                              a profile
 //! org.isonic.net.v2,mrg_rxbuf=off,max_ring=256   one with other values
 //! any_layout=on,max_ring=256                     the bare interface with other values
-//! latest, org.isonic.net.latest                  the newest that this version can keep; as a base too
+//! latest, org.isonic.net.latest                  the newest that can be kept; as a base too
 //! ```
 //!
 //! It is resolved once, when a port is made ([`Catalog::resolve`]). What comes out is canonical:
@@ -542,7 +542,8 @@ mod tests {
             [
                 "mq=yes: mq is on or off",
                 "max_ring=99999: max_ring is a number from 1 to 32768",
-                "mtu=x: mtu is a number from 68 to 65535, or on or off for the feature of that name",
+                "mtu=x: mtu is a number from 68 to 65535, or on or off for the feature of that \
+                 name",
                 "rss=on: no vhost-user front-end lets it through",
                 "\"v2\" is no value; write key=value, and a profile's name only at the beginning",
             ]
