@@ -32,7 +32,8 @@ fn profiles(bed: &Bed) -> PathBuf {
         );
         std::fs::write(directory.join(format!("{version}.toml")), text).expect("profile file");
     };
-    extension("v1001", "mtu = 1400\nring_size_max = 512\nqueue_pairs_max = 2\ndraft = true");
+    let draft = "add_features = [\"ring_packed\"]\nmtu = 1400\nring_size_max = 512\ndraft = true";
+    extension("v1001", draft);
     extension("v1000", "ring_size_max = 256");
     directory
 }
@@ -54,7 +55,9 @@ fn qemu_properties(profile: &Value) -> Vec<String> {
     let word = |on: bool| if on { "on" } else { "off" };
     let mut properties: Vec<String> =
         own.map(|&name| format!("{name}={}", word(frontend.contains(name)))).collect();
-    properties.push(format!("mq={}", word(backend.contains("mq"))));
+    for (property, feature) in [("mq", "mq"), ("packed", "ring_packed")] {
+        properties.push(format!("{property}={}", word(backend.contains(feature))));
+    }
     let mtu = if backend.contains("mtu") { profile["mtu"].clone() } else { 0.into() };
     properties.push(format!("host_mtu={mtu}"));
     for ring in ["rx", "tx"] {
