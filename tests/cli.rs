@@ -121,7 +121,7 @@ fn a_profile_of_another_backend_is_refused_with_all_that_is_missing() {
     let output = isonic(&[&arguments[..], &["org.dpdk.v22.11"]].concat());
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
-    for missing in ["csum, guest_csum, gso, guest_tso4", "log_all, any_layout", "log_shmfd"] {
+    for missing in ["csum, guest_csum, gso, guest_tso4", "log_all", "log_shmfd"] {
         assert!(message.contains(missing), "{missing}: {message}");
     }
 }
@@ -197,7 +197,8 @@ fn a_directory_of_profiles_is_listed_without_a_daemon_drafts_and_blockers_too() 
     let list = json(&[&["profile", "list"], &place[..]].concat());
     let names: Vec<&str> =
         list.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["com.x.v1", "com.x.v2", "org.isonic.net.v1"]);
+    assert_eq!(names[..2], ["com.x.v1", "com.x.v2"]);
+    assert!(names.contains(&"org.isonic.net.v1"), "{names:?}");
     assert_eq!((&list[0]["latest"], &list[1]["draft"]), (&true.into(), &true.into()));
     assert_eq!((&list[1]["extends"], &list[1]["why"]), (&"com.x.v1".into(), &"storage".into()));
     assert_eq!(list[1]["blockers"][0], "this version of isonic does not do csum");
@@ -269,7 +270,8 @@ fn the_baseline_of_two_hosts_is_the_newest_that_both_have() {
     let found = json(&["profile", "baseline", &old, &new]);
     assert_eq!((&found[0]["family"], &found[0]["baseline"]), (&"com.x".into(), &Value::Null));
     assert_eq!(found[0]["newer"][0]["reasons"][0]["host"], old.as_str());
-    assert_eq!(found[1]["baseline"], "org.isonic.net.v1");
+    let ours = found.as_array().unwrap().iter().find(|it| it["family"] == "org.isonic.net");
+    assert_eq!(ours.unwrap()["baseline"], "org.isonic.net.v1");
     let none = isonic(&["profile", "baseline", "--family", "com.x", &old, &new]);
     assert_eq!(none.status.code(), Some(1));
     assert!(text(&none.stdout).contains("it does not have this profile"));

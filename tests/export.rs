@@ -116,7 +116,7 @@ fn profiles_of_a_directory_are_exported_too_and_its_mistakes_told() {
 
 #[test]
 fn bad_input_is_told_with_what_would_do() {
-    assert!(refused(&["nobodys", "--format", "qemu"]).contains("it has org.dpdk.v22.11, org."));
+    assert!(refused(&["nobodys", "--format", "qemu"]).contains("known: org.dpdk.v22.11, org."));
     let several = refused(&[V1, "org.dpdk.v22.11", "--format", "libvirt"]);
     assert!(several.contains("a device has one profile"), "{several}");
     let pairs = refused(&[V1, "--format", "qemu", "--queue-pairs", "17"]);

@@ -47,31 +47,13 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// QEMU's half of the device as the profile says.
-fn qemu_properties(profile: &Value) -> Vec<String> {
-    let (backend, frontend) = (names(&profile["features"]), names(&profile["frontend_features"]));
-    // QEMU gives every device a MAC address; no property takes it away.
-    let own = ADDED_BY_QEMU.iter().filter(|&&name| name != "mac");
-    let word = |on: bool| if on { "on" } else { "off" };
-    let mut properties: Vec<String> =
-        own.map(|&name| format!("{name}={}", word(frontend.contains(name)))).collect();
-    for (property, feature) in [("mq", "mq"), ("packed", "ring_packed")] {
-        properties.push(format!("{property}={}", word(backend.contains(feature))));
-    }
-    let mtu = if backend.contains("mtu") { profile["mtu"].clone() } else { 0.into() };
-    properties.push(format!("host_mtu={mtu}"));
-    for ring in ["rx", "tx"] {
-        properties.push(format!("{ring}_queue_size={}", profile["ring_size_max"]));
-    }
-    properties
-}
-
-/// A guest on this port, with QEMU's half as the port's profile says.
-fn spec(bed: &Bed, daemon: &Daemon<'_>, port: &PortSpec, number: u8) -> GuestSpec {
+/// A guest on this port, with QEMU's half as the port's profile, perhaps from `directory`, says.
+fn spec(bed: &Bed, daemon: &Daemon<'_>, port: &PortSpec, directory: Option<&Path>) -> GuestSpec {
     let profile = daemon.json(&["profile", "show", &port.profile]);
     let most = profile["queue_pairs_max"].as_u64().expect("queue pairs");
+    let number = port.name.trim_start_matches("vm").parse().expect("a number");
     GuestSpec {
-        properties: qemu_properties(&profile),
+        profile_dir: directory.map(Path::to_owned),
         queue_pairs: if most > 1 { 2 } else { 1 },
         ..GuestSpec::new(port, &bed.uplinks[0], number)
     }
@@ -134,12 +116,13 @@ fn two_guests(profiles: [&str; 2], directory: impl Fn(&Bed) -> PathBuf) -> [Fact
         PortSpec::switch(NIC, 1).with_profile(first),
         PortSpec::switch(NIC, 2).with_profile(second),
     ];
+    let directory = directory(&bed);
     let configuration = Configuration {
-        profile_dir: Some(directory(&bed)),
+        profile_dir: Some(directory.clone()),
         ..Configuration::new(&bed, ports.to_vec())
     };
     let daemon = Daemon::start(&bed, &configuration);
-    let specs = [spec(&bed, &daemon, &ports[0], 1), spec(&bed, &daemon, &ports[1], 2)];
+    let specs = ports.each_ref().map(|port| spec(&bed, &daemon, port, Some(&directory)));
     let guests = Guest::boot_all(&bed, specs);
     guests.map(|mut guest| {
         let facts = assert_sees_its_profile(&daemon, &mut guest);
@@ -169,7 +152,7 @@ fn a_guest_sees_every_bit_of_every_profile_that_ships_and_can_be_used() {
         let port = PortSpec::switch(NIC, 1).with_profile(name);
         configuration.ports = vec![port.clone()];
         daemon = Daemon::start(&bed, &configuration);
-        let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &port, 1));
+        let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &port, None));
         assert_sees_its_profile(&daemon, &mut guest);
     }
 }
@@ -215,7 +198,7 @@ fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
     assert_eq!(daemon.json(&["profile", "show", "latest"])["name"], "org.isonic.net.v1000");
     assert_eq!(daemon.json(&["port", "show", "vm1"])["profile"], PROFILE);
     let known = PortSpec { profile: PROFILE.to_owned(), ..port };
-    let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &known, 1));
+    let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &known, Some(&directory)));
     assert_sees_its_profile(&daemon, &mut guest);
     let view = daemon.json(&["port", "show", "vm1"]);
     assert_eq!(view["binding"]["fingerprint"].as_str().map(str::len), Some(64));
