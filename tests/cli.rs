@@ -140,8 +140,8 @@ fn capabilities_are_json_with_type_profiles_and_latest() {
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(printed["type"], "net");
     assert_eq!(printed["features"], serde_json::json!([]));
-    assert_eq!(printed["profiles"], serde_json::json!(["org.isonic.net.v1"]));
-    assert_eq!(printed["latest"]["org.isonic.net"], "org.isonic.net.v1");
+    assert_eq!(printed["profiles"], serde_json::json!(["org.isonic.net.v1", "org.isonic.net.v2"]));
+    assert_eq!(printed["latest"]["org.isonic.net"], "org.isonic.net.v2");
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn profiles_are_listed_and_shown_without_a_daemon() {
         let line = table.lines().find(|line| line.starts_with(name)).expect(name);
         line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(line("org.isonic.net.v1")[1..3], ["org.isonic.net", "latest"], "{table}");
+    assert_eq!(line("org.isonic.net.v2")[1..3], ["org.isonic.net", "latest"], "{table}");
     assert_eq!(line("org.dpdk.v22.11")[3], "no", "{table}");
     let show = ["profile", "show", "org.isonic.net.v1", "--local", "--json"];
     let shown: Value = serde_json::from_slice(&isonic(&show).stdout).unwrap();
@@ -204,7 +204,10 @@ fn a_directory_of_profiles_is_listed_without_a_daemon_drafts_and_blockers_too() 
     assert_eq!(list[1]["blockers"][0], "this version of isonic does not do csum");
     let capabilities = isonic(&[&["run", "--print-capabilities"], &place[..]].concat());
     let printed: Value = serde_json::from_slice(&capabilities.stdout).unwrap();
-    assert_eq!(printed["profiles"], serde_json::json!(["com.x.v1", "org.isonic.net.v1"]));
+    assert_eq!(
+        printed["profiles"],
+        serde_json::json!(["com.x.v1", "org.isonic.net.v1", "org.isonic.net.v2"])
+    );
     let shown = text(&isonic(&[&["profile", "show", "com.x.v2"], &place[..]].concat()).stdout);
     for told in ["draft", "storage", "VIRTIO_NET_F_CSUM", "tx-checksumming on", "does not do csum"]
     {
@@ -231,7 +234,7 @@ fn a_difference_is_told_bit_by_bit() {
         .collect();
     assert_eq!(whats, ["feature csum", "ethtool -k scatter-gather", "ethtool -k tx-checksumming"]);
     assert!(text(&isonic(&command).stdout).contains("feature csum"));
-    let same = isonic(&["profile", "diff", "--local", "latest", "org.isonic.net.v1"]);
+    let same = isonic(&["profile", "diff", "--local", "latest", "org.isonic.net.v2"]);
     assert!(text(&same.stdout).contains("are the same interface"));
 }
 
@@ -271,7 +274,7 @@ fn the_baseline_of_two_hosts_is_the_newest_that_both_have() {
     assert_eq!((&found[0]["family"], &found[0]["baseline"]), (&"com.x".into(), &Value::Null));
     assert_eq!(found[0]["newer"][0]["reasons"][0]["host"], old.as_str());
     let ours = found.as_array().unwrap().iter().find(|it| it["family"] == "org.isonic.net");
-    assert_eq!(ours.unwrap()["baseline"], "org.isonic.net.v1");
+    assert_eq!(ours.unwrap()["baseline"], "org.isonic.net.v2");
     let none = isonic(&["profile", "baseline", "--family", "com.x", &old, &new]);
     assert_eq!(none.status.code(), Some(1));
     assert!(text(&none.stdout).contains("it does not have this profile"));

@@ -19,6 +19,9 @@ const ADDED_BY_QEMU: [&str; 7] =
 const KEPT_FROM_GUESTS: [&str; 4] =
     ["protocol_features", "log_all", "any_layout", "notify_on_empty"];
 
+/// The newest that ships.
+const LATEST: &str = "org.isonic.net.v2";
+
 type Facts = BTreeMap<String, String>;
 
 /// A draft made from v1, and a released version that differs from it.
@@ -188,7 +191,7 @@ fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
     let mut configuration = Configuration::new(&bed, vec![port.clone()]);
     let mut daemon = Daemon::start(&bed, &configuration);
     let shown = daemon.json(&["port", "show", "vm1"]);
-    assert_eq!(shown["profile"], PROFILE);
+    assert_eq!(shown["profile"], LATEST);
     daemon.stop();
     drop(daemon);
     let directory = profiles(&bed);
@@ -196,8 +199,8 @@ fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
     let daemon = Daemon::start(&bed, &configuration);
     assert!(Path::new(&directory).join("v1000.toml").exists());
     assert_eq!(daemon.json(&["profile", "show", "latest"])["name"], "org.isonic.net.v1000");
-    assert_eq!(daemon.json(&["port", "show", "vm1"])["profile"], PROFILE);
-    let known = PortSpec { profile: PROFILE.to_owned(), ..port };
+    assert_eq!(daemon.json(&["port", "show", "vm1"])["profile"], LATEST);
+    let known = PortSpec { profile: LATEST.to_owned(), ..port };
     let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &known, Some(&directory)));
     assert_sees_its_profile(&daemon, &mut guest);
     let view = daemon.json(&["port", "show", "vm1"]);

@@ -17,6 +17,7 @@ use super::parse::{Extension, ProfileFile, base_of, parse_file};
 const EMBEDDED: &[(&str, &str)] = &[
     ("profiles/org.dpdk.v22.11.toml", include_str!("../../profiles/org.dpdk.v22.11.toml")),
     ("profiles/org.isonic.net.v1.toml", include_str!("../../profiles/org.isonic.net.v1.toml")),
+    ("profiles/org.isonic.net.v2.toml", include_str!("../../profiles/org.isonic.net.v2.toml")),
     (
         "profiles/org.openvswitch.v3.1.toml",
         include_str!("../../profiles/org.openvswitch.v3.1.toml"),
@@ -405,8 +406,8 @@ mod tests {
 
     const V1: &str = include_str!("../../profiles/org.isonic.net.v1.toml");
     /// All embedded profiles.
-    const RELEASED_NAMES: [&str; 3] =
-        ["org.dpdk.v22.11", "org.isonic.net.v1", "org.openvswitch.v3.1"];
+    const RELEASED_NAMES: [&str; 4] =
+        ["org.dpdk.v22.11", "org.isonic.net.v1", "org.isonic.net.v2", "org.openvswitch.v3.1"];
 
     fn named(name: &str) -> String {
         V1.replace("org.isonic.net.v1", name)
@@ -443,6 +444,7 @@ mod tests {
                 "org.dpdk.v22.11",
                 "org.isonic.net.v1",
                 "org.isonic.net.v10",
+                "org.isonic.net.v2",
                 "org.isonic.net.v9",
                 "org.openvswitch.v3.1",
             ]
@@ -458,7 +460,7 @@ mod tests {
         let (_directory, catalog) = in_directory(&[("a.toml", wide)]);
         let catalog = catalog.unwrap();
         assert!(catalog.get("com.x.v1").is_some());
-        assert_eq!(catalog.usable().names(), ["org.isonic.net.v1"]);
+        assert_eq!(catalog.usable().names(), ["org.isonic.net.v1", "org.isonic.net.v2"]);
     }
 
     #[test]
@@ -480,7 +482,7 @@ mod tests {
             assert!(!device.contains("ctrl_vq"), "the front-end does it: {device}");
             assert!(protocol.contains("log_shmfd") && !protocol.contains("rarp"), "{protocol}");
         }
-        assert_eq!(catalog.usable().names(), ["org.isonic.net.v1"]);
+        assert_eq!(catalog.usable().names(), ["org.isonic.net.v1", "org.isonic.net.v2"]);
     }
 
     #[test]
@@ -534,24 +536,24 @@ mod tests {
 
     #[test]
     fn two_names_of_one_family_for_one_interface_are_refused() {
-        let (_directory, catalog) = in_directory(&[("a.toml", named("org.isonic.net.v2"))]);
+        let (_directory, catalog) = in_directory(&[("a.toml", named("org.isonic.net.v9"))]);
         let message = catalog.unwrap_err().to_string();
-        assert!(message.contains("\"org.isonic.net.v2\" and \"org.isonic.net.v1\" are the same"));
+        assert!(message.contains("\"org.isonic.net.v9\" and \"org.isonic.net.v1\" are the same"));
         let (_directory, catalog) = in_directory(&[("a.toml", named("com.other.v1"))]);
         catalog.unwrap();
     }
 
     #[test]
     fn a_draft_is_no_latest_and_nothing_final_is_made_of_it() {
-        let draft = extension("org.isonic.net.v2", "org.isonic.net.v1", "mtu = 1400\ndraft = true");
+        let draft = extension("org.isonic.net.v9", "org.isonic.net.v1", "mtu = 1400\ndraft = true");
         let (_directory, catalog) = in_directory(&[("a.toml", draft.clone())]);
         let catalog = catalog.unwrap();
-        assert!(catalog.is_draft("org.isonic.net.v2"));
-        assert!(catalog.is_latest("org.isonic.net.v1"));
-        assert_eq!(catalog.resolve("latest").unwrap().profile.name, "org.isonic.net.v1");
-        assert!(catalog.resolve("org.isonic.net.v2,max_ring=256").unwrap().draft);
+        assert!(catalog.is_draft("org.isonic.net.v9"));
+        assert!(catalog.is_latest("org.isonic.net.v2"));
+        assert_eq!(catalog.resolve("latest").unwrap().profile.name, "org.isonic.net.v2");
+        assert!(catalog.resolve("org.isonic.net.v9,max_ring=256").unwrap().draft);
         assert_eq!(catalog.released().names(), RELEASED_NAMES);
-        let next = extension("org.isonic.net.v3", "org.isonic.net.v2", "mtu = 1300");
+        let next = extension("org.isonic.net.v10", "org.isonic.net.v9", "mtu = 1300");
         let (_directory, catalog) = in_directory(&[("a.toml", draft), ("b.toml", next)]);
         assert!(catalog.unwrap_err().to_string().contains("must be a draft itself"));
     }

@@ -418,7 +418,7 @@ mod tests {
     fn extending(lines: &str) -> Result<ProfileFile, Vec<String>> {
         let v1 = parse(Path::new("v1.toml"), V1).unwrap();
         let text = format!(
-            "name = \"org.isonic.net.v2\"\nsummary = \"x\"\n\
+            "name = \"org.isonic.net.v9\"\nsummary = \"x\"\n\
              extends = \"org.isonic.net.v1\"\n{lines}\n"
         );
         let base = |name: &str| (name == v1.name).then_some(&v1);
@@ -434,7 +434,7 @@ mod tests {
         let added = added.unwrap();
         let csum = FeatureSet(1 << features::CSUM);
         let expected = Profile {
-            name: "org.isonic.net.v2".into(),
+            name: "org.isonic.net.v9".into(),
             summary: "x".into(),
             features: v1.features.union(csum),
             ring_size_max: 256,
