@@ -6,34 +6,56 @@ mod common;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use common::{Bed, Configuration, Daemon, NIC, PortSpec, Testpmd, wait_for};
+use common::{Bed, Configuration, Daemon, NIC, PROFILE, PortSpec, Testpmd, wait_for};
+
+/// The profile of the port, and what virtio-user is told to take of it.
+const SPLIT: (&str, &str) = (PROFILE, "");
+const PACKED: (&str, &str) = ("org.isonic.net.v2", ",packed_vq=1");
+/// Whole bursts at once, in vector registers, and never a step out of order.
+const IN_ORDER: (&str, &str) =
+    ("org.isonic.net.v2,in_order=on", ",packed_vq=1,in_order=1,vectorized=1");
 
 #[test]
 fn one_queue_pair_sends_and_every_packet_is_counted() {
-    sends(1);
+    sends(1, SPLIT);
 }
 
 #[test]
 fn two_queue_pairs_send_and_every_packet_is_counted() {
-    sends(2);
+    sends(2, SPLIT);
 }
 
 #[test]
 fn one_queue_pair_receives_and_every_packet_is_counted() {
-    receives(1);
+    receives(1, SPLIT);
 }
 
 #[test]
 fn two_queue_pairs_receive_and_every_packet_is_counted() {
-    receives(2);
+    receives(2, SPLIT);
 }
 
-fn sends(queue_pairs: u32) {
+#[test]
+fn packed_rings_send_and_receive_and_every_packet_is_counted() {
+    sends(2, PACKED);
+    receives(2, PACKED);
+}
+
+#[test]
+fn packed_rings_used_in_order_send_and_receive_and_every_packet_is_counted() {
+    sends(1, IN_ORDER);
+    receives(1, IN_ORDER);
+}
+
+fn sends(queue_pairs: u32, (profile, options): (&str, &str)) {
     let bed = Bed::new(1, queue_pairs);
-    let port = PortSpec::switch(NIC, 1);
+    let port = PortSpec::switch(NIC, 1).with_profile(profile);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
-    let mut testpmd = Testpmd::start(&bed, &port, queue_pairs, "txonly");
+    let mut testpmd = Testpmd::start(&bed, &port, queue_pairs, "txonly", options);
     daemon.wait_state("vm1", "running");
+    let acknowledged = daemon.json(&["port", "show", "vm1"])["binding"]["acknowledged"].to_string();
+    assert_eq!(acknowledged.contains("ring_packed"), options.contains("packed_vq=1"));
+    assert_eq!(acknowledged.contains("in_order"), options.contains("in_order=1"));
     let wire_before = bed.wire_received(0);
     testpmd.command("start", "nb forwarding cores");
     std::thread::sleep(Duration::from_secs(2));
@@ -61,12 +83,12 @@ fn sends(queue_pairs: u32) {
     daemon.frames();
 }
 
-fn receives(queue_pairs: u32) {
+fn receives(queue_pairs: u32, (profile, options): (&str, &str)) {
     const DATAGRAMS: u64 = 4000;
     let bed = Bed::new(1, queue_pairs);
-    let port = PortSpec::switch(NIC, 1);
+    let port = PortSpec::switch(NIC, 1).with_profile(profile);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
-    let mut testpmd = Testpmd::start(&bed, &port, queue_pairs, "rxonly");
+    let mut testpmd = Testpmd::start(&bed, &port, queue_pairs, "rxonly", options);
     daemon.wait_state("vm1", "running");
     testpmd.command("start", "nb forwarding cores");
     let uplink = &bed.uplinks[0];

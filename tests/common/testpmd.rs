@@ -12,17 +12,18 @@ pub struct Testpmd {
 }
 
 impl Testpmd {
-    /// Starts it with this many queue pairs and a forwarding mode of testpmd's, not forwarding.
-    pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str) -> Self {
+    /// Starts it with this many queue pairs, a forwarding mode of testpmd's, and more options of
+    /// virtio-user's, not forwarding.
+    pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str, options: &str) -> Self {
         let socket = bed.path(&format!("{}.sock", port.name));
         let device = format!(
-            "net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac}",
+            "net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac}{options}",
             socket = socket.display(),
             mac = port.mac,
         );
-        let options =
+        let queues =
             format!("--nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} --forward-mode={mode}");
-        Self::launch(bed, &port.name, &device, &options)
+        Self::launch(bed, &port.name, &device, &queues)
     }
 
     /// Starts it as a backend with default options that listens on this socket of the bed's.
