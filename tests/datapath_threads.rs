@@ -146,7 +146,13 @@ fn a_front_end_that_makes_its_call_descriptor_block_breaks_its_own_ring_only() {
     other.send(&[0x02; 60], &[]);
     handle.inbox().wake();
     wait_completed(&mut other, 0);
-    assert_eq!(wire.departed().len(), 2);
+    // A packet is completed before the turn ends that shows it to the wire.
+    let start = Instant::now();
+    let mut departed = 0;
+    while departed < 2 {
+        departed += wire.departed().len();
+        assert!(start.elapsed() < LOST, "{departed} packets left");
+    }
     handle.stop();
     thread.join().unwrap();
     drop(watchdog);
