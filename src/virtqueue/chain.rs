@@ -51,6 +51,17 @@ pub(super) struct Buffer {
     pub flags: u16,
 }
 
+/// The fields of a descriptor's two words, as read: address, length, and the two of 16 bits, whose
+/// meaning is the layout's.
+#[inline]
+pub(super) fn fields([low, high]: [u64; 2]) -> (u64, u32, u16, u16) {
+    let high = u64::from_le(high);
+    // Each field is the named 32 or 16 bits of the second word.
+    #[allow(clippy::cast_possible_truncation)]
+    let (len, third, fourth) = (high as u32, (high >> 32) as u16, (high >> 48) as u16);
+    (u64::from_le(low), len, third, fourth)
+}
+
 /// Append what descriptor `index` names: one piece, or one per region it touches.
 #[inline]
 pub(super) fn push<'m>(

@@ -20,8 +20,8 @@ use crate::guest_memory::GuestMemory;
 
 use super::Fault;
 use super::chain::{
-    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, flag, indirect_table, push,
-    read_entry,
+    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
+    indirect_table, push, read_entry,
 };
 use super::layout::Layout;
 use super::setup::QueueSetup;
@@ -91,12 +91,10 @@ struct Descriptor {
 }
 
 impl Descriptor {
-    fn parse([low, high]: [u64; 2]) -> Self {
-        let high = u64::from_le(high);
-        // Each field is the named 32 or 16 bits of the second word.
-        #[allow(clippy::cast_possible_truncation)]
-        let (len, id, flags) = (high as u32, (high >> 32) as u16, (high >> 48) as u16);
-        Self { buffer: Buffer { address: u64::from_le(low), len, flags }, id }
+    #[inline]
+    fn parse(words: [u64; 2]) -> Self {
+        let (address, len, id, flags) = fields(words);
+        Self { buffer: Buffer { address, len, flags }, id }
     }
 }
 
