@@ -28,6 +28,7 @@
 //! - [`datapath`]: the workers, which move packets between sockets and rings.
 //! - [`virtqueue`]: the device side of a ring shared with a guest.
 //! - [`guest_memory`]: guests' memory, and the only translation of their addresses.
+//! - [`packet`]: frames as bytes: headers, checksums, segmentation and coalescing, flows.
 //! - [`device`]: feature bits, MAC addresses and the virtio-net header, as pure data.
 //! - [`metrics`]: what is counted.
 //!
@@ -57,6 +58,7 @@ pub mod device;
 pub mod document;
 pub mod guest_memory;
 pub mod metrics;
+pub mod packet;
 pub mod platform;
 pub mod profile;
 #[cfg(feature = "reference")]

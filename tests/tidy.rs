@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("document", &[]),
     ("metrics", &[]),
+    ("packet", &[]),
     ("platform", &[]),
     ("report", &[]),
     ("virtqueue", &["guest_memory"]),

@@ -1,0 +1,103 @@
+//! The Internet checksum (RFC 1071): the ones' complement of a ones' complement sum of 16-bit
+//! words.
+
+use super::PartialChecksum;
+use super::headers::{Headers, Network, Transport, put_u16, u16_at};
+
+/// Words that are added side by side, so that the compiler can use vector registers.
+const LANES: usize = 8;
+
+/// The ones' complement sum of `bytes` as big-endian words, an odd last one with a zero behind it.
+/// It is folded already: 65536 of them may be added before the next [`fold`].
+#[inline]
+#[must_use]
+pub fn sum(bytes: &[u8]) -> u32 {
+    // In the machine's byte order, 32 bits at a time: neither changes the folded sum but for the
+    // order of its two bytes (RFC 1071, 2).
+    let (blocks, rest) = bytes.as_chunks::<{ 4 * LANES }>();
+    let mut lanes = [0; LANES];
+    for block in blocks {
+        let (words, _) = block.as_chunks();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane += u64::from(u32::from_ne_bytes(*word));
+        }
+    }
+    let (words, rest) = rest.as_chunks();
+    let mut total: u64 = lanes.iter().sum();
+    for word in words {
+        total += u64::from(u32::from_ne_bytes(*word));
+    }
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    total += u64::from(u32::from_ne_bytes(last));
+    let halves = [(total >> 32) as u32, (total & 0xffff_ffff) as u32];
+    let folded = fold(halves.map(|half| u32::from(fold(half))).iter().sum());
+    u32::from(u16::from_be(folded))
+}
+
+/// A sum in 16 bits.
+#[inline]
+#[must_use]
+pub fn fold(sum: u32) -> u16 {
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    // The first addition left at most 17 bits, the second 16.
+    #[allow(clippy::cast_possible_truncation)]
+    let sum = sum as u16;
+    sum
+}
+
+/// The sum of the pseudo header in front of `len` bytes of transport header and payload (RFC 9293,
+/// 3.1; RFC 768; RFC 8200, 8.1), with the addresses of the IP header. Not of a packet that a
+/// routing header has still to lead elsewhere.
+#[inline]
+#[must_use]
+pub(super) fn pseudo_header(start: &[u8], headers: &Headers, len: usize) -> u32 {
+    let len = u32::try_from(len).unwrap_or(0);
+    let protocol = u32::from(headers.transport.protocol());
+    sum(headers.addresses(start)) + protocol + (len >> 16) + (len & 0xffff)
+}
+
+/// Complete a checksum in place. False, and the frame as it was, if the field is not inside.
+#[inline]
+#[must_use]
+pub fn complete(frame: &mut [u8], partial: PartialChecksum) -> bool {
+    let start = usize::from(partial.start);
+    let at = start + usize::from(partial.offset);
+    if at + 2 > frame.len() {
+        return false;
+    }
+    let sum = sum(&frame[start..]);
+    put_u16(frame, at, finished(sum));
+    true
+}
+
+/// The checksum for a sum. Zero would say that there is none (RFC 768), and its other form is as
+/// good for TCP.
+#[inline]
+pub(super) fn finished(sum: u32) -> u16 {
+    match !fold(sum) {
+        0 => 0xffff,
+        checksum => checksum,
+    }
+}
+
+/// Is the TCP or UDP checksum right, and that of an IPv4 header? `frame` is whole; what is behind
+/// the IP packet is not summed. A UDP datagram over IPv4 without a checksum is right (RFC 768).
+#[must_use]
+pub fn verify(frame: &[u8], headers: &Headers) -> bool {
+    let Some(end) = headers.packet_end(frame) else { return false };
+    let (network_at, transport_at) =
+        (usize::from(headers.network_at), usize::from(headers.transport_at));
+    if headers.network == Network::Ipv4 {
+        if fold(sum(&frame[network_at..transport_at])) != 0xffff {
+            return false;
+        }
+        let none = u16_at(frame, transport_at + 6) == Some(0);
+        if headers.transport == Transport::Udp && none {
+            return true;
+        }
+    }
+    let pseudo = pseudo_header(frame, headers, end - transport_at);
+    fold(pseudo + sum(&frame[transport_at..end])) == 0xffff
+}

@@ -1,0 +1,254 @@
+//! Where the headers of a frame are, and the fields that follow from its length.
+
+use super::{HEADERS_MAX, PartialChecksum, checksum};
+
+/// Bytes of an IPv4 header without options.
+pub(super) const IPV4_LEN: usize = 20;
+/// Bytes of an IPv6 header without extension headers.
+pub(super) const IPV6_LEN: usize = 40;
+/// Bytes of a TCP header without options.
+pub(super) const TCP_LEN: usize = 20;
+/// Bytes of a UDP header.
+pub(super) const UDP_LEN: usize = 8;
+
+/// IPv4's flags and fragment offset (RFC 791, 3.1): don't fragment, and more fragments.
+pub(super) const DONT_FRAGMENT: u16 = 0x4000;
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// IPv6's extension headers that may stand in front of a transport header (RFC 8200, 4.1).
+pub(super) const HOP_BY_HOP: u8 = 0;
+pub(super) const ROUTING: u8 = 43;
+pub(super) const FRAGMENT: u8 = 44;
+pub(super) const DESTINATION: u8 = 60;
+/// Most of them in one packet; RFC 8200 recommends four at most.
+pub(super) const EXTENSIONS_MAX: usize = 8;
+
+/// VLAN tags in front of the EtherType that counts.
+const TAGS_MAX: usize = 2;
+
+/// The network protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// The transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Transport {
+    pub(super) fn from_protocol(protocol: u8) -> Option<Self> {
+        match protocol {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    pub(super) fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// Where the headers of a TCP or UDP packet are. All of them are within [`HEADERS_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// The network protocol.
+    pub network: Network,
+    /// Its header.
+    pub network_at: u16,
+    /// The transport protocol.
+    pub transport: Transport,
+    /// Its header, behind all IPv4 options or IPv6 extension headers.
+    pub transport_at: u16,
+    /// What is behind all headers.
+    pub payload_at: u16,
+}
+
+impl Headers {
+    /// The headers in `start`, a frame or its first bytes: Ethernet II, up to two tags, IPv4 with
+    /// options or IPv6 with hop-by-hop, routing and destination headers, then TCP or UDP. None for
+    /// anything else, for fragments, and for headers that are not whole. Lengths that the headers
+    /// tell of the packet are not looked at.
+    #[inline]
+    #[must_use]
+    pub fn parse(start: &[u8]) -> Option<Self> {
+        let start = clip(start);
+        let (network, network_at) = network(start)?;
+        let behind = behind(start, network, network_at)?;
+        let transport = Transport::from_protocol(behind.protocol)?;
+        let header_len = match transport {
+            Transport::Tcp => usize::from(start.get(behind.at + 12)? >> 4) * 4,
+            Transport::Udp => UDP_LEN,
+        };
+        let too_short = transport == Transport::Tcp && header_len < TCP_LEN;
+        let payload_at = behind.at + header_len;
+        if behind.fragment || too_short || payload_at > start.len() {
+            return None;
+        }
+        Some(Self {
+            network,
+            network_at: u16::try_from(network_at).ok()?,
+            transport,
+            transport_at: u16::try_from(behind.at).ok()?,
+            payload_at: u16::try_from(payload_at).ok()?,
+        })
+    }
+
+    /// The transport's own checksum, as a partial one.
+    #[inline]
+    #[must_use]
+    pub fn checksum(&self) -> PartialChecksum {
+        let offset = match self.transport {
+            Transport::Tcp => 16,
+            Transport::Udp => 6,
+        };
+        PartialChecksum { start: self.transport_at, offset }
+    }
+
+    /// Where the IP packet ends by its own word, in the whole `frame`: what follows is padding.
+    /// None if that is outside, or within the headers.
+    pub(super) fn packet_end(&self, frame: &[u8]) -> Option<usize> {
+        let at = usize::from(self.network_at);
+        let end = at
+            + match self.network {
+                Network::Ipv4 => usize::from(u16_at(frame, at + 2)?),
+                Network::Ipv6 => IPV6_LEN + usize::from(u16_at(frame, at + 4)?),
+            };
+        (usize::from(self.payload_at)..=frame.len()).contains(&end).then_some(end)
+    }
+
+    /// The source and destination addresses, in `start`.
+    pub(super) fn addresses<'s>(&self, start: &'s [u8]) -> &'s [u8] {
+        let at = usize::from(self.network_at);
+        match self.network {
+            Network::Ipv4 => &start[at + 12..at + IPV4_LEN],
+            Network::Ipv6 => &start[at + 8..at + IPV6_LEN],
+        }
+    }
+}
+
+/// What an IP header says of what comes behind it.
+pub(super) struct Behind {
+    pub protocol: u8,
+    pub at: usize,
+    /// It is only a part of it.
+    pub fragment: bool,
+}
+
+/// The part of a frame that headers are looked for in.
+#[inline]
+pub(super) fn clip(start: &[u8]) -> &[u8] {
+    &start[..start.len().min(HEADERS_MAX)]
+}
+
+/// The network protocol of a frame and where its header is.
+#[inline]
+pub(super) fn network(start: &[u8]) -> Option<(Network, usize)> {
+    const IPV4: u16 = 0x0800;
+    const IPV6: u16 = 0x86dd;
+    const TAG: u16 = 0x8100;
+    const SERVICE_TAG: u16 = 0x88a8;
+    let mut at = 12;
+    for _ in 0..=TAGS_MAX {
+        match u16_at(start, at)? {
+            IPV4 => return Some((Network::Ipv4, at + 2)),
+            IPV6 => return Some((Network::Ipv6, at + 2)),
+            TAG | SERVICE_TAG => at += 4,
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// What comes behind the IP header at `at` and its options or extension headers.
+#[inline]
+pub(super) fn behind(start: &[u8], network: Network, at: usize) -> Option<Behind> {
+    match network {
+        Network::Ipv4 => behind_ipv4(start, at),
+        Network::Ipv6 => behind_ipv6(start, at),
+    }
+}
+
+#[inline]
+fn behind_ipv4(start: &[u8], at: usize) -> Option<Behind> {
+    let header: &[u8; IPV4_LEN] = start.get(at..)?.first_chunk()?;
+    let len = usize::from(header[0] & 0xf) * 4;
+    if header[0] >> 4 != 4 || len < IPV4_LEN || at + len > start.len() {
+        return None;
+    }
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    Some(Behind {
+        protocol: header[9],
+        at: at + len,
+        fragment: fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0,
+    })
+}
+
+#[inline]
+fn behind_ipv6(start: &[u8], at: usize) -> Option<Behind> {
+    let header: &[u8; IPV6_LEN] = start.get(at..)?.first_chunk()?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    let (mut protocol, mut at) = (header[6], at + IPV6_LEN);
+    for _ in 0..=EXTENSIONS_MAX {
+        if !matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION) {
+            return Some(Behind { protocol, at, fragment: protocol == FRAGMENT });
+        }
+        let extension = start.get(at..at + 2)?;
+        protocol = extension[0];
+        at += 8 * (1 + usize::from(extension[1]));
+    }
+    None
+}
+
+/// Write what follows from the length of the IP packet whose `headers` are in `bytes`: IPv4's
+/// total length and header checksum, or IPv6's payload length.
+pub(super) fn set_packet_len(bytes: &mut [u8], headers: &Headers, network_end: usize, len: usize) {
+    let at = usize::from(headers.network_at);
+    match headers.network {
+        Network::Ipv4 => {
+            put_u16(bytes, at + 2, low_u16(len));
+            put_u16(bytes, at + 10, 0);
+            let sum = checksum::sum(&bytes[at..network_end]);
+            put_u16(bytes, at + 10, !checksum::fold(sum));
+        }
+        Network::Ipv6 => put_u16(bytes, at + 4, low_u16(len - IPV6_LEN)),
+    }
+}
+
+/// A length that was checked to be one of an IP packet, as its field holds it.
+#[inline]
+#[allow(clippy::cast_possible_truncation)]
+pub(super) fn low_u16(value: usize) -> u16 {
+    debug_assert!(value <= usize::from(u16::MAX));
+    value as u16
+}
+
+#[inline]
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
+}
+
+#[inline]
+pub(super) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+#[inline]
+pub(super) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}
