@@ -78,13 +78,10 @@ impl Ours {
     fn new(frame: Vec<u8>) -> Self {
         let mut rig = Rig::new(1);
         let guests = [1, 2].map(|number| {
-            let route = Route {
-                uplink: UplinkId(0),
-                attachment: Attachment::Switch { mac: mac(number) },
-                frame_max: frame_max(1500),
-                workers: vec![WorkerId(0)],
-                ready: vec![0],
-            };
+            let attachment = Attachment::Switch { mac: mac(number) };
+            let workers = vec![WorkerId(0)];
+            let route = Route::new(UplinkId(0), attachment, frame_max(1500), workers);
+            let route = Route { ready: vec![0], ..route };
             let port = rig.add_port(route);
             let guest = Guest::new();
             rig.give(0, port, 0, guest.to_guest.ring().0);

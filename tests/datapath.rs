@@ -1,85 +1,20 @@
 //! The whole datapath over in-memory wires: packets between guests and uplinks, contents checked,
 //! every drop counted by its reason, no frame lost.
 
-use std::fs::File;
-
-use isonic::datapath::{Attachment, PortId, Route, Target, UplinkId, WorkerId, frame_max};
+use isonic::datapath::{Attachment, Route, Target, UplinkId, WorkerId};
 use isonic::metrics::{PortCounter, SocketCounter};
 use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER, WRITE};
 use isonic::test_support::rig::Rig;
-use isonic::virtqueue::{Fault, QueueOptions};
+use isonic::test_support::rig_guest::{OUTSIDE, RigGuest, each_layout, frame, mac, route};
+use isonic::virtqueue::Fault;
 
-/// Every ring layout, with and without event index: each test's guests have them all in turn.
-const LAYOUTS: [QueueOptions; 4] = [
-    QueueOptions { event_idx: true, indirect: true, packed: false },
-    QueueOptions { event_idx: false, indirect: true, packed: false },
-    QueueOptions { event_idx: true, indirect: true, packed: true },
-    QueueOptions { event_idx: false, indirect: true, packed: true },
-];
-
-fn each_layout(test: impl Fn(QueueOptions)) {
-    LAYOUTS.into_iter().for_each(test);
-}
-
-/// A port with one queue pair and the driver in its guest.
-struct Guest {
-    _ram: GuestRam,
-    port: PortId,
-    mac: [u8; 6],
-    to_guest: Driver,
-    from_guest: Driver,
-    call: File,
-}
-
-fn mac(number: u8) -> [u8; 6] {
-    [0x52, 0x54, 0, 0, 0, number]
-}
-
-fn route(attachment: Attachment, workers: Vec<WorkerId>) -> Route {
-    Route { uplink: UplinkId(0), attachment, frame_max: frame_max(1500), workers, ready: vec![0] }
-}
-
-impl Guest {
-    fn start(rig: &mut Rig, route: Route, options: QueueOptions) -> Self {
-        let worker = route.workers[0].index();
-        let mac = match &route.attachment {
-            Attachment::Switch { mac } => *mac,
-            Attachment::Wire { .. } => mac(0),
-        };
-        let port = rig.add_port(route);
-        let mut ram = GuestRam::new(16 << 20);
-        let to_guest = Driver::new(&mut ram, 256, options);
-        let from_guest = Driver::new(&mut ram, 256, options);
-        let (ring, call) = to_guest.ring();
-        rig.give(worker, port, 0, ring);
-        rig.give(worker, port, 1, from_guest.ring().0);
-        Self { _ram: ram, port, mac, to_guest, from_guest, call }
-    }
-
-    fn switched(rig: &mut Rig, number: u8, options: QueueOptions) -> Self {
-        let attachment = Attachment::Switch { mac: mac(number) };
-        Self::start(rig, route(attachment, vec![WorkerId(0)]), options)
-    }
-
-    fn received(&mut self) -> Vec<Vec<u8>> {
-        self.to_guest.received().into_iter().map(|(_, frame)| frame).collect()
-    }
-}
-
-fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
-    let mut frame = [&to[..], &from[..], &[0x88, 0xb5]].concat();
-    frame.extend((frame.len()..len).map(|at| u8::try_from(at % 251).unwrap()));
-    frame
-}
-
-const OUTSIDE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];
 const BROADCAST: [u8; 6] = [0xff; 6];
 
 #[test]
 fn a_packet_from_a_guest_leaves_on_the_wire_unchanged() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         for len in [14, 60, 64, 512, 1514, 1522] {
             let sent = frame(OUTSIDE, guest.mac, len);
             let cuts: [&[usize]; 3] = [&[], &[HEADER], &[3, 7, 11]];
@@ -104,7 +39,7 @@ fn a_packet_from_the_wire_reaches_the_guest_that_has_its_mac() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let (mut one, mut two) =
-            (Guest::switched(&mut rig, 1, options), Guest::switched(&mut rig, 2, options));
+            (RigGuest::switched(&mut rig, 1, options), RigGuest::switched(&mut rig, 2, options));
         for guest in [&mut one, &mut two] {
             guest.to_guest.post(8, 1536);
         }
@@ -123,7 +58,7 @@ fn a_packet_from_the_wire_reaches_the_guest_that_has_its_mac() {
 fn the_header_of_a_received_packet_says_one_buffer_and_nothing_else() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         guest.to_guest.post(1, 1536);
         rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
         rig.settle();
@@ -136,7 +71,7 @@ fn the_header_of_a_received_packet_says_one_buffer_and_nothing_else() {
 fn a_frame_larger_than_a_buffer_is_merged_over_several() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         guest.to_guest.post(16, 256);
         let sent = frame(guest.mac, OUTSIDE, 1514);
         rig.wires[0].arrive(&sent);
@@ -151,9 +86,9 @@ fn a_frame_larger_than_a_buffer_is_merged_over_several() {
 fn without_merging_a_small_buffer_drops_the_frame_and_stays_posted() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         let mut ring = rig.take(0, guest.port, 0).unwrap();
-        ring.mergeable = false;
+        ring.kind.mergeable = false;
         rig.give(0, guest.port, 0, ring);
         guest.to_guest.post(1, 256);
         rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 1514));
@@ -171,7 +106,7 @@ fn without_merging_a_small_buffer_drops_the_frame_and_stays_posted() {
 fn buffers_cut_into_tiny_descriptors_are_filled_across_them() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         guest.to_guest.post_chain(&[1, 1, 5, 10, 20, 100]);
         let sent = frame(guest.mac, OUTSIDE, 120);
         rig.wires[0].arrive(&sent);
@@ -185,7 +120,7 @@ fn guests_of_one_uplink_reach_each_other_without_the_wire() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let (mut one, mut two) =
-            (Guest::switched(&mut rig, 1, options), Guest::switched(&mut rig, 2, options));
+            (RigGuest::switched(&mut rig, 1, options), RigGuest::switched(&mut rig, 2, options));
         two.to_guest.post(4, 1536);
         let sent = frame(two.mac, one.mac, 900);
         one.from_guest.send(&sent, &[HEADER, 100]);
@@ -200,7 +135,7 @@ fn broadcast_from_a_guest_reaches_the_wire_and_the_others_but_not_itself() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let mut guests: Vec<_> =
-            (1..=3).map(|number| Guest::switched(&mut rig, number, options)).collect();
+            (1..=3).map(|number| RigGuest::switched(&mut rig, number, options)).collect();
         for guest in &mut guests {
             guest.to_guest.post(4, 1536);
         }
@@ -219,7 +154,7 @@ fn multicast_brought_by_the_control_plane_reaches_every_switched_guest() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let mut guests: Vec<_> =
-            (1..=2).map(|number| Guest::switched(&mut rig, number, options)).collect();
+            (1..=2).map(|number| RigGuest::switched(&mut rig, number, options)).collect();
         for guest in &mut guests {
             guest.to_guest.post(4, 1536);
         }
@@ -236,7 +171,7 @@ fn an_announcement_goes_to_the_wire_and_to_the_other_guests() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let (one, mut two) =
-            (Guest::switched(&mut rig, 1, options), Guest::switched(&mut rig, 2, options));
+            (RigGuest::switched(&mut rig, 1, options), RigGuest::switched(&mut rig, 2, options));
         two.to_guest.post(4, 1536);
         let sent = frame(BROADCAST, one.mac, 60);
         rig.hand_over(0, &sent, Target::FloodFrom { port: one.port });
@@ -251,7 +186,7 @@ fn a_wire_port_gets_and_sends_everything_unparsed() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let attachment = Attachment::Wire { queues: vec![0] };
-        let mut guest = Guest::start(&mut rig, route(attachment, vec![WorkerId(0)]), options);
+        let mut guest = RigGuest::start(&mut rig, route(attachment, vec![WorkerId(0)]), options);
         guest.to_guest.post(4, 1536);
         let (strange, broadcast) = (frame(mac(77), OUTSIDE, 60), frame(BROADCAST, OUTSIDE, 60));
         rig.wires[0].arrive(&strange);
@@ -269,7 +204,7 @@ fn a_wire_port_gets_and_sends_everything_unparsed() {
 fn malformed_packets_are_dropped_and_the_ring_goes_on() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         let good = frame(OUTSIDE, guest.mac, 60);
         guest.from_guest.send(&good[..13], &[]);
         guest.from_guest.send_with_header(&[], &[0; 5], &[]);
@@ -296,7 +231,7 @@ fn a_guest_without_buffers_loses_its_own_frames_only() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let (mut one, mut two) =
-            (Guest::switched(&mut rig, 1, options), Guest::switched(&mut rig, 2, options));
+            (RigGuest::switched(&mut rig, 1, options), RigGuest::switched(&mut rig, 2, options));
         two.to_guest.post(4, 1536);
         one.to_guest.post(1, 100);
         let (for_one, for_two) = (frame(one.mac, OUTSIDE, 500), frame(two.mac, OUTSIDE, 500));
@@ -317,7 +252,7 @@ fn a_guest_without_buffers_loses_its_own_frames_only() {
 fn a_disabled_ring_is_drained_and_gets_nothing() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         guest.to_guest.post(4, 1536);
         for index in 0..2 {
             let mut ring = rig.take(0, guest.port, index).unwrap();
@@ -339,7 +274,7 @@ fn a_disabled_ring_is_drained_and_gets_nothing() {
 fn a_wire_that_takes_nothing_costs_drops_not_frames() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         let sent = frame(OUTSIDE, guest.mac, 60);
         for _ in 0..200 {
             guest.from_guest.send(&sent, &[]);
@@ -363,7 +298,7 @@ fn a_broken_ring_is_served_no_more_and_nobody_else_notices() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let (mut bad, mut good) =
-            (Guest::switched(&mut rig, 1, options), Guest::switched(&mut rig, 2, options));
+            (RigGuest::switched(&mut rig, 1, options), RigGuest::switched(&mut rig, 2, options));
         good.to_guest.post(8, 1536);
         bad.to_guest.post(8, 1536);
         let before = frame(OUTSIDE, bad.mac, 60);
@@ -394,7 +329,7 @@ fn a_broken_ring_is_served_no_more_and_nobody_else_notices() {
 fn a_receive_ring_that_breaks_gives_nothing_back_half_done() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         guest.to_guest.offer_anything(u64::MAX / 2, 1536, WRITE);
         rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
         rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
@@ -412,7 +347,7 @@ fn a_receive_ring_that_breaks_gives_nothing_back_half_done() {
 fn a_ring_taken_away_is_not_touched_again_and_goes_on_when_given_back() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         let sent = frame(OUTSIDE, guest.mac, 60);
         let ring = rig.take(0, guest.port, 1).unwrap();
         guest.from_guest.send(&sent, &[]);
@@ -429,7 +364,7 @@ fn a_ring_taken_away_is_not_touched_again_and_goes_on_when_given_back() {
 fn one_interrupt_per_burst_and_none_when_not_wanted() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::switched(&mut rig, 1, options);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
         guest.to_guest.post(64, 1536);
         for _ in 0..20 {
             rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
@@ -451,7 +386,7 @@ fn a_guest_that_floods_has_its_turn_ended_and_loses_nothing() {
     each_layout(|options| {
         let mut rig = Rig::new(1);
         let mut guests: Vec<_> =
-            (1..=8).map(|number| Guest::switched(&mut rig, number, options)).collect();
+            (1..=8).map(|number| RigGuest::switched(&mut rig, number, options)).collect();
         let sent = frame(BROADCAST, guests[0].mac, 60);
         for _ in 0..64 {
             guests[0].from_guest.send(&sent, &[]);
@@ -472,7 +407,7 @@ fn a_frame_for_another_workers_ring_is_handed_over_and_comes_home() {
     each_layout(|options| {
         let mut rig = Rig::new(2);
         let attachment = Attachment::Switch { mac: mac(1) };
-        let mut guest = Guest::start(&mut rig, route(attachment, vec![WorkerId(1)]), options);
+        let mut guest = RigGuest::start(&mut rig, route(attachment, vec![WorkerId(1)]), options);
         guest.to_guest.post(64, 1536);
         let sent = frame(guest.mac, OUTSIDE, 1000);
         for _ in 0..50 {
@@ -491,7 +426,7 @@ fn a_frame_goes_to_a_ring_of_the_worker_that_received_it_if_there_is_one() {
         let mut rig = Rig::new(2);
         let attachment = Attachment::Switch { mac: mac(1) };
         let both = Route { ready: vec![0, 1], ..route(attachment, vec![WorkerId(1), WorkerId(0)]) };
-        let guest = Guest::start(&mut rig, both, options);
+        let guest = RigGuest::start(&mut rig, both, options);
         let mut ram = GuestRam::new(4 << 20);
         let mut near = Driver::new(&mut ram, 64, options);
         rig.give(0, guest.port, 2, near.ring().0);
@@ -509,8 +444,8 @@ fn guests_on_different_workers_reach_each_other() {
         let mut rig = Rig::new(2);
         let on =
             |number, worker| route(Attachment::Switch { mac: mac(number) }, vec![WorkerId(worker)]);
-        let mut one = Guest::start(&mut rig, on(1, 0), options);
-        let mut two = Guest::start(&mut rig, on(2, 1), options);
+        let mut one = RigGuest::start(&mut rig, on(1, 0), options);
+        let mut two = RigGuest::start(&mut rig, on(2, 1), options);
         two.to_guest.post(64, 1536);
         let sent = frame(two.mac, one.mac, 700);
         one.from_guest.send(&sent, &[HEADER]);
@@ -524,7 +459,7 @@ fn a_full_inbox_drops_and_counts_and_loses_no_frame() {
     each_layout(|options| {
         let mut rig = Rig::new(2);
         let attachment = Attachment::Switch { mac: mac(1) };
-        let mut guest = Guest::start(&mut rig, route(attachment, vec![WorkerId(1)]), options);
+        let mut guest = RigGuest::start(&mut rig, route(attachment, vec![WorkerId(1)]), options);
         guest.to_guest.post(200, 1536);
         let filler = frame(mac(1), OUTSIDE, 60);
         for _ in 0..1024 {

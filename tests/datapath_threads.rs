@@ -41,7 +41,7 @@ fn start() -> (WorkerHandle, Watched, Wire) {
     let mut table = ForwardingBuilder::default();
     let attachment = Attachment::Switch { mac: [2, 0, 0, 0, 0, 1] };
     let (uplink, workers) = (UplinkId(0), vec![WorkerId(0)]);
-    let route = Route { uplink, attachment, frame_max: frame_max(1500), workers, ready: vec![] };
+    let route = Route::new(uplink, attachment, frame_max(1500), workers);
     table.add(PORT, route);
     handle.set_forwarding(Arc::new(table.build())).unwrap();
     (handle, watched, wire)

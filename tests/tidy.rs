@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("packet", &[]),
     ("platform", &[]),
     ("report", &[]),
-    ("virtqueue", &["guest_memory"]),
+    ("virtqueue", &["device", "guest_memory"]),
     ("profile", &["device", "document", "guest_memory", "platform"]),
     ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "platform"]),
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),

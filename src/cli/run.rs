@@ -137,6 +137,7 @@ fn single(arguments: RunArguments) -> Result<Action, CliError> {
         interface: arguments.uplink.unwrap_or_default(),
         queues: arguments.queues.clone(),
         mode: UplinkMode::Auto,
+        coalesce: true,
     };
     let port = PortConfig {
         name: port_name(&socket),

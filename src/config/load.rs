@@ -167,7 +167,8 @@ fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
         section.note(line, format!("\"{interface}\" is no interface name: 1 to {limit} bytes"));
     }
     let queues = queues.map(|queues| queues.value);
-    Some(Located { value: UplinkConfig { interface, queues, mode }, line })
+    let coalesce = section.optional::<bool>("coalesce").is_none_or(|coalesce| coalesce.value);
+    Some(Located { value: UplinkConfig { interface, queues, mode, coalesce }, line })
 }
 
 fn check_uplinks(root: &Section<'_>, uplinks: &[Located<UplinkConfig>]) {

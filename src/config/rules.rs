@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn eth0(queues: Option<Vec<u32>>) -> [UplinkConfig; 1] {
-        [UplinkConfig { interface: "eth0".into(), queues, mode: UplinkMode::Auto }]
+        [UplinkConfig { interface: "eth0".into(), queues, mode: UplinkMode::Auto, coalesce: true }]
     }
 
     #[test]

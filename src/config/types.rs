@@ -211,6 +211,8 @@ pub struct UplinkConfig {
     pub queues: Option<Vec<u32>>,
     /// How AF_XDP is bound to them.
     pub mode: UplinkMode,
+    /// Merge received TCP segments for guests that take large packets (software GRO).
+    pub coalesce: bool,
 }
 
 /// All of it.

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_of};
+use crate::device::offloads::Offloads;
 use crate::vhost_user::{HostError, PortHost, SessionBinding};
 use crate::virtqueue::Ring;
 
@@ -26,13 +27,15 @@ struct SessionState {
 pub struct PortLink {
     port: PortId,
     fabric: Arc<Fabric>,
+    /// Merge TCP segments from the wire, if the guest takes large packets.
+    coalesce: bool,
     state: Mutex<SessionState>,
 }
 
 impl PortLink {
     /// Of a port without a session.
-    pub fn new(port: PortId, fabric: Arc<Fabric>) -> Self {
-        Self { port, fabric, state: Mutex::default() }
+    pub fn new(port: PortId, fabric: Arc<Fabric>, coalesce: bool) -> Self {
+        Self { port, fabric, coalesce, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, SessionState> {
@@ -68,8 +71,10 @@ impl PortLink {
         self.fabric.routes().get(&self.port).map(|route| route.worker(pair_of(index)))
     }
 
-    /// Let the workers know which queue pairs can receive, if that has changed.
-    fn set_ready(&self, index: u16, ready: bool) -> Result<(), WorkerGone> {
+    /// Let the workers know which queue pairs can receive, if that has changed; `accepted` is what
+    /// the guest of one that can takes of large packets.
+    fn set_ready(&self, index: u16, accepted: Option<Offloads>) -> Result<(), WorkerGone> {
+        let ready = accepted.is_some();
         if is_from_guest(index) {
             return Ok(());
         }
@@ -86,6 +91,9 @@ impl PortLink {
         self.fabric.change_routes(|routes| {
             if let Some(route) = routes.get_mut(&self.port) {
                 route.ready.clone_from(&state.ready);
+                if let Some(accepted) = accepted.filter(|_| self.coalesce) {
+                    route.coalesce = accepted;
+                }
             }
         })
     }
@@ -95,13 +103,14 @@ impl PortHost for PortLink {
     fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
         let worker = self.worker(index).ok_or(HostError::Stopping)?;
         let ready = ring.enabled && ring.broken.is_none();
+        let ready = ready.then_some(ring.kind.offloads);
         let given = self.fabric.give(worker, self.port, index, ring);
         given.and_then(|()| self.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
         let worker = self.worker(index).ok_or(HostError::Stopping)?;
-        self.set_ready(index, false)
+        self.set_ready(index, None)
             .and_then(|()| self.fabric.take(worker, self.port, index))
             .map_err(|WorkerGone| HostError::Stopping)
     }

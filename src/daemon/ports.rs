@@ -372,7 +372,7 @@ impl Registry {
         let counters = self.fabric.add_port(id, &config.name)?;
         self.fabric.change_routes(|routes| drop(routes.insert(id, route)))?;
         self.redirect(nic)?;
-        let link = Arc::new(PortLink::new(id, Arc::clone(&self.fabric)));
+        let link = Arc::new(PortLink::new(id, Arc::clone(&self.fabric), nic.coalesce));
         let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
         // Last, so that a port that could not be made is not there after a restart.
         if keep {
@@ -604,7 +604,7 @@ fn route(
         }
     };
     let frame_max = frame_max(u32::from(profile.mtu));
-    Ok(Route { uplink: nic.id, attachment, frame_max, workers, ready: Vec::new() })
+    Ok(Route::new(nic.id, attachment, frame_max, workers))
 }
 
 fn worker_of(nic: &Nic, queue: u32) -> Result<WorkerId, PortError> {

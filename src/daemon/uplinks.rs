@@ -42,6 +42,8 @@ pub struct Nic {
     pub umem: Arc<Umem>,
     /// What the control plane counts of it.
     pub counters: Arc<Published<SocketCounter>>,
+    /// Merge received TCP segments for guests that take large packets.
+    pub coalesce: bool,
     /// MACs in the program, so that only differences are written.
     macs: Mutex<Vec<[u8; 6]>>,
 }
@@ -81,7 +83,8 @@ impl Nics {
                 "uplink is open"
             );
             let (counters, macs) = (Arc::default(), Mutex::default());
-            nics.push(Nic { id, uplink, queues, umem, counters, macs });
+            let coalesce = config.coalesce;
+            nics.push(Nic { id, uplink, queues, umem, counters, coalesce, macs });
         }
         Ok((Self(nics), dealt))
     }

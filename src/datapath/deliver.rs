@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use crate::device::net_header;
 use crate::guest_memory::GuestMemory;
-use crate::virtqueue::{Chain, DeviceRing, Direction, Fault, Layout, Ring, Segments};
+use crate::virtqueue::{Chain, DeviceRing, Direction, Fault, Layout, Ring, RingKind, Segments};
 
 use super::frame::{FrameView, GuestWriter};
 
@@ -32,10 +32,10 @@ impl From<Fault> for Refusal {
 /// is published (virtio 1.2, 5.1.6.4).
 #[inline]
 pub(super) fn deliver(ring: &mut Ring, frame: &FrameView<'_>) -> Result<(), Refusal> {
-    let mergeable = ring.mergeable;
+    let kind = ring.kind;
     match ring.queue.parts() {
-        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, mergeable, frame),
-        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, mergeable, frame),
+        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, kind, frame),
+        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, kind, frame),
     }
 }
 
@@ -43,15 +43,15 @@ pub(super) fn deliver(ring: &mut Ring, frame: &FrameView<'_>) -> Result<(), Refu
 fn deliver_to(
     memory: &GuestMemory,
     ring: &mut impl Layout,
-    mergeable: bool,
+    kind: RingKind,
     frame: &FrameView<'_>,
 ) -> Result<(), Refusal> {
-    let needed = net_header::LEN as u64 + u64::from(frame.len());
+    let needed = kind.header_len as u64 + u64::from(frame.len());
     let mut segments = Segments::new();
     let mut chains: ArrayVec<(Chain, u64), CHAINS_MAX> = ArrayVec::new();
     let (mut room, mut counted) = (0, 0);
     while room < needed {
-        let refusal = if chains.is_full() || (!mergeable && !chains.is_empty()) {
+        let refusal = if chains.is_full() || (!kind.mergeable && !chains.is_empty()) {
             Some(Refusal::BufferSize)
         } else if !ring.has_available()? {
             Some(Refusal::NoBuffers)
@@ -75,7 +75,7 @@ fn deliver_to(
     #[allow(clippy::cast_possible_truncation)]
     let buffers = chains.len() as u16;
     let mut writer = GuestWriter::new(&segments);
-    writer.write(&net_header::plain(buffers));
+    writer.write(&net_header::emit(frame.offload(), buffers)[..kind.header_len]);
     frame.copy_to_guest(&mut writer);
     let mut left = needed;
     // Drained: to move the vector would copy all of its room, a kilobyte per packet.

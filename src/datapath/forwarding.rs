@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
+use crate::device::offloads::Offloads;
+
+use super::flows::FlowTable;
 use super::{PortId, UplinkId, WorkerId};
 
 /// How a port is attached to its uplink.
@@ -22,7 +26,7 @@ pub enum Attachment {
 }
 
 /// Where a port's packets go and come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Route {
     /// Its uplink.
     pub uplink: UplinkId,
@@ -34,19 +38,45 @@ pub struct Route {
     pub workers: Vec<WorkerId>,
     /// The queue pairs that can receive: started and enabled. Ascending.
     pub ready: Vec<u16>,
+    /// The large packets that its guest takes, for which TCP segments from the wire are merged;
+    /// none on an uplink that does not coalesce.
+    pub coalesce: Offloads,
+    /// Which queue pair each flow was last sent on.
+    pub flows: Arc<FlowTable>,
 }
 
 impl Route {
-    /// The queue pair to deliver to, of those that are ready: one that worker `here` serves if
-    /// there is one, so that nothing is handed over. The same for the same `hint`, so that a flow
-    /// stays on one.
+    /// Of a port that has no queue pair ready yet.
+    #[must_use]
+    pub fn new(
+        uplink: UplinkId,
+        attachment: Attachment,
+        frame_max: u32,
+        workers: Vec<WorkerId>,
+    ) -> Self {
+        let (ready, coalesce, flows) = (Vec::new(), Offloads::NONE, Arc::default());
+        Self { uplink, attachment, frame_max, workers, ready, coalesce, flows }
+    }
+
+    /// The queue pair to deliver a frame to, of those that are ready: the one its flow was last sent
+    /// on; else, the same for the whole flow, one that worker `here` serves if there is one, so that
+    /// nothing is handed over.
     #[inline]
     #[must_use]
-    pub fn pair(&self, here: WorkerId, hint: usize) -> Option<u16> {
+    pub fn pair(&self, here: WorkerId, flow_hash: impl FnOnce() -> u32) -> Option<u16> {
+        if let [only] = *self.ready {
+            return Some(only);
+        }
+        let hash = flow_hash();
+        let sent_on = self.flows.pair(hash);
+        if let Some(pair) = sent_on.filter(|pair| self.ready.binary_search(pair).is_ok()) {
+            return Some(pair);
+        }
         let near = |&&pair: &&u16| self.worker(pair) == here;
+        let hash = hash as usize;
         match self.ready.iter().filter(near).count() {
-            0 => self.ready.get(hint.checked_rem(self.ready.len())?).copied(),
-            count => self.ready.iter().filter(near).nth(hint % count).copied(),
+            0 => self.ready.get(hash.checked_rem(self.ready.len())?).copied(),
+            count => self.ready.iter().filter(near).nth(hash % count).copied(),
         }
     }
 
@@ -65,6 +95,7 @@ pub struct Forwarding {
     by_mac: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
     wires: HashMap<(UplinkId, u32), PortId>,
     switched: Vec<Vec<PortId>>,
+    by_flow: bool,
 }
 
 /// Gathers routes and makes the table.
@@ -75,6 +106,7 @@ impl ForwardingBuilder {
     /// Add a port.
     pub fn add(&mut self, port: PortId, route: Route) {
         let table = &mut self.0;
+        table.by_flow |= route.ready.len() > 1;
         match &route.attachment {
             Attachment::Switch { mac } => {
                 table.by_mac.insert(mac_key(route.uplink, *mac), port);
@@ -121,6 +153,13 @@ impl Forwarding {
     #[must_use]
     pub fn by_queue(&self, uplink: UplinkId, queue: u32) -> Option<PortId> {
         self.wires.get(&(uplink, queue)).copied()
+    }
+
+    /// Whether any port has several queue pairs to choose from by flow.
+    #[inline]
+    #[must_use]
+    pub fn by_flow(&self) -> bool {
+        self.by_flow
     }
 
     /// All switched ports of an uplink, for flooding.

@@ -1,36 +1,73 @@
 //! A frame on its way, wherever its bytes are.
 
-use crate::device::net_header;
+use crate::device::net_header::{self, NetHeader};
 use crate::guest_memory::GuestSlice;
+use crate::packet::{HEADERS_MAX, Offload};
 use crate::virtqueue::Segments;
 
 use super::ETHERNET_BYTES;
 
-/// An Ethernet frame: bytes that are ours, then bytes that are still a guest's.
+/// An Ethernet frame: its start, which is ours, then the rest, and what is left to do with it.
 ///
-/// From an uplink all bytes are ours. From a guest the Ethernet header is, since it was read once
-/// to decide where the frame goes, and what is delivered must be what was decided on; the rest is
-/// copied straight from the guest's memory to its destination.
+/// From a guest the headers that a decision depends on were read once into the start, and what is
+/// delivered must be what was decided on; the rest is copied straight from the guest's memory to
+/// its destination.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameView<'f> {
     start: &'f [u8],
-    rest: &'f [GuestSlice<'f>],
+    rest: Rest<'f>,
     len: u32,
+    offload: Offload,
+}
+
+/// Where a frame goes on.
+#[derive(Clone, Copy, Debug)]
+enum Rest<'f> {
+    Guest(&'f [GuestSlice<'f>]),
+    Ours(&'f [&'f [u8]]),
 }
 
 impl<'f> FrameView<'f> {
-    /// A frame that is ours whole.
+    /// A complete frame that is ours whole.
     #[inline]
     pub fn whole(bytes: &'f [u8]) -> Self {
-        // Frames in our memory fit in a UMEM frame or packet buffer.
+        Self::of_pieces(bytes, &[])
+    }
+
+    /// A complete frame that is ours in pieces.
+    #[inline]
+    pub fn of_pieces(start: &'f [u8], rest: &'f [&'f [u8]]) -> Self {
+        let len = start.len() + rest.iter().map(|piece| piece.len()).sum::<usize>();
+        // Frames in our memory come from UMEM frames or packet buffers: 64 KiB and some.
         #[allow(clippy::cast_possible_truncation)]
-        Self { start: bytes, rest: &[], len: bytes.len() as u32 }
+        Self { start, rest: Rest::Ours(rest), len: len as u32, offload: Offload::PLAIN }
+    }
+
+    /// The same frame with this left to do.
+    #[inline]
+    pub fn with_offload(self, offload: Offload) -> Self {
+        Self { offload, ..self }
     }
 
     /// Bytes.
     #[inline]
     pub fn len(&self) -> u32 {
         self.len
+    }
+
+    /// What is left to do with it.
+    #[inline]
+    pub fn offload(&self) -> &Offload {
+        &self.offload
+    }
+
+    /// Bytes of the longest frame that it is, or will be cut into.
+    #[inline]
+    pub fn longest(&self) -> u32 {
+        match &self.offload.segmentation {
+            None => self.len,
+            Some(segmentation) => self.len.min(segmentation.segment_len_max()),
+        }
     }
 
     /// The destination address.
@@ -41,82 +78,195 @@ impl<'f> FrameView<'f> {
         mac
     }
 
-    /// Copy all of it to `to`, which is exactly as long.
+    /// Its first bytes, all that [`flow_hash`](crate::packet::flow_hash) looks at.
     #[inline]
-    pub fn copy_to(&self, to: &mut [u8]) {
-        let (start, mut rest) = to.split_at_mut(self.start.len());
-        start.copy_from_slice(self.start);
-        for piece in self.rest {
-            let (here, after) = rest.split_at_mut(piece.len());
-            piece.read(here);
-            rest = after;
-        }
+    pub fn start(&self) -> &'f [u8] {
+        self.start
+    }
+
+    /// Read all of it from the start.
+    #[inline]
+    pub fn reader(&self) -> FrameReader<'f> {
+        FrameReader { now: Piece::Ours(self.start), rest: self.rest }
+    }
+
+    /// Copy all of it to the front of `to`, which has room; answers that part.
+    pub fn copy_to<'t>(&self, to: &'t mut [u8]) -> &'t mut [u8] {
+        let to = &mut to[..self.len as usize];
+        self.reader().fill(to);
+        to
     }
 
     /// Copy all of it to a guest's buffers.
     #[inline]
     pub fn copy_to_guest(&self, to: &mut GuestWriter<'_, '_>) {
         to.write(self.start);
-        for piece in self.rest {
-            to.copy(*piece);
+        match self.rest {
+            Rest::Guest(pieces) => pieces.iter().for_each(|piece| to.copy(*piece)),
+            Rest::Ours(pieces) => pieces.iter().for_each(|piece| to.write(piece)),
         }
     }
 }
 
-/// Why a packet from a guest is no frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PacketError {
-    /// Not even a virtio-net header and an Ethernet header.
-    Runt,
-    /// An offload that was not negotiated.
-    Header,
+/// Reads a frame in order, across its pieces.
+#[derive(Debug)]
+pub(super) struct FrameReader<'f> {
+    now: Piece<'f>,
+    rest: Rest<'f>,
 }
 
-/// The first bytes of a packet from a guest: the two headers, read once.
+/// What is left of the piece that is being read.
+#[derive(Clone, Copy, Debug)]
+enum Piece<'f> {
+    Guest(GuestSlice<'f>),
+    Ours(&'f [u8]),
+}
+
+impl FrameReader<'_> {
+    /// Fill `room` with what comes next: callers ask for no more than the frame has.
+    #[inline]
+    pub fn fill(&mut self, mut room: &mut [u8]) {
+        loop {
+            let done = self.fill_from_piece(room);
+            room = &mut room[done..];
+            if room.is_empty() {
+                return;
+            }
+            self.next_piece();
+        }
+    }
+
+    #[inline]
+    fn fill_from_piece(&mut self, room: &mut [u8]) -> usize {
+        match &mut self.now {
+            Piece::Ours(bytes) => {
+                let (now, later) = bytes.split_at(bytes.len().min(room.len()));
+                room[..now.len()].copy_from_slice(now);
+                *bytes = later;
+                now.len()
+            }
+            Piece::Guest(piece) => {
+                let take = piece.len().min(room.len());
+                piece.read(&mut room[..take]);
+                *piece = piece.part(take, piece.len() - take);
+                take
+            }
+        }
+    }
+
+    #[inline]
+    fn next_piece(&mut self) {
+        match &mut self.rest {
+            Rest::Guest(pieces) => {
+                self.now = Piece::Guest(pieces[0]);
+                *pieces = &pieces[1..];
+            }
+            Rest::Ours(pieces) => {
+                self.now = Piece::Ours(pieces[0]);
+                *pieces = &pieces[1..];
+            }
+        }
+    }
+}
+
+// ---- a packet from a guest ----------------------------------------------------------------------
+
+/// A packet from a guest that is no frame: shorter than its virtio-net and Ethernet headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Runt;
+
+/// The first bytes of a packet from a guest, read once: the virtio-net and the Ethernet header.
 #[derive(Debug)]
 pub(super) struct Start {
-    bytes: [u8; START_BYTES],
-    /// The piece that the frame goes on in; its read part is cut off.
+    /// The virtio-net header.
+    pub header: NetHeader,
+    ethernet: [u8; ETHERNET_BYTES as usize],
     rest_from: usize,
     len: u32,
 }
 
-const START_BYTES: usize = net_header::LEN + ETHERNET_BYTES as usize;
-
 impl Start {
-    /// Read the headers off the front of `segments` and check the virtio-net header.
+    /// Read the two headers off the front of `segments`; the first is `header_len` bytes long.
     #[inline]
-    pub fn read(segments: &mut Segments<'_>) -> Result<Self, PacketError> {
+    pub fn read(segments: &mut Segments<'_>, header_len: usize) -> Result<Self, Runt> {
+        const BYTES: usize = net_header::LEN + ETHERNET_BYTES as usize;
         let total: u64 = segments.iter().map(|piece| piece.len() as u64).sum();
-        if total < START_BYTES as u64 {
-            return Err(PacketError::Runt);
+        let wanted = header_len + ETHERNET_BYTES as usize;
+        if total < wanted as u64 {
+            return Err(Runt);
         }
-        let mut bytes = [0; START_BYTES];
-        let rest_from = read_front(segments, &mut bytes);
-        let header = bytes[..net_header::LEN].try_into().expect("the length says so");
-        net_header::check_plain(header).map_err(|_| PacketError::Header)?;
-        let len = u32::try_from(total - net_header::LEN as u64).unwrap_or(u32::MAX);
-        Ok(Self { bytes, rest_from, len })
+        let mut bytes = [0; BYTES];
+        let rest_from = read_front(segments, 0, &mut bytes[..wanted]);
+        let (header, ethernet) = bytes[..wanted].split_at(header_len);
+        let header = NetHeader::parse(header.first_chunk().expect("ten or twelve bytes"));
+        let len = u32::try_from(total - header_len as u64).unwrap_or(u32::MAX);
+        let ethernet = ethernet.try_into().expect("the length says so");
+        Ok(Self { header, ethernet, rest_from, len })
     }
 
-    /// The frame, which goes on in `segments`.
+    /// Bytes of the frame.
+    #[inline]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The frame, which goes on in `segments`: for one that is complete, and whose destination
+    /// alone decides.
     #[inline]
     pub fn frame<'f>(&'f self, segments: &'f Segments<'f>) -> FrameView<'f> {
         FrameView {
-            start: &self.bytes[net_header::LEN..],
-            rest: &segments[self.rest_from..],
+            start: &self.ethernet,
+            rest: Rest::Guest(&segments[self.rest_from..]),
             len: self.len,
+            offload: Offload::PLAIN,
+        }
+    }
+
+    /// Read on to the end of all headers there may be.
+    pub fn read_headers(&self, segments: &mut Segments<'_>) -> Headers {
+        let mut bytes = [0; HEADERS_MAX];
+        let read = HEADERS_MAX.min(self.len as usize);
+        let (ethernet, more) = bytes[..read].split_at_mut(self.ethernet.len());
+        ethernet.copy_from_slice(&self.ethernet);
+        let rest_from = read_front(segments, self.rest_from, more);
+        Headers { bytes, read, rest_from, len: self.len }
+    }
+}
+
+/// The first [`HEADERS_MAX`] bytes of a frame from a guest, read once.
+#[derive(Debug)]
+pub(super) struct Headers {
+    bytes: [u8; HEADERS_MAX],
+    read: usize,
+    rest_from: usize,
+    len: u32,
+}
+
+impl Headers {
+    /// What was read.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.read]
+    }
+
+    /// The frame, which goes on in `segments`, with this left to do.
+    #[inline]
+    pub fn frame<'f>(&'f self, segments: &'f Segments<'f>, offload: Offload) -> FrameView<'f> {
+        FrameView {
+            start: self.bytes(),
+            rest: Rest::Guest(&segments[self.rest_from..]),
+            len: self.len,
+            offload,
         }
     }
 }
 
-/// Read the first bytes of a chain that has at least that many, and cut them off the piece in
-/// which they end. Returns that piece's index.
+/// Read the first bytes of a chain, which has at least that many from piece `index` on, and cut
+/// them off the piece in which they end. Returns that piece's index.
 #[inline]
-fn read_front(segments: &mut Segments<'_>, bytes: &mut [u8]) -> usize {
+fn read_front(segments: &mut Segments<'_>, mut index: usize, bytes: &mut [u8]) -> usize {
     let mut read = 0;
-    let mut index = 0;
-    loop {
+    while read < bytes.len() {
         let piece = segments[index];
         let take = piece.len().min(bytes.len() - read);
         piece.read(&mut bytes[read..read + take]);
@@ -127,7 +277,10 @@ fn read_front(segments: &mut Segments<'_>, bytes: &mut [u8]) -> usize {
         }
         index += 1;
     }
+    index
 }
+
+// ---- to a guest ---------------------------------------------------------------------------------
 
 /// Writes to a guest's buffers in order, across their pieces.
 #[derive(Debug)]

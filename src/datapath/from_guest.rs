@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, SocketCounter};
-use crate::virtqueue::{DeviceRing, Direction, Fault, Layout, Ring, Segments};
+use crate::packet::{FRAME_MAX, flow_hash};
+use crate::virtqueue::{DeviceRing, Direction, Fault, Layout, Ring, RingKind, Segments};
 
 use super::forwarding::{Attachment, Forwarding, Route};
-use super::frame::{FrameView, PacketError, Start};
+use super::frame::{FrameView, Start};
 use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::ports::Ports;
 use super::worker::{Worker, WorkerSocket};
 use super::{BURST, PortId, WorkerId, pair_of};
 
-/// Copies of flooded frames after which a ring's burst ends, whatever is left for its next turn:
-/// one guest's broadcasts must not hold up the others' turns.
+/// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
+/// left for its next turn: one guest must not hold up the others' turns, nor send more at once than
+/// the uplink has frames for.
 const COPIES_MAX: usize = 2 * BURST as usize;
 
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
@@ -44,7 +46,8 @@ fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16
     let mut taken = 0;
     let result = match table.route(port).filter(|_| enabled) {
         Some(route) => {
-            let mut outlet = Outlet::new(worker, port, pair_of(index), &table, route);
+            let from = (port, pair_of(index), ring.kind);
+            let mut outlet = Outlet::new(worker, from, &table, route);
             let result = each_packet(ring, &mut taken, |packet| {
                 outlet.forward(packet);
                 outlet.copies >= COPIES_MAX
@@ -105,7 +108,7 @@ fn each_packet_of(
 pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
     let table = Arc::clone(&worker.table);
     let Some(route) = table.route(port) else { return };
-    let mut outlet = Outlet::new(worker, port, 0, &table, route);
+    let mut outlet = Outlet::new(worker, (port, 0, RingKind::default()), &table, route);
     let frame = FrameView::whole(bytes);
     match route.attachment {
         Attachment::Wire { .. } => {
@@ -119,8 +122,11 @@ pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
 struct Outlet<'w> {
     port: PortId,
     pair: u16,
+    kind: RingKind,
     table: &'w Forwarding,
     route: &'w Route,
+    /// Whether a queue pair is chosen by flow anywhere: the headers are read for it then.
+    by_flow: bool,
     worker: WorkerId,
     ports: &'w mut Ports,
     /// The uplink's socket for this queue pair; the control plane places rings where there is one.
@@ -129,15 +135,14 @@ struct Outlet<'w> {
     pool: &'w PacketPool,
     forwarded: u64,
     bytes: u64,
-    /// Copies made of flooded frames.
+    /// Frames made of others: copies of those flooded, segments of those cut.
     copies: usize,
 }
 
 impl<'w> Outlet<'w> {
     fn new(
         worker: &'w mut Worker,
-        port: PortId,
-        pair: u16,
+        (port, pair, kind): (PortId, u16, RingKind),
         table: &'w Forwarding,
         route: &'w Route,
     ) -> Self {
@@ -145,8 +150,10 @@ impl<'w> Outlet<'w> {
         Self {
             port,
             pair,
+            kind,
             table,
             route,
+            by_flow: table.by_flow(),
             worker: worker.id,
             ports: &mut worker.ports,
             socket: place.map(|place| &mut worker.sockets[place]),
@@ -165,21 +172,33 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn forward(&mut self, segments: &mut Segments<'_>) {
-        let start = match Start::read(segments) {
-            Ok(start) => start,
-            Err(PacketError::Runt) => return self.drop(PortCounter::FromGuestDroppedRunt),
-            Err(PacketError::Header) => return self.drop(PortCounter::FromGuestDroppedHeader),
+        let Ok(start) = Start::read(segments, self.kind.header_len) else {
+            return self.drop(PortCounter::FromGuestDroppedRunt);
         };
-        let frame = start.frame(segments);
-        if frame.len() > self.route.frame_max {
+        if start.header.is_plain() && !self.by_flow {
+            return self.forward_frame(&start.frame(segments));
+        }
+        let headers = start.read_headers(segments);
+        match start.header.offload(headers.bytes(), start.len(), self.kind.offloads) {
+            Ok(offload) => self.forward_frame(&headers.frame(segments, offload)),
+            Err(_) => self.drop(PortCounter::FromGuestDroppedHeader),
+        }
+    }
+
+    #[inline]
+    fn forward_frame(&mut self, frame: &FrameView<'_>) {
+        if frame.longest() > self.route.frame_max || frame.len() as usize > FRAME_MAX {
             return self.drop(PortCounter::FromGuestDroppedOversize);
+        }
+        if self.by_flow {
+            self.route.flows.learn(flow_hash(frame.start()), self.pair);
         }
         match self.route.attachment {
             Attachment::Wire { .. } => {
-                let sent = self.send_to_uplink(&frame);
-                self.account(sent, &frame);
+                let sent = self.send_to_uplink(frame);
+                self.account(sent, frame);
             }
-            Attachment::Switch { .. } => self.switch(&frame),
+            Attachment::Switch { .. } => self.switch(frame),
         }
     }
 
@@ -216,30 +235,26 @@ impl<'w> Outlet<'w> {
         self.copies += ports.len();
     }
 
-    /// Copy into a frame of the uplink; when all are in flight, wake the kernel once and try again.
+    /// Complete and transmit; false if any of the frames that it makes was lost.
     #[inline]
     fn send_to_uplink(&mut self, frame: &FrameView<'_>) -> bool {
-        let Some(WorkerSocket { socket, counters, .. }) = self.socket.as_deref_mut() else {
-            return false;
-        };
-        let mut sent = socket.send(frame.len(), |bytes| frame.copy_to(bytes));
-        if !sent {
-            socket.flush();
-            sent = socket.send(frame.len(), |bytes| frame.copy_to(bytes));
+        let Some(socket) = self.socket.as_deref_mut() else { return false };
+        if frame.offload().is_plain() {
+            return transmit(socket, frame);
         }
-        if sent {
-            counters.add(SocketCounter::TxPackets, 1);
-            counters.add(SocketCounter::TxBytes, u64::from(frame.len()));
-        } else {
-            counters.add(SocketCounter::TxDroppedFull, 1);
-        }
+        let (mut sent, mut frames) = (true, 0);
+        self.ports.completer.complete(frame, |frame| {
+            sent &= transmit(socket, frame);
+            frames += 1;
+        });
+        self.copies += frames;
+        self.ports.count(self.port, PortCounter::FromGuestSegments, frames as u64 - 1);
         sent
     }
 
     #[inline]
     fn send_to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
-        let chosen = (self.worker, usize::from(self.pair));
-        to_port(self.ports, self.table, port, chosen, |ports, worker, pair| {
+        to_port(self.ports, self.table, port, (self.worker, frame), |ports, worker, pair| {
             if worker == self.worker {
                 ports.deliver(self.table, port, pair, frame);
                 return true;
@@ -266,6 +281,25 @@ impl<'w> Outlet<'w> {
     }
 }
 
+/// Copy into frames of the uplink; when all are in flight, wake the kernel once and try again.
+#[inline]
+fn transmit(to: &mut WorkerSocket, frame: &FrameView<'_>) -> bool {
+    let WorkerSocket { socket, counters, .. } = to;
+    let mut reader = frame.reader();
+    let mut sent = socket.send(frame.len(), |room| reader.fill(room));
+    if !sent {
+        socket.flush();
+        sent = socket.send(frame.len(), |room| reader.fill(room));
+    }
+    if sent {
+        counters.add(SocketCounter::TxPackets, 1);
+        counters.add(SocketCounter::TxBytes, u64::from(frame.len()));
+    } else {
+        counters.add(SocketCounter::TxDroppedFull, 1);
+    }
+    sent
+}
+
 /// This worker's socket that a queue pair of the port transmits on.
 fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usize> {
     let of_uplink = |socket: &WorkerSocket| socket.uplink == route.uplink;
@@ -285,18 +319,19 @@ fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usiz
     }
 }
 
-/// Choose the queue pair of `port` for a frame, by the worker that has it and a hint, and let
-/// `deliver` bring it to its worker; false from it means that the worker's inbox is full.
+/// Choose the queue pair of `port` for a frame: the one that its flow was last sent on, else by the
+/// worker `here` and the flow. Let `deliver` bring it to the pair's worker; false from it means that
+/// the worker's inbox is full.
 #[inline]
 pub(super) fn to_port(
     ports: &mut Ports,
     table: &Forwarding,
     port: PortId,
-    (here, hint): (WorkerId, usize),
+    (here, frame): (WorkerId, &FrameView<'_>),
     deliver: impl FnOnce(&mut Ports, WorkerId, u16) -> bool,
 ) {
     let Some(route) = table.route(port) else { return };
-    let Some(pair) = route.pair(here, hint) else {
+    let Some(pair) = route.pair(here, || flow_hash(frame.start())) else {
         return ports.count(port, PortCounter::ToGuestDroppedNotReady, 1);
     };
     if !deliver(ports, route.worker(pair), pair) {
@@ -313,6 +348,7 @@ pub(super) fn hand_over(
 ) -> bool {
     let Some(mut packet) = pool.take() else { return false };
     frame.copy_to(packet.room(frame.len() as usize));
+    packet.offload = *frame.offload();
     match inbox.hand_over(Handover::Packet { packet, target }) {
         Ok(()) => true,
         Err(Handover::Packet { packet, .. }) => {

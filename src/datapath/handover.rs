@@ -13,29 +13,34 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::xdp::{FRAME_BYTES, Frame, Received};
+use crate::packet::{FRAME_MAX, Offload};
+use crate::xdp::{Frame, Received};
 
 use super::{PortId, UplinkId, WorkerId};
 
 /// Longest packet that is handed over in a buffer.
-pub const PACKET_BYTES_MAX: usize = FRAME_BYTES as usize;
+pub const PACKET_BYTES_MAX: usize = FRAME_MAX;
 
 /// Packets that can wait in one inbox.
 const INBOX_PACKETS: usize = 1024;
 
-/// Buffers in the pool.
+/// Buffers in the pool. Each has room for the longest frame, but memory is used only where packets
+/// have been: a pool that has carried nothing but small ones has a page per buffer.
 const POOL_PACKETS: usize = 1024;
 
 /// A packet in a buffer of ours.
 #[derive(Debug)]
 pub struct Packet {
-    bytes: Box<[u8; PACKET_BYTES_MAX]>,
+    bytes: Box<[u8]>,
     len: usize,
+    /// What is left to do with it.
+    pub offload: Offload,
 }
 
 impl Packet {
     fn new() -> Self {
-        Self { bytes: Box::new([0; PACKET_BYTES_MAX]), len: 0 }
+        let bytes = vec![0; PACKET_BYTES_MAX].into_boxed_slice();
+        Self { bytes, len: 0, offload: Offload::PLAIN }
     }
 
     /// The packet.
@@ -44,12 +49,13 @@ impl Packet {
         &self.bytes[..self.len]
     }
 
-    /// Set the length and give the bytes to fill in.
+    /// Make it a complete packet of `len` bytes, and give those to fill in.
     ///
     /// # Panics
     /// Above [`PACKET_BYTES_MAX`]; callers have checked the frame.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
         self.len = len;
+        self.offload = Offload::PLAIN;
         &mut self.bytes[..len]
     }
 }

@@ -4,8 +4,8 @@
 //! A packet from a guest: `from_guest` takes it from its ring, checks its header, looks its
 //! destination up in [`Forwarding`], and copies it once: into a frame of the uplink's socket, or
 //! into another guest's buffers (`deliver`). A packet to a guest: `from_uplink` takes it from a
-//! socket, looks the port up, and `deliver` copies it once into receive buffers. A ring that
-//! belongs to another worker gets its packet through that worker's [`Inbox`].
+//! socket, looks the port up, and `deliver` copies it once into receive buffers. What a receiver
+//! does not do itself (checksums, segmentation), `complete` does in software. A ring that belongs to another worker gets its packet through that worker's [`Inbox`].
 //!
 //! All changes (`Command`) reach a worker through its mailbox, are applied between two bursts, and
 //! are acknowledged. The import arrows: virtqueue, xdp, guest_memory, device, metrics; never
@@ -13,7 +13,9 @@
 
 #![forbid(unsafe_code)]
 
+mod complete;
 mod deliver;
+mod flows;
 mod forwarding;
 mod frame;
 mod from_guest;
@@ -25,6 +27,7 @@ mod ports;
 mod watchdog;
 mod worker;
 
+pub use flows::FlowTable;
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};
 pub use mailbox::{Command, RingReport, WorkerGone, WorkerHandle};

@@ -7,6 +7,7 @@ use crossbeam::channel::Sender;
 use crate::metrics::{Counters, PortCounter, Published};
 use crate::virtqueue::{Fault, Ring};
 
+use super::complete::Completer;
 use super::deliver::{Refusal, deliver};
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
@@ -28,12 +29,14 @@ pub(super) struct Ports {
     /// Receive rings with completions that their guests have not been shown.
     to_publish: Vec<(PortId, u16)>,
     lost: Sender<PortId>,
+    /// Where frames are completed that their receiver does not take as they are.
+    pub completer: Completer,
 }
 
 impl Ports {
     /// None yet. Ports whose memory is gone are told of through `lost`.
     pub fn new(lost: Sender<PortId>) -> Self {
-        Self { slots: Vec::new(), to_publish: Vec::new(), lost }
+        Self { slots: Vec::new(), to_publish: Vec::new(), lost, completer: Completer::new() }
     }
 
     /// Make room for a port; answers where its counters are published.
@@ -94,7 +97,8 @@ impl Ports {
         }
     }
 
-    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why.
+    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why. What its
+    /// guest does not take as it is, is completed first.
     #[inline]
     pub fn deliver(&mut self, table: &Forwarding, port: PortId, pair: u16, frame: &FrameView<'_>) {
         let index = to_guest_ring(pair);
@@ -102,32 +106,30 @@ impl Ports {
         let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
             return;
         };
-        let ring = slot.rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
+        let WorkerPort { rings, counters, .. } = slot;
+        let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
         let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
-            return slot.counters.add(PortCounter::ToGuestDroppedNotReady, 1);
+            return counters.add(PortCounter::ToGuestDroppedNotReady, 1);
         };
-        if frame.len() > frame_max {
-            return slot.counters.add(PortCounter::ToGuestDroppedOversize, 1);
+        if frame.longest() > frame_max {
+            return counters.add(PortCounter::ToGuestDroppedOversize, 1);
         }
         let first = !ring.queue.ring().has_unpublished();
-        match deliver(ring, frame) {
-            Ok(()) => {
-                slot.counters.add(PortCounter::ToGuestPackets, 1);
-                slot.counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));
-                if first {
-                    self.to_publish.push((port, index));
+        let mut fault = None;
+        if ring.kind.offloads.allow(frame.offload()) {
+            fault = put(ring, counters, frame);
+        } else {
+            self.completer.complete(frame, |frame| {
+                if fault.is_none() {
+                    fault = put(ring, counters, frame);
                 }
-            }
-            Err(Refusal::NoBuffers) => {
-                slot.counters.add(PortCounter::ToGuestDroppedNoBuffers, 1);
-            }
-            Err(Refusal::BufferSize) => {
-                slot.counters.add(PortCounter::ToGuestDroppedBufferSize, 1);
-            }
-            Err(Refusal::Fault(fault)) => {
-                slot.counters.add(PortCounter::ToGuestDroppedNotReady, 1);
-                self.break_ring(port, index, fault);
-            }
+            });
+        }
+        if first && ring.queue.ring().has_unpublished() {
+            self.to_publish.push((port, index));
+        }
+        if let Some(fault) = fault {
+            self.break_ring(port, index, fault);
         }
     }
 
@@ -193,4 +195,26 @@ impl Ports {
         let rings = slot.rings.iter().enumerate();
         rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()
     }
+}
+
+/// Put one frame into a receive ring and count what became of it. Answers the guest's fault.
+#[inline]
+fn put(
+    ring: &mut Ring,
+    counters: &mut Counters<PortCounter>,
+    frame: &FrameView<'_>,
+) -> Option<Fault> {
+    match deliver(ring, frame) {
+        Ok(()) => {
+            counters.add(PortCounter::ToGuestPackets, 1);
+            counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));
+        }
+        Err(Refusal::NoBuffers) => counters.add(PortCounter::ToGuestDroppedNoBuffers, 1),
+        Err(Refusal::BufferSize) => counters.add(PortCounter::ToGuestDroppedBufferSize, 1),
+        Err(Refusal::Fault(fault)) => {
+            counters.add(PortCounter::ToGuestDroppedNotReady, 1);
+            return Some(fault);
+        }
+    }
+    None
 }

@@ -9,10 +9,11 @@ use rustix::event::epoll;
 
 use crate::metrics::{Counters, Published, SocketCounter};
 use crate::virtqueue::Ring;
-use crate::xdp::{Received, Socket, Umem};
+use crate::xdp::{Socket, Umem};
 
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
+use super::from_uplink::Arrivals;
 use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::idle::Idle;
 use super::mailbox::Command;
@@ -93,7 +94,7 @@ pub struct Worker {
     pub(super) ports: Ports,
     pub(super) table: Arc<Forwarding>,
     /// Scratch of a receive burst.
-    pub(super) received: Vec<Received>,
+    pub(super) arrivals: Arrivals,
     mailbox: Receiver<Command>,
     /// The rings to take packets from.
     from_guest: Vec<(PortId, u16)>,
@@ -131,7 +132,7 @@ impl Worker {
             pool: setup.pool,
             ports: Ports::new(setup.lost),
             table: Arc::default(),
-            received: Vec::with_capacity(usize::from(BURST)),
+            arrivals: Arrivals::new(),
             mailbox: setup.mailbox,
             from_guest: Vec::new(),
             epoll,
@@ -219,7 +220,7 @@ impl Worker {
             Handover::Packet { packet, target } => {
                 match target {
                     Target::Pair { port, pair } => {
-                        let frame = FrameView::whole(packet.bytes());
+                        let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
                         self.ports.deliver(&self.table, port, pair, &frame);
                     }
                     Target::Flood { uplink } => {

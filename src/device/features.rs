@@ -71,14 +71,24 @@ pub const GUEST_CSUM: u8 = 1;
 pub const MTU: u8 = 3;
 /// VIRTIO_NET_F_MAC: the address is in the configuration space.
 pub const MAC: u8 = 5;
+/// VIRTIO_NET_F_GSO, legacy: the guest may send any type of segmentation there was then.
+pub const GSO: u8 = 6;
 /// VIRTIO_NET_F_GUEST_TSO4.
 pub const GUEST_TSO4: u8 = 7;
 /// VIRTIO_NET_F_GUEST_TSO6.
 pub const GUEST_TSO6: u8 = 8;
+/// VIRTIO_NET_F_GUEST_ECN.
+pub const GUEST_ECN: u8 = 9;
+/// VIRTIO_NET_F_GUEST_UFO.
+pub const GUEST_UFO: u8 = 10;
 /// VIRTIO_NET_F_HOST_TSO4.
 pub const HOST_TSO4: u8 = 11;
 /// VIRTIO_NET_F_HOST_TSO6.
 pub const HOST_TSO6: u8 = 12;
+/// VIRTIO_NET_F_HOST_ECN.
+pub const HOST_ECN: u8 = 13;
+/// VIRTIO_NET_F_HOST_UFO.
+pub const HOST_UFO: u8 = 14;
 /// VIRTIO_NET_F_MRG_RXBUF: a packet may span several receive buffers.
 pub const MRG_RXBUF: u8 = 15;
 /// VIRTIO_NET_F_CTRL_VQ.
@@ -103,6 +113,12 @@ pub const PROTOCOL_FEATURES: u8 = 30;
 pub const VERSION_1: u8 = 32;
 /// VIRTIO_F_RING_PACKED.
 pub const RING_PACKED: u8 = 34;
+/// VIRTIO_NET_F_GUEST_USO4.
+pub const GUEST_USO4: u8 = 54;
+/// VIRTIO_NET_F_GUEST_USO6.
+pub const GUEST_USO6: u8 = 55;
+/// VIRTIO_NET_F_HOST_USO.
+pub const HOST_USO: u8 = 56;
 /// VIRTIO_F_IN_ORDER: buffers are used in the order they were made available, as ours always are.
 pub const IN_ORDER: u8 = 35;
 
@@ -125,15 +141,15 @@ pub static FEATURES: &[Feature] = &[
     feature(2, "ctrl_guest_offloads", Frontend, "5.1.3", &[&[CTRL_VQ]]),
     feature(MTU, "mtu", Backend, "5.1.3", &[]),
     feature(MAC, "mac", Frontend, "5.1.3", &[]),
-    feature(6, "gso", Backend, "5.1.3.2 (legacy)", &[]),
+    feature(GSO, "gso", Backend, "5.1.3.2 (legacy)", &[]),
     feature(GUEST_TSO4, "guest_tso4", Backend, "5.1.3", &[&[GUEST_CSUM]]),
     feature(GUEST_TSO6, "guest_tso6", Backend, "5.1.3", &[&[GUEST_CSUM]]),
-    feature(9, "guest_ecn", Backend, "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
-    feature(10, "guest_ufo", Backend, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(GUEST_ECN, "guest_ecn", Backend, "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
+    feature(GUEST_UFO, "guest_ufo", Backend, "5.1.3", &[&[GUEST_CSUM]]),
     feature(HOST_TSO4, "host_tso4", Backend, "5.1.3", &[&[CSUM]]),
     feature(HOST_TSO6, "host_tso6", Backend, "5.1.3", &[&[CSUM]]),
-    feature(13, "host_ecn", Backend, "5.1.3", &[&[HOST_TSO4, HOST_TSO6]]),
-    feature(14, "host_ufo", Backend, "5.1.3", &[&[CSUM]]),
+    feature(HOST_ECN, "host_ecn", Backend, "5.1.3", &[&[HOST_TSO4, HOST_TSO6]]),
+    feature(HOST_UFO, "host_ufo", Backend, "5.1.3", &[&[CSUM]]),
     feature(MRG_RXBUF, "mrg_rxbuf", Backend, "5.1.3", &[]),
     feature(16, "status", Frontend, "5.1.3", &[]),
     feature(CTRL_VQ, "ctrl_vq", Frontend, "5.1.3", &[]),
@@ -158,9 +174,9 @@ pub static FEATURES: &[Feature] = &[
     feature(40, "ring_reset", Backend, "2.6.1", &[]),
     feature(52, "vq_notf_coal", Reserved, "5.1.3 (1.4 draft)", &[&[CTRL_VQ]]),
     feature(53, "notf_coal", Reserved, "5.1.3", &[&[CTRL_VQ]]),
-    feature(54, "guest_uso4", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
-    feature(55, "guest_uso6", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
-    feature(56, "host_uso", Reserved, "5.1.3", &[&[CSUM]]),
+    feature(GUEST_USO4, "guest_uso4", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(GUEST_USO6, "guest_uso6", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
+    feature(HOST_USO, "host_uso", Reserved, "5.1.3", &[&[CSUM]]),
     feature(57, "hash_report", Reserved, "5.1.3", &[&[CTRL_VQ]]),
     feature(59, "guest_hdrlen", Reserved, "5.1.3", &[]),
     feature(60, "rss", Reserved, "5.1.3", &[&[CTRL_VQ]]),

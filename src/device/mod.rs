@@ -5,3 +5,4 @@
 pub mod features;
 pub mod mac;
 pub mod net_header;
+pub mod offloads;

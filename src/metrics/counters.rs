@@ -27,6 +27,8 @@ pub enum PortCounter {
     FromGuestPackets,
     /// Their bytes, without the virtio-net header.
     FromGuestBytes,
+    /// Frames for the wire beyond these, into which software cut large ones.
+    FromGuestSegments,
     /// Header asks for an offload that was not negotiated, or is malformed.
     FromGuestDroppedHeader,
     /// Shorter than an Ethernet header.
@@ -43,6 +45,8 @@ pub enum PortCounter {
     ToGuestPackets,
     /// Their bytes, without the virtio-net header.
     ToGuestBytes,
+    /// Frames from the wire beyond these, merged with one of them.
+    ToGuestCoalesced,
     /// No receive ring is started and enabled.
     ToGuestDroppedNotReady,
     /// The guest has not posted enough buffers.
@@ -65,6 +69,7 @@ impl Counter for PortCounter {
     const NAMES: &'static [&'static str] = &[
         "from_guest_packets",
         "from_guest_bytes",
+        "from_guest_segments",
         "from_guest_dropped_header",
         "from_guest_dropped_runt",
         "from_guest_dropped_oversize",
@@ -73,6 +78,7 @@ impl Counter for PortCounter {
         "from_guest_dropped_no_route",
         "to_guest_packets",
         "to_guest_bytes",
+        "to_guest_coalesced",
         "to_guest_dropped_not_ready",
         "to_guest_dropped_no_buffers",
         "to_guest_dropped_buffer_size",

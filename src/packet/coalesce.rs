@@ -59,6 +59,16 @@ impl TcpSegment {
         let sequence = u32_at(frame, transport_at + 4)?;
         Some(Self { headers, payload_len, sequence, push: flags & PSH != 0 })
     }
+
+    /// What a frame made of such segments has to be cut as.
+    #[inline]
+    #[must_use]
+    pub fn kind(&self) -> SegmentKind {
+        match self.headers.network {
+            Network::Ipv4 => SegmentKind::Tcp4,
+            Network::Ipv6 => SegmentKind::Tcp6,
+        }
+    }
 }
 
 /// Payload of a train: the bytes from `start` of the frame that `token` stands for.

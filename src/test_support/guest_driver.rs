@@ -9,7 +9,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec};
-use crate::virtqueue::{EventFd, Queue, QueueAddresses, QueueOptions, QueueSetup, Ring};
+use crate::virtqueue::{EventFd, Queue, QueueAddresses, QueueOptions, QueueSetup, Ring, RingKind};
 
 /// Added to a guest address to make the front-end's, so that mixing them up is noticed.
 pub const FRONTEND_BASE: u64 = 0x7f00_0000_0000;
@@ -212,7 +212,7 @@ impl Driver {
             call: Some(EventFd::new(call.try_clone().unwrap()).unwrap()),
             err: None,
             enabled: true,
-            mergeable: true,
+            kind: RingKind { mergeable: true, ..RingKind::default() },
             broken: None,
         };
         (ring, call)

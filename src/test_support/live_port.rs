@@ -49,13 +49,9 @@ impl LivePort {
         let worker = Worker::new(setup).unwrap();
         let worker = std::thread::spawn(move || worker.run());
         handle.add_port(PORT, "port0".into()).unwrap();
-        let route = Route {
-            uplink: UplinkId(0),
-            attachment: Attachment::Wire { queues: vec![0] },
-            frame_max: frame_max(u32::from(mtu)),
-            workers: vec![WorkerId(0)],
-            ready: Vec::new(),
-        };
+        let attachment = Attachment::Wire { queues: vec![0] };
+        let (frame_max, workers) = (frame_max(u32::from(mtu)), vec![WorkerId(0)]);
+        let route = Route::new(UplinkId(0), attachment, frame_max, workers);
         let (wire, route) = (Mutex::new(wire), Mutex::new(route));
         Self { handle, wire, route, worker: Some(worker) }
     }

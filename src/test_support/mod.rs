@@ -11,4 +11,5 @@ pub mod frontend;
 pub mod guest_driver;
 pub mod live_port;
 pub mod rig;
+pub mod rig_guest;
 pub mod ring_pair;

@@ -10,9 +10,13 @@
 
 use std::fs::File;
 
-use crate::device::features::{MRG_RXBUF, PROTOCOL_FEATURES};
+use crate::device::features::{FeatureSet, MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1};
+use crate::device::net_header;
+use crate::device::offloads::Offloads;
 use crate::guest_memory::FrontendAddress;
-use crate::virtqueue::{ActivateError, EventFd, QueueAddresses, QueueSetup, Ring, check_size};
+use crate::virtqueue::{
+    ActivateError, EventFd, QueueAddresses, QueueSetup, Ring, RingKind, check_size,
+};
 
 use super::device::Device;
 use super::message::Message;
@@ -267,7 +271,7 @@ impl Device {
         let queue = setup
             .activate(&self.memory)
             .map_err(|source| Refusal::Activate { ring: index, source })?;
-        let mergeable = self.acknowledged.is_some_and(|features| features.has(MRG_RXBUF));
+        let kind = ring_kind(self.acknowledged.unwrap_or_default(), index);
         let state = &mut self.rings[index];
         let ring = Ring {
             queue,
@@ -275,7 +279,7 @@ impl Device {
             call: state.call.take(),
             err: state.err.take(),
             enabled: state.enabled,
-            mergeable,
+            kind,
             broken: None,
         };
         self.give(index, ring)?;
@@ -332,6 +336,22 @@ impl Device {
             return Ok(None);
         }
         Ok(self.host.take(number(index))?)
+    }
+}
+
+/// What these features make of the packets of a ring: of those to the guest (even) what it takes,
+/// of those from it (odd) what it may send (virtio 1.2, 5.1.2 and 5.1.6.1).
+fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
+    let mergeable = features.has(MRG_RXBUF);
+    let short = !features.has(VERSION_1) && !mergeable;
+    RingKind {
+        header_len: if short { net_header::LEN_LEGACY } else { net_header::LEN },
+        mergeable,
+        offloads: if index.is_multiple_of(2) {
+            Offloads::accepted(features)
+        } else {
+            Offloads::sent(features)
+        },
     }
 }
 

@@ -23,7 +23,7 @@ pub use chain::{Chain, Direction, Segments};
 pub use fault::Fault;
 pub use layout::{DeviceRing, Layout, Queue};
 pub use packed::PackedRing;
-pub use ring::{EventFd, EventFdError, Ring};
+pub use ring::{EventFd, EventFdError, Ring, RingKind};
 pub use setup::{
     ActivateError, QUEUE_SIZE_MAX, QueueAddresses, QueueOptions, QueueSetup, check_size,
 };

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use crate::device::net_header;
+use crate::device::offloads::Offloads;
+
 use super::{Fault, Queue};
 
 /// Why a descriptor that came with a message cannot serve as an event.
@@ -59,6 +62,24 @@ impl AsFd for EventFd {
     }
 }
 
+/// What was negotiated of a ring's packets, decided when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingKind {
+    /// Bytes of the virtio-net header.
+    pub header_len: usize,
+    /// VIRTIO_NET_F_MRG_RXBUF: a packet to the guest may span several chains.
+    pub mergeable: bool,
+    /// The work on its packets that the guest may leave to us, or we to the guest.
+    pub offloads: Offloads,
+}
+
+impl Default for RingKind {
+    /// Of a modern driver without any offload.
+    fn default() -> Self {
+        Self { header_len: net_header::LEN, mergeable: false, offloads: Offloads::NONE }
+    }
+}
+
 /// One virtqueue of a started session. It belongs to the session or to one worker, never both:
 /// to change anything, the session takes it back, changes it, and hands it over again.
 #[derive(Debug)]
@@ -74,8 +95,8 @@ pub struct Ring {
     /// SET_VRING_ENABLE. A ring that is started but disabled gets no packets, and what it sends
     /// is taken and discarded (vhost-user: "Ring states").
     pub enabled: bool,
-    /// VIRTIO_NET_F_MRG_RXBUF: a packet to the guest may span several chains.
-    pub mergeable: bool,
+    /// What was negotiated of its packets.
+    pub kind: RingKind,
     /// Why the ring is served no more.
     pub broken: Option<Fault>,
 }

@@ -21,5 +21,5 @@ pub use interface::{Interface, InterfaceError};
 pub use multicast::{MulticastTap, TapError};
 pub use program::{AttachMode, ProgramError, QueueUse, Redirect};
 pub use socket::{Socket, SocketError, SocketMode, SocketParts};
-pub use umem::{FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
+pub use umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
 pub use uplink::{ModeWish, Uplink, UplinkError};

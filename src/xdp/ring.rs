@@ -186,7 +186,7 @@ impl Rx {
     #[inline]
     pub fn take(&mut self) -> Received {
         let Descriptor { address, len, .. } = self.0.read();
-        Received { frame: Frame::at(address), len }
+        Received { frame: Frame::at(address), len, more: false }
     }
 
     /// Give the ring's places back to the kernel.

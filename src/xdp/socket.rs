@@ -245,7 +245,7 @@ impl Socket {
     /// Send a packet of `len` bytes that `write` fills in; [`flush`](Self::flush) shows it to the
     /// kernel. False, and nothing is called, while all transmit frames are in flight.
     #[inline]
-    pub fn send(&mut self, len: u32, write: impl FnOnce(&mut [u8])) -> bool {
+    pub fn send(&mut self, len: u32, mut write: impl FnMut(&mut [u8])) -> bool {
         if self.free.is_empty() {
             self.reclaim();
         }

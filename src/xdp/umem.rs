@@ -37,6 +37,8 @@ pub struct Received {
     pub frame: Frame,
     /// Bytes of the packet.
     pub len: u32,
+    /// The packet goes on in the next one.
+    pub more: bool,
 }
 
 /// The frame memory of one uplink, shared by its sockets.
@@ -97,3 +99,5 @@ impl Umem {
         (address as usize, len as usize)
     }
 }
+/// Most frames of one packet.
+pub const FRAGMENTS_MAX: usize = 17;

@@ -1,0 +1,45 @@
+//! What a frame's receiver does not do, done in software: checksums completed, large frames cut.
+
+use crate::packet::{FRAME_MAX, checksum, segment};
+
+use super::frame::FrameView;
+
+/// Completes frames.
+#[derive(Debug)]
+pub(super) struct Completer {
+    /// Room for the longest frame there is. Pages not touched cost nothing.
+    scratch: Box<[u8]>,
+    /// Of the next datagram that is cut into IPv6 fragments (RFC 8200, 4.5: not used recently for
+    /// the same addresses, which a counter is good for).
+    identification: u32,
+}
+
+impl Completer {
+    pub fn new() -> Self {
+        Self { scratch: vec![0; FRAME_MAX].into_boxed_slice(), identification: 0 }
+    }
+
+    /// Give `each` the complete frames that `frame` stands for, in order: at least one. The frame
+    /// is gathered first, since checksums go over all of it and must be of the bytes that are sent,
+    /// whatever its guest writes in the meantime. It is at most [`FRAME_MAX`] bytes long.
+    #[inline(never)]
+    pub fn complete(&mut self, frame: &FrameView<'_>, mut each: impl FnMut(&FrameView<'_>)) {
+        let offload = *frame.offload();
+        let bytes = frame.copy_to(&mut self.scratch);
+        match (offload.segmentation, offload.checksum) {
+            (Some(segmentation), Some(checksum)) => {
+                self.identification = self.identification.wrapping_add(1);
+                let id = self.identification;
+                segment(bytes, &segmentation, checksum, id, |headers, payload| {
+                    each(&FrameView::of_pieces(headers, &[payload]));
+                });
+            }
+            (_, Some(checksum)) => {
+                let fits = checksum::complete(bytes, checksum);
+                debug_assert!(fits, "checked when the header was read");
+                each(&FrameView::whole(bytes));
+            }
+            (_, None) => each(&FrameView::whole(bytes)),
+        }
+    }
+}
