@@ -11,6 +11,9 @@
 //            daemon gets its copy of those from a packet socket on the same NIC.
 //
 // A frame that cannot be redirected (the socket is gone) passes to the host.
+//
+// "xdp.frags": a driver may hand over a jumbo frame in several buffers (Linux 5.18). data to
+// data_end is then the first of them only; the Ethernet header, all that is read, is always there.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -59,7 +62,7 @@ static __always_inline int is_for_a_vm(struct xdp_md *ctx)
 	return bpf_map_lookup_elem(&macs, &mac) != 0;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int isonic_redirect(struct xdp_md *ctx)
 {
 	__u32 queue = ctx->rx_queue_index;
