@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::xdp::ring::{Completion, Fill, RingParts, Rx, Tx};
-use crate::xdp::{FRAME_BYTES, Socket, SocketParts, Umem};
+use crate::xdp::{FRAME_BYTES, FRAME_PACKET_MAX, Socket, SocketParts, Umem};
 
 /// Where the kernel puts a packet in its frame: behind the headroom an XDP program may use.
 const HEADROOM: u64 = 256;
+
+/// XDP_PKT_CONTD, in the upper half of a descriptor's second word.
+const CONTINUED: u64 = 1 << 32;
 
 /// One ring's memory: three indices and the entries.
 #[derive(Debug)]
@@ -59,9 +62,14 @@ impl KernelRing {
         Self { memory: Arc::clone(memory), index: 0 }
     }
 
+    /// Entries that the other side has produced and we have not consumed.
+    fn filled(&self) -> u32 {
+        self.memory.index(0).load(Ordering::Acquire).wrapping_sub(self.index)
+    }
+
     /// Take an entry of `words` 64-bit words that the other side has produced.
     fn consume(&mut self, words: usize) -> Option<[u64; 2]> {
-        if self.memory.index(0).load(Ordering::Acquire) == self.index {
+        if self.filled() == 0 {
             return None;
         }
         let slot = 24 + words * (self.index & (self.memory.size - 1)) as usize;
@@ -139,33 +147,55 @@ pub fn ring_pair(queue: u32, frames: u32) -> (Socket, Wire) {
 }
 
 impl Wire {
-    /// A frame arrives; false if it was lost for want of a frame to receive into.
+    /// A frame arrives, in as many pieces as it takes; false if it was lost, whole, for want of
+    /// frames to receive into.
     pub fn arrive(&mut self, frame: &[u8]) -> bool {
-        assert!(frame.len() <= (u64::from(FRAME_BYTES) - HEADROOM) as usize);
+        let mut pieces = frame.chunks(FRAME_PACKET_MAX as usize).peekable();
+        if (self.fill.filled() as usize) < pieces.len() {
+            return false;
+        }
+        while let Some(piece) = pieces.next() {
+            assert!(self.arrive_piece(piece, pieces.peek().is_some()), "counted before");
+        }
+        true
+    }
+
+    /// A piece of a frame arrives, and says whether there is `more`; false if it was lost for want
+    /// of a frame to receive into.
+    pub fn arrive_piece(&mut self, piece: &[u8], more: bool) -> bool {
+        assert!(piece.len() <= FRAME_PACKET_MAX as usize);
         let Some([address, _]) = self.fill.consume(1) else { return false };
         let address = address / u64::from(FRAME_BYTES) * u64::from(FRAME_BYTES) + HEADROOM;
         // SAFETY: the frame came out of the fill ring, so it is the kernel's, and in the UMEM.
         unsafe {
             let destination = self.base.add(address as usize);
-            ptr::copy_nonoverlapping(frame.as_ptr(), destination, frame.len());
+            ptr::copy_nonoverlapping(piece.as_ptr(), destination, piece.len());
         }
-        assert!(self.rx.produce(&[address, frame.len() as u64]), "as many places as frames");
+        let len = piece.len() as u64 | if more { CONTINUED } else { 0 };
+        assert!(self.rx.produce(&[address, len]), "as many places as frames");
         true
     }
 
-    /// Take what was transmitted and give the frames back.
+    /// Take what was transmitted, its pieces joined, and give the frames back.
+    ///
+    /// # Panics
+    /// If a frame was shown without its last piece.
     pub fn departed(&mut self) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
+        let (mut frames, mut frame) = (Vec::new(), Vec::new());
         while let Some([address, len]) = self.tx.consume(2) {
-            let mut frame = vec![0; len as usize & 0xffff_ffff];
+            let mut piece = vec![0; len as usize & 0xffff_ffff];
             // SAFETY: the frame came out of the tx ring, so it is the kernel's, and in the UMEM.
             unsafe {
                 let source = self.base.add(address as usize);
-                ptr::copy_nonoverlapping(source, frame.as_mut_ptr(), frame.len());
+                ptr::copy_nonoverlapping(source, piece.as_mut_ptr(), piece.len());
             }
             assert!(self.completion.produce(&[address]), "as many places as frames");
-            frames.push(frame);
+            frame.extend(piece);
+            if len & CONTINUED == 0 {
+                frames.push(std::mem::take(&mut frame));
+            }
         }
+        assert!(frame.is_empty(), "half a frame was shown to the kernel");
         frames
     }
 

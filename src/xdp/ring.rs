@@ -16,6 +16,9 @@ use super::umem::{Frame, Received};
 /// XDP_RING_NEED_WAKEUP of linux/if_xdp.h: the kernel sleeps until it is called.
 const NEED_WAKEUP: u32 = 1;
 
+/// XDP_PKT_CONTD of linux/if_xdp.h: the packet goes on in the next descriptor.
+const CONTINUED: u32 = 1;
+
 /// Where a ring is in memory.
 pub struct RingParts {
     /// The producer's index.
@@ -87,6 +90,13 @@ impl<T: Copy> View<T> {
         let entry = unsafe { ptr::read_volatile(self.slot(self.own)) };
         self.own = self.own.wrapping_add(1);
         entry
+    }
+
+    /// The entry so many places after the next one, both of them among those that are filled.
+    #[inline]
+    fn peek(&self, ahead: u32) -> T {
+        // SAFETY: as in `write`.
+        unsafe { ptr::read_volatile(self.slot(self.own.wrapping_add(ahead))) }
     }
 
     #[inline]
@@ -176,17 +186,25 @@ impl Rx {
         Self(unsafe { View::new(parts) })
     }
 
-    /// How many packets are there, at most `limit`.
+    /// How many frames are there, each a packet or a piece of one.
     #[inline]
-    pub fn acquire(&mut self, limit: u32) -> u32 {
-        self.0.filled().min(limit)
+    pub fn acquire(&mut self) -> u32 {
+        self.0.filled()
     }
 
-    /// Take one of the packets that `acquire` counted.
+    /// Whether a packet goes on after the frame so many places after the next one, which `acquire`
+    /// has counted.
+    #[inline]
+    #[must_use]
+    pub fn goes_on(&self, ahead: u32) -> bool {
+        self.0.peek(ahead).options & CONTINUED != 0
+    }
+
+    /// Take one of the frames that `acquire` counted.
     #[inline]
     pub fn take(&mut self) -> Received {
-        let Descriptor { address, len, .. } = self.0.read();
-        Received { frame: Frame::at(address), len, more: false }
+        let Descriptor { address, len, options } = self.0.read();
+        Received { frame: Frame::at(address), len, more: options & CONTINUED != 0 }
     }
 
     /// Give the ring's places back to the kernel.
@@ -208,21 +226,22 @@ impl Tx {
         Self(unsafe { View::new(parts) })
     }
 
-    /// Give a frame with `len` bytes. There is always room: a socket has no more transmit frames
-    /// than entries.
+    /// Give a frame with `len` bytes of a packet, and say whether the packet has `more`. There is
+    /// always room: a socket has no more transmit frames than entries.
     #[inline]
     #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
-    pub fn put(&mut self, frame: Frame, len: u32) {
-        self.0.write(Descriptor { address: frame.address(), len, options: 0 });
+    pub fn put(&mut self, frame: Frame, len: u32, more: bool) {
+        let options = if more { CONTINUED } else { 0 };
+        self.0.write(Descriptor { address: frame.address(), len, options });
     }
 
-    /// Show the kernel what was put.
+    /// Show the kernel what was put: whole packets.
     #[inline]
     pub fn release(&self) {
         self.0.release_produced();
     }
 
-    /// How many packets the kernel has not taken yet.
+    /// How many frames the kernel has not taken yet.
     #[inline]
     pub fn backlog(&mut self) -> u32 {
         self.0.parts.size - self.0.room()

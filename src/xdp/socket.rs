@@ -15,12 +15,12 @@ use xsk_rs::config::{
 use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
 
 use super::ring::{Completion, Fill, RingParts, Rx, Tx};
-use super::umem::{FRAME_BYTES, Frame, Received, Umem};
+use super::umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
 
 /// Entries of each of a socket's rings, and frames it has in each direction.
 pub const RING_ENTRIES: u32 = 2048;
 
-/// The kernel transmits at most this many packets per call in copy mode (TX_BATCH_SIZE of
+/// The kernel transmits at most this many frames per call in copy mode (TX_BATCH_SIZE of
 /// net/xdp/xsk.c); a larger backlog takes more calls.
 const COPY_MODE_BATCH: u32 = 32;
 
@@ -128,10 +128,32 @@ pub struct Socket {
     census: FrameCensus,
     /// Packets put since the last `flush`.
     unflushed: bool,
+    /// Longest packet, bytes.
+    packet_max: u32,
+    /// In the middle of a received packet of too many frames, whose rest is dropped.
+    cutting: bool,
+    /// Received packets of too many frames.
+    dropped_fragments: u64,
     /// The socket's descriptor, to wake the kernel; None for a ring pair in memory.
     fd: Option<RawFd>,
     /// Closes the socket when dropped; after the rings, which are mapped from it.
     owner: Option<XskQueues>,
+}
+
+/// The longest packet of a socket in this mode with at most `frames` frames to a packet.
+///
+/// What limits it is what a frame holds of a received packet. In zero-copy mode that is less where
+/// packets have several: the kernel keeps 320 bytes at the end of each for itself, struct
+/// skb_shared_info, and gives drivers a multiple of 128 (`xsk_pool_get_rx_frame_size`).
+fn packet_max(mode: SocketMode, frames: usize) -> u32 {
+    const SHARED_INFO: u32 = 320;
+    let frames = u32::try_from(frames.min(FRAGMENTS_MAX)).expect("a small constant");
+    match mode {
+        SocketMode::ZeroCopy if frames > 1 => {
+            frames * ((FRAME_PACKET_MAX - SHARED_INFO) / 128 * 128)
+        }
+        SocketMode::ZeroCopy | SocketMode::Copy => frames * FRAME_PACKET_MAX,
+    }
 }
 
 /// What xsk-rs made; held for its destructors.
@@ -150,6 +172,7 @@ impl Socket {
         umem: Arc<Umem>,
         parts: SocketParts,
         frames: impl IntoIterator<Item = Frame>,
+        packet_max: u32,
     ) -> Self {
         let mut socket = Self {
             queue,
@@ -158,6 +181,9 @@ impl Socket {
             free: frames.into_iter().collect(),
             census: FrameCensus::default(),
             unflushed: false,
+            packet_max,
+            cutting: false,
+            dropped_fragments: 0,
             fd: None,
             owner: None,
         };
@@ -170,11 +196,11 @@ impl Socket {
         socket
     }
 
-    /// A socket that has all frames of its own UMEM.
+    /// A socket that has all frames of its own UMEM, for packets of many frames.
     #[must_use]
     pub fn of_whole(queue: u32, umem: Arc<Umem>, parts: SocketParts) -> Self {
         let frames: Vec<_> = umem.divide().collect();
-        Self::new(queue, umem, parts, frames)
+        Self::new(queue, umem, parts, frames, packet_max(SocketMode::Copy, FRAGMENTS_MAX))
     }
 
     /// Which queue of the NIC.
@@ -194,6 +220,18 @@ impl Socket {
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: the descriptor is open while `owner` lives, which is as long as `self`.
         self.fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// The longest packet that this socket sends and receives, bytes.
+    #[must_use]
+    pub fn packet_max(&self) -> u32 {
+        self.packet_max
+    }
+
+    /// Received packets that were dropped for having more than [`FRAGMENTS_MAX`] frames.
+    #[must_use]
+    pub fn dropped_fragments(&self) -> u64 {
+        self.dropped_fragments
     }
 
     /// Where the frames are.
@@ -216,19 +254,66 @@ impl Socket {
 
     // ---- receiving ------------------------------------------------------------------------------
 
-    /// Take up to `limit` received packets; give each frame back with [`recycle`](Self::recycle).
+    /// Take up to `limit` received packets, all frames of each one after the other; give each frame
+    /// back with [`recycle`](Self::recycle). Returns the number of packets.
     #[inline]
     pub fn receive(&mut self, limit: u32, mut each: impl FnMut(Received)) -> u32 {
-        let count = self.parts.rx.acquire(limit);
-        for _ in 0..count {
-            each(self.parts.rx.take());
+        let there = self.parts.rx.acquire();
+        let (mut left, mut packets, mut taken) = (there, 0, 0);
+        while left > 0 && packets < limit {
+            let alone = !self.parts.rx.goes_on(0) && !self.cutting;
+            let frames = if alone { 1 } else { self.frames_of_next(&mut left) };
+            if frames == 0 {
+                break;
+            }
+            for _ in 0..frames {
+                each(self.parts.rx.take());
+            }
+            left -= frames;
+            taken += frames;
+            packets += 1;
         }
-        if count > 0 {
+        if left < there {
             self.parts.rx.release();
-            self.census.receiving -= u64::from(count);
-            self.census.away += u64::from(count);
+            self.census.receiving -= u64::from(taken);
+            self.census.away += u64::from(taken);
         }
-        count
+        packets
+    }
+
+    /// How many of the `left` frames are the next packet; none while its rest is not there. One of
+    /// too many frames is dropped before, as far as it is there. The kernel shows whole packets
+    /// (`xsk_flush` follows the last frame), but nothing here rests on it.
+    #[cold]
+    fn frames_of_next(&mut self, left: &mut u32) -> u32 {
+        // A small constant.
+        #[allow(clippy::cast_possible_truncation)]
+        const MOST: u32 = FRAGMENTS_MAX as u32;
+        while *left > 0 {
+            if self.cutting {
+                self.cutting = self.drop_received();
+                *left -= 1;
+                continue;
+            }
+            let looked_at = (*left).min(MOST);
+            if let Some(last) = (0..looked_at).find(|&ahead| !self.parts.rx.goes_on(ahead)) {
+                return last + 1;
+            }
+            if looked_at < MOST {
+                return 0;
+            }
+            self.dropped_fragments += 1;
+            self.cutting = true;
+        }
+        0
+    }
+
+    /// Give the next received frame back unread; whether its packet goes on.
+    fn drop_received(&mut self) -> bool {
+        let Received { frame, more, .. } = self.parts.rx.take();
+        self.parts.fill.put(frame);
+        self.unflushed = true;
+        more
     }
 
     /// Give a received frame back to the kernel; [`flush`](Self::flush) shows it.
@@ -242,20 +327,50 @@ impl Socket {
 
     // ---- transmitting ---------------------------------------------------------------------------
 
-    /// Send a packet of `len` bytes that `write` fills in; [`flush`](Self::flush) shows it to the
-    /// kernel. False, and nothing is called, while all transmit frames are in flight.
+    /// Send a packet of `len` bytes: `fill` is called once per frame, in order, with the room to
+    /// fill, [`FRAME_BYTES`] in each but the last; [`flush`](Self::flush) shows it to the kernel.
+    /// False, and nothing is called, while too many transmit frames are in flight, and for a packet
+    /// longer than [`packet_max`](Self::packet_max).
     #[inline]
-    pub fn send(&mut self, len: u32, mut write: impl FnMut(&mut [u8])) -> bool {
+    pub fn send(&mut self, len: u32, mut fill: impl FnMut(&mut [u8])) -> bool {
+        if len > FRAME_BYTES {
+            return self.send_long(len, fill);
+        }
         if self.free.is_empty() {
             self.reclaim();
         }
-        let Some(mut frame) = self.free.pop() else { return false };
-        write(self.umem.room(&mut frame, len));
-        self.parts.tx.put(frame, len);
+        let Some(frame) = self.free.pop() else { return false };
+        self.put(frame, len, false, &mut fill);
+        true
+    }
+
+    /// A packet of several frames, which is sent whole or not at all.
+    #[inline(never)]
+    fn send_long(&mut self, len: u32, mut fill: impl FnMut(&mut [u8])) -> bool {
+        let frames = len.div_ceil(FRAME_BYTES) as usize;
+        if self.free.len() < frames {
+            self.reclaim();
+        }
+        if len > self.packet_max || self.free.len() < frames {
+            return false;
+        }
+        let mut left = len;
+        while left > 0 {
+            let frame = self.free.pop().expect("counted above");
+            let here = left.min(FRAME_BYTES);
+            left -= here;
+            self.put(frame, here, left > 0, &mut fill);
+        }
+        true
+    }
+
+    #[inline]
+    fn put(&mut self, mut frame: Frame, len: u32, more: bool, fill: &mut impl FnMut(&mut [u8])) {
+        fill(self.umem.room(&mut frame, len));
+        self.parts.tx.put(frame, len, more);
         self.census.transmitting += 1;
         self.census.free -= 1;
         self.unflushed = true;
-        true
     }
 
     /// Take transmitted frames back.
@@ -283,7 +398,7 @@ impl Socket {
         self.reclaim();
     }
 
-    /// Whether packets wait that the kernel did not take at the last call.
+    /// Whether frames wait that the kernel did not take at the last call.
     pub fn has_backlog(&mut self) -> bool {
         self.fd.is_some() && self.parts.tx.backlog() > 0
     }
@@ -350,7 +465,8 @@ pub(super) fn open_all(
             |source| SocketError::Map { interface: interface.to_owned(), queue, source };
         let parts = map_rings(fd).map_err(map_error)?;
         let own = frames.by_ref().take(frames_per_socket as usize);
-        let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own);
+        let packet_max = packet_max(mode, 1);
+        let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own, packet_max);
         socket.fd = Some(fd);
         socket.owner = Some(owner);
         sockets.push(socket);
@@ -507,4 +623,165 @@ fn map_ring(
         size: RING_ENTRIES,
         keep: keep as Arc<dyn Any + Send + Sync>,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::ring_pair::{Wire, ring_pair};
+
+    const FRAMES: u32 = 64;
+    const EACH_WAY: usize = FRAMES as usize / 2;
+
+    fn bytes(len: usize, seed: u8) -> Vec<u8> {
+        (0..len).map(|at| seed.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+    }
+
+    /// Take up to `limit` packets, their pieces joined, and give the frames back.
+    fn receive(socket: &mut Socket, limit: u32) -> Vec<Vec<u8>> {
+        let mut taken = Vec::new();
+        let count = socket.receive(limit, |received| taken.push(received));
+        let (mut packets, mut packet) = (Vec::new(), Vec::new());
+        for received in taken {
+            packet.extend_from_slice(socket.umem().packet(&received));
+            if !received.more {
+                packets.push(std::mem::take(&mut packet));
+            }
+            socket.recycle(received.frame);
+        }
+        assert!(packet.is_empty(), "a packet without its end was given");
+        assert_eq!(packets.len(), count as usize);
+        socket.flush();
+        packets
+    }
+
+    fn send(socket: &mut Socket, packet: &[u8]) -> bool {
+        let mut rest = packet;
+        let sent = socket.send(u32::try_from(packet.len()).unwrap(), |room| {
+            let (here, after) = rest.split_at(room.len());
+            room.copy_from_slice(here);
+            rest = after;
+        });
+        assert_eq!(rest.is_empty(), sent, "all of it, or nothing");
+        sent
+    }
+
+    /// All frames are at home: half to transmit with, half with the kernel to receive into.
+    fn assert_home(socket: &mut Socket, wire: &mut Wire) {
+        assert!(wire.departed().is_empty());
+        socket.reclaim();
+        let half = u64::from(FRAMES / 2);
+        let home = FrameCensus { free: half, receiving: half, transmitting: 0, away: 0 };
+        assert_eq!(socket.census(), home);
+        let longest = bytes(FRAME_PACKET_MAX as usize * EACH_WAY, 0);
+        assert!(wire.arrive(&longest), "a receive frame was lost");
+    }
+
+    #[test]
+    fn a_packet_of_several_frames_is_received_whole_and_counts_once() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        let sent = [bytes(9022, 1), bytes(60, 2), bytes(3840, 3), bytes(3841, 4)];
+        for packet in &sent {
+            assert!(wire.arrive(packet));
+        }
+        assert_eq!(receive(&mut socket, 1), sent[..1]);
+        assert_eq!(receive(&mut socket, 2), sent[1..3]);
+        assert_eq!(receive(&mut socket, 8), sent[3..]);
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn a_packet_whose_rest_is_not_there_yet_waits_for_it() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        assert!(wire.arrive(&bytes(60, 1)));
+        assert!(wire.arrive_piece(&bytes(3840, 2), true));
+        assert_eq!(receive(&mut socket, 8), [bytes(60, 1)]);
+        assert!(receive(&mut socket, 8).is_empty());
+        assert!(wire.arrive_piece(&bytes(10, 3), false));
+        assert_eq!(receive(&mut socket, 8), [[bytes(3840, 2), bytes(10, 3)].concat()]);
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn a_packet_of_too_many_frames_is_dropped_with_its_late_end_and_counted_once() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        assert!(wire.arrive(&bytes(60, 1)));
+        for _ in 0..FRAGMENTS_MAX {
+            assert!(wire.arrive_piece(&bytes(100, 2), true));
+        }
+        assert_eq!(receive(&mut socket, 8), [bytes(60, 1)]);
+        assert!(wire.arrive_piece(&bytes(100, 2), true));
+        assert!(receive(&mut socket, 8).is_empty());
+        assert!(wire.arrive_piece(&bytes(100, 2), false));
+        assert!(wire.arrive(&bytes(9000, 3)));
+        assert_eq!(receive(&mut socket, 8), [bytes(9000, 3)]);
+        assert_eq!(socket.dropped_fragments(), 1);
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn as_many_frames_as_are_allowed_are_received() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        let longest = bytes(FRAME_PACKET_MAX as usize * FRAGMENTS_MAX, 1);
+        assert_eq!(longest.len(), socket.packet_max() as usize);
+        assert!(wire.arrive(&longest));
+        assert_eq!(receive(&mut socket, 1), [longest]);
+        assert_eq!(socket.dropped_fragments(), 0);
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn a_packet_is_sent_in_as_many_frames_as_it_takes() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        for len in [1, 4095, 4096, 4097, 8192, 9022, 65557] {
+            let packet = bytes(len, 1);
+            assert!(send(&mut socket, &packet));
+            let frames = u64::try_from(len.div_ceil(FRAME_BYTES as usize)).unwrap();
+            assert_eq!(socket.census().transmitting, frames);
+            socket.flush();
+            assert_eq!(wire.departed(), [packet]);
+            socket.reclaim();
+        }
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn a_packet_that_finds_too_few_frames_is_not_sent_in_part() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        for _ in 0..EACH_WAY - 2 {
+            assert!(send(&mut socket, &bytes(60, 1)));
+        }
+        assert!(!send(&mut socket, &bytes(9000, 2)), "three frames of two");
+        assert!(send(&mut socket, &bytes(5000, 3)));
+        assert!(!send(&mut socket, &bytes(60, 4)));
+        socket.flush();
+        assert_eq!(wire.departed().last(), Some(&bytes(5000, 3)));
+        assert!(send(&mut socket, &bytes(9000, 5)), "the frames are back");
+        socket.flush();
+        assert_eq!(wire.departed(), [bytes(9000, 5)]);
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn a_packet_that_the_kernel_would_refuse_is_not_sent() {
+        let (mut socket, mut wire) = ring_pair(0, FRAMES);
+        let too_long = bytes(socket.packet_max() as usize + 1, 1);
+        assert!(!send(&mut socket, &too_long));
+        socket.packet_max = packet_max(SocketMode::ZeroCopy, 1);
+        assert!(!send(&mut socket, &bytes(4097, 1)));
+        assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn the_longest_packet_depends_on_the_mode_and_on_what_the_driver_takes() {
+        assert_eq!(packet_max(SocketMode::Copy, 1), 3840);
+        assert_eq!(packet_max(SocketMode::ZeroCopy, 1), 3840);
+        assert_eq!(packet_max(SocketMode::ZeroCopy, 5), 5 * 3456);
+        // The largest MTU with an Ethernet header and two VLAN tags; and no more than 17 frames to
+        // send, which is what every driver takes.
+        let longest = packet_max(SocketMode::Copy, FRAGMENTS_MAX);
+        assert!(longest >= 65535 + 14 + 8);
+        assert!(longest.div_ceil(FRAME_BYTES) <= 17);
+        assert_eq!(packet_max(SocketMode::Copy, 100), longest);
+    }
 }

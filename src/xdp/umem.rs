@@ -10,6 +10,11 @@ pub const FRAME_BYTES: u32 = 4096;
 /// for an XDP program (XDP_PACKET_HEADROOM of linux/bpf.h).
 pub const FRAME_PACKET_MAX: u32 = FRAME_BYTES - 256;
 
+/// Most frames of one packet: what a packet of the largest MTU, 65535 bytes, is received in. It is
+/// also what the kernel sends at most in copy mode, one linear part and CONFIG_MAX_SKB_FRAGS, 17,
+/// pages (`xsk_build_skb` of net/xdp/xsk.c).
+pub const FRAGMENTS_MAX: usize = 18;
+
 /// One frame that is ours: not in any ring, so neither the kernel nor the NIC touches it.
 ///
 /// Made only when the UMEM is divided and when a ring gives one back; consumed by the ring it is
@@ -30,12 +35,12 @@ impl Frame {
     }
 }
 
-/// A frame with a received packet in it.
+/// A frame with a received packet, or a piece of one, in it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     /// The frame; its offset is the packet's.
     pub frame: Frame,
-    /// Bytes of the packet.
+    /// Bytes in it.
     pub len: u32,
     /// The packet goes on in the next one.
     pub more: bool,
@@ -70,7 +75,7 @@ impl Umem {
             .map(|index| Frame::at(index * u64::from(FRAME_BYTES)))
     }
 
-    /// The packet in a received frame.
+    /// What was received in a frame.
     #[inline]
     #[must_use]
     pub fn packet<'f>(&'f self, received: &'f Received) -> &'f [u8] {
@@ -99,5 +104,3 @@ impl Umem {
         (address as usize, len as usize)
     }
 }
-/// Most frames of one packet.
-pub const FRAGMENTS_MAX: usize = 17;
