@@ -248,6 +248,7 @@ impl Worker {
         self.ports.publish_counters();
         for WorkerSocket { socket, counters, .. } in &mut self.sockets {
             let census = socket.census();
+            counters.set(SocketCounter::RxDroppedFragments, socket.dropped_fragments());
             counters.set(SocketCounter::FramesTotal, census.total());
             counters.set(SocketCounter::FramesFree, census.free);
             counters.set(SocketCounter::FramesReceiving, census.receiving);

@@ -106,6 +106,8 @@ pub enum SocketCounter {
     RxBytes,
     /// Received for a MAC or queue that no port has (any more).
     RxDroppedNoPort,
+    /// Received in more frames than a packet may have.
+    RxDroppedFragments,
     /// Given to the kernel to transmit.
     TxPackets,
     /// Their bytes.
@@ -141,6 +143,7 @@ impl Counter for SocketCounter {
         "rx_packets",
         "rx_bytes",
         "rx_dropped_no_port",
+        "rx_dropped_fragments",
         "tx_packets",
         "tx_bytes",
         "tx_dropped_full",
