@@ -77,11 +77,8 @@ fn wait_completed(driver: &mut Driver, round: u32) {
 fn no_kick_is_lost_around_the_workers_sleep() {
     let (handle, watched, mut wire) = start();
     let mut ram = GuestRam::new(4 << 20);
-    let mut driver = Driver::new(
-        &mut ram,
-        256,
-        QueueOptions { event_idx: true, indirect: false, packed: false },
-    );
+    let mut driver =
+        Driver::new(&mut ram, 256, QueueOptions { event_idx: true, ..QueueOptions::NONE });
     let (ring, kick) = ring_with_kick(&driver);
     handle.give(PORT, 1, ring).unwrap();
     for round in 0..3000u32 {
@@ -101,11 +98,8 @@ fn no_kick_is_lost_around_the_workers_sleep() {
 fn a_ring_given_while_the_worker_falls_asleep_is_heard() {
     let (handle, watched, mut wire) = start();
     let mut ram = GuestRam::new(4 << 20);
-    let mut driver = Driver::new(
-        &mut ram,
-        256,
-        QueueOptions { event_idx: true, indirect: false, packed: false },
-    );
+    let mut driver =
+        Driver::new(&mut ram, 256, QueueOptions { event_idx: true, ..QueueOptions::NONE });
     let (mut ring, kick) = ring_with_kick(&driver);
     for round in 0..3000u32 {
         handle.give(PORT, 1, ring).unwrap();
@@ -128,7 +122,7 @@ fn a_front_end_that_makes_its_call_descriptor_block_breaks_its_own_ring_only() {
     let thread = Arc::clone(&watched.thread);
     let watchdog = Watchdog::start(vec![watched]).unwrap();
     let mut ram = GuestRam::new(4 << 20);
-    let options = QueueOptions { event_idx: true, indirect: false, packed: false };
+    let options = QueueOptions { event_idx: true, ..QueueOptions::NONE };
     let (mut hostile, mut other) =
         (Driver::new(&mut ram, 64, options), Driver::new(&mut ram, 64, options));
     let (ring, call) = hostile.ring();

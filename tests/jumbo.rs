@@ -9,8 +9,8 @@ use isonic::virtqueue::QueueOptions;
 use isonic::xdp::{FRAGMENTS_MAX, FRAME_PACKET_MAX};
 
 const LAYOUTS: [QueueOptions; 2] = [
-    QueueOptions { event_idx: true, indirect: true, packed: false },
-    QueueOptions { event_idx: true, indirect: true, packed: true },
+    QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE },
+    QueueOptions { event_idx: true, indirect: true, packed: true, ..QueueOptions::NONE },
 ];
 const OUTSIDE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];
 const BROADCAST: [u8; 6] = [0xff; 6];

@@ -4,6 +4,8 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use isonic::device::features::{FeatureSet, MRG_RXBUF, NOTIFY_ON_EMPTY, VERSION_1};
+use isonic::profile::Profile;
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RING_SIZE, RecordingHost, addresses, code, event, pair, profile,
 };
@@ -271,4 +273,29 @@ fn a_message_in_pieces_is_one_message() {
         assert!(frontend.send_bytes(&[byte], &[]));
     }
     assert_eq!(frontend.reply(code::NET_SET_MTU), Some(0_u64.to_ne_bytes().to_vec()));
+}
+
+#[test]
+fn a_transitional_profile_serves_drivers_from_before_virtio_1_and_no_other_does() {
+    let modern = profile();
+    let transitional =
+        Profile { features: FeatureSet(modern.features.0 | 1 << NOTIFY_ON_EMPTY), ..profile() };
+    let legacy = transitional.features.0 & !(1 << VERSION_1);
+    for (profile, features, header_len) in [
+        (&modern, legacy & !(1 << NOTIFY_ON_EMPTY), None),
+        (&transitional, legacy, Some(12)),
+        (&transitional, legacy & !(1 << MRG_RXBUF), Some(10)),
+        (&transitional, transitional.features.0 & !(1 << MRG_RXBUF), Some(12)),
+    ] {
+        let host = Arc::new(RecordingHost::default());
+        let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+        let frontend = Frontend::connect(profile.clone(), port_host);
+        let memory = memory();
+        frontend.negotiate();
+        let accepted = frontend.accepted(code::SET_FEATURES, &features.to_ne_bytes(), &[]);
+        assert_eq!(accepted, header_len.is_some(), "{features:#x} of {:#x}", profile.features.0);
+        frontend.ok(code::SET_MEM_TABLE, &GuestFile::table(&[&memory]), &[&memory.file]);
+        frontend.start_ring(&memory, 0);
+        assert_eq!(host.rings()[&0].kind.header_len, header_len.unwrap_or(12));
+    }
 }

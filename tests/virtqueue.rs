@@ -6,8 +6,9 @@ use isonic::test_support::guest_driver::{
 };
 use isonic::virtqueue::{ActivateError, Chain, Direction, Fault, Queue, QueueOptions, Segments};
 
-const EVENT_IDX: QueueOptions = QueueOptions { event_idx: true, indirect: true, packed: false };
-const PLAIN: QueueOptions = QueueOptions { event_idx: false, indirect: true, packed: false };
+const EVENT_IDX: QueueOptions =
+    QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
+const PLAIN: QueueOptions = QueueOptions { indirect: true, ..QueueOptions::NONE };
 
 fn driver(size: u16, options: QueueOptions) -> (GuestRam, Driver, Queue) {
     let mut ram = GuestRam::new(16 << 20);
@@ -195,7 +196,7 @@ fn nested_and_unnegotiated_indirect_tables_are_faults() {
     driver.raw_offer(0);
     assert_eq!(fault_of(&mut queue), Fault::Indirect { index: 0, flags: INDIRECT, len: 16 });
 
-    let without = QueueOptions { event_idx: false, indirect: false, packed: false };
+    let without = QueueOptions::NONE;
     let (mut ram, mut driver, mut queue) = self::driver(8, without);
     let table = ram.allocate(32);
     driver.raw_descriptor(0, table, 16, INDIRECT, 0);
@@ -331,4 +332,28 @@ fn what_is_completed_is_invisible_until_published() {
     assert!(queue.ring_mut().publish());
     assert!(!queue.ring_mut().publish(), "nothing more to show");
     assert_eq!(driver.used_index(), 1);
+}
+
+#[test]
+fn a_legacy_driver_hears_of_an_empty_ring_though_it_suppressed_interrupts() {
+    for options in [PLAIN, EVENT_IDX] {
+        for notify_on_empty in [false, true] {
+            let options = QueueOptions { notify_on_empty, ..options };
+            let (_ram, mut driver, mut queue) = driver(8, options);
+            let wants = |queue: &mut Queue| {
+                let (chain, _) = take(queue, Direction::FromGuest).unwrap();
+                queue.ring_mut().complete(chain, 0);
+                queue.ring_mut().publish();
+                queue.ring_mut().needs_notification()
+            };
+            for _ in 0..3 {
+                driver.send(b"packet", &[]);
+            }
+            // The first decision of a ring with event index is always yes.
+            driver.want_no_interrupt();
+            let _ = wants(&mut queue);
+            assert!(!wants(&mut queue), "one is left to take");
+            assert_eq!(wants(&mut queue), notify_on_empty, "none is left: {options:?}");
+        }
+    }
 }

@@ -11,7 +11,8 @@ use isonic::virtqueue::{
 };
 use proptest::prelude::*;
 
-const PACKED: QueueOptions = QueueOptions { event_idx: true, indirect: true, packed: true };
+const PACKED: QueueOptions =
+    QueueOptions { event_idx: true, indirect: true, packed: true, ..QueueOptions::NONE };
 
 /// Descriptor states on the first round (2.8.1): the wrap counters start at 1.
 const AVAILABLE: u16 = 1 << 7;
@@ -286,7 +287,7 @@ proptest! {
     ) {
         let size = if packed { size } else { size.next_power_of_two() };
         let mut ram = GuestRam::new(1 << 20);
-        let options = QueueOptions { packed, event_idx, indirect: true };
+        let options = QueueOptions { packed, event_idx, indirect: true, ..QueueOptions::NONE };
         let mut driver = Driver::new(&mut ram, size, options);
         if !packed {
             driver.start_at(start);

@@ -12,7 +12,8 @@ pub const BURST: u16 = 64;
 /// Entries of every ring.
 pub const RING_SIZE: u16 = 256;
 /// What Linux negotiates. No driver here asks for an interrupt, so none is sent within a burst.
-pub const OPTIONS: QueueOptions = QueueOptions { event_idx: true, indirect: true, packed: false };
+pub const OPTIONS: QueueOptions =
+    QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
 /// Bytes of a guest's memory.
 const RAM_BYTES: usize = 16 << 20;
 

@@ -24,7 +24,7 @@ pub enum Provider {
 /// Bits that a driver which speaks virtio 1 is never shown, whoever offers them: GSO,
 /// NOTIFY_ON_EMPTY and ANY_LAYOUT (QEMU: `legacy_features` in its `hw/virtio/virtio-pci.c` and
 /// `hw/net/virtio-net.c`).
-pub const LEGACY: FeatureSet = FeatureSet(1 << 6 | 1 << 24 | 1 << ANY_LAYOUT);
+pub const LEGACY: FeatureSet = FeatureSet(1 << GSO | 1 << NOTIFY_ON_EMPTY | 1 << ANY_LAYOUT);
 
 /// One feature bit.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ pub const CTRL_VLAN: u8 = 19;
 pub const GUEST_ANNOUNCE: u8 = 21;
 /// VIRTIO_NET_F_MQ: several queue pairs.
 pub const MQ: u8 = 22;
+/// VIRTIO_F_NOTIFY_ON_EMPTY: interrupt when nothing is left to take, suppressed or not.
+pub const NOTIFY_ON_EMPTY: u8 = 24;
 /// VHOST_F_LOG_ALL: log the pages we write.
 pub const LOG_ALL: u8 = 26;
 /// VIRTIO_F_ANY_LAYOUT: buffers may be cut into descriptors anywhere.
@@ -159,7 +161,7 @@ pub static FEATURES: &[Feature] = &[
     feature(GUEST_ANNOUNCE, "guest_announce", Backend, "5.1.3", &[&[CTRL_VQ]]),
     feature(MQ, "mq", Backend, "5.1.3", &[&[CTRL_VQ]]),
     feature(23, "ctrl_mac_addr", Frontend, "5.1.3", &[&[CTRL_VQ]]),
-    feature(24, "notify_on_empty", Backend, "6.3 (legacy)", &[]),
+    feature(NOTIFY_ON_EMPTY, "notify_on_empty", Backend, "6.3 (legacy)", &[]),
     feature(LOG_ALL, "log_all", Protocol, "vhost-user, Migration", &[]),
     feature(ANY_LAYOUT, "any_layout", Backend, "6.3 (legacy)", &[]),
     feature(INDIRECT_DESC, "indirect_desc", Backend, "2.7.5.3", &[]),
@@ -190,6 +192,7 @@ pub const IMPLEMENTED: FeatureSet = FeatureSet(
     1 << MTU
         | 1 << MRG_RXBUF
         | 1 << MQ
+        | 1 << NOTIFY_ON_EMPTY
         // Every descriptor chain is taken as VERSION_1 wants it, and that is what this bit says.
         | 1 << ANY_LAYOUT
         | 1 << INDIRECT_DESC
@@ -406,6 +409,9 @@ mod tests {
             (MQ, virtio_net::VIRTIO_NET_F_MQ),
             (INDIRECT_DESC, virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
             (EVENT_IDX, virtio_ring::VIRTIO_RING_F_EVENT_IDX),
+            (NOTIFY_ON_EMPTY, virtio_config::VIRTIO_F_NOTIFY_ON_EMPTY),
+            (ANY_LAYOUT, virtio_config::VIRTIO_F_ANY_LAYOUT),
+            (GSO, virtio_net::VIRTIO_NET_F_GSO),
             (VERSION_1, virtio_config::VIRTIO_F_VERSION_1),
         ];
         for (ours, theirs) in same {

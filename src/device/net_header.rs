@@ -2,6 +2,7 @@
 
 use crate::packet::{Offload, PartialChecksum, SegmentKind, Segmentation, Wanted, WantedKind};
 
+use super::features::{FeatureSet, MRG_RXBUF, VERSION_1};
 use super::offloads::Offloads;
 
 /// Bytes of the header of a modern device: with `num_buffers` always, whether buffers are merged
@@ -11,6 +12,12 @@ pub const LEN: usize = 12;
 /// Bytes of the header of a driver that acknowledged neither VERSION_1 nor MRG_RXBUF: without
 /// `num_buffers` (5.1.6.1, "Legacy Interface").
 pub const LEN_LEGACY: usize = 10;
+
+/// Bytes of the header of a driver that acknowledged `features`.
+#[must_use]
+pub const fn len_of(features: FeatureSet) -> usize {
+    if features.has(VERSION_1) || features.has(MRG_RXBUF) { LEN } else { LEN_LEGACY }
+}
 
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -161,7 +168,7 @@ fn emit_offload(offload: &Offload, header: &mut [u8; LEN]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::features::{CSUM, FeatureSet, HOST_TSO4};
+    use crate::device::features::{CSUM, HOST_TSO4};
 
     fn with(changes: &[(usize, u8)]) -> NetHeader {
         let mut header = [0; LEN_LEGACY];

@@ -160,6 +160,13 @@ impl Profile {
         both.without(bits_of(Provider::Protocol)).without(LEGACY)
     }
 
+    /// Whether it is a transitional interface, for drivers from before virtio 1 too: it offers a
+    /// bit that no other driver is shown.
+    #[must_use]
+    pub fn is_transitional(&self) -> bool {
+        self.features.without(LEGACY) != self.features
+    }
+
     /// What `ethtool -k` shows in a Linux guest of that which follows from the features
     /// (`virtnet_probe` in Linux 6.1, `drivers/net/virtio_net.c`). `rx-checksumming` is not of it:
     /// newer drivers show it on whatever the device says.

@@ -37,7 +37,7 @@ pub enum Contradiction {
         needs: FeatureSet,
     },
     /// No bit says that the device follows virtio 1.
-    #[error("features lacks \"version_1\": isonic serves no legacy interface")]
+    #[error("features lacks \"version_1\": isonic serves no legacy interface alone")]
     Legacy,
     /// Protocol features that no front-end would ask for.
     #[error("protocol_features are negotiated only with the feature \"protocol_features\"")]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::device::offloads::Offloads;
 use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec};
 use crate::virtqueue::{EventFd, Queue, QueueAddresses, QueueOptions, QueueSetup, Ring, RingKind};
 
@@ -135,6 +136,8 @@ pub struct Driver {
     pub size: u16,
     /// What was negotiated.
     pub options: QueueOptions,
+    /// Bytes of the virtio-net header: [`HEADER`], or 10 for a legacy driver that merges nothing.
+    pub header: usize,
     /// The available index as last published (split), or chains offered (packed).
     pub available: u16,
     used_seen: u16,
@@ -168,6 +171,7 @@ impl Driver {
             parts,
             size,
             options,
+            header: HEADER,
             available: 0,
             used_seen: 0,
             offer: Place::START,
@@ -212,7 +216,11 @@ impl Driver {
             call: Some(EventFd::new(call.try_clone().unwrap()).unwrap()),
             err: None,
             enabled: true,
-            kind: RingKind { mergeable: true, ..RingKind::default() },
+            kind: RingKind {
+                header_len: self.header,
+                mergeable: self.header == HEADER,
+                offloads: Offloads::NONE,
+            },
             broken: None,
         };
         (ring, call)
@@ -326,7 +334,7 @@ impl Driver {
     /// Offer one packet to the device, the header and the frame cut into pieces of these lengths,
     /// a descriptor each; what is left after the last goes into one more. Returns its id.
     pub fn send(&mut self, frame: &[u8], pieces: &[usize]) -> u16 {
-        self.send_with_header(&[0; HEADER], frame, pieces)
+        self.send_with_header(&[0; HEADER][..self.header], frame, pieces)
     }
 
     /// As [`send`](Self::send), with this header.
@@ -462,11 +470,12 @@ impl Driver {
         let mut used = completed.into_iter();
         while let Some(first) = used.next() {
             let mut bytes = self.contents(first);
-            let buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
+            let merges = self.header == HEADER;
+            let buffers = if merges { u16::from_le_bytes([bytes[10], bytes[11]]) } else { 1 };
             for _ in 1..buffers {
                 bytes.extend(self.contents(used.next().expect("num_buffers of them")));
             }
-            let frame = bytes.split_off(HEADER);
+            let frame = bytes.split_off(self.header);
             packets.push((bytes, frame));
         }
         packets

@@ -11,10 +11,10 @@ use super::rig::Rig;
 
 /// Every ring layout, with and without event index: what tests give their guests in turn.
 pub const LAYOUTS: [QueueOptions; 4] = [
-    QueueOptions { event_idx: true, indirect: true, packed: false },
-    QueueOptions { event_idx: false, indirect: true, packed: false },
-    QueueOptions { event_idx: true, indirect: true, packed: true },
-    QueueOptions { event_idx: false, indirect: true, packed: true },
+    QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE },
+    QueueOptions { indirect: true, ..QueueOptions::NONE },
+    QueueOptions { event_idx: true, indirect: true, packed: true, ..QueueOptions::NONE },
+    QueueOptions { indirect: true, packed: true, ..QueueOptions::NONE },
 ];
 
 /// Run a test with guests of each layout.

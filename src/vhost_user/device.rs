@@ -11,8 +11,8 @@ use std::sync::Arc;
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::{
-    EVENT_IDX, FeatureSet, INDIRECT_DESC, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK, RING_PACKED,
-    VERSION_1,
+    EVENT_IDX, FeatureSet, INDIRECT_DESC, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK,
+    RING_PACKED, VERSION_1,
 };
 use crate::guest_memory::GuestMemory;
 use crate::profile::Profile;
@@ -91,8 +91,8 @@ impl Device {
         if !extra.is_empty() {
             return Err(Refusal::Features { extra, profile: self.profile.name.clone() });
         }
-        if !features.has(VERSION_1) {
-            return Err(Refusal::Legacy);
+        if !features.has(VERSION_1) && !self.profile.is_transitional() {
+            return Err(Refusal::Legacy(self.profile.name.clone()));
         }
         // Bit 30 is between us and the front-end; all others the workers may have acted on.
         let before = self.acknowledged.unwrap_or_default();
@@ -140,6 +140,7 @@ impl Device {
             event_idx: features.has(EVENT_IDX),
             indirect: features.has(INDIRECT_DESC),
             packed: features.has(RING_PACKED),
+            notify_on_empty: features.has(NOTIFY_ON_EMPTY),
         }
     }
 

@@ -53,9 +53,10 @@ pub enum Refusal {
     },
     /// SET_FEATURES without VIRTIO_F_VERSION_1.
     #[error(
-        "version_1 is not acknowledged; the legacy interface is not served, use a modern guest"
+        "version_1 is not acknowledged, and profile {0} has no legacy interface; use a driver of \
+         virtio 1, or a profile that offers any_layout"
     )]
-    Legacy,
+    Legacy(String),
     /// SET_FEATURES that would change rings under their workers.
     #[error("features {changed} cannot change while rings run; stop them with GET_VRING_BASE")]
     FeaturesInUse {

@@ -10,7 +10,7 @@
 
 use std::fs::File;
 
-use crate::device::features::{FeatureSet, MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1};
+use crate::device::features::{FeatureSet, MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::device::net_header;
 use crate::device::offloads::Offloads;
 use crate::guest_memory::FrontendAddress;
@@ -342,11 +342,9 @@ impl Device {
 /// What these features make of the packets of a ring: of those to the guest (even) what it takes,
 /// of those from it (odd) what it may send (virtio 1.2, 5.1.2 and 5.1.6.1).
 fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
-    let mergeable = features.has(MRG_RXBUF);
-    let short = !features.has(VERSION_1) && !mergeable;
     RingKind {
-        header_len: if short { net_header::LEN_LEGACY } else { net_header::LEN },
-        mergeable,
+        header_len: net_header::len_of(features),
+        mergeable: features.has(MRG_RXBUF),
         offloads: if index.is_multiple_of(2) {
             Offloads::accepted(features)
         } else {

@@ -33,6 +33,14 @@ pub struct QueueOptions {
     pub indirect: bool,
     /// VIRTIO_F_RING_PACKED.
     pub packed: bool,
+    /// VIRTIO_F_NOTIFY_ON_EMPTY, which only drivers from before virtio 1 know.
+    pub notify_on_empty: bool,
+}
+
+impl QueueOptions {
+    /// None of them.
+    pub const NONE: Self =
+        Self { event_idx: false, indirect: false, packed: false, notify_on_empty: false };
 }
 
 /// All that is needed to run a ring.

@@ -56,6 +56,7 @@ pub struct SplitRing {
     size: u16,
     event_idx: bool,
     indirect: bool,
+    notify_on_empty: bool,
     /// The next entry of the available ring to take; free-running.
     next_available: u16,
     /// The available index as last read, never more than `size` ahead of `next_available`.
@@ -94,6 +95,7 @@ impl SplitRing {
             size: setup.size,
             event_idx: setup.options.event_idx,
             indirect: setup.options.indirect,
+            notify_on_empty: setup.options.notify_on_empty,
             next_available: 0,
             seen_available: 0,
             next_used: 0,
@@ -159,6 +161,22 @@ impl SplitRing {
     #[inline]
     fn avail_event_offset(&self) -> usize {
         4 + 8 * usize::from(self.size)
+    }
+}
+
+// ---- notifying the driver -----------------------------------------------------------------------
+
+impl SplitRing {
+    /// By NO_INTERRUPT, or by used_event where negotiated (2.7.7).
+    #[inline]
+    fn is_wished_for(&mut self) -> bool {
+        if !self.event_idx {
+            let flags = u16::from_le(self.atomic(self.available, 0).load(Ordering::Relaxed));
+            return flags & ring_flag::NO_INTERRUPT == 0;
+        }
+        let wish = self.atomic(self.available, self.used_event_offset()).load(Ordering::Relaxed);
+        let Some(decided) = self.decided.replace(self.published) else { return true };
+        event_is_due(u16::from_le(wish), self.published, decided)
     }
 }
 
@@ -302,19 +320,15 @@ impl Layout for SplitRing {
         true
     }
 
-    /// By NO_INTERRUPT, or by used_event where negotiated (2.7.7).
+    /// As the driver wishes; and "if the device runs out of available descriptors … even though
+    /// notifications are suppressed", where NOTIFY_ON_EMPTY was negotiated (6.3).
     #[inline]
     fn needs_notification(&mut self) -> bool {
         // Our store of idx must be visible before we read what the driver wants; pairs with the
         // driver's barrier between setting its wish and re-checking idx (2.7.7.2).
         fence(Ordering::SeqCst);
-        if !self.event_idx {
-            let flags = u16::from_le(self.atomic(self.available, 0).load(Ordering::Relaxed));
-            return flags & ring_flag::NO_INTERRUPT == 0;
-        }
-        let wish = self.atomic(self.available, self.used_event_offset()).load(Ordering::Relaxed);
-        let Some(decided) = self.decided.replace(self.published) else { return true };
-        event_is_due(u16::from_le(wish), self.published, decided)
+        self.is_wished_for()
+            || self.notify_on_empty && self.available_index() == self.next_available
     }
 
     /// By NO_NOTIFY, or by avail_event where negotiated (2.7.10). The fence pairs with the one

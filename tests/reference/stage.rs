@@ -77,7 +77,7 @@ impl Stage {
             }
         };
         let mut ram = GuestRam::new(RAM_BYTES);
-        let options = QueueOptions { event_idx: true, indirect: true, packed: false };
+        let options = QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
         let drivers = (0..4).map(|_| Driver::new(&mut ram, RING_SIZE, options)).collect();
         let events = || (0..4).map(|_| event()).collect();
         let (kicks, calls) = (events(), events());
