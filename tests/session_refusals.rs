@@ -2,6 +2,9 @@
 //! rings that run are not touched.
 
 use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 
 use isonic::test_support::frontend::{
@@ -110,7 +113,7 @@ fn values_without_a_meaning_are_refused() {
 
 #[test]
 fn requests_nobody_offered_or_knows_are_refused_whole() {
-    let unknown = [0, 6, 7, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 35, 41, 42, 43, 44, 45];
+    let unknown = [0, 6, 7, 21, 22, 23, 24, 25, 27, 28, 31, 32, 33, 35, 41, 42, 43, 44, 45];
     let mut cases = Vec::new();
     for request in unknown.into_iter().chain([99, 0x100, u32::MAX]) {
         for len in [0, 8, 12, 4096] {
@@ -131,6 +134,37 @@ fn a_request_of_a_protocol_feature_not_acknowledged_is_refused() {
     frontend.refused(code::SEND_RARP, &0_u64.to_ne_bytes(), &[]);
     frontend.refused(code::SET_STATUS, &0_u64.to_ne_bytes(), &[]);
     frontend.refused(code::RESET_DEVICE, &[], &[]);
+    frontend.refused(code::CLOSE_CRYPTO_SESSION, &0_u64.to_ne_bytes(), &[]);
+    let (channel, _peer) = UnixStream::pair().unwrap();
+    frontend.refused(code::SET_BACKEND_REQ_FD, &[], &[&File::from(OwnedFd::from(channel))]);
+}
+
+#[test]
+fn a_backend_channel_that_is_no_connection_is_refused() {
+    let (frontend, _host, memory) = running();
+    let (datagrams, _peer) = UnixDatagram::pair().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let others = [event(), memory.file, File::from(OwnedFd::from(datagrams))];
+    for file in others.into_iter().chain([File::from(OwnedFd::from(listener))]) {
+        frontend.refused(code::SET_BACKEND_REQ_FD, &[], &[&file]);
+    }
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let ours = File::from(OwnedFd::from(ours));
+    frontend.refused(code::SET_BACKEND_REQ_FD, &[], &[]);
+    frontend.refused(code::SET_BACKEND_REQ_FD, &[], &[&ours, &ours]);
+    frontend.refused(code::SET_BACKEND_REQ_FD, &[0; 8], &[&ours]);
+}
+
+#[test]
+fn crypto_sessions_are_offered_by_the_protocol_and_refused_by_the_device() {
+    let (frontend, host, _memory) = running();
+    frontend.refused(code::CLOSE_CRYPTO_SESSION, &0_u64.to_ne_bytes(), &[]);
+    assert_eq!(host.indices(), [0]);
+    // Its answer would have to be a session.
+    assert!(frontend.send(code::CREATE_CRYPTO_SESSION, NEED_REPLY, &[0; 700], &[]));
+    assert_eq!(frontend.reply(code::CREATE_CRYPTO_SESSION), None);
+    let end = frontend.ended();
+    assert!(matches!(end, SessionEnd::Unanswerable { source: Refusal::NoCrypto, .. }));
 }
 
 #[test]

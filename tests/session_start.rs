@@ -1,6 +1,9 @@
 //! Rings start when all is said, in whatever order a front-end says it, and stop with an answer
 //! that is true.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -298,4 +301,28 @@ fn a_transitional_profile_serves_drivers_from_before_virtio_1_and_no_other_does(
         frontend.start_ring(&memory, 0);
         assert_eq!(host.rings()[&0].kind.header_len, header_len.unwrap_or(12));
     }
+}
+
+#[test]
+fn a_backend_channel_is_kept_and_nothing_is_said_on_it() {
+    let (frontend, _host) = connect();
+    frontend.negotiate();
+    let channel = || {
+        let (peer, channel) = UnixStream::pair().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        frontend.ok(code::SET_BACKEND_REQ_FD, &[], &[&File::from(OwnedFd::from(channel))]);
+        peer
+    };
+    let silent = |peer: &UnixStream| {
+        let mut peer: &UnixStream = peer;
+        peer.read(&mut [0; 1]).map_err(|error| error.kind())
+    };
+    let first = channel();
+    assert_eq!(silent(&first), Err(ErrorKind::WouldBlock));
+    let second = channel();
+    frontend.ok(code::RESET_DEVICE, &[], &[]);
+    assert_eq!(silent(&first), Ok(0), "a new one takes its place");
+    assert_eq!(silent(&second), Err(ErrorKind::WouldBlock), "it is the connection's");
+    frontend.disconnect();
+    assert_eq!(silent(&second), Ok(0));
 }

@@ -191,6 +191,8 @@ pub static FEATURES: &[Feature] = &[
 pub const IMPLEMENTED: FeatureSet = FeatureSet(
     1 << MTU
         | 1 << MRG_RXBUF
+        // The front-end's to do; it shows the bit to its guest only if we offer it.
+        | 1 << GUEST_ANNOUNCE
         | 1 << MQ
         | 1 << NOTIFY_ON_EMPTY
         // Every descriptor chain is taken as VERSION_1 wants it, and that is what this bit says.
@@ -315,6 +317,14 @@ pub const PROTOCOL_RARP: u8 = 2;
 pub const PROTOCOL_REPLY_ACK: u8 = 3;
 /// VHOST_USER_PROTOCOL_F_MTU.
 pub const PROTOCOL_MTU: u8 = 4;
+/// VHOST_USER_PROTOCOL_F_BACKEND_REQ: a socket for requests of ours, of which there are none.
+pub const PROTOCOL_BACKEND_REQ: u8 = 5;
+/// VHOST_USER_PROTOCOL_F_CRYPTO_SESSION: a crypto device's; DPDK offers it for every device.
+pub const PROTOCOL_CRYPTO_SESSION: u8 = 7;
+/// VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD: descriptors with requests of ours.
+pub const PROTOCOL_BACKEND_SEND_FD: u8 = 10;
+/// VHOST_USER_PROTOCOL_F_HOST_NOTIFIER: one of the requests that we do not make.
+pub const PROTOCOL_HOST_NOTIFIER: u8 = 11;
 /// VHOST_USER_PROTOCOL_F_RESET_DEVICE.
 pub const PROTOCOL_RESET_DEVICE: u8 = 13;
 /// VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS.
@@ -329,13 +339,13 @@ pub static PROTOCOL: &[ProtocolFeature] = &[
     ProtocolFeature { bit: PROTOCOL_RARP, name: "rarp" },
     ProtocolFeature { bit: PROTOCOL_REPLY_ACK, name: "reply_ack" },
     ProtocolFeature { bit: PROTOCOL_MTU, name: "mtu" },
-    ProtocolFeature { bit: 5, name: "backend_req" },
+    ProtocolFeature { bit: PROTOCOL_BACKEND_REQ, name: "backend_req" },
     ProtocolFeature { bit: 6, name: "cross_endian" },
-    ProtocolFeature { bit: 7, name: "crypto_session" },
+    ProtocolFeature { bit: PROTOCOL_CRYPTO_SESSION, name: "crypto_session" },
     ProtocolFeature { bit: 8, name: "pagefault" },
     ProtocolFeature { bit: 9, name: "config" },
-    ProtocolFeature { bit: 10, name: "backend_send_fd" },
-    ProtocolFeature { bit: 11, name: "host_notifier" },
+    ProtocolFeature { bit: PROTOCOL_BACKEND_SEND_FD, name: "backend_send_fd" },
+    ProtocolFeature { bit: PROTOCOL_HOST_NOTIFIER, name: "host_notifier" },
     ProtocolFeature { bit: 12, name: "inflight_shmfd" },
     ProtocolFeature { bit: PROTOCOL_RESET_DEVICE, name: "reset_device" },
     ProtocolFeature { bit: 14, name: "inband_notifications" },
@@ -355,6 +365,10 @@ pub const PROTOCOL_IMPLEMENTED: FeatureSet = FeatureSet(
         | 1 << PROTOCOL_RARP
         | 1 << PROTOCOL_REPLY_ACK
         | 1 << PROTOCOL_MTU
+        | 1 << PROTOCOL_BACKEND_REQ
+        | 1 << PROTOCOL_CRYPTO_SESSION
+        | 1 << PROTOCOL_BACKEND_SEND_FD
+        | 1 << PROTOCOL_HOST_NOTIFIER
         | 1 << PROTOCOL_RESET_DEVICE
         | 1 << PROTOCOL_CONFIGURE_MEM_SLOTS
         | 1 << PROTOCOL_STATUS,

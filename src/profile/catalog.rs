@@ -476,7 +476,7 @@ mod tests {
                 .map(ToString::to_string)
                 .collect();
             let [device, protocol] = &told[..] else { panic!("{told:?}") };
-            for bit in ["guest_csum", "guest_tso4", "host_ecn", "guest_announce", "log_all"] {
+            for bit in ["guest_csum", "guest_tso4", "host_ecn", "log_all"] {
                 assert!(device.contains(bit), "{device}");
             }
             assert!(!device.contains("ctrl_vq"), "the front-end does it: {device}");

@@ -288,7 +288,7 @@ mod tests {
     fn v1_is_within_what_the_datapath_does() {
         let v1 = v1();
         assert!(v1.features.without(IMPLEMENTED).is_empty());
-        assert_eq!(v1.protocol_features, PROTOCOL_IMPLEMENTED);
+        assert!(v1.protocol_features.without(PROTOCOL_IMPLEMENTED).is_empty());
         assert_eq!(usize::from(v1.memory_slots), REGIONS_MAX);
         assert_eq!(v1.host_blockers(), []);
     }

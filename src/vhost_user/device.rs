@@ -6,8 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::{
@@ -39,6 +41,9 @@ pub(super) struct Device {
     status: u8,
     pub(super) rings: Vec<RingState>,
     pub(super) memory: Arc<GuestMemory>,
+    /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
+    /// for a failure.
+    _backend_channel: Option<OwnedFd>,
     /// Why the last request was not done: the `vhost` crate's errors cannot carry it.
     pub(super) refusal: Option<Refusal>,
 }
@@ -55,6 +60,7 @@ impl Device {
             protocol: FeatureSet::default(),
             status: 0,
             memory: Arc::default(),
+            _backend_channel: None,
             refusal: None,
         };
         device.publish();
@@ -180,6 +186,19 @@ impl Device {
             Some(_) => self.status,
             None => self.status & !FEATURES_OK,
         }
+    }
+
+    /// SET_BACKEND_REQ_FD: a connection, in place of the one before.
+    pub fn set_backend_channel(&mut self, message: &Message) -> Result<(), Refusal> {
+        // As many descriptors as the table of requests says.
+        let channel = &message.descriptors[0];
+        let domain = rustix::net::sockopt::socket_domain(channel);
+        let kind = rustix::net::sockopt::socket_type(channel);
+        if (domain, kind) != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) {
+            return Err(Refusal::NotASocket);
+        }
+        self._backend_channel = Some(channel.try_clone().map_err(Refusal::KeepSocket)?);
+        Ok(())
     }
 
     /// NET_SET_MTU: the profile's, or refused. It is never silently narrower.

@@ -13,8 +13,8 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
 use crate::device::features::{
-    PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP, PROTOCOL_RESET_DEVICE,
-    PROTOCOL_STATUS,
+    PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION, PROTOCOL_MQ,
+    PROTOCOL_MTU, PROTOCOL_RARP, PROTOCOL_RESET_DEVICE, PROTOCOL_STATUS,
 };
 
 use super::refusal::Refusal;
@@ -110,6 +110,18 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", U64).ours(),
     request(FrontendReq::SEND_RARP, "SEND_RARP", U64).needs(PROTOCOL_RARP).ours(),
     request(FrontendReq::NET_SET_MTU, "NET_SET_MTU", U64).needs(PROTOCOL_MTU).ours(),
+    request(FrontendReq::SET_BACKEND_REQ_FD, "SET_BACKEND_REQ_FD", NO_BODY)
+        .needs(PROTOCOL_BACKEND_REQ)
+        .descriptors(1..=1)
+        .ours(),
+    // How long its body is depends on the front-end's version; none is read.
+    request(FrontendReq::CREATE_CRYPTO_SESSION, "CREATE_CRYPTO_SESSION", 0..=BODY_MAX)
+        .needs(PROTOCOL_CRYPTO_SESSION)
+        .replies()
+        .ours(),
+    request(FrontendReq::CLOSE_CRYPTO_SESSION, "CLOSE_CRYPTO_SESSION", U64)
+        .needs(PROTOCOL_CRYPTO_SESSION)
+        .ours(),
     request(FrontendReq::RESET_DEVICE, "RESET_DEVICE", NO_BODY).needs(PROTOCOL_RESET_DEVICE),
     request(FrontendReq::GET_MAX_MEM_SLOTS, "GET_MAX_MEM_SLOTS", NO_BODY)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)

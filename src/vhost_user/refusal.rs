@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::ops::RangeInclusive;
 
 use crate::device::features::FeatureSet;
@@ -183,6 +184,15 @@ pub enum Refusal {
         /// The profile's name.
         profile: String,
     },
+    /// SET_BACKEND_REQ_FD with something else than a connection.
+    #[error("the descriptor is no unix stream socket")]
+    NotASocket,
+    /// SET_BACKEND_REQ_FD, and the process has no descriptor left to keep it by.
+    #[error("cannot keep the socket")]
+    KeepSocket(#[source] io::Error),
+    /// A crypto session with a network device.
+    #[error("this is a network device, which has no crypto sessions")]
+    NoCrypto,
     /// A body that the `vhost` crate objects to.
     #[error("malformed request")]
     Malformed(#[source] vhost::vhost_user::Error),

@@ -150,6 +150,10 @@ impl Session<'_> {
             FrontendReq::SET_VRING_ENABLE => device.set_enable(message)?,
             FrontendReq::SET_STATUS => device.set_status(message.u64_at(0))?,
             FrontendReq::GET_STATUS => return Ok(Answer::Value(u64::from(device.status()))),
+            FrontendReq::SET_BACKEND_REQ_FD => device.set_backend_channel(message)?,
+            FrontendReq::CREATE_CRYPTO_SESSION | FrontendReq::CLOSE_CRYPTO_SESSION => {
+                return Err(Refusal::NoCrypto);
+            }
             FrontendReq::NET_SET_MTU => device.set_mtu(message.u64_at(0))?,
             FrontendReq::SEND_RARP => {
                 // The address is in the first six bytes as they lie (hw/virtio/vhost-user.c,
