@@ -356,7 +356,8 @@ proptest! {
     ) {
         let start = start.index(bytes.len() - 1);
         let offset = offset.index(bytes.len() - start - 1);
-        let right = Sum16BitWords::new().add_slice(&bytes[start..]).to_ones_complement_with_no_zero();
+        let words = Sum16BitWords::new().add_slice(&bytes[start..]);
+        let right = words.to_ones_complement_with_no_zero();
         let mut expected = bytes.clone();
         expected[start + offset..start + offset + 2].copy_from_slice(&right.to_ne_bytes());
         let mut frame = bytes;

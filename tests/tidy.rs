@@ -19,7 +19,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const ARROWS: &[(&str, &[&str])] = &[
     ("guest_memory", &[]),
     ("xdp", &[]),
-    ("device", &[]),
+    ("device", &["packet"]),
     ("document", &[]),
     ("metrics", &[]),
     ("packet", &[]),
@@ -27,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("report", &[]),
     ("virtqueue", &["device", "guest_memory"]),
     ("profile", &["device", "document", "guest_memory", "platform"]),
-    ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "platform"]),
+    ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "packet", "platform"]),
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
     ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),

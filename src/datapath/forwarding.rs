@@ -58,9 +58,9 @@ impl Route {
         Self { uplink, attachment, frame_max, workers, ready, coalesce, flows }
     }
 
-    /// The queue pair to deliver a frame to, of those that are ready: the one its flow was last sent
-    /// on; else, the same for the whole flow, one that worker `here` serves if there is one, so that
-    /// nothing is handed over.
+    /// The queue pair to deliver a frame to, of those that are ready: the one its flow was last
+    /// sent on; else, the same for the whole flow, one that worker `here` serves if there is one,
+    /// so that nothing is handed over.
     #[inline]
     #[must_use]
     pub fn pair(&self, here: WorkerId, flow_hash: impl FnOnce() -> u32) -> Option<u16> {

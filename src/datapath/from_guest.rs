@@ -319,9 +319,9 @@ fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usiz
     }
 }
 
-/// Choose the queue pair of `port` for a frame: the one that its flow was last sent on, else by the
-/// worker `here` and the flow. Let `deliver` bring it to the pair's worker; false from it means that
-/// the worker's inbox is full.
+/// Choose the queue pair of `port` for a frame: the one that its flow was last sent on, else by
+/// the worker `here` and the flow. Let `deliver` bring it to the pair's worker; false from it means
+/// that the worker's inbox is full.
 #[inline]
 pub(super) fn to_port(
     ports: &mut Ports,

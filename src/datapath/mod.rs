@@ -5,11 +5,12 @@
 //! destination up in [`Forwarding`], and copies it once: into a frame of the uplink's socket, or
 //! into another guest's buffers (`deliver`). A packet to a guest: `from_uplink` takes it from a
 //! socket, looks the port up, and `deliver` copies it once into receive buffers. What a receiver
-//! does not do itself (checksums, segmentation), `complete` does in software. A ring that belongs to another worker gets its packet through that worker's [`Inbox`].
+//! does not do itself (checksums, segmentation), `complete` does in software. A ring that belongs
+//! to another worker gets its packet through that worker's [`Inbox`].
 //!
 //! All changes (`Command`) reach a worker through its mailbox, are applied between two bursts, and
-//! are acknowledged. The import arrows: virtqueue, xdp, guest_memory, device, metrics; never
-//! vhost_user.
+//! are acknowledged. The import arrows: virtqueue, xdp, guest_memory, packet, device, metrics;
+//! never vhost_user.
 
 #![forbid(unsafe_code)]
 
