@@ -272,7 +272,11 @@ pub(super) fn stats(stats: &Stats) -> String {
         add(format!("uplink {uplink}"), counters);
     }
     for worker in &stats.workers {
-        let counts = [("turns", worker.turns), ("sleeps", worker.sleeps)];
+        let counts = [
+            ("turns", worker.turns),
+            ("sleeps", worker.sleeps),
+            ("busy_nanoseconds", worker.busy_nanoseconds),
+        ];
         let counts = counts.map(|(name, value)| (name.to_owned(), value));
         let cpu = worker.cpu.map(|cpu| format!(" (CPU {cpu})")).unwrap_or_default();
         add(format!("worker {}{cpu}", worker.id), &counts.into());

@@ -428,6 +428,8 @@ pub struct WorkerView {
     pub turns: u64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// Nanoseconds in turns that moved packets, the kernel's part of sending them included.
+    pub busy_nanoseconds: u64,
 }
 
 /// All counters.

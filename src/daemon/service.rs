@@ -185,6 +185,7 @@ impl DaemonService {
             cpu: worker.cpu,
             turns: worker.turns.turns(),
             sleeps: worker.turns.sleeps(),
+            busy_nanoseconds: worker.turns.busy_nanoseconds(),
         });
         Stats { ports, uplinks, workers: workers.collect() }
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use rustix::event::epoll;
@@ -59,6 +60,7 @@ pub struct WorkerSocket {
 pub struct Turns {
     turns: AtomicU64,
     sleeps: AtomicU64,
+    busy_nanoseconds: AtomicU64,
     /// Set around the wait itself: the look before it may be held up like any other.
     waiting: AtomicBool,
 }
@@ -68,6 +70,12 @@ impl Turns {
     #[must_use]
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Nanoseconds in turns that did something, system calls included.
+    #[must_use]
+    pub fn busy_nanoseconds(&self) -> u64 {
+        self.busy_nanoseconds.load(Ordering::Relaxed)
     }
 
     /// Whether it waits for something to do, for as long as it takes.
@@ -102,6 +110,9 @@ pub struct Worker {
     idle: Idle,
     turns: u64,
     sleeps: u64,
+    /// When the last turn ended, and the time in turns that did something.
+    turned: Instant,
+    busy: Duration,
     published: Arc<Turns>,
     stopping: bool,
 }
@@ -139,6 +150,8 @@ impl Worker {
             idle: Idle::default(),
             turns: 0,
             sleeps: 0,
+            turned: Instant::now(),
+            busy: Duration::ZERO,
             published: Arc::default(),
             stopping: false,
         })
@@ -186,12 +199,21 @@ impl Worker {
         for socket in &mut self.sockets {
             socket.socket.flush();
         }
-        self.turns += 1;
-        self.published.turns.store(self.turns, Ordering::Relaxed);
+        self.count_turn(work > 0);
         if self.turns.is_multiple_of(TURNS_PER_PUBLICATION) {
             self.publish_counters();
         }
         work
+    }
+
+    fn count_turn(&mut self, busy: bool) {
+        let now = Instant::now();
+        if busy {
+            self.busy += now - self.turned;
+        }
+        self.turned = now;
+        self.turns += 1;
+        self.published.turns.store(self.turns, Ordering::Relaxed);
     }
 
     /// Frames that come home and packets that other workers hand over.
@@ -257,6 +279,8 @@ impl Worker {
             counters.publish();
         }
         self.published.sleeps.store(self.sleeps, Ordering::Relaxed);
+        let busy = u64::try_from(self.busy.as_nanos()).unwrap_or(u64::MAX);
+        self.published.busy_nanoseconds.store(busy, Ordering::Relaxed);
     }
 }
 
@@ -278,6 +302,7 @@ impl Worker {
             self.published.waiting.store(true, Ordering::Relaxed);
             self.wait();
             self.published.waiting.store(false, Ordering::Relaxed);
+            self.turned = Instant::now();
         }
         self.want_kicks(false);
         inbox.set_sleeping(false);
