@@ -22,17 +22,20 @@ const COPIES_MAX: usize = 2 * BURST as usize;
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
 /// many were taken.
 pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
-    let Some(mut ring) = worker.ports.lift(port, index) else { return 0 };
-    let mut taken = 0;
-    let mut fault = None;
-    if ring.broken.is_none() {
-        match ring.queue.ring_mut().has_available() {
-            Ok(false) => {}
-            Ok(true) => (taken, fault) = serve(worker, port, index, &mut ring),
-            Err(error) => fault = Some(error),
-        }
+    let Some(ring) = worker.ports.ring(port, index) else { return 0 };
+    if ring.broken.is_some() {
+        return 0;
     }
-    worker.ports.lower(port, index, ring);
+    let (taken, fault) = match ring.queue.ring_mut().has_available() {
+        Ok(false) => return 0,
+        Err(error) => (0, Some(error)),
+        Ok(true) => {
+            let Some(mut ring) = worker.ports.lift(port, index) else { return 0 };
+            let served = serve(worker, port, index, &mut ring);
+            worker.ports.lower(port, index, ring);
+            served
+        }
+    };
     if let Some(fault) = fault {
         worker.ports.break_ring(port, index, fault);
     }

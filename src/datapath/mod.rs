@@ -25,6 +25,7 @@ mod handover;
 mod idle;
 mod mailbox;
 mod ports;
+mod rotation;
 mod watchdog;
 mod worker;
 

@@ -19,6 +19,7 @@ use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::idle::Idle;
 use super::mailbox::Command;
 use super::ports::Ports;
+use super::rotation::{Place, Rotation};
 use super::{BURST, PortId, UplinkId, WorkerId, from_guest, from_uplink, is_from_guest};
 
 /// Turns between two publications of the counters while busy.
@@ -105,7 +106,7 @@ pub struct Worker {
     pub(super) arrivals: Arrivals,
     mailbox: Receiver<Command>,
     /// The rings to take packets from.
-    from_guest: Vec<(PortId, u16)>,
+    rotation: Rotation,
     epoll: OwnedFd,
     idle: Idle,
     turns: u64,
@@ -145,7 +146,7 @@ impl Worker {
             table: Arc::default(),
             arrivals: Arrivals::new(),
             mailbox: setup.mailbox,
-            from_guest: Vec::new(),
+            rotation: Rotation::default(),
             epoll,
             idle: Idle::default(),
             turns: 0,
@@ -191,10 +192,7 @@ impl Worker {
         for socket in 0..self.sockets.len() {
             work += from_uplink::burst(self, socket);
         }
-        for ring in 0..self.from_guest.len() {
-            let (port, index) = self.from_guest[ring];
-            work += from_guest::burst(self, port, index);
-        }
+        work += self.take_from_guests(work == 0);
         self.ports.publish_and_notify();
         for socket in &mut self.sockets {
             socket.socket.flush();
@@ -214,6 +212,39 @@ impl Worker {
         self.turned = now;
         self.turns += 1;
         self.published.turns.store(self.turns, Ordering::Relaxed);
+    }
+
+    /// Bursts from the busy rings, and from quiet ones: a share of them, or all if there was
+    /// nothing else to do.
+    #[inline]
+    fn take_from_guests(&mut self, mut nothing_else: bool) -> usize {
+        let (mut work, mut at) = (0, 0);
+        while let Some((port, index)) = self.rotation.busy_at(at) {
+            let taken = from_guest::burst(self, port, index);
+            work += taken;
+            if self.rotation.stays_busy(at, taken) {
+                at += 1;
+            } else {
+                self.want_kicks((port, index), true);
+            }
+        }
+        nothing_else &= work == 0;
+        for _ in 0..self.rotation.share(nothing_else) {
+            let Some((port, index)) = self.rotation.next_quiet() else { break };
+            let taken = from_guest::burst(self, port, index);
+            if taken > 0 {
+                work += taken;
+                self.rotation.wake();
+                self.want_kicks((port, index), false);
+            }
+        }
+        work
+    }
+
+    fn want_kicks(&mut self, (port, index): Place, wanted: bool) {
+        if let Some(ring) = self.ports.ring(port, index) {
+            ring.queue.ring_mut().want_kicks(wanted);
+        }
     }
 
     /// Frames that come home and packets that other workers hand over.
@@ -295,7 +326,7 @@ impl Worker {
     fn sleep(&mut self) {
         let inbox = Arc::clone(&self.inboxes[self.id.index()]);
         inbox.set_sleeping(true);
-        self.want_kicks(true);
+        self.want_all_kicks(true);
         if self.turn() == 0 && !self.stopping {
             self.sleeps += 1;
             self.publish_counters();
@@ -304,12 +335,13 @@ impl Worker {
             self.published.waiting.store(false, Ordering::Relaxed);
             self.turned = Instant::now();
         }
-        self.want_kicks(false);
+        self.want_all_kicks(false);
         inbox.set_sleeping(false);
     }
 
-    fn want_kicks(&mut self, wanted: bool) {
-        for &(port, index) in &self.from_guest {
+    /// Of the busy rings: quiet ones ask for kicks all the time.
+    fn want_all_kicks(&mut self, wanted: bool) {
+        for (port, index) in self.rotation.busy() {
             if let Some(ring) = self.ports.ring(port, index) {
                 ring.queue.ring_mut().want_kicks(wanted);
             }
@@ -353,11 +385,11 @@ impl Worker {
                 backlog |= socket.socket.has_backlog();
             }
         }
-        let polled = |&(port, index): &(PortId, u16)| {
+        let polled = |(port, index)| {
             let ring = self.ports.ring(port, index);
             ring.is_some_and(|ring| ring.kick.is_none() && ring.broken.is_none())
         };
-        backlog || self.from_guest.iter().any(polled)
+        backlog || self.rotation.all().any(polled)
     }
 }
 
@@ -414,7 +446,7 @@ impl Worker {
         // guest's new receive buffers are of no news to us.
         ring.queue.ring_mut().want_kicks(false);
         if is_from_guest(index) {
-            self.from_guest.push((port, index));
+            self.rotation.add((port, index));
             if let Some(kick) = &ring.kick {
                 let data = epoll::EventData::new_u64(NOT_A_SOCKET);
                 let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -427,7 +459,7 @@ impl Worker {
     }
 
     fn take(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
-        self.from_guest.retain(|&place| place != (port, index));
+        self.rotation.remove((port, index));
         let mut ring = self.ports.lift(port, index)?;
         // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the
         // eventfd.

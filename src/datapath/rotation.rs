@@ -1,0 +1,151 @@
+//! The order in which a worker looks at the rings it takes packets from: busy ones every turn,
+//! quiet ones now and then, so that a worker of many idle guests is as fast as one of none.
+//!
+//! A quiet ring asks for kicks and goes on asking; nothing has to be told to it before the worker
+//! sleeps or after it wakes. While the worker is busy it looks at a share of the quiet rings each
+//! turn; when nothing else is to be done, at all of them.
+
+use super::PortId;
+
+/// Turns in which a ring had nothing after which it is quiet.
+const QUIET_AFTER: u32 = 64;
+
+/// Busy turns in which each quiet ring is looked at once: a turn of full bursts takes some ten
+/// microseconds, so a first packet waits no longer than a kick takes to wake a sleeper.
+const TURNS_PER_ROUND: usize = 16;
+
+/// A ring's place: its port and its index there.
+pub(super) type Place = (PortId, u16);
+
+/// The rings to take packets from.
+#[derive(Debug, Default)]
+pub(super) struct Rotation {
+    busy: Vec<Busy>,
+    quiet: Vec<Place>,
+    /// The quiet ring to look at next.
+    next: usize,
+}
+
+#[derive(Debug)]
+struct Busy {
+    place: Place,
+    empty_turns: u32,
+}
+
+impl Rotation {
+    /// Add a ring, which is busy until it proves quiet.
+    pub fn add(&mut self, place: Place) {
+        self.busy.push(Busy { place, empty_turns: 0 });
+    }
+
+    /// Forget a ring.
+    pub fn remove(&mut self, place: Place) {
+        self.busy.retain(|busy| busy.place != place);
+        self.quiet.retain(|&quiet| quiet != place);
+    }
+
+    /// The rings that do not ask for kicks.
+    pub fn busy(&self) -> impl Iterator<Item = Place> {
+        self.busy.iter().map(|busy| busy.place)
+    }
+
+    /// All rings.
+    pub fn all(&self) -> impl Iterator<Item = Place> {
+        self.busy().chain(self.quiet.iter().copied())
+    }
+
+    /// The busy ring at `at`, if there are so many.
+    #[inline]
+    pub fn busy_at(&self, at: usize) -> Option<Place> {
+        self.busy.get(at).map(|busy| busy.place)
+    }
+
+    /// The busy ring at `at` had this many packets. False if it is quiet now, and another is in
+    /// its place.
+    #[inline]
+    pub fn stays_busy(&mut self, at: usize, taken: usize) -> bool {
+        let busy = &mut self.busy[at];
+        busy.empty_turns = if taken > 0 { 0 } else { busy.empty_turns + 1 };
+        if busy.empty_turns < QUIET_AFTER {
+            return true;
+        }
+        self.quiet.push(busy.place);
+        self.busy.swap_remove(at);
+        false
+    }
+
+    /// How many quiet rings to look at in this turn.
+    #[inline]
+    pub fn share(&self, nothing_else: bool) -> usize {
+        if nothing_else { self.quiet.len() } else { self.quiet.len().div_ceil(TURNS_PER_ROUND) }
+    }
+
+    /// The next quiet ring.
+    #[inline]
+    pub fn next_quiet(&mut self) -> Option<Place> {
+        if self.next >= self.quiet.len() {
+            self.next = 0;
+        }
+        let place = self.quiet.get(self.next).copied()?;
+        self.next += 1;
+        Some(place)
+    }
+
+    /// The quiet ring that was looked at last is busy now.
+    pub fn wake(&mut self) {
+        self.next -= 1;
+        let place = self.quiet.swap_remove(self.next);
+        self.add(place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACES: [Place; 3] = [(PortId(0), 1), (PortId(1), 1), (PortId(2), 1)];
+
+    fn quiet() -> Rotation {
+        let mut rotation = Rotation::default();
+        PLACES.into_iter().for_each(|place| rotation.add(place));
+        while rotation.busy_at(0).is_some() {
+            rotation.stays_busy(0, 0);
+        }
+        rotation
+    }
+
+    #[test]
+    fn a_ring_is_quiet_after_enough_turns_without_packets_and_not_before() {
+        let mut rotation = Rotation::default();
+        rotation.add(PLACES[0]);
+        for _ in 1..QUIET_AFTER {
+            assert!(rotation.stays_busy(0, 0));
+        }
+        assert!(rotation.stays_busy(0, 1), "a packet begins the count anew");
+        for _ in 1..QUIET_AFTER {
+            assert!(rotation.stays_busy(0, 0));
+        }
+        assert!(!rotation.stays_busy(0, 0));
+        assert_eq!(rotation.busy().count(), 0);
+        assert_eq!(rotation.all().count(), 1);
+    }
+
+    #[test]
+    fn every_quiet_ring_is_looked_at_in_a_round_whatever_wakes_between() {
+        let mut rotation = quiet();
+        assert_eq!(rotation.share(true), 3);
+        assert_eq!(rotation.share(false), 1);
+        let first = rotation.next_quiet().unwrap();
+        rotation.wake();
+        assert_eq!(rotation.busy().collect::<Vec<_>>(), [first]);
+        let mut others = [rotation.next_quiet().unwrap(), rotation.next_quiet().unwrap()];
+        others.sort_unstable();
+        let mut expected: Vec<_> = PLACES.into_iter().filter(|&place| place != first).collect();
+        expected.sort_unstable();
+        assert_eq!(others[..], expected);
+        rotation.remove(others[0]);
+        assert_eq!(rotation.next_quiet(), Some(others[1]));
+        rotation.remove(others[1]);
+        assert_eq!(rotation.next_quiet(), None);
+    }
+}
