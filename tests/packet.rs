@@ -356,10 +356,10 @@ proptest! {
     ) {
         let start = start.index(bytes.len() - 1);
         let offset = offset.index(bytes.len() - start - 1);
-        let words = Sum16BitWords::new().add_slice(&bytes[start..]);
-        let right = words.to_ones_complement_with_no_zero();
+        let right = Sum16BitWords::new().add_slice(&bytes[start..]);
+        let right = right.to_ones_complement_with_no_zero().to_ne_bytes();
         let mut expected = bytes.clone();
-        expected[start + offset..start + offset + 2].copy_from_slice(&right.to_ne_bytes());
+        expected[start + offset..start + offset + 2].copy_from_slice(&right);
         let mut frame = bytes;
         let [start, offset] = [start, offset].map(|at| u16::try_from(at).unwrap());
         let done = checksum::complete(&mut frame, PartialChecksum { start, offset });
@@ -707,6 +707,25 @@ fn a_train_takes_only_what_goes_on_where_it_ends() {
 }
 
 #[test]
+fn a_train_over_ipv6_has_one_traffic_class_and_hop_limit() {
+    let frame = |number, at: usize, value: u8| {
+        let network = Net::V6 { hop_by_hop: None, destination: None, routing: None };
+        let mut frame = Shape { network, ..nth(number) }.frame();
+        frame[18 + at] ^= value;
+        frame
+    };
+    let first = frame(0, 0, 0);
+    let second = |at, value| {
+        let mut train = Train::start(0, &first, &TcpSegment::parse(&first).unwrap());
+        push(&mut train, &frame(1, at, value))
+    };
+    assert_eq!(second(0, 0), Pushed::Taken);
+    assert_eq!(second(1, 0x30), Pushed::Refused, "marked: congestion experienced");
+    assert_eq!(second(3, 1), Pushed::Refused, "another flow label");
+    assert_eq!(second(7, 1), Pushed::Refused, "another hop limit");
+}
+
+#[test]
 fn a_train_ends_with_a_push_and_with_a_shorter_segment() {
     assert_eq!(second(|shape| *tcp_of(shape).1 |= PSH), Pushed::TakenAndFull);
     assert_eq!(second(|shape| shape.payload.truncate(99)), Pushed::TakenAndFull);
@@ -763,6 +782,7 @@ fn identifications_count_or_stand_still_under_df() {
     assert_eq!(taken([5, 5, 5], true), [Taken, Taken]);
     assert_eq!(taken([5, 5, 6], true)[1], Refused);
     assert_eq!(taken([5, 6, 6], true)[1], Refused);
+    assert_eq!(taken([5, 6, 5], true)[1], Refused);
     assert_eq!(taken([5, 5, 5], false)[0], Refused);
     assert_eq!(taken([5, 7, 8], false)[0], Refused);
 }
@@ -826,6 +846,8 @@ fn any_frame_of_the_flow_is_known_to_be_one() {
     assert!(train.same_flow(&frame), "it must not overtake the train");
     same.ends[1].port = 9;
     assert!(!train.same_flow(&same.frame()));
+    let udp = Shape { transport: Trans::Udp, ..nth(1) };
+    assert!(!train.same_flow(&udp.frame()), "the same ports, of UDP");
     assert!(!train.same_flow(&[]));
 }
 
