@@ -3,7 +3,6 @@
 use crate::device::net_header::{self, NetHeader};
 use crate::guest_memory::GuestSlice;
 use crate::packet::{HEADERS_MAX, Offload};
-use crate::virtqueue::Segments;
 
 use super::ETHERNET_BYTES;
 
@@ -186,17 +185,17 @@ pub(super) struct Start {
 }
 
 impl Start {
-    /// Read the two headers off the front of `segments`; the first is `header_len` bytes long.
+    /// Read the two headers off the front of `pieces`; the first is `header_len` bytes long.
     #[inline]
-    pub fn read(segments: &mut Segments<'_>, header_len: usize) -> Result<Self, Runt> {
+    pub fn read(pieces: &mut [GuestSlice<'_>], header_len: usize) -> Result<Self, Runt> {
         const BYTES: usize = net_header::LEN + ETHERNET_BYTES as usize;
-        let total: u64 = segments.iter().map(|piece| piece.len() as u64).sum();
+        let total: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         let wanted = header_len + ETHERNET_BYTES as usize;
         if total < wanted as u64 {
             return Err(Runt);
         }
         let mut bytes = [0; BYTES];
-        let rest_from = read_front(segments, 0, &mut bytes[..wanted]);
+        let rest_from = read_front(pieces, 0, &mut bytes[..wanted]);
         let (header, ethernet) = bytes[..wanted].split_at(header_len);
         let header = NetHeader::parse(header.first_chunk().expect("ten or twelve bytes"));
         let len = u32::try_from(total - header_len as u64).unwrap_or(u32::MAX);
@@ -210,25 +209,25 @@ impl Start {
         self.len
     }
 
-    /// The frame, which goes on in `segments`: for one that is complete, and whose destination
+    /// The frame, which goes on in `pieces`: for one that is complete, and whose destination
     /// alone decides.
     #[inline]
-    pub fn frame<'f>(&'f self, segments: &'f Segments<'f>) -> FrameView<'f> {
+    pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>]) -> FrameView<'f> {
         FrameView {
             start: &self.ethernet,
-            rest: Rest::Guest(&segments[self.rest_from..]),
+            rest: Rest::Guest(&pieces[self.rest_from..]),
             len: self.len,
             offload: Offload::PLAIN,
         }
     }
 
     /// Read on to the end of all headers there may be.
-    pub fn read_headers(&self, segments: &mut Segments<'_>) -> Headers {
+    pub fn read_headers(&self, pieces: &mut [GuestSlice<'_>]) -> Headers {
         let mut bytes = [0; HEADERS_MAX];
         let read = HEADERS_MAX.min(self.len as usize);
         let (ethernet, more) = bytes[..read].split_at_mut(self.ethernet.len());
         ethernet.copy_from_slice(&self.ethernet);
-        let rest_from = read_front(segments, self.rest_from, more);
+        let rest_from = read_front(pieces, self.rest_from, more);
         Headers { bytes, read, rest_from, len: self.len }
     }
 }
@@ -249,12 +248,12 @@ impl Headers {
         &self.bytes[..self.read]
     }
 
-    /// The frame, which goes on in `segments`, with this left to do.
+    /// The frame, which goes on in `pieces`, with this left to do.
     #[inline]
-    pub fn frame<'f>(&'f self, segments: &'f Segments<'f>, offload: Offload) -> FrameView<'f> {
+    pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>], offload: Offload) -> FrameView<'f> {
         FrameView {
             start: self.bytes(),
-            rest: Rest::Guest(&segments[self.rest_from..]),
+            rest: Rest::Guest(&pieces[self.rest_from..]),
             len: self.len,
             offload,
         }
@@ -264,15 +263,15 @@ impl Headers {
 /// Read the first bytes of a chain, which has at least that many from piece `index` on, and cut
 /// them off the piece in which they end. Returns that piece's index.
 #[inline]
-fn read_front(segments: &mut Segments<'_>, mut index: usize, bytes: &mut [u8]) -> usize {
+fn read_front(pieces: &mut [GuestSlice<'_>], mut index: usize, bytes: &mut [u8]) -> usize {
     let mut read = 0;
     while read < bytes.len() {
-        let piece = segments[index];
+        let piece = pieces[index];
         let take = piece.len().min(bytes.len() - read);
         piece.read(&mut bytes[read..read + take]);
         read += take;
         if read == bytes.len() {
-            segments[index] = piece.part(take, piece.len() - take);
+            pieces[index] = piece.part(take, piece.len() - take);
             return index;
         }
         index += 1;

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::guest_memory::GuestMemory;
+use arrayvec::ArrayVec;
+
+use crate::guest_memory::{GuestMemory, GuestSlice};
 use crate::metrics::{PortCounter, SocketCounter};
 use crate::packet::{FRAME_MAX, flow_hash};
-use crate::virtqueue::{DeviceRing, Direction, Fault, Layout, Ring, RingKind, Segments};
+use crate::virtqueue::{
+    BATCH_SEGMENTS, Chain, DeviceRing, Direction, Fault, Layout, Ring, RingKind, Segments,
+};
 
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{FrameView, Start};
@@ -80,7 +84,7 @@ fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16
 fn each_packet(
     ring: &mut Ring,
     taken: &mut u16,
-    forward: impl FnMut(&mut Segments<'_>) -> bool,
+    forward: impl FnMut(&mut [GuestSlice<'_>]) -> bool,
 ) -> Result<(), Fault> {
     match ring.queue.parts() {
         (memory, DeviceRing::Split(ring)) => each_packet_of(memory, ring, taken, forward),
@@ -93,15 +97,57 @@ fn each_packet_of(
     memory: &GuestMemory,
     ring: &mut impl Layout,
     taken: &mut u16,
-    mut forward: impl FnMut(&mut Segments<'_>) -> bool,
+    mut forward: impl FnMut(&mut [GuestSlice<'_>]) -> bool,
 ) -> Result<(), Fault> {
+    let mut segments = Segments::new();
+    let mut batch = Batch::new();
     let mut enough = false;
-    while *taken < BURST && !enough && ring.has_available()? {
-        let mut segments = Segments::new();
-        let chain = ring.take(memory, Direction::FromGuest, &mut segments)?;
-        enough = forward(&mut segments);
-        ring.complete(chain, 0);
-        *taken += 1;
+    while *taken < BURST && !enough {
+        segments.clear();
+        let fault = take_batch(memory, ring, &mut segments, &mut batch).err();
+        if batch.is_empty() {
+            return fault.map_or(Ok(()), Err);
+        }
+        let (mut begin, mut done) = (0, 0);
+        while done < batch.len() && !enough {
+            let end = batch[done].1;
+            enough = forward(&mut segments[begin..end]);
+            begin = end;
+            done += 1;
+            *taken += 1;
+        }
+        for (chain, _) in batch.drain(..done) {
+            ring.complete(chain, 0);
+        }
+        while let Some((chain, _)) = batch.pop() {
+            ring.untake(chain);
+        }
+        if let Some(fault) = fault.filter(|_| !enough) {
+            return Err(fault);
+        }
+    }
+    Ok(())
+}
+
+/// Chains that are taken before the first of them is looked at, each with the end of its pieces:
+/// another core has just written their first bytes, which are on their way meanwhile.
+type Batch = ArrayVec<(Chain, usize), 16>;
+
+#[inline]
+fn take_batch<'m>(
+    memory: &'m GuestMemory,
+    ring: &mut impl Layout,
+    segments: &mut Segments<'m>,
+    batch: &mut Batch,
+) -> Result<(), Fault> {
+    // A long chain ends the batch, so that there is room for the longest.
+    while !batch.is_full() && segments.len() <= BATCH_SEGMENTS && ring.has_available()? {
+        let begin = segments.len();
+        let chain = ring.take(memory, Direction::FromGuest, segments)?;
+        if let Some(first) = segments.get(begin) {
+            first.prefetch();
+        }
+        batch.push((chain, segments.len()));
     }
     Ok(())
 }
@@ -174,16 +220,16 @@ impl<'w> Outlet<'w> {
     }
 
     #[inline]
-    fn forward(&mut self, segments: &mut Segments<'_>) {
-        let Ok(start) = Start::read(segments, self.kind.header_len) else {
+    fn forward(&mut self, pieces: &mut [GuestSlice<'_>]) {
+        let Ok(start) = Start::read(pieces, self.kind.header_len) else {
             return self.drop(PortCounter::FromGuestDroppedRunt);
         };
         if start.header.is_plain() && !self.by_flow {
-            return self.forward_frame(&start.frame(segments));
+            return self.forward_frame(&start.frame(pieces));
         }
-        let headers = start.read_headers(segments);
+        let headers = start.read_headers(pieces);
         match start.header.offload(headers.bytes(), start.len(), self.kind.offloads) {
-            Ok(offload) => self.forward_frame(&headers.frame(segments, offload)),
+            Ok(offload) => self.forward_frame(&headers.frame(pieces, offload)),
             Err(_) => self.drop(PortCounter::FromGuestDroppedHeader),
         }
     }

@@ -7,8 +7,14 @@ use crate::guest_memory::{GuestAddress, GuestMemory, GuestSlice};
 
 use super::Fault;
 
-/// Pieces of one packet that we keep: the longest chain QEMU itself allows, one chain's worth.
-const SEGMENTS_MAX: usize = 1024;
+/// Pieces of one chain that we keep: the longest that QEMU itself allows.
+const CHAIN_SEGMENTS_MAX: usize = 1024;
+
+/// Pieces after which no more chains are taken into the same [`Segments`], so that the next one
+/// has room, however long it is.
+pub const BATCH_SEGMENTS: usize = 64;
+
+const SEGMENTS_MAX: usize = BATCH_SEGMENTS + CHAIN_SEGMENTS_MAX;
 
 /// The pieces of guest memory that one or more chains name, in order.
 pub type Segments<'m> = ArrayVec<GuestSlice<'m>, SEGMENTS_MAX>;
@@ -81,7 +87,7 @@ pub(super) fn push<'m>(
         let unmapped = Fault::Unmapped { index, address, len };
         let start = address.checked_add(u64::from(done)).ok_or(unmapped)?;
         let piece = memory.translate(GuestAddress(start), len - done).ok_or(unmapped)?;
-        let full = Fault::TooManySegments { head: index, limit: SEGMENTS_MAX };
+        let full = Fault::TooManySegments { head: index, limit: CHAIN_SEGMENTS_MAX };
         segments.try_push(piece).map_err(|_| full)?;
         // A piece is no longer than what was asked for, a u32.
         #[allow(clippy::cast_possible_truncation)]

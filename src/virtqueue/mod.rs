@@ -19,7 +19,7 @@ mod ring;
 mod setup;
 mod split;
 
-pub use chain::{Chain, Direction, Segments};
+pub use chain::{BATCH_SEGMENTS, Chain, Direction, Segments};
 pub use fault::Fault;
 pub use layout::{DeviceRing, Layout, Queue};
 pub use packed::PackedRing;
