@@ -174,7 +174,7 @@ fn a_port_with_a_front_end_keeps_its_profile() {
     daemon.wait_state("added", "waiting");
     for (profile, told) in [
         ("com.example.net.v2", "did you mean \"com.example.net.v1\"?"),
-        ("org.isonic.net.v1,csum=on", "does not do csum"),
+        ("org.isonic.net.v1,access_platform=on", "does not do access_platform"),
         ("", "no profile is named"),
     ] {
         let refusal = daemon.refusal(&["port", "set-profile", "added", profile]);

@@ -189,7 +189,20 @@ pub static FEATURES: &[Feature] = &[
 
 /// What this version's datapath can do: the widest a profile's backend features may be.
 pub const IMPLEMENTED: FeatureSet = FeatureSet(
-    1 << MTU
+    // Checksums and segmentation are done in software for whoever cannot, so that no NIC and no
+    // neighbour decides on them (`datapath/complete.rs`).
+    1 << CSUM
+        | 1 << GUEST_CSUM
+        | 1 << MTU
+        | 1 << GSO
+        | 1 << GUEST_TSO4
+        | 1 << GUEST_TSO6
+        | 1 << GUEST_ECN
+        | 1 << GUEST_UFO
+        | 1 << HOST_TSO4
+        | 1 << HOST_TSO6
+        | 1 << HOST_ECN
+        | 1 << HOST_UFO
         | 1 << MRG_RXBUF
         // The front-end's to do; it shows the bit to its guest only if we offer it.
         | 1 << GUEST_ANNOUNCE

@@ -323,8 +323,8 @@ mod tests {
 
     #[test]
     fn every_reason_against_a_host_is_told() {
-        let csum = FeatureSet(1 << features::CSUM);
-        let offered = csum.union(FeatureSet(1 << features::CTRL_VQ));
+        let iommu = FeatureSet(features::by_name("access_platform").unwrap().mask());
+        let offered = iommu.union(FeatureSet(1 << features::CTRL_VQ));
         let log = FeatureSet(1 << 1);
         let profile = Profile {
             features: v1().features.union(offered),
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(
             profile.blockers(&uplink),
             [
-                Blocker::NotImplemented(csum),
+                Blocker::NotImplemented(iommu),
                 Blocker::ProtocolNotImplemented(log),
                 Blocker::MemorySlots { wanted: 509 },
                 Blocker::Mtu { wanted: 9000, uplink: uplink.clone() },
