@@ -182,6 +182,9 @@ impl Profile {
             ("scatter-gather", has(features::CSUM)),
             ("tcp-segmentation-offload", has(features::CSUM) && segments),
             ("tx-checksumming", has(features::CSUM)),
+            ("tx-tcp-ecn-segmentation", has(features::CSUM) && segments && has(features::HOST_ECN)),
+            ("tx-tcp-segmentation", has(features::CSUM) && has(features::HOST_TSO4)),
+            ("tx-tcp6-segmentation", has(features::CSUM) && has(features::HOST_TSO6)),
         ])
     }
 
@@ -376,7 +379,18 @@ mod tests {
         let sends = FeatureSet(1 << features::CSUM | 1 << features::HOST_TSO4);
         assert_eq!(
             on(&Profile { features: sends, frontend_features: FeatureSet(0), ..v1() }),
-            ["scatter-gather", "tcp-segmentation-offload", "tx-checksumming"]
+            [
+                "scatter-gather",
+                "tcp-segmentation-offload",
+                "tx-checksumming",
+                "tx-tcp-segmentation",
+            ]
         );
+        // Linux drops what it finds without any segmentation to go with (`netdev_fix_features`).
+        let ecn = FeatureSet(1 << features::CSUM | 1 << features::HOST_ECN);
+        let ecn = Profile { features: ecn, frontend_features: FeatureSet(0), ..v1() };
+        assert_eq!(on(&ecn), ["scatter-gather", "tx-checksumming"]);
+        let v3 = Catalog::embedded().get("org.isonic.net.v3").unwrap().as_ref().clone();
+        assert_eq!(on(&v3).len(), v3.linux_offloads().len(), "all of them");
     }
 }
