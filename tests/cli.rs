@@ -272,6 +272,29 @@ fn a_check_tells_every_blocker_and_its_status_says_no() {
 }
 
 #[test]
+fn a_check_of_what_nobody_can_offer_says_who_stands_in_the_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().to_str().unwrap();
+    let file = "name = \"com.x.v1\"\nsummary = \"s\"\nextends = \"org.isonic.net.v1\"\nwhy = \"w\"\n\
+                add_features = [\"csum\", \"host_uso\", \"host_udp_tunnel_gso\"]\n";
+    std::fs::write(directory.path().join("1.toml"), file).unwrap();
+    let check = ["profile", "check", "com.x.v1", "--uplink", "lo", "--profile-dir", place];
+    let output = isonic(&check);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    for line in [
+        "1.toml:5: add_features lists \"host_uso\": QEMU hides it behind every vhost-user backend",
+        "1.toml:5: add_features lists \"host_udp_tunnel_gso\": its bit is above 63",
+    ] {
+        assert!(told.contains(line), "{told}");
+    }
+    let values = ["profile", "check", "org.isonic.net.v1,rss=on", "--uplink", "lo", "--local"];
+    let output = isonic(&values);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("rss cannot be on: QEMU hides it"), "{output:?}");
+}
+
+#[test]
 fn the_baseline_of_two_hosts_is_the_newest_that_both_have() {
     let directory = profiles();
     let hosts = tempfile::tempdir().unwrap();

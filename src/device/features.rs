@@ -17,8 +17,8 @@ pub enum Provider {
     Frontend,
     /// The vhost-user protocol's own bits, which no guest sees.
     Protocol,
-    /// Cannot be offered behind today's front-ends: they mask it or have no message for it.
-    Reserved,
+    /// Cannot be offered behind today's front-ends, for this reason. The name is kept for it.
+    Reserved(&'static str),
 }
 
 /// Bits that a driver which speaks virtio 1 is never shown, whoever offers them: GSO,
@@ -136,6 +136,56 @@ const fn feature(
 
 use Provider::{Backend, Frontend, Protocol, Reserved};
 
+/// Why reserved bits cannot be offered: who stands in the way, in one sentence each. "QEMU" is 7.2
+/// to 11.1.
+mod obstacle {
+    pub(super) const NO_PROPERTY: &str =
+        "QEMU has no property for it, and so never shows it to a guest";
+    pub(super) const NOTIFICATION_DATA: &str =
+        "it puts data into the guest's kicks, and vhost-user's are eventfds, which carry none";
+    // The control queue is QEMU's own: `virtio_net_handle_ctrl_iov` in hw/net/virtio-net.c.
+    pub(super) const DEVICE_STATS: &str =
+        "QEMU answers the guest's control queue, which has no such command there";
+    pub(super) const COALESCING: &str = "QEMU answers the guest's control queue, which has no such \
+         command there, and vhost-user has no message for what the guest would ask for";
+    // `virtio_net_get_features` asks `qemu_has_uso`, which only taps answer; 7.2 has no property.
+    pub(super) const USO: &str = "QEMU hides it behind every vhost-user backend (its \
+         net/vhost-user.c has no has_uso); the software for it is here all the same";
+    // `virtio_net_get_features`: hashes are a vDPA device's, or by an eBPF program for taps.
+    pub(super) const HASHES: &str = "QEMU hides it behind every vhost-user backend, and vhost-user \
+         has no message for the types of hash that the guest asks for";
+    pub(super) const RSS: &str = "QEMU hides it behind every vhost-user backend (its steering is an \
+         eBPF program for taps), and vhost-user has no message for the guest's key and table";
+    // It came into `user_feature_bits` with USO: bits that are not there are neither masked by the
+    // backend's offer nor acknowledged to it.
+    pub(super) const RSC_EXT: &str = "QEMU 7.2 neither asks the backend for it nor tells it that \
+         the guest took it";
+    pub(super) const BEYOND: &str =
+        "its bit is above 63, and the messages of vhost-user carry bits 0 to 63";
+}
+
+/// Features with bits above 63 (1.4 draft, 5.1.3). No message carries them, so they have a name and
+/// no number here.
+const BEYOND: &[&str] = &[
+    "rss_context",
+    "guest_udp_tunnel_gso",
+    "guest_udp_tunnel_gso_csum",
+    "host_udp_tunnel_gso",
+    "host_udp_tunnel_gso_csum",
+];
+
+/// Why the feature with this name cannot be offered behind any front-end of today, if it cannot.
+#[must_use]
+pub fn obstacle(name: &str) -> Option<&'static str> {
+    if BEYOND.contains(&name) {
+        return Some(obstacle::BEYOND);
+    }
+    match by_name(name)?.provider {
+        Reserved(why) => Some(why),
+        Backend | Frontend | Protocol => None,
+    }
+}
+
 /// All device features, by bit.
 pub static FEATURES: &[Feature] = &[
     feature(CSUM, "csum", Backend, "5.1.3", &[]),
@@ -171,18 +221,26 @@ pub static FEATURES: &[Feature] = &[
     feature(33, "access_platform", Backend, "6", &[]),
     feature(RING_PACKED, "ring_packed", Backend, "2.8", &[]),
     feature(IN_ORDER, "in_order", Backend, "2.7.9", &[]),
-    feature(36, "order_platform", Reserved, "6", &[]),
-    feature(38, "notification_data", Reserved, "6", &[]),
+    feature(36, "order_platform", Reserved(obstacle::NO_PROPERTY), "6", &[]),
+    feature(38, "notification_data", Reserved(obstacle::NOTIFICATION_DATA), "6", &[]),
     feature(40, "ring_reset", Backend, "2.6.1", &[]),
-    feature(52, "vq_notf_coal", Reserved, "5.1.3 (1.4 draft)", &[&[CTRL_VQ]]),
-    feature(53, "notf_coal", Reserved, "5.1.3", &[&[CTRL_VQ]]),
-    feature(GUEST_USO4, "guest_uso4", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
-    feature(GUEST_USO6, "guest_uso6", Reserved, "5.1.3", &[&[GUEST_CSUM]]),
-    feature(HOST_USO, "host_uso", Reserved, "5.1.3", &[&[CSUM]]),
-    feature(57, "hash_report", Reserved, "5.1.3", &[&[CTRL_VQ]]),
-    feature(59, "guest_hdrlen", Reserved, "5.1.3", &[]),
-    feature(60, "rss", Reserved, "5.1.3", &[&[CTRL_VQ]]),
-    feature(61, "rsc_ext", Reserved, "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
+    feature(
+        50,
+        "device_stats",
+        Reserved(obstacle::DEVICE_STATS),
+        "5.1.3 (1.4 draft)",
+        &[&[CTRL_VQ]],
+    ),
+    feature(51, "hash_tunnel", Reserved(obstacle::HASHES), "5.1.3 (1.4 draft)", &[&[CTRL_VQ]]),
+    feature(52, "vq_notf_coal", Reserved(obstacle::COALESCING), "5.1.3 (1.4 draft)", &[&[CTRL_VQ]]),
+    feature(53, "notf_coal", Reserved(obstacle::COALESCING), "5.1.3", &[&[CTRL_VQ]]),
+    feature(GUEST_USO4, "guest_uso4", Reserved(obstacle::USO), "5.1.3", &[&[GUEST_CSUM]]),
+    feature(GUEST_USO6, "guest_uso6", Reserved(obstacle::USO), "5.1.3", &[&[GUEST_CSUM]]),
+    feature(HOST_USO, "host_uso", Reserved(obstacle::USO), "5.1.3", &[&[CSUM]]),
+    feature(57, "hash_report", Reserved(obstacle::HASHES), "5.1.3", &[&[CTRL_VQ]]),
+    feature(59, "guest_hdrlen", Reserved(obstacle::NO_PROPERTY), "5.1.3", &[]),
+    feature(60, "rss", Reserved(obstacle::RSS), "5.1.3", &[&[CTRL_VQ]]),
+    feature(61, "rsc_ext", Reserved(obstacle::RSC_EXT), "5.1.3", &[&[GUEST_TSO4, GUEST_TSO6]]),
     feature(62, "standby", Frontend, "5.1.3", &[]),
     feature(63, "speed_duplex", Frontend, "5.1.3", &[]),
 ];
@@ -414,6 +472,37 @@ mod tests {
             ("rss", "VIRTIO_NET_F_RSS"),
         ] {
             assert_eq!(by_name(name).unwrap().spec_name(), of_the_specification);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_offered_says_who_stands_in_the_way() {
+        for (name, who) in [
+            ("guest_uso4", "QEMU hides it behind every vhost-user backend"),
+            ("guest_uso6", "has_uso"),
+            ("host_uso", "the software for it is here"),
+            ("rss", "no message for the guest's key and table"),
+            ("hash_report", "no message for the types of hash"),
+            ("hash_tunnel", "no message for the types of hash"),
+            ("notf_coal", "QEMU answers the guest's control queue"),
+            ("vq_notf_coal", "QEMU answers the guest's control queue"),
+            ("device_stats", "QEMU answers the guest's control queue"),
+            ("guest_udp_tunnel_gso", "bits 0 to 63"),
+            ("host_udp_tunnel_gso_csum", "bits 0 to 63"),
+            ("rss_context", "bits 0 to 63"),
+            ("notification_data", "eventfds"),
+            ("order_platform", "QEMU has no property"),
+            ("guest_hdrlen", "QEMU has no property"),
+            ("rsc_ext", "QEMU 7.2"),
+        ] {
+            let why = obstacle(name).unwrap_or_else(|| panic!("{name} could be offered"));
+            assert!(why.contains(who), "{name}: {why}");
+        }
+        let reserved = FEATURES.iter().filter(|it| matches!(it.provider, Reserved(_)));
+        assert!(reserved.clone().all(|it| !IMPLEMENTED.has(it.bit)));
+        assert!(BEYOND.iter().all(|name| by_name(name).is_none()));
+        for name in ["csum", "mac", "log_all", "nonsense"] {
+            assert_eq!(obstacle(name), None, "{name}");
         }
     }
 

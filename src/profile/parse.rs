@@ -288,6 +288,10 @@ fn device_bits(
     providers: &[Provider],
 ) -> Option<Located<FeatureSet>> {
     bits(section, key, |name| {
+        if let Some(why) = features::obstacle(&name.value) {
+            section.note(name.line, format!("{key} lists \"{}\": {why}", name.value));
+            return None;
+        }
         let Some(feature) = features::by_name(&name.value) else {
             let known: Vec<&str> = FEATURES.iter().map(|feature| feature.name).collect();
             section.note(name.line, unknown(key, &name.value, &known));
@@ -295,9 +299,8 @@ fn device_bits(
         };
         if !providers.contains(&feature.provider) {
             let place = match feature.provider {
-                Provider::Backend | Provider::Protocol => "it belongs in features",
                 Provider::Frontend => "it belongs in frontend_features",
-                Provider::Reserved => "no vhost-user front-end lets it through",
+                _ => "it belongs in features",
             };
             section.note(name.line, format!("{key} lists \"{}\"; {place}", name.value));
         }
@@ -355,10 +358,22 @@ mod tests {
             one_problem("\"status\",\n    \"ctrl_vq\"", "\"csum\",\n    \"ctrl_vq\""),
             "frontend_features lists \"csum\"; it belongs in features"
         );
-        assert_eq!(
-            one_problem("\"status\",\n    \"ctrl_vq\"", "\"rss\",\n    \"ctrl_vq\""),
-            "frontend_features lists \"rss\"; no vhost-user front-end lets it through"
-        );
+    }
+
+    #[test]
+    fn a_bit_that_nobody_can_offer_is_refused_with_who_stands_in_the_way() {
+        for name in ["rss", "host_uso", "guest_udp_tunnel_gso", "notf_coal"] {
+            let quoted = format!("\"{name}\",\n    \"ctrl_vq\"");
+            let told = problems(&V1.replace("\"status\",\n    \"ctrl_vq\"", &quoted));
+            let why = features::obstacle(name).unwrap();
+            assert!(
+                told.contains(&format!("frontend_features lists \"{name}\": {why}")),
+                "{told:?}"
+            );
+            let quoted = format!("    \"{name}\",\n    \"mrg_rxbuf\"");
+            let told = problems(&V1.replace("    \"mrg_rxbuf\"", &quoted));
+            assert!(told.contains(&format!("features lists \"{name}\": {why}")), "{told:?}");
+        }
     }
 
     #[test]

@@ -120,8 +120,13 @@ pub enum ValueProblem {
     #[error("{0} is given twice")]
     Twice(String),
     /// A bit that cannot be offered.
-    #[error("{0}=on: no vhost-user front-end lets it through")]
-    Reserved(String),
+    #[error("{key} cannot be on: {why}")]
+    Reserved {
+        /// The key.
+        key: String,
+        /// Who stands in the way.
+        why: &'static str,
+    },
     /// The values do not go together.
     #[error(transparent)]
     Contradiction(#[from] Contradiction),
@@ -323,6 +328,9 @@ impl Key {
             (Some(feature), _) => Ok(Self::Device(feature)),
             (None, Some(&limit)) => Ok(Self::Limit(limit)),
             (None, None) => {
+                if let Some(why) = features::obstacle(text) {
+                    return Err(ValueProblem::Reserved { key: text.to_owned(), why });
+                }
                 let known = Self::all();
                 let names: Vec<&str> = known.iter().map(String::as_str).collect();
                 let nearest = closest(text, &names).map(str::to_owned);
@@ -398,14 +406,16 @@ fn set(profile: &mut Profile, key: Key, name: &str, value: &str) -> Result<(), V
     };
     match key {
         Key::Device(feature) => match feature.provider {
-            Provider::Reserved if on => return Err(ValueProblem::Reserved(name)),
+            Provider::Reserved(why) if on => {
+                return Err(ValueProblem::Reserved { key: name, why });
+            }
             _ if !on => {
                 // Whichever half has it, the guest must not see it.
                 with(&mut profile.features, feature.bit);
                 with(&mut profile.frontend_features, feature.bit);
             }
             Provider::Frontend => with(&mut profile.frontend_features, feature.bit),
-            Provider::Backend | Provider::Protocol | Provider::Reserved => {
+            Provider::Backend | Provider::Protocol | Provider::Reserved(_) => {
                 with(&mut profile.features, feature.bit);
             }
         },
@@ -545,7 +555,7 @@ mod tests {
                 "max_ring=99999: max_ring is a number from 1 to 32768",
                 "mtu=x: mtu is a number from 68 to 65535, or on or off for the feature of that \
                  name",
-                "rss=on: no vhost-user front-end lets it through",
+                &format!("rss cannot be on: {}", features::obstacle("rss").unwrap()),
                 "\"v2\" is no value; write key=value, and a profile's name only at the beginning",
             ]
         );
