@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 const V1: &str = "org.isonic.net.v1";
+const V3: &str = "org.isonic.net.v3";
 /// Debian's package libvirt0 has them.
 const SCHEMA: &str = "/usr/share/libvirt/schemas/domain.rng";
 
@@ -57,7 +58,9 @@ fn the_domain_xml_is_valid_by_libvirts_schema() {
         "/run/vm's <1>&.sock",
         "--client",
     ]));
-    assert_valid(&exported(&["org.dpdk.v22.11", "--format", "libvirt"]));
+    for name in [V3, "org.dpdk.v22.11", "org.openvswitch.v3.1"] {
+        assert_valid(&exported(&[name, "--format", "libvirt"]));
+    }
 }
 
 #[test]
@@ -77,6 +80,29 @@ fn each_bit_of_the_profile_is_where_libvirt_looks_for_it() {
         "<qemu:property name='host_mtu' type='unsigned' value='1500'/>",
         "<qemu:property name='ctrl_guest_offloads' type='bool' value='false'/>",
         "<qemu:property name='ctrl_rx' type='bool' value='true'/>",
+    ] {
+        assert!(xml.contains(part), "{part} is not in\n{xml}");
+    }
+}
+
+#[test]
+fn each_offload_is_on_or_off_in_its_own_place() {
+    let xml = exported(&[V3, "--format", "libvirt"]);
+    for part in [
+        "queues='128' rx_queue_size='1024' tx_queue_size='1024' event_idx='on' packed='on'",
+        "<host csum='on' gso='off' tso4='on' tso6='on' ecn='on' ufo='off' mrg_rxbuf='on'/>",
+        "<guest csum='on' tso4='on' tso6='on' ecn='on' ufo='off'/>",
+        "<qemu:property name='guest_announce' type='bool' value='true'/>",
+        "<qemu:property name='ctrl_guest_offloads' type='bool' value='false'/>",
+    ] {
+        assert!(xml.contains(part), "{part} is not in\n{xml}");
+    }
+    let xml = exported(&["org.dpdk.v22.11", "--format", "libvirt"]);
+    for part in [
+        "<host csum='on' gso='on' tso4='off' tso6='off' ecn='on' ufo='on' mrg_rxbuf='on'/>",
+        "<guest csum='on' tso4='on' tso6='on' ecn='on' ufo='on'/>",
+        "<qemu:property name='ctrl_guest_offloads' type='bool' value='true'/>",
+        "<qemu:property name='in_order' type='bool' value='true'/>",
     ] {
         assert!(xml.contains(part), "{part} is not in\n{xml}");
     }
