@@ -382,6 +382,8 @@ pub struct ProtocolFeature {
 
 /// VHOST_USER_PROTOCOL_F_MQ.
 pub const PROTOCOL_MQ: u8 = 0;
+/// VHOST_USER_PROTOCOL_F_LOG_SHMFD: the log of written pages is a file that comes with its message.
+pub const PROTOCOL_LOG_SHMFD: u8 = 1;
 /// VHOST_USER_PROTOCOL_F_RARP.
 pub const PROTOCOL_RARP: u8 = 2;
 /// VHOST_USER_PROTOCOL_F_REPLY_ACK.
@@ -406,7 +408,7 @@ pub const PROTOCOL_STATUS: u8 = 16;
 /// All protocol features, by bit: those of other backends too, whose profiles name them.
 pub static PROTOCOL: &[ProtocolFeature] = &[
     ProtocolFeature { bit: PROTOCOL_MQ, name: "mq" },
-    ProtocolFeature { bit: 1, name: "log_shmfd" },
+    ProtocolFeature { bit: PROTOCOL_LOG_SHMFD, name: "log_shmfd" },
     ProtocolFeature { bit: PROTOCOL_RARP, name: "rarp" },
     ProtocolFeature { bit: PROTOCOL_REPLY_ACK, name: "reply_ack" },
     ProtocolFeature { bit: PROTOCOL_MTU, name: "mtu" },

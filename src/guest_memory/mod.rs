@@ -7,14 +7,19 @@
 //! The guest and the front-end write to this memory while we read it, so no Rust reference to it
 //! ever exists: [`GuestSlice`] is a checked pointer and a length, and its copies are raw.
 //!
+//! While a front-end wants to know which pages we write, the table has a [`DirtyLog`], and whoever
+//! writes marks what was written.
+//!
 //! Owned by the session that received the files; read by the workers that serve its rings. What
 //! this module does not do: it knows nothing of rings, descriptors or messages.
 
+mod dirty_log;
 mod fault;
 mod region;
 mod slice;
 mod table;
 
+pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError};
 pub use fault::install_handler as install_fault_handler;
 pub use region::{MapError, Region, RegionSpec};
 pub use slice::GuestSlice;

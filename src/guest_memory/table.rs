@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::{FrontendAddress, GuestAddress, GuestSlice, Region, RegionSpec};
+use super::{DirtyLog, FrontendAddress, GuestAddress, GuestSlice, Region, RegionSpec};
 
 /// Most regions one front-end may have: the slots we report for GET_MAX_MEM_SLOTS. QEMU sends
 /// one per memory slot that is backed by a file; memory hot-plug adds one per module.
@@ -27,10 +27,12 @@ pub enum TableError {
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Arc<Region>>,
+    /// Where writes are logged, if they are.
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl GuestMemory {
-    /// A table of these regions.
+    /// A table of these regions, whose writes are not logged.
     ///
     /// # Errors
     /// [`TableError::TooMany`], or [`TableError::Overlap`] (in either address space).
@@ -40,7 +42,19 @@ impl GuestMemory {
         }
         check_overlap(&mut regions, |spec| spec.frontend.0)?;
         check_overlap(&mut regions, |spec| spec.guest.0)?;
-        Ok(Self { regions })
+        Ok(Self { regions, log: None })
+    }
+
+    /// The same regions, with writes logged to `log` from now on, or not.
+    #[must_use]
+    pub fn logged(&self, log: Option<Arc<DirtyLog>>) -> Self {
+        Self { regions: self.regions.clone(), log }
+    }
+
+    /// Where writes are logged, if they are.
+    #[must_use]
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
     }
 
     /// This table and one more region (ADD_MEM_REG).
@@ -66,7 +80,7 @@ impl GuestMemory {
         };
         let index = regions.iter().position(same).ok_or(TableError::NotFound(spec.guest.0))?;
         regions.remove(index);
-        Ok(Self { regions })
+        Ok(Self { regions, log: None })
     }
 
     /// The regions, by guest address.
@@ -80,10 +94,18 @@ impl GuestMemory {
         self.regions.iter().any(|region| region.is_of(spec, file))
     }
 
-    /// Whether any region's file was cut short under us; what was read since is not the guest's.
+    /// The first guest address behind all regions.
+    #[must_use]
+    pub fn end(&self) -> GuestAddress {
+        GuestAddress(self.regions().map(|spec| spec.guest.0 + spec.size).max().unwrap_or(0))
+    }
+
+    /// Whether any region's file, or the log's, was cut short under us; what was read since is not
+    /// the guest's.
     #[must_use]
     pub fn faulted(&self) -> bool {
-        self.regions.iter().any(|region| region.faulted())
+        let log = self.log.as_ref().is_some_and(|log| log.faulted());
+        log || self.regions.iter().any(|region| region.faulted())
     }
 
     /// As much of `len` bytes at `address` as lies in one region: shorter than `len` where the
@@ -104,6 +126,39 @@ impl GuestMemory {
             .iter()
             .find_map(|region| slice_of(region, region.spec().frontend.0, address.0, len))?;
         (slice.len() as u64 == len).then_some(slice)
+    }
+
+    /// Where in guest memory a pointer into one of the regions' mappings points.
+    #[must_use]
+    pub fn guest_address(&self, pointer: *const u8) -> Option<GuestAddress> {
+        self.regions.iter().find_map(|region| {
+            let offset = pointer.addr().wrapping_sub(region.host_base().addr()) as u64;
+            let RegionSpec { guest, size, .. } = *region.spec();
+            (offset < size).then(|| GuestAddress(guest.0 + offset))
+        })
+    }
+
+    /// The first `len` bytes of `pieces`, which [`translate`](Self::translate) made, were written:
+    /// mark their pages if writes are logged.
+    #[inline]
+    pub fn written(&self, pieces: &[GuestSlice<'_>], len: u64) {
+        if let Some(log) = &self.log {
+            self.mark(log, pieces, len);
+        }
+    }
+
+    /// A piece knows its place in our process only, so it is looked up again.
+    #[cold]
+    #[inline(never)]
+    fn mark(&self, log: &DirtyLog, pieces: &[GuestSlice<'_>], len: u64) {
+        let mut left = len;
+        for piece in pieces {
+            let written = left.min(piece.len() as u64);
+            if let Some(address) = self.guest_address(piece.as_ptr()) {
+                log.mark(address, written);
+            }
+            left -= written;
+        }
     }
 }
 
@@ -189,6 +244,20 @@ mod tests {
         let mut read = [0; 4];
         memory.translate_frontend(FrontendAddress(0x9234), 4).unwrap().read(&mut read);
         assert_eq!(&read, b"iso!");
+    }
+
+    #[test]
+    fn a_pointer_is_found_again_in_the_region_it_was_translated_from() {
+        let memory =
+            GuestMemory::new(vec![region(0x1000, 0x9000, 0x1000), region(1 << 40, 0, 0x2000)]);
+        let memory = memory.unwrap();
+        for address in [0x1000, 0x1fff, 1 << 40, (1 << 40) + 0x1abc].map(GuestAddress) {
+            let pointer = memory.translate(address, 1).unwrap().as_ptr();
+            assert_eq!(memory.guest_address(pointer), Some(address));
+        }
+        assert_eq!(memory.guest_address(std::ptr::null()), None);
+        assert_eq!(memory.end(), GuestAddress((1 << 40) + 0x2000));
+        assert_eq!(GuestMemory::default().end(), GuestAddress(0));
     }
 
     #[test]

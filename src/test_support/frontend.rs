@@ -35,6 +35,8 @@ pub mod code {
     pub const SET_FEATURES: u32 = 2;
     pub const SET_OWNER: u32 = 3;
     pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_LOG_BASE: u32 = 6;
+    pub const SET_LOG_FD: u32 = 7;
     pub const SET_VRING_NUM: u32 = 8;
     pub const SET_VRING_ADDR: u32 = 9;
     pub const SET_VRING_BASE: u32 = 10;
@@ -163,8 +165,19 @@ pub fn pair(index: u32, value: u32) -> Vec<u8> {
 
 /// Body of a SET_VRING_ADDR.
 #[must_use]
-pub fn addresses(index: u32, flags: u32, [descriptors, available, used]: [u64; 3]) -> Vec<u8> {
-    let parts = [descriptors, used, available, 0].map(u64::to_ne_bytes).concat();
+pub fn addresses(index: u32, flags: u32, parts: [u64; 3]) -> Vec<u8> {
+    addresses_logged(index, flags, parts, 0)
+}
+
+/// Body of a SET_VRING_ADDR with an address to log the ring at.
+#[must_use]
+pub fn addresses_logged(
+    index: u32,
+    flags: u32,
+    [descriptors, available, used]: [u64; 3],
+    log: u64,
+) -> Vec<u8> {
+    let parts = [descriptors, used, available, log].map(u64::to_ne_bytes).concat();
     [pair(index, flags), parts].concat()
 }
 

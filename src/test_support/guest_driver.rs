@@ -9,7 +9,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::device::offloads::Offloads;
-use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec};
+use crate::guest_memory::{
+    DirtyLog, FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec,
+};
 use crate::virtqueue::{EventFd, Queue, QueueAddresses, QueueOptions, QueueSetup, Ring, RingKind};
 
 /// Added to a guest address to make the front-end's, so that mixing them up is noticed.
@@ -32,6 +34,8 @@ pub struct GuestRam {
     pub file: File,
     /// The table with its one region.
     pub memory: Arc<GuestMemory>,
+    /// Of what is allocated.
+    pub alignment: u64,
     next: u64,
     bytes: u64,
 }
@@ -47,7 +51,25 @@ impl GuestRam {
         let spec = Self::spec(bytes);
         let region = Region::map(spec, file.try_clone().unwrap()).unwrap();
         let memory = Arc::new(GuestMemory::new(vec![Arc::new(region)]).unwrap());
-        Self { file, memory, next: 0x1000, bytes }
+        Self { file, memory, alignment: 64, next: 0x1000, bytes }
+    }
+
+    /// Log what the guest itself writes from now on, as a hypervisor does while it migrates. Ask
+    /// before any driver is made.
+    pub fn log_writes(&mut self, log: Arc<DirtyLog>) {
+        self.memory = Arc::new(self.memory.logged(Some(log)));
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Whether there is no memory, which is never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
     }
 
     /// The description of its region.
@@ -61,9 +83,9 @@ impl GuestRam {
         }
     }
 
-    /// `bytes` not used before, aligned to 64.
+    /// `bytes` not used before.
     pub fn allocate(&mut self, bytes: usize) -> u64 {
-        let address = self.next.next_multiple_of(64);
+        let address = self.next.next_multiple_of(self.alignment);
         self.next = address + bytes as u64;
         assert!(self.next <= self.bytes, "the test needs a larger guest");
         address
@@ -85,6 +107,7 @@ fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) {
     if !bytes.is_empty() {
         let slice = memory.translate(GuestAddress(address), bytes.len() as u32).unwrap();
         slice.write(bytes);
+        memory.written(&[slice], bytes.len() as u64);
     }
 }
 
@@ -193,6 +216,7 @@ impl Driver {
             // Of a packed ring, both wrap counters start at 1 (2.8.1).
             base: if self.options.packed { 0x8000 } else { 0 },
             options: self.options,
+            log: None,
         }
     }
 
@@ -418,6 +442,12 @@ impl Driver {
             self.raw_descriptor(place.index, *address, *len as u32, flags, id);
         }
         self.available = self.available.wrapping_add(1);
+    }
+
+    /// Descriptors that are the driver's to use.
+    #[must_use]
+    pub fn free_descriptors(&self) -> usize {
+        self.free.len()
     }
 
     /// Take back what the device has completed, in order, and free its descriptors.

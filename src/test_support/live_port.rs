@@ -58,9 +58,15 @@ impl LivePort {
 
     /// A frame arrives from the wire.
     pub fn arrive(&self, frame: &[u8]) {
-        assert!(self.wire().arrive(frame), "the wire has frames to receive into");
+        assert!(self.try_arrive(frame), "the wire has frames to receive into");
+    }
+
+    /// As [`arrive`](Self::arrive); false if it was lost for want of a frame to receive into.
+    pub fn try_arrive(&self, frame: &[u8]) -> bool {
+        let arrived = self.wire().arrive(frame);
         // A socket of memory wakes nobody.
         self.handle.inbox().wake();
+        arrived
     }
 
     /// Take what was transmitted.

@@ -7,6 +7,7 @@
 // Test code asserts and indexes freely; sizes are chosen by tests.
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
 
+pub mod dirty_log;
 pub mod frontend;
 pub mod guest_driver;
 pub mod live_port;

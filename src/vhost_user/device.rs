@@ -13,10 +13,10 @@ use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::{
-    EVENT_IDX, FeatureSet, INDIRECT_DESC, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK,
-    RING_PACKED, VERSION_1,
+    EVENT_IDX, FeatureSet, INDIRECT_DESC, LOG_ALL, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES,
+    PROTOCOL_REPLY_ACK, RING_PACKED, VERSION_1,
 };
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{DirtyLog, GuestMemory};
 use crate::profile::Profile;
 use crate::virtqueue::QueueOptions;
 
@@ -40,7 +40,10 @@ pub(super) struct Device {
     pub(super) protocol: FeatureSet,
     status: u8,
     pub(super) rings: Vec<RingState>,
+    /// The regions in force, and the log if that is in force too.
     pub(super) memory: Arc<GuestMemory>,
+    /// SET_LOG_BASE, whether in force or not.
+    pub(super) log: Option<Arc<DirtyLog>>,
     /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
     /// for a failure.
     _backend_channel: Option<OwnedFd>,
@@ -60,6 +63,7 @@ impl Device {
             protocol: FeatureSet::default(),
             status: 0,
             memory: Arc::default(),
+            log: None,
             _backend_channel: None,
             refusal: None,
         };
@@ -100,9 +104,11 @@ impl Device {
         if !features.has(VERSION_1) && !self.profile.is_transitional() {
             return Err(Refusal::Legacy(self.profile.name.clone()));
         }
-        // Bit 30 is between us and the front-end; all others the workers may have acted on.
+        // Bit 30 is between us and the front-end, and logging begins and ends while rings run; all
+        // others the workers may have acted on.
         let before = self.acknowledged.unwrap_or_default();
-        let changed = FeatureSet((features.0 ^ before.0) & !(1 << PROTOCOL_FEATURES));
+        let free = 1 << PROTOCOL_FEATURES | 1 << LOG_ALL;
+        let changed = FeatureSet((features.0 ^ before.0) & !free);
         if !changed.is_empty() && self.rings.iter().any(|ring| ring.started) {
             return Err(Refusal::FeaturesInUse { changed });
         }
@@ -122,6 +128,7 @@ impl Device {
         self.acknowledged = Some(features);
         // The host must know the features before it gets rings that were set up by them.
         self.publish();
+        self.apply_log()?;
         if !features.has(PROTOCOL_FEATURES) {
             // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts
             // directly in the enabled state" (Ring states).
@@ -150,8 +157,8 @@ impl Device {
         }
     }
 
-    /// RESET_DEVICE, and RESET_OWNER, which front-ends of old used for it. The memory stays: the
-    /// front-end knows what it shared and sends only differences. So do the protocol features,
+    /// RESET_DEVICE, and RESET_OWNER, which front-ends of old used for it. Memory and log stay:
+    /// the front-end knows what it shared and sends only differences. So do the protocol features,
     /// which belong to the connection.
     pub fn reset(&mut self) -> Result<(), Refusal> {
         for index in 0..self.rings.len() {
@@ -161,6 +168,7 @@ impl Device {
         }
         self.acknowledged = None;
         self.status = 0;
+        self.apply_log()?;
         self.publish();
         Ok(())
     }
@@ -189,15 +197,13 @@ impl Device {
     }
 
     /// SET_BACKEND_REQ_FD: a connection, in place of the one before.
-    pub fn set_backend_channel(&mut self, message: &Message) -> Result<(), Refusal> {
-        // As many descriptors as the table of requests says.
-        let channel = &message.descriptors[0];
-        let domain = rustix::net::sockopt::socket_domain(channel);
-        let kind = rustix::net::sockopt::socket_type(channel);
+    pub fn set_backend_channel(&mut self, channel: OwnedFd) -> Result<(), Refusal> {
+        let domain = rustix::net::sockopt::socket_domain(&channel);
+        let kind = rustix::net::sockopt::socket_type(&channel);
         if (domain, kind) != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) {
             return Err(Refusal::NotASocket);
         }
-        self._backend_channel = Some(channel.try_clone().map_err(Refusal::KeepSocket)?);
+        self._backend_channel = Some(channel);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use vhost::vhost_user::{
 };
 
 use crate::device::features::FeatureSet;
+use crate::guest_memory::GuestAddress;
 
 use super::device::Device;
 use super::memory::region_spec;
@@ -116,16 +117,18 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         let addresses = addresses(descriptor, available, used);
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        let log = logged.then_some(GuestAddress(log));
         let done = self
             .ring_index(u64::from(index))
-            .and_then(|index| self.set_addresses(index, addresses));
+            .and_then(|index| self.set_addresses(index, addresses, log));
         self.note(done)
     }
 

@@ -81,9 +81,15 @@ impl Device {
         }
     }
 
-    /// Put `memory` in force. Fails with the first ring that it does not hold any more; the other
-    /// rings run on.
+    /// Put `memory` in force.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
+        let memory = self.logged(memory)?;
+        self.move_rings(memory)
+    }
+
+    /// Move all running rings to `memory`. Fails with the first one that it does not hold any
+    /// more; the others run on.
+    pub(super) fn move_rings(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
         let mut taken = Vec::new();
         for index in 0..self.rings.len() {
             if let Some(ring) = self.take(index)? {

@@ -13,8 +13,9 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
 use crate::device::features::{
-    PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION, PROTOCOL_MQ,
-    PROTOCOL_MTU, PROTOCOL_RARP, PROTOCOL_RESET_DEVICE, PROTOCOL_STATUS,
+    PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION,
+    PROTOCOL_LOG_SHMFD, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP, PROTOCOL_RESET_DEVICE,
+    PROTOCOL_STATUS,
 };
 
 use super::refusal::Refusal;
@@ -97,6 +98,15 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::RESET_OWNER, "RESET_OWNER", NO_BODY),
     request(FrontendReq::SET_MEM_TABLE, "SET_MEM_TABLE", MEMORY_TABLE)
         .descriptors(0..=MAX_ATTACHED_FD_ENTRIES),
+    request(FrontendReq::SET_LOG_BASE, "SET_LOG_BASE", 16..=16)
+        .needs(PROTOCOL_LOG_SHMFD)
+        .descriptors(1..=1)
+        .replies()
+        .ours(),
+    request(FrontendReq::SET_LOG_FD, "SET_LOG_FD", NO_BODY)
+        .needs(PROTOCOL_LOG_SHMFD)
+        .descriptors(1..=1)
+        .ours(),
     request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", U64),
     request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", 40..=40),
     request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", U64),
@@ -184,6 +194,11 @@ impl Message {
     pub fn u32_at(&self, offset: usize) -> u32 {
         let bytes = self.body[offset..offset + 4].try_into().expect("a slice of 4 bytes");
         u32::from_ne_bytes(bytes)
+    }
+
+    /// Its last descriptor, of as many as were checked against the table.
+    pub fn take_descriptor(&mut self) -> OwnedFd {
+        self.descriptors.pop().expect("a request that has one")
     }
 
     /// Flags, length and descriptors, against the table's row.

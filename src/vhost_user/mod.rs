@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod dirty_log;
 mod handler;
 mod host;
 mod memory;

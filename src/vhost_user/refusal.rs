@@ -3,11 +3,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::ops::RangeInclusive;
 
 use crate::device::features::FeatureSet;
-use crate::guest_memory::{MapError, TableError};
+use crate::guest_memory::{LogError, MapError, TableError};
 use crate::virtqueue::{ActivateError, EventFdError};
 
 use super::host::HostError;
@@ -124,13 +123,16 @@ pub enum Refusal {
     /// SET_VRING_ENABLE though SET_FEATURES left out bit 30.
     #[error("protocol_features (bit 30) is not acknowledged; all rings are enabled then")]
     AlwaysEnabled,
-    /// SET_VRING_ADDR with flags: only logging has one, and it is not offered.
-    #[error("ring {ring}: address flags {flags:#x}, and none is offered")]
+    /// SET_VRING_ADDR with other flags than that of logging, or with that one though log_all is not
+    /// offered.
+    #[error("ring {ring}: address flags {flags:#x}, and {offered:#x} are offered")]
     AddressFlags {
         /// Ring index.
         ring: usize,
         /// As sent.
         flags: u32,
+        /// Those that have a meaning here.
+        offered: u32,
     },
     /// A ring that cannot run as described.
     #[error("ring {ring} cannot run")]
@@ -174,6 +176,12 @@ pub enum Refusal {
     /// Regions that do not go together.
     #[error("memory table refused")]
     Table(#[from] TableError),
+    /// SET_LOG_BASE with a log that cannot serve, or memory that outgrows the log.
+    #[error("dirty log refused")]
+    Log(#[from] LogError),
+    /// SET_LOG_FD with something else than an event.
+    #[error("the log's event descriptor cannot serve")]
+    LogEvent(#[source] EventFdError),
     /// NET_SET_MTU with another MTU than the profile's.
     #[error("MTU {asked}: profile {profile} has {mtu}; set host_mtu={mtu} in the front-end")]
     Mtu {
@@ -187,9 +195,6 @@ pub enum Refusal {
     /// SET_BACKEND_REQ_FD with something else than a connection.
     #[error("the descriptor is no unix stream socket")]
     NotASocket,
-    /// SET_BACKEND_REQ_FD, and the process has no descriptor left to keep it by.
-    #[error("cannot keep the socket")]
-    KeepSocket(#[source] io::Error),
     /// A crypto session with a network device.
     #[error("this is a network device, which has no crypto sessions")]
     NoCrypto,

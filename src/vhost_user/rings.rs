@@ -10,10 +10,12 @@
 
 use std::fs::File;
 
-use crate::device::features::{FeatureSet, MRG_RXBUF, PROTOCOL_FEATURES};
+use vhost::vhost_user::message::VhostUserVringAddrFlags;
+
+use crate::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::device::net_header;
 use crate::device::offloads::Offloads;
-use crate::guest_memory::FrontendAddress;
+use crate::guest_memory::{FrontendAddress, GuestAddress};
 use crate::virtqueue::{
     ActivateError, EventFd, QueueAddresses, QueueSetup, Ring, RingKind, check_size,
 };
@@ -55,6 +57,8 @@ impl From<Option<EventFd>> for Kick {
 pub(super) struct RingState {
     pub size: Option<u16>,
     pub addresses: Option<QueueAddresses>,
+    /// Where writes to the ring are logged, if they are.
+    pub log: Option<GuestAddress>,
     /// The next entry to take, in force when the ring starts; of a packed ring, both positions as
     /// in "Vring state description".
     pub base: u32,
@@ -64,6 +68,9 @@ pub(super) struct RingState {
     pub enabled: bool,
     pub started: bool,
 }
+
+/// VHOST_VRING_F_LOG: writes to the ring are to be logged.
+const RING_LOGGED: u32 = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
 
 /// Which descriptor of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,12 +104,13 @@ impl Device {
         Err(Refusal::DescriptorFlag { flag, count })
     }
 
-    /// SET_VRING_ADDR: u32 index, u32 flags, then the three parts (and a log address).
+    /// SET_VRING_ADDR: u32 index, u32 flags, then the three parts and the log's address.
     pub(super) fn check_addresses(&self, message: &Message) -> Result<(), Refusal> {
         let ring = self.ring_index(u64::from(message.u32_at(0)))?;
         let flags = message.u32_at(4);
-        if flags != 0 {
-            return Err(Refusal::AddressFlags { ring, flags });
+        let offered = if self.profile.features.has(LOG_ALL) { RING_LOGGED } else { 0 };
+        if flags & !offered != 0 {
+            return Err(Refusal::AddressFlags { ring, flags, offered });
         }
         let parts = [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)];
         for (part, offset, alignment) in parts {
@@ -136,17 +144,21 @@ impl Device {
         self.start_if_ready(index).inspect_err(|_| self.rings[index].size = None)
     }
 
-    /// SET_VRING_ADDR, checked.
+    /// SET_VRING_ADDR, checked. Of a ring that runs only what is logged may change.
     pub(super) fn set_addresses(
         &mut self,
         index: usize,
         addresses: QueueAddresses,
+        log: Option<GuestAddress>,
     ) -> Result<(), Refusal> {
         let state = &mut self.rings[index];
-        if state.started && state.addresses != Some(addresses) {
-            return Err(Refusal::Started(index));
+        if state.started {
+            if state.addresses != Some(addresses) {
+                return Err(Refusal::Started(index));
+            }
+            return self.log_ring(index, log);
         }
-        state.addresses = Some(addresses);
+        (state.addresses, state.log) = (Some(addresses), log);
         self.start_if_ready(index).inspect_err(|_| self.rings[index].addresses = None)
     }
 
@@ -249,7 +261,7 @@ fn low_half(base: u32) -> u16 {
 
 impl Device {
     /// All that is needed to run the ring, if it is there.
-    fn setup(&self, index: usize) -> Option<QueueSetup> {
+    pub(super) fn setup(&self, index: usize) -> Option<QueueSetup> {
         let state = &self.rings[index];
         self.acknowledged?;
         Some(QueueSetup {
@@ -257,6 +269,7 @@ impl Device {
             addresses: state.addresses?,
             base: low_half(state.base),
             options: self.options(),
+            log: state.log,
         })
     }
 

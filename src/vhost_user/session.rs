@@ -20,7 +20,7 @@ use super::host::PortHost;
 use super::message::{Answerer, Message, Request};
 use super::refusal::Refusal;
 use super::relay::Relay;
-use super::transport::{TransportError, read_message, reply_u64, write_all};
+use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
 
 /// Refusals of one session that are logged; a front-end must not fill the disk.
 const LOGGED_MAX: u32 = 32;
@@ -94,7 +94,7 @@ enum Answer {
     Done,
     /// A number.
     Value(u64),
-    /// A reply as the `vhost` crate made it.
+    /// A reply with a body of its own, whole.
     Reply(Vec<u8>),
 }
 
@@ -111,7 +111,7 @@ impl Session<'_> {
     /// One message, from reading it to its answer.
     fn turn(&mut self) -> Result<(), SessionEnd> {
         let mut message = read_message(self.stream)?;
-        let answer = self.answer(&message);
+        let answer = self.answer(&mut message);
         // Closed before the answer, so that none is ours any more when the front-end has it.
         message.descriptors.clear();
         // An acknowledgement is due if the request's own features say so after it was done:
@@ -133,7 +133,7 @@ impl Session<'_> {
     }
 
     /// Do what `message` asks for.
-    fn answer(&mut self, message: &Message) -> Result<Answer, Refusal> {
+    fn answer(&mut self, message: &mut Message) -> Result<Answer, Refusal> {
         let request = message.request().ok_or(Refusal::Unknown)?;
         message.check_shape(request)?;
         self.device().check(request, message)?;
@@ -144,13 +144,26 @@ impl Session<'_> {
     }
 
     /// The requests that the `vhost` crate does not know, or refuses where we must not.
-    fn answer_ourselves(&self, request: &Request, message: &Message) -> Result<Answer, Refusal> {
+    fn answer_ourselves(
+        &self,
+        request: &Request,
+        message: &mut Message,
+    ) -> Result<Answer, Refusal> {
         let mut device = self.device();
         match request.code {
             FrontendReq::SET_VRING_ENABLE => device.set_enable(message)?,
             FrontendReq::SET_STATUS => device.set_status(message.u64_at(0))?,
             FrontendReq::GET_STATUS => return Ok(Answer::Value(u64::from(device.status()))),
-            FrontendReq::SET_BACKEND_REQ_FD => device.set_backend_channel(message)?,
+            FrontendReq::SET_LOG_BASE => {
+                device.set_log(message)?;
+                // The log's description again: QEMU takes any body, the `vhost` crate's front-end
+                // this one.
+                return Ok(Answer::Reply(reply_to(message, &message.body)));
+            }
+            FrontendReq::SET_LOG_FD => device.set_log_event(message)?,
+            FrontendReq::SET_BACKEND_REQ_FD => {
+                device.set_backend_channel(message.take_descriptor())?;
+            }
             FrontendReq::CREATE_CRYPTO_SESSION | FrontendReq::CLOSE_CRYPTO_SESSION => {
                 return Err(Refusal::NoCrypto);
             }

@@ -161,10 +161,12 @@ pub(super) fn reply_u64(
     message: &Message,
     value: u64,
 ) -> Result<(), TransportError> {
-    let mut reply = [0; HEADER_LEN + 8];
-    reply[0..4].copy_from_slice(&message.code.to_ne_bytes());
-    reply[4..8].copy_from_slice(&Message::REPLY.to_ne_bytes());
-    reply[8..12].copy_from_slice(&8_u32.to_ne_bytes());
-    reply[12..20].copy_from_slice(&value.to_ne_bytes());
-    write_all(stream, &reply, &[])
+    write_all(stream, &reply_to(message, &value.to_ne_bytes()), &[])
+}
+
+/// A reply to `message` with this body.
+pub(super) fn reply_to(message: &Message, body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len()).expect("bodies have at most BODY_MAX bytes");
+    let header = [message.code, Message::REPLY, len].map(u32::to_ne_bytes);
+    [header.as_flattened(), body].concat()
 }

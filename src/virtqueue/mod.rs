@@ -6,6 +6,9 @@
 //! once, over that. A [`Ring`] is a queue with its event descriptors: the unit that a session
 //! hands to a worker and takes back, and that only its present owner may touch.
 //!
+//! While the memory is logged, a ring marks what it writes to itself; whoever writes to the buffers
+//! marks those.
+//!
 //! The verbs: `take` a chain the driver made available, `complete` it, `publish` what was
 //! completed, and decide once per burst whether to `notify`. Everything read from the guest is
 //! read once, checked, then used; every loop is bounded by the ring's size; a [`Fault`] is the
@@ -14,6 +17,7 @@
 mod chain;
 mod fault;
 mod layout;
+mod log;
 mod packed;
 mod ring;
 mod setup;

@@ -24,6 +24,7 @@ use super::chain::{
     indirect_table, push, read_entry,
 };
 use super::layout::Layout;
+use super::log::{RingLog, runs};
 use super::setup::QueueSetup;
 
 /// VIRTQ_DESC_F_AVAIL and VIRTQ_DESC_F_USED (2.8.1).
@@ -115,6 +116,7 @@ pub struct PackedRing {
     /// Descriptors marked used since the last notification decision; None before the first, which
     /// always notifies: whether the driver was told of earlier ones is not known then.
     undecided: Option<u16>,
+    log: Option<RingLog>,
     /// Keeps the three pointers valid.
     _memory: Arc<GuestMemory>,
 }
@@ -133,6 +135,7 @@ impl PackedRing {
         memory: Arc<GuestMemory>,
         parts: [*mut u8; 3],
         setup: &QueueSetup,
+        log: Option<RingLog>,
     ) -> Self {
         let [descriptors, driver_area, device_area] = parts;
         let start = Cursor::from_base(setup.base);
@@ -148,6 +151,7 @@ impl PackedRing {
             used: start,
             withheld: None,
             undecided: None,
+            log,
             _memory: memory,
         };
         ring.want_kicks(true);
@@ -186,6 +190,19 @@ impl PackedRing {
         unsafe {
             ptr::write_volatile(self.descriptors.add(offset + 8).cast(), written.to_le());
             ptr::write_volatile(self.descriptors.add(offset + 12).cast(), id.to_le());
+        }
+    }
+}
+
+impl PackedRing {
+    /// Mark the descriptors that were marked used, from `first` to where we are now. A chain's
+    /// first is the one that is written; the others lie between.
+    #[cold]
+    fn log_published(&self, log: &RingLog, first: u16) {
+        let ahead = self.used.index.wrapping_sub(first);
+        let count = if self.used.index > first { ahead } else { ahead.wrapping_add(self.size) };
+        for (first, count) in runs(first, count, self.size) {
+            log.descriptors(DESCRIPTOR_BYTES * first, DESCRIPTOR_BYTES * count);
         }
     }
 }
@@ -296,6 +313,9 @@ impl Layout for PackedRing {
         let Some((index, flags)) = self.withheld.take() else { return false };
         // Release pairs with the driver's read barrier after it has read the flags (2.8.22).
         self.flags(index).store(flags.to_le(), Ordering::Release);
+        if let Some(log) = &self.log {
+            self.log_published(log, index);
+        }
         true
     }
 
@@ -327,6 +347,9 @@ impl Layout for PackedRing {
     fn want_kicks(&mut self, wanted: bool) {
         let flags = if wanted { EVENTS_ENABLE } else { EVENTS_DISABLE };
         self.atomic(self.device_area, EVENT_FLAGS).store(flags.to_le(), Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.device_part(EVENT_FLAGS, 2);
+        }
         // Pairs with the driver's barrier between making descriptors available and reading this.
         fence(Ordering::SeqCst);
     }

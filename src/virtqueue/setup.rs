@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::guest_memory::{FrontendAddress, GuestMemory};
+use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory};
 
 use super::layout::{DeviceRing, Queue};
+use super::log::RingLog;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 
@@ -55,6 +56,9 @@ pub struct QueueSetup {
     pub base: u16,
     /// Features (SET_FEATURES).
     pub options: QueueOptions,
+    /// Where our writes to the device's part are logged (SET_VRING_ADDR with VHOST_VRING_F_LOG), if
+    /// the memory is logged: as if the part began there. None: the ring's are not.
+    pub log: Option<GuestAddress>,
 }
 
 /// Why a ring cannot run.
@@ -83,6 +87,16 @@ pub enum ActivateError {
         address: u64,
         /// Bytes.
         alignment: u64,
+    },
+    /// "The bit offset of the last byte of the ring must fall within the size" of the log.
+    #[error("the log has no room for {len} bytes of {part} logged at {address:#x}")]
+    Log {
+        /// Which part.
+        part: &'static str,
+        /// Guest address, as given for logging.
+        address: u64,
+        /// Bytes.
+        len: u64,
     },
     /// A part not wholly inside one memory region.
     #[error("{part} ({len} bytes at {address:#x}) is not inside one memory region")]
@@ -122,16 +136,59 @@ impl QueueSetup {
     /// [`ActivateError`]; nothing has been touched then.
     pub fn activate(&self, memory: &Arc<GuestMemory>) -> Result<Queue, ActivateError> {
         let packed = self.options.packed;
-        let size = u64::from(check_size(u32::from(self.size), packed)?);
+        check_size(u32::from(self.size), packed)?;
         let index = self.base & !(1 << 15);
         if packed && index >= self.size {
             return Err(ActivateError::Base { index, size: self.size });
         }
+        self.check_log(memory)?;
         let QueueAddresses { descriptors, available, used } = self.addresses;
         let places = [descriptors, available, used];
-        // Alignments and sizes: the tables of virtio 1.2, 2.7 and 2.8.10. The two bytes at the end
-        // of each split ring (used_event, avail_event) are there whether negotiated or not.
-        let parts = if packed {
+        let mut resolved = [std::ptr::null_mut(); 3];
+        for ((place, part), pointer) in places.into_iter().zip(self.parts()).zip(&mut resolved) {
+            *pointer = resolve(memory, place, part)?;
+        }
+        let log = RingLog::new(memory, self, resolved[0]);
+        let keep = Arc::clone(memory);
+        // SAFETY: the three parts were just checked for alignment and extent in the layout's own
+        // terms, and lie in `memory`; so was the base.
+        let ring = unsafe {
+            if packed {
+                DeviceRing::Packed(PackedRing::new(keep, resolved, self, log))
+            } else {
+                DeviceRing::Split(SplitRing::new(keep, resolved, self, log))
+            }
+        };
+        Ok(Queue::new(Arc::clone(memory), ring))
+    }
+
+    /// Whether the memory's log, if it has one, has room for the ring's.
+    ///
+    /// # Errors
+    /// [`ActivateError::Log`].
+    pub fn check_log(&self, memory: &GuestMemory) -> Result<(), ActivateError> {
+        let [_, _, (part, _, len)] = self.parts();
+        match (memory.log(), self.log) {
+            (Some(log), Some(address)) if !log.covers(address, len) => {
+                Err(ActivateError::Log { part, address: address.0, len })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the device's part is logged, and its bytes, if the ring is logged.
+    #[must_use]
+    pub fn logged_part(&self) -> Option<(GuestAddress, u64)> {
+        let [_, _, (_, _, len)] = self.parts();
+        self.log.map(|address| (address, len))
+    }
+
+    /// The three parts: name, alignment and bytes, by the tables of virtio 1.2, 2.7 and 2.8.10. The
+    /// two bytes at the end of each split ring (used_event, avail_event) are there whether
+    /// negotiated or not.
+    fn parts(&self) -> [(&'static str, u64, u64); 3] {
+        let size = u64::from(self.size);
+        if self.options.packed {
             [("descriptor ring", 16, 16 * size), ("driver area", 4, 4), ("device area", 4, 4)]
         } else {
             [
@@ -139,22 +196,7 @@ impl QueueSetup {
                 ("available ring", 2, 6 + 2 * size),
                 ("used ring", 4, 6 + 8 * size),
             ]
-        };
-        let mut resolved = [std::ptr::null_mut(); 3];
-        for ((place, part), pointer) in places.into_iter().zip(parts).zip(&mut resolved) {
-            *pointer = resolve(memory, place, part)?;
         }
-        let keep = Arc::clone(memory);
-        // SAFETY: the three parts were just checked for alignment and extent in the layout's own
-        // terms, and lie in `memory`; so was the base.
-        let ring = unsafe {
-            if packed {
-                DeviceRing::Packed(PackedRing::new(keep, resolved, self))
-            } else {
-                DeviceRing::Split(SplitRing::new(keep, resolved, self))
-            }
-        };
-        Ok(Queue::new(Arc::clone(memory), ring))
     }
 }
 

@@ -22,6 +22,7 @@ use super::chain::{
     indirect_table, push, read_entry,
 };
 use super::layout::Layout;
+use super::log::{RingLog, runs};
 use super::setup::QueueSetup;
 
 // These constants are small; bindgen gave them a wider type than the ring's fields have.
@@ -68,6 +69,7 @@ pub struct SplitRing {
     /// The used index at the last notification decision; None before the first, which always
     /// notifies: whether the driver was told of earlier entries is not known then.
     decided: Option<u16>,
+    log: Option<RingLog>,
     /// Keeps the three pointers valid.
     _memory: Arc<GuestMemory>,
 }
@@ -86,6 +88,7 @@ impl SplitRing {
         memory: Arc<GuestMemory>,
         parts: [*mut u8; 3],
         setup: &QueueSetup,
+        log: Option<RingLog>,
     ) -> Self {
         let [descriptors, available, used] = parts;
         let mut ring = Self {
@@ -101,6 +104,7 @@ impl SplitRing {
             next_used: 0,
             published: 0,
             decided: None,
+            log,
             _memory: memory,
         };
         let position = u16::from_le(ring.atomic(ring.used, 2).load(Ordering::Relaxed));
@@ -150,6 +154,25 @@ impl SplitRing {
         let entry = [u32::from(head).to_le(), written.to_le()];
         // SAFETY: masked into the ring of 8-byte entries 4 bytes into the part, 4-byte aligned.
         unsafe { ptr::write_volatile(self.used.add(offset).cast(), entry) }
+    }
+
+    /// Write one of the two fields of the used ring that say when we want kicks.
+    #[inline]
+    fn write_wish(&self, offset: usize, value: u16) {
+        self.atomic(self.used, offset).store(value.to_le(), Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.device_part(offset, 2);
+        }
+    }
+
+    /// Mark the used index and the entries that it has just come to cover.
+    #[cold]
+    fn log_published(&self, log: &RingLog) {
+        log.device_part(2, 2);
+        let count = self.next_used.wrapping_sub(self.published);
+        for (first, count) in runs(self.published & (self.size - 1), count, self.size) {
+            log.device_part(4 + 8 * first, 8 * count);
+        }
     }
 
     /// Where used_event (in available) is; avail_event (in used) is at `avail_event_offset`.
@@ -316,6 +339,9 @@ impl Layout for SplitRing {
         }
         // Release pairs with the driver's read barrier after it has read idx (2.7.14).
         self.atomic(self.used, 2).store(self.next_used.to_le(), Ordering::Release);
+        if let Some(log) = &self.log {
+            self.log_published(log);
+        }
         self.published = self.next_used;
         true
     }
@@ -341,10 +367,10 @@ impl Layout for SplitRing {
             let parked = if wanted { 0 } else { 0x8000 };
             let event = self.next_available.wrapping_add(parked);
             let offset = self.avail_event_offset();
-            self.atomic(self.used, offset).store(event.to_le(), Ordering::Relaxed);
+            self.write_wish(offset, event);
         } else {
             let flags = if wanted { 0 } else { ring_flag::NO_NOTIFY };
-            self.atomic(self.used, 0).store(flags.to_le(), Ordering::Relaxed);
+            self.write_wish(0, flags);
         }
         fence(Ordering::SeqCst);
     }
