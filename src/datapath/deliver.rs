@@ -77,6 +77,7 @@ fn deliver_to(
     let mut writer = GuestWriter::new(&segments);
     writer.write(&net_header::emit(frame.offload(), buffers)[..kind.header_len]);
     frame.copy_to_guest(&mut writer);
+    memory.written(&segments, needed);
     let mut left = needed;
     // Drained: to move the vector would copy all of its room, a kilobyte per packet.
     for (chain, room) in chains.drain(..) {
