@@ -1,5 +1,6 @@
-//! As many queue pairs as a ring index of one byte can name: a session that starts them all, packets
-//! on the first and the last, and pairs that are of no use without being a burden to the others.
+//! As many queue pairs as a ring index of one byte can name: a session that starts them all,
+//! packets on the first and the last, and pairs that are of no use without being a burden to the
+//! others.
 
 use std::fs::File;
 use std::sync::Arc;

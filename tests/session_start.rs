@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use isonic::device::features::{FeatureSet, MRG_RXBUF, NOTIFY_ON_EMPTY, VERSION_1};
 use isonic::profile::Profile;
+use isonic::test_support::dirty_log::LogFile;
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RING_SIZE, RecordingHost, addresses, code, event, pair, profile,
 };
 use isonic::vhost_user::{PortHost, SessionBinding, SessionEnd, serve};
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 
 fn memory() -> GuestFile {
     GuestFile::new(0x4000_0000, 0x7f00_0000_0000, 0x40_0000)
@@ -71,6 +72,13 @@ fn the_crates_own_frontend_agrees_with_every_answer() {
     frontend.set_vring_enable(0, true).unwrap();
     assert_eq!(frontend.get_vring_base(1).unwrap(), 0);
     assert_eq!(frontend.get_max_mem_slots().unwrap(), 8);
+    let log = LogFile::new(memory.guest + memory.size);
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: log.file.metadata().unwrap().len(),
+        mmap_offset: 0,
+        mmap_handle: log.file.as_raw_fd(),
+    };
+    frontend.set_log_base(0, Some(region)).unwrap();
     frontend.reset_device().unwrap();
     assert!(frontend.set_vring_num(0, 2048).is_err());
     assert_eq!(frontend.get_features().unwrap(), features);

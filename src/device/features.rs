@@ -154,8 +154,8 @@ mod obstacle {
     // `virtio_net_get_features`: hashes are a vDPA device's, or by an eBPF program for taps.
     pub(super) const HASHES: &str = "QEMU hides it behind every vhost-user backend, and vhost-user \
          has no message for the types of hash that the guest asks for";
-    pub(super) const RSS: &str = "QEMU hides it behind every vhost-user backend (its steering is an \
-         eBPF program for taps), and vhost-user has no message for the guest's key and table";
+    pub(super) const RSS: &str = "QEMU hides it behind every vhost-user backend (its steering is \
+         an eBPF program for taps), and vhost-user has no message for the guest's key and table";
     // It came into `user_feature_bits` with USO: bits that are not there are neither masked by the
     // backend's offer nor acknowledged to it.
     pub(super) const RSC_EXT: &str = "QEMU 7.2 neither asks the backend for it nor tells it that \
@@ -266,6 +266,7 @@ pub const IMPLEMENTED: FeatureSet = FeatureSet(
         | 1 << GUEST_ANNOUNCE
         | 1 << MQ
         | 1 << NOTIFY_ON_EMPTY
+        | 1 << LOG_ALL
         // Every descriptor chain is taken as VERSION_1 wants it, and that is what this bit says.
         | 1 << ANY_LAYOUT
         | 1 << INDIRECT_DESC
@@ -435,6 +436,7 @@ pub static PROTOCOL: &[ProtocolFeature] = &[
 /// The protocol features whose messages this version answers.
 pub const PROTOCOL_IMPLEMENTED: FeatureSet = FeatureSet(
     1 << PROTOCOL_MQ
+        | 1 << PROTOCOL_LOG_SHMFD
         | 1 << PROTOCOL_RARP
         | 1 << PROTOCOL_REPLY_ACK
         | 1 << PROTOCOL_MTU

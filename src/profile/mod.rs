@@ -328,10 +328,10 @@ mod tests {
     fn every_reason_against_a_host_is_told() {
         let iommu = FeatureSet(features::by_name("access_platform").unwrap().mask());
         let offered = iommu.union(FeatureSet(1 << features::CTRL_VQ));
-        let log = FeatureSet(1 << 1);
+        let config = FeatureSet(1 << 9);
         let profile = Profile {
             features: v1().features.union(offered),
-            protocol_features: v1().protocol_features.union(log),
+            protocol_features: v1().protocol_features.union(config),
             mtu: 9000,
             memory_slots: 509,
             ..v1()
@@ -341,7 +341,7 @@ mod tests {
             profile.blockers(&uplink),
             [
                 Blocker::NotImplemented(iommu),
-                Blocker::ProtocolNotImplemented(log),
+                Blocker::ProtocolNotImplemented(config),
                 Blocker::MemorySlots { wanted: 509 },
                 Blocker::Mtu { wanted: 9000, uplink: uplink.clone() },
             ]
