@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use isonic::device::features::{FeatureSet, MRG_RXBUF, NOTIFY_ON_EMPTY, VERSION_1};
+use isonic::device::features::{FeatureSet, MRG_RXBUF, NOTIFY_ON_EMPTY, RING_PACKED, VERSION_1};
 use isonic::profile::Profile;
 use isonic::test_support::dirty_log::LogFile;
 use isonic::test_support::frontend::{
@@ -210,6 +210,34 @@ fn stop_answers_the_position_and_a_restart_goes_on_from_there() {
     assert_eq!(frontend.stop_ring(1), Some(300), "a stopped ring answers the same again");
     frontend.ok(code::SET_VRING_BASE, &pair(1, 77), &[]);
     assert_eq!(frontend.stop_ring(1), Some(77));
+}
+
+#[test]
+fn a_ring_starts_anew_elsewhere_and_of_another_size_while_the_others_run() {
+    for packed in [false, true] {
+        let packed = if packed { 1 << RING_PACKED } else { 0 };
+        let features = FeatureSet(profile().features.0 | packed);
+        let host = Arc::new(RecordingHost::default());
+        let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+        let frontend = Frontend::connect(Profile { features, ..profile() }, port_host);
+        let memory = memory();
+        frontend.start(&memory, 4);
+        host.moves.lock().unwrap().clear();
+        for (size, place) in [(64, 8), (512, 9), (16, 1)] {
+            frontend.stop_ring(1).unwrap();
+            // A packed ring begins again with both wrap counters at 1.
+            let base = if packed == 0 { 0 } else { 0x8000_8000 };
+            frontend.ok(code::SET_VRING_NUM, &pair(1, size), &[]);
+            frontend.ok(code::SET_VRING_BASE, &pair(1, base), &[]);
+            frontend.ok(code::SET_VRING_ADDR, &addresses(1, 0, memory.ring(place)), &[]);
+            frontend.ok(code::SET_VRING_KICK, &1_u64.to_ne_bytes(), &[&event()]);
+            assert_eq!(u32::from(host.rings()[&1].queue.ring().size()), size);
+            assert_eq!(host.rings()[&1].queue.ring().position(), base);
+            assert!(host.rings()[&1].enabled, "enabled is independent of stopped");
+        }
+        assert_eq!(*host.moves.lock().unwrap(), [(1, false), (1, true)].repeat(3));
+        assert_eq!(host.indices(), [0, 1, 2, 3]);
+    }
 }
 
 #[test]
