@@ -47,29 +47,45 @@ fn deliver_to(
     frame: &FrameView<'_>,
 ) -> Result<(), Refusal> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
+    if !ring.has_available()? {
+        return Err(Refusal::NoBuffers);
+    }
     let mut segments = Segments::new();
-    let mut chains: ArrayVec<(Chain, u64), CHAINS_MAX> = ArrayVec::new();
-    let (mut room, mut counted) = (0, 0);
-    while room < needed {
-        let refusal = if chains.is_full() || (!kind.mergeable && !chains.is_empty()) {
-            Some(Refusal::BufferSize)
-        } else if !ring.has_available()? {
-            Some(Refusal::NoBuffers)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            // In the reverse order of taking.
-            while let Some((chain, _)) = chains.pop() {
-                ring.untake(chain);
-            }
-            return Err(refusal);
+    let chain = ring.take(memory, Direction::ToGuest, &mut segments)?;
+    // The usual case: a buffer in one piece that is long enough.
+    if let [piece] = *segments
+        && piece.len() as u64 >= needed
+    {
+        piece.write(&net_header::emit(frame.offload(), 1)[..kind.header_len]);
+        frame.copy_to_slice(piece.part(kind.header_len, frame.len() as usize));
+        memory.written(&segments, needed);
+        // A frame's length.
+        #[allow(clippy::cast_possible_truncation)]
+        ring.complete(chain, needed as u32);
+        return Ok(());
+    }
+    ring.untake(chain);
+    segments.clear();
+    deliver_over_several(memory, ring, kind, frame)
+}
+
+/// Fill as many pieces and chains as the frame needs.
+#[inline(never)]
+fn deliver_over_several(
+    memory: &GuestMemory,
+    ring: &mut impl Layout,
+    kind: RingKind,
+    frame: &FrameView<'_>,
+) -> Result<(), Refusal> {
+    let needed = kind.header_len as u64 + u64::from(frame.len());
+    let mut segments = Segments::new();
+    let mut chains = Chains::new();
+    if let Err(refusal) = gather(memory, ring, (kind, needed), &mut segments, &mut chains) {
+        // In the reverse order of taking.
+        while let Some((chain, _)) = chains.pop() {
+            ring.untake(chain);
         }
-        let chain = ring.take(memory, Direction::ToGuest, &mut segments)?;
-        let bytes = segments[counted..].iter().map(|piece| piece.len() as u64).sum();
-        counted = segments.len();
-        chains.push((chain, bytes));
-        room += bytes;
+        return Err(refusal);
     }
     // CHAINS_MAX fits.
     #[allow(clippy::cast_possible_truncation)]
@@ -86,6 +102,34 @@ fn deliver_to(
         // At most `needed`, a frame's length.
         #[allow(clippy::cast_possible_truncation)]
         ring.complete(chain, written as u32);
+    }
+    Ok(())
+}
+
+/// Chains and the room that each has.
+type Chains = ArrayVec<(Chain, u64), CHAINS_MAX>;
+
+/// Take chains until there is room for `needed` bytes.
+fn gather<'m>(
+    memory: &'m GuestMemory,
+    ring: &mut impl Layout,
+    (kind, needed): (RingKind, u64),
+    segments: &mut Segments<'m>,
+    chains: &mut Chains,
+) -> Result<(), Refusal> {
+    let (mut room, mut counted) = (0, 0);
+    while room < needed {
+        if chains.is_full() || (!kind.mergeable && !chains.is_empty()) {
+            return Err(Refusal::BufferSize);
+        }
+        if !ring.has_available()? {
+            return Err(Refusal::NoBuffers);
+        }
+        let chain = ring.take(memory, Direction::ToGuest, segments)?;
+        let bytes = segments[counted..].iter().map(|piece| piece.len() as u64).sum();
+        counted = segments.len();
+        chains.push((chain, bytes));
+        room += bytes;
     }
     Ok(())
 }

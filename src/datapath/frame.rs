@@ -96,6 +96,27 @@ impl<'f> FrameView<'f> {
         to
     }
 
+    /// Copy all of it to one piece of a guest's memory, which is exactly as long.
+    #[inline]
+    pub fn copy_to_slice(&self, to: GuestSlice<'_>) {
+        to.write(self.start);
+        let mut at = self.start.len();
+        match self.rest {
+            Rest::Guest(pieces) => {
+                for piece in pieces {
+                    to.part(at, piece.len()).copy_from(*piece, piece.len());
+                    at += piece.len();
+                }
+            }
+            Rest::Ours(pieces) => {
+                for piece in pieces {
+                    to.part(at, piece.len()).write(piece);
+                    at += piece.len();
+                }
+            }
+        }
+    }
+
     /// Copy all of it to a guest's buffers.
     #[inline]
     pub fn copy_to_guest(&self, to: &mut GuestWriter<'_, '_>) {
@@ -195,7 +216,15 @@ impl Start {
             return Err(Runt);
         }
         let mut bytes = [0; BYTES];
-        let rest_from = read_front(pieces, 0, &mut bytes[..wanted]);
+        let rest_from = match pieces {
+            // The usual case, of a length that the compiler knows.
+            [first, ..] if header_len == net_header::LEN && first.len() >= BYTES => {
+                first.read(&mut bytes);
+                *first = first.part(BYTES, first.len() - BYTES);
+                0
+            }
+            _ => read_front(pieces, 0, &mut bytes[..wanted]),
+        };
         let (header, ethernet) = bytes[..wanted].split_at(header_len);
         let header = NetHeader::parse(header.first_chunk().expect("ten or twelve bytes"));
         let len = u32::try_from(total - header_len as u64).unwrap_or(u32::MAX);

@@ -30,7 +30,7 @@ pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
     if ring.broken.is_some() {
         return 0;
     }
-    let (taken, fault) = match ring.queue.ring_mut().has_available() {
+    let (taken, fault) = match ring.queue.parts().1.has_available() {
         Ok(false) => return 0,
         Err(error) => (0, Some(error)),
         Ok(true) => {
@@ -182,6 +182,8 @@ struct Outlet<'w> {
     socket: Option<&'w mut WorkerSocket>,
     inboxes: &'w [Arc<Inbox>],
     pool: &'w PacketPool,
+    /// The destination looked up last, and its port.
+    last: ([u8; 6], Option<PortId>),
     forwarded: u64,
     bytes: u64,
     /// Frames made of others: copies of those flooded, segments of those cut.
@@ -208,6 +210,8 @@ impl<'w> Outlet<'w> {
             socket: place.map(|place| &mut worker.sockets[place]),
             inboxes: &worker.inboxes,
             pool: &worker.pool,
+            // Of nobody.
+            last: ([0; 6], None),
             forwarded: 0,
             bytes: 0,
             copies: 0,
@@ -259,7 +263,7 @@ impl<'w> Outlet<'w> {
             self.flood(frame);
             return self.account(true, frame);
         }
-        match self.table.by_mac(self.route.uplink, destination) {
+        match self.port_with(destination) {
             Some(port) if port == self.port => self.drop(PortCounter::FromGuestDroppedNoRoute),
             Some(port) => {
                 self.send_to_port(port, frame);
@@ -270,6 +274,15 @@ impl<'w> Outlet<'w> {
                 self.account(sent, frame);
             }
         }
+    }
+
+    /// The port that has an address: most often that of the packet before.
+    #[inline]
+    fn port_with(&mut self, destination: [u8; 6]) -> Option<PortId> {
+        if self.last.0 != destination {
+            self.last = (destination, self.table.by_mac(self.route.uplink, destination));
+        }
+        self.last.1
     }
 
     /// To the wire and to every other port of the switch.

@@ -114,7 +114,7 @@ impl Ports {
         if frame.longest() > frame_max {
             return counters.add(PortCounter::ToGuestDroppedOversize, 1);
         }
-        let first = !ring.queue.ring().has_unpublished();
+        let first = !ring.queue.parts().1.has_unpublished();
         let mut fault = None;
         if ring.kind.offloads.allow(frame.offload()) {
             fault = put(ring, counters, frame);
@@ -125,7 +125,7 @@ impl Ports {
                 }
             });
         }
-        if first && ring.queue.ring().has_unpublished() {
+        if first && ring.queue.parts().1.has_unpublished() {
             self.to_publish.push((port, index));
         }
         if let Some(fault) = fault {

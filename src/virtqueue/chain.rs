@@ -81,6 +81,23 @@ pub(super) fn push<'m>(
     if (flags & flag::WRITE != 0) != (direction == Direction::ToGuest) {
         return Err(Fault::WrongDirection { index, flags });
     }
+    if let Some(piece) = memory.translate(GuestAddress(address), len)
+        && piece.len() as u64 == u64::from(len)
+        && segments.try_push(piece).is_ok()
+    {
+        return Ok(());
+    }
+    push_across_regions(memory, index, buffer, segments)
+}
+
+/// Buffers that no one region holds; and empty ones, which need no room.
+#[cold]
+fn push_across_regions<'m>(
+    memory: &'m GuestMemory,
+    index: u16,
+    Buffer { address, len, .. }: Buffer,
+    segments: &mut Segments<'m>,
+) -> Result<(), Fault> {
     let mut done = 0;
     // Each turn ends in another region, so there are at most REGIONS_MAX.
     while done < len {

@@ -69,6 +69,25 @@ pub enum DeviceRing {
 }
 
 impl DeviceRing {
+    /// [`Layout::has_available`] of either.
+    #[inline]
+    pub fn has_available(&mut self) -> Result<bool, Fault> {
+        match self {
+            Self::Split(ring) => ring.has_available(),
+            Self::Packed(ring) => ring.has_available(),
+        }
+    }
+
+    /// [`Layout::has_unpublished`] of either.
+    #[inline]
+    #[must_use]
+    pub fn has_unpublished(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.has_unpublished(),
+            Self::Packed(ring) => ring.has_unpublished(),
+        }
+    }
+
     /// What both do, for what is not done per packet.
     #[inline]
     pub fn any(&mut self) -> &mut dyn Layout {
