@@ -63,7 +63,6 @@ pub const DIFFERENCES: &[Difference] = &[
     differs("SET_VRING_KICK without the descriptor it announces", REFUSED_SILENTLY, ENDS_SILENTLY),
     differs("SET_VRING_ENABLE with a two", REFUSED_SILENTLY, ENDS_SILENTLY),
     differs("GET_CONFIG, not offered", REFUSED_SILENTLY, ENDS_SILENTLY),
-    differs("SET_LOG_BASE, not offered", REFUSED_SILENTLY, ENDS_SILENTLY),
     differs("a request nobody knows", REFUSED_SILENTLY, ENDS_SILENTLY),
     // ---- what ours checks and theirs does not ---------------------------------------------------
     differs(

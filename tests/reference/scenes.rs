@@ -12,7 +12,6 @@ use super::stage::{FROM_GUEST, RAM_BYTES, RING_SIZE, Stage, TO_GUEST, profile};
 pub type Scene = (&'static str, fn(&mut Stage) -> String);
 
 /// Requests that neither device knows by name.
-const SET_LOG_BASE: u32 = 6;
 const RESET_OWNER: u32 = 4;
 const GET_CONFIG: u32 = 24;
 const NO_SUCH_REQUEST: u32 = 99;
@@ -239,9 +238,9 @@ pub const SCENES: &[Scene] = &[
         stage.agree();
         stage.tell(GET_CONFIG, &[0; 20], &[])
     }),
-    ("SET_LOG_BASE, not offered", |stage| {
+    ("SET_LOG_BASE with an event for a log", |stage| {
         stage.negotiate();
-        stage.tell(SET_LOG_BASE, &[0x1000_u64, 0].map(u64::to_ne_bytes).concat(), &[&event()])
+        stage.tell(code::SET_LOG_BASE, &[0x1000_u64, 0].map(u64::to_ne_bytes).concat(), &[&event()])
     }),
     ("a request nobody knows", |stage| {
         stage.agree();
