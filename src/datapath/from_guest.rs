@@ -14,7 +14,7 @@ use crate::virtqueue::{
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{FrameView, Start};
 use super::handover::{Handover, Inbox, PacketPool, Target};
-use super::ports::Ports;
+use super::ports::{Near, Ports};
 use super::worker::{Worker, WorkerSocket};
 use super::{BURST, PortId, WorkerId, pair_of};
 
@@ -182,8 +182,8 @@ struct Outlet<'w> {
     socket: Option<&'w mut WorkerSocket>,
     inboxes: &'w [Arc<Inbox>],
     pool: &'w PacketPool,
-    /// The destination looked up last, and its port.
-    last: ([u8; 6], Option<PortId>),
+    /// The destination of the packet before, if its ring is to be had for the next one too.
+    near: Option<([u8; 6], Near)>,
     forwarded: u64,
     bytes: u64,
     /// Frames made of others: copies of those flooded, segments of those cut.
@@ -210,15 +210,15 @@ impl<'w> Outlet<'w> {
             socket: place.map(|place| &mut worker.sockets[place]),
             inboxes: &worker.inboxes,
             pool: &worker.pool,
-            // Of nobody.
-            last: ([0; 6], None),
+            near: None,
             forwarded: 0,
             bytes: 0,
             copies: 0,
         }
     }
 
-    fn finish(self) {
+    fn finish(mut self) {
+        self.put_near_back();
         self.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
         self.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
     }
@@ -259,14 +259,28 @@ impl<'w> Outlet<'w> {
     #[inline]
     fn switch(&mut self, frame: &FrameView<'_>) {
         let destination = frame.destination();
+        if let Some((mac, near)) = &mut self.near
+            && *mac == destination
+        {
+            if !near.put(frame) {
+                let port = near.port;
+                self.put_near_back();
+                self.send_to_port(port, frame);
+            }
+            return self.account(true, frame);
+        }
+        self.put_near_back();
         if destination[0] & 1 != 0 {
             self.flood(frame);
             return self.account(true, frame);
         }
-        match self.port_with(destination) {
+        match self.table.by_mac(self.route.uplink, destination) {
             Some(port) if port == self.port => self.drop(PortCounter::FromGuestDroppedNoRoute),
             Some(port) => {
-                self.send_to_port(port, frame);
+                if !self.send_near(port, frame) {
+                    self.put_near_back();
+                    self.send_to_port(port, frame);
+                }
                 self.account(true, frame);
             }
             None => {
@@ -276,13 +290,18 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// The port that has an address: most often that of the packet before.
-    #[inline]
-    fn port_with(&mut self, destination: [u8; 6]) -> Option<PortId> {
-        if self.last.0 != destination {
-            self.last = (destination, self.table.by_mac(self.route.uplink, destination));
+    /// Have the port's ring near for what comes next, and deliver there.
+    fn send_near(&mut self, port: PortId, frame: &FrameView<'_>) -> bool {
+        let Some(mut near) = self.ports.near(self.table, self.worker, port) else { return false };
+        let put = near.put(frame);
+        self.near = Some((frame.destination(), near));
+        put
+    }
+
+    fn put_near_back(&mut self) {
+        if let Some((_, near)) = self.near.take() {
+            self.ports.put_back(near);
         }
-        self.last.1
     }
 
     /// To the wire and to every other port of the switch.

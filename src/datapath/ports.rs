@@ -12,7 +12,7 @@ use super::deliver::{Refusal, deliver};
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::mailbox::RingReport;
-use super::{PortId, to_guest_ring};
+use super::{PortId, WorkerId, to_guest_ring};
 
 /// A port in the hands of a worker: those of its rings that the worker serves.
 #[derive(Debug)]
@@ -133,6 +133,37 @@ impl Ports {
         }
     }
 
+    /// The receive ring of a port with one queue pair that worker `here` serves, out of its place
+    /// for as long as packets go there; None where it cannot receive, or is not to be had so.
+    pub fn near(&mut self, table: &Forwarding, here: WorkerId, port: PortId) -> Option<Near> {
+        let route = table.route(port)?;
+        let [pair] = *route.ready else { return None };
+        if route.worker(pair) != here {
+            return None;
+        }
+        let index = to_guest_ring(pair);
+        let mut ring = self.lift(port, index)?;
+        if !ring.enabled || ring.broken.is_some() {
+            self.lower(port, index, ring);
+            return None;
+        }
+        let listed = ring.queue.parts().1.has_unpublished();
+        let frame_max = route.frame_max;
+        Some(Near { port, index, ring, frame_max, listed, packets: 0, bytes: 0, no_buffers: 0 })
+    }
+
+    /// Put it back.
+    pub fn put_back(&mut self, near: Near) {
+        let Near { port, index, ring, listed, packets, bytes, no_buffers, .. } = near;
+        if packets > 0 && !listed {
+            self.to_publish.push((port, index));
+        }
+        self.lower(port, index, ring);
+        self.count(port, PortCounter::ToGuestPackets, packets);
+        self.count(port, PortCounter::ToGuestBytes, bytes);
+        self.count(port, PortCounter::ToGuestDroppedNoBuffers, no_buffers);
+    }
+
     /// Serve a ring no more: one log line, one count, and the front-end is told.
     #[cold]
     pub fn break_ring(&mut self, port: PortId, index: u16, fault: Fault) {
@@ -194,6 +225,46 @@ impl Ports {
         };
         let rings = slot.rings.iter().enumerate();
         rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()
+    }
+}
+
+/// A receive ring in the hands of whoever delivers to it, packet after packet, without looking it
+/// up for each.
+#[derive(Debug)]
+pub(super) struct Near {
+    /// Whose it is.
+    pub port: PortId,
+    index: u16,
+    ring: Box<Ring>,
+    frame_max: u32,
+    /// It took packets earlier in this turn, and is in the list of those to be published.
+    listed: bool,
+    packets: u64,
+    bytes: u64,
+    no_buffers: u64,
+}
+
+impl Near {
+    /// Deliver a frame, if it is of the usual kind. False for one that needs [`Ports::deliver`],
+    /// with the ring back in its place; nothing has happened then.
+    #[inline]
+    pub fn put(&mut self, frame: &FrameView<'_>) -> bool {
+        let takes = self.ring.kind.offloads.allow(frame.offload());
+        if frame.longest() > self.frame_max || !takes {
+            return false;
+        }
+        match deliver(&mut self.ring, frame) {
+            Ok(()) => {
+                self.packets += 1;
+                self.bytes += u64::from(frame.len());
+                true
+            }
+            Err(Refusal::NoBuffers) => {
+                self.no_buffers += 1;
+                true
+            }
+            Err(Refusal::BufferSize | Refusal::Fault(_)) => false,
+        }
     }
 }
 
