@@ -1,9 +1,21 @@
 //! Packets longer than a frame of the UMEM: over in-memory wires, where every frame is counted, and
 //! over a real veth pair.
 
+mod common;
+
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{
+    Bed, Configuration, Daemon, Guest as Linux, GuestSpec, NIC, PortSpec, echo_datagrams,
+    echo_stream, ping, wait_for,
+};
 use isonic::datapath::{Attachment, PortId, Route, Target, UplinkId, WorkerId, frame_max};
 use isonic::metrics::{PortCounter, SocketCounter};
-use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER};
+use isonic::test_support::frontend::{Frontend, addresses, code, event, pair};
+use isonic::test_support::guest_driver::{Driver, FRONTEND_BASE, GuestRam, HEADER};
 use isonic::test_support::rig::Rig;
 use isonic::virtqueue::QueueOptions;
 use isonic::xdp::{FRAGMENTS_MAX, FRAME_PACKET_MAX};
@@ -254,4 +266,215 @@ fn a_packet_of_too_many_frames_is_dropped_and_counted_and_the_next_is_delivered(
         assert_eq!(rig.socket_count(0, SocketCounter::RxDroppedFragments), 1);
         assert_eq!(rig.socket_count(0, SocketCounter::RxPackets), 1);
     });
+}
+
+// ---- over a veth pair ---------------------------------------------------------------------------
+
+const RAM_BYTES: u64 = 16 << 20;
+const RING_SIZE: u16 = 256;
+/// Bytes of Ethernet, IPv4 and UDP headers, and where the addresses and ports in them are.
+const HEADERS: usize = 14 + 20 + 8;
+const SWAPPED: [(usize, usize, usize); 3] = [(0, 6, 6), (26, 30, 4), (34, 36, 2)];
+
+/// A VM of one queue pair that sends datagrams to its MAC back where they came from. Addresses and
+/// ports change places, which changes no checksum.
+struct EchoVm {
+    mac: [u8; 6],
+    to_guest: Driver,
+    from_guest: Driver,
+    kick: File,
+    _ram: GuestRam,
+    _frontend: Frontend,
+    /// Frames to other MACs.
+    others: Vec<Vec<u8>>,
+}
+
+impl EchoVm {
+    fn start(bed: &Bed) -> Self {
+        let options = QueueOptions { event_idx: true, indirect: true, packed: false };
+        let mut ram = GuestRam::new(RAM_BYTES);
+        let drivers = [(); 2].map(|()| Driver::new(&mut ram, RING_SIZE, options));
+        let frontend = Frontend::over(UnixStream::connect(bed.path("vm1.sock")).unwrap());
+        frontend.negotiate();
+        let table = [1, 0, RAM_BYTES, FRONTEND_BASE, 0].map(u64::to_ne_bytes).concat();
+        frontend.ok(code::SET_MEM_TABLE, &table, &[&ram.file]);
+        let kicks = [event(), event()];
+        for ((index, driver), kick) in (0..).zip(&drivers).zip(&kicks) {
+            let parts = driver.setup().addresses;
+            let place = [parts.descriptors.0, parts.available.0, parts.used.0];
+            let number = u64::from(index).to_ne_bytes();
+            frontend.ok(code::SET_VRING_NUM, &pair(index, u32::from(RING_SIZE)), &[]);
+            frontend.ok(code::SET_VRING_BASE, &pair(index, 0), &[]);
+            frontend.ok(code::SET_VRING_ADDR, &addresses(index, 0, place), &[]);
+            frontend.ok(code::SET_VRING_KICK, &number, &[kick]);
+            frontend.ok(code::SET_VRING_CALL, &number, &[&event()]);
+            frontend.ok(code::SET_VRING_ENABLE, &pair(index, 1), &[]);
+        }
+        let ([mut to_guest, from_guest], [_, kick]) = (drivers, kicks);
+        to_guest.post(RING_SIZE, 4096);
+        let mac = [0x52, 0x54, 0, 0, 0, 1];
+        Self { mac, to_guest, from_guest, kick, _ram: ram, _frontend: frontend, others: Vec::new() }
+    }
+
+    /// Echo while `test` runs.
+    fn echo_while(&mut self, test: impl FnOnce()) {
+        struct StopOnDrop<'a>(&'a AtomicBool);
+        impl Drop for StopOnDrop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let stopped = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stopped.load(Ordering::Relaxed) {
+                    self.turn();
+                    std::thread::yield_now();
+                }
+            });
+            let _stop = StopOnDrop(&stopped);
+            test();
+        });
+    }
+
+    fn turn(&mut self) {
+        self.from_guest.completed();
+        for (header, mut frame) in self.to_guest.received() {
+            self.to_guest.post(u16::from_le_bytes([header[10], header[11]]), 4096);
+            if frame[..6] != self.mac {
+                self.others.push(frame);
+                continue;
+            }
+            for (one, other, len) in SWAPPED {
+                let (before, after) = frame.split_at_mut(other);
+                before[one..one + len].swap_with_slice(&mut after[..len]);
+            }
+            self.from_guest.send(&frame, &[4096; 20]);
+            rustix::io::write(&self.kick, &1_u64.to_ne_bytes()).unwrap();
+        }
+    }
+}
+
+/// A port with this MTU.
+fn jumbo_port(mtu: u32) -> PortSpec {
+    PortSpec::switch(NIC, 1).with_profile(&format!("org.isonic.net.v1,mtu={mtu}"))
+}
+
+/// The daemon with one port of this MTU, and a VM at the port that the wire knows.
+fn start<'b>(bed: &'b Bed, mtu: u32, mode: &'static str) -> (Daemon<'b>, EchoVm) {
+    let mut configuration = Configuration::new(bed, vec![jumbo_port(mtu)]);
+    configuration.mode = mode;
+    let daemon = Daemon::start(bed, &configuration);
+    let vm = EchoVm::start(bed);
+    let uplink = &bed.uplinks[0];
+    let (address, mac) = (uplink.guest_address(1), "52:54:00:00:00:01");
+    bed.wire.run(&["ip", "neigh", "add", &address, "lladdr", mac, "dev", &uplink.peer]);
+    (daemon, vm)
+}
+
+/// Datagrams that make frames of these lengths go to the VM and come back, contents checked.
+fn echo_frames(queues: u32, mtu: u32, mode: &'static str, lens: &[usize]) {
+    const EACH: u64 = 20;
+    let bed = Bed::with_mtu(1, queues, mtu);
+    let (daemon, mut vm) = start(&bed, mtu, mode);
+    let uplink = &daemon.json(&["uplink", "list"])[0];
+    assert_eq!(uplink["multi_buffer"], true, "{uplink}");
+    assert!(uplink["packet_max"].as_u64().unwrap() >= u64::from(frame_max(mtu)), "{uplink}");
+    assert_eq!(uplink["xdp_mode"], if mode == "auto" { "native" } else { "generic" });
+    vm.echo_while(|| {
+        let address = bed.uplinks[0].guest_address(1);
+        for len in lens {
+            echo_datagrams(&bed.wire, &address, len - HEADERS, EACH);
+        }
+    });
+    let bytes = lens.iter().sum::<usize>() as u64 * EACH;
+    for counter in ["to_guest_bytes", "from_guest_bytes"] {
+        assert!(daemon.port_counter("vm1", counter) >= bytes, "{counter}");
+    }
+    assert_eq!(daemon.port_counter("vm1", "to_guest_dropped_oversize"), 0);
+    daemon.frames();
+}
+
+/// The longest of an MTU of 9000 has no VLAN tag here.
+const SENT: [usize; 7] = [3840, 3841, 4096, 4097, 8192, 8193, 9014];
+
+#[test]
+fn jumbo_frames_go_both_ways_under_a_native_program() {
+    echo_frames(1, 9000, "auto", &SENT);
+    echo_frames(2, 9000, "auto", &SENT);
+}
+
+#[test]
+fn jumbo_frames_go_both_ways_under_a_generic_program() {
+    echo_frames(1, 9000, "generic", &SENT);
+}
+
+#[test]
+fn frames_of_the_largest_mtu_go_both_ways() {
+    // The longest datagram that there is.
+    echo_frames(1, 65535, "auto", &[9014, HEADERS + 65507]);
+}
+
+#[test]
+fn a_jumbo_broadcast_of_the_wire_reaches_the_vm() {
+    let bed = Bed::with_mtu(1, 1, 9000);
+    let (daemon, mut vm) = start(&bed, 9000, "auto");
+    let sent: Vec<u8> = (0..9000 - 28).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    bed.wire.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket.send_to(&sent, ("10.77.0.255", 9)).unwrap();
+    });
+    wait_for("the broadcast is delivered", 10, || {
+        vm.turn();
+        vm.others.iter().any(|frame| frame.len() == 9014 && frame[HEADERS..] == sent)
+    });
+    assert_eq!(daemon.json(&["stats"])["uplinks"][NIC]["multicast_dropped"], 0);
+}
+
+#[test]
+fn frames_longer_than_the_port_s_mtu_are_dropped_and_counted_on_a_veth_pair_too() {
+    let bed = Bed::with_mtu(1, 1, 9000);
+    let (daemon, mut vm) = start(&bed, 4000, "copy");
+    let address = bed.uplinks[0].guest_address(1);
+    bed.wire.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(&[0; 8000], (address.as_str(), 9)).unwrap();
+    });
+    wait_for("the frame is counted", 10, || {
+        daemon.port_counter("vm1", "to_guest_dropped_oversize") == 1
+    });
+    vm.turn();
+    assert_eq!(daemon.port_counter("vm1", "to_guest_packets"), 0);
+    daemon.frames();
+}
+
+#[test]
+fn an_mtu_of_9000_on_a_nic_of_1500_is_refused_with_the_way_out() {
+    let bed = Bed::new(1, 1);
+    let refused = Daemon::refused(&bed, &Configuration::new(&bed, vec![jumbo_port(9000)]));
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    for word in ["vm1", "9000", "1500", "ip link set"] {
+        assert!(refused.errors.contains(word), "{word} is not in: {}", refused.errors);
+    }
+}
+
+#[test]
+fn a_linux_guest_with_an_mtu_of_9000_sends_and_receives_packets_of_that_size() {
+    let bed = Bed::with_mtu(1, 2, 9000);
+    let port = jumbo_port(9000);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let uplink = &bed.uplinks[0];
+    let mut guest = Linux::boot(&bed, &GuestSpec::new(&port, uplink, 1));
+    assert_eq!(guest.check("cat /sys/class/net/eth0/mtu").trim(), "9000");
+    let address = guest.spec.address.clone();
+    ping(&bed.wire, &address, &["-s", "8972", "-M", "do"]);
+    let output = guest.check(&format!("ping -c 5 -s 8972 -W 2 {}", uplink.wire_address));
+    assert!(output.contains(" 5 packets received"), "{output}");
+    for length in [3800, 4100, 8972, 20000] {
+        echo_datagrams(&bed.wire, &address, length, 20);
+    }
+    echo_stream(&bed.wire, &address, 1 << 20);
+    assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);
+    daemon.frames();
 }

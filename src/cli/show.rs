@@ -125,7 +125,18 @@ fn rings(rings: &[RingView]) -> String {
 }
 
 pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
-    let heading = ["INTERFACE", "DRIVER", "XDP", "SOCKET", "QUEUES", "MTU", "MAC", "PORTS", "WHY"];
+    let heading = [
+        "INTERFACE",
+        "DRIVER",
+        "XDP",
+        "SOCKET",
+        "QUEUES",
+        "MTU",
+        "PACKET MAX",
+        "MAC",
+        "PORTS",
+        "WHY",
+    ];
     let mut table = Table::new(&heading);
     for uplink in uplinks {
         table.row(vec![
@@ -135,6 +146,7 @@ pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
             socket_mode(uplink.socket_mode).to_owned(),
             list(&uplink.queues),
             uplink.mtu.to_string(),
+            uplink.packet_max.to_string(),
             uplink.mac.to_string(),
             list(&uplink.ports),
             uplink.reason.clone(),

@@ -290,6 +290,10 @@ pub struct UplinkView {
     pub socket_mode: SocketKind,
     /// Why these two and none better.
     pub reason: String,
+    /// Whether a packet may be longer than a frame of our memory.
+    pub multi_buffer: bool,
+    /// The longest packet it sends and receives, bytes.
+    pub packet_max: u32,
     /// The queues that are ours.
     pub queues: Vec<u32>,
     /// Bytes.

@@ -16,7 +16,7 @@ use crate::profile::{Blocker, Catalog, Profile, ResolveError};
 use crate::report::chain;
 use crate::vhost_user::{PortSocket, SocketSource, serve};
 use crate::virtqueue::Fault;
-use crate::xdp::{FRAME_PACKET_MAX, ProgramError};
+use crate::xdp::{self, ProgramError, Uplink};
 
 use super::binding::{BindingError, bind};
 use super::fabric::Fabric;
@@ -74,16 +74,25 @@ pub enum PortError {
         /// Every reason.
         blockers: Vec<Blocker>,
     },
-    /// The profile's frames do not fit our memory.
+    /// The profile's frames are longer than the uplink's sockets take.
     #[error(
-        "profile {profile} has MTU {mtu}, and frames of this version carry at most {}",
-        FRAME_PACKET_MAX - frame_max(0)
+        "profile {profile} has MTU {mtu}, and AF_XDP on uplink {uplink} carries at most {}: \
+         {reason}; {way_out}, or choose another profile",
+        packet_max - frame_max(0)
     )]
     FrameSize {
         /// The profile.
         profile: String,
         /// Its MTU, bytes.
         mtu: u16,
+        /// The uplink.
+        uplink: String,
+        /// Its longest packet, bytes.
+        packet_max: u32,
+        /// Why the uplink is as it is.
+        reason: String,
+        /// What would make it longer.
+        way_out: &'static str,
     },
     /// A queue that is not ours.
     #[error(
@@ -571,10 +580,31 @@ fn check_profile(profile: &Profile, nic: &Nic) -> Result<(), PortError> {
         let (profile, uplink) = (profile.name.clone(), nic.uplink.interface.name.clone());
         return Err(PortError::Blocked { profile, uplink, blockers });
     }
-    if frame_max(u32::from(profile.mtu)) > FRAME_PACKET_MAX {
-        return Err(PortError::FrameSize { profile: profile.name.clone(), mtu: profile.mtu });
+    let Uplink { packet_max, socket_mode, reason, interface, .. } = &nic.uplink;
+    check_frame_size(profile, *packet_max, *socket_mode, (&interface.name, reason))
+}
+
+/// Whether the uplink of this name, whose mode has this reason, takes the profile's frames.
+fn check_frame_size(
+    profile: &Profile,
+    packet_max: u32,
+    mode: xdp::SocketMode,
+    (uplink, reason): (&str, &str),
+) -> Result<(), PortError> {
+    if frame_max(u32::from(profile.mtu)) <= packet_max {
+        return Ok(());
     }
-    Ok(())
+    Err(PortError::FrameSize {
+        profile: profile.name.clone(),
+        mtu: profile.mtu,
+        uplink: uplink.to_owned(),
+        packet_max,
+        reason: reason.to_owned(),
+        way_out: match mode {
+            xdp::SocketMode::ZeroCopy => "give the uplink `mode = \"copy\"`",
+            xdp::SocketMode::Copy => "use Linux 6.6 or later",
+        },
+    })
 }
 
 /// The port's route, with no queue pair ready yet. Each pair is served by a worker that has a
@@ -636,4 +666,28 @@ fn open_socket(
     let permissions = config.socket_permissions.map(|permissions| permissions.0);
     claimed.file.set_access(config.socket_group.as_deref(), permissions)?;
     Ok((SocketSource::Listener(claimed.listener), Some(claimed.file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xdp::FRAME_PACKET_MAX;
+
+    #[test]
+    fn an_mtu_that_the_sockets_do_not_take_is_refused_with_limit_cause_and_way_out() {
+        let catalog = Catalog::embedded();
+        let check = |mtu, mode| {
+            let profile = catalog.resolve(&format!("org.isonic.net.v1,mtu={mtu}")).unwrap();
+            check_frame_size(&profile.profile, FRAME_PACKET_MAX, mode, ("eth0", "old driver"))
+        };
+        for mode in [xdp::SocketMode::ZeroCopy, xdp::SocketMode::Copy] {
+            check(3818, mode).unwrap();
+        }
+        let refused = check(3819, xdp::SocketMode::ZeroCopy).unwrap_err().to_string();
+        for word in ["3819", "eth0", "3818", "old driver", "mode = \"copy\""] {
+            assert!(refused.contains(word), "{word} is not in: {refused}");
+        }
+        let refused = check(9000, xdp::SocketMode::Copy).unwrap_err().to_string();
+        assert!(refused.contains("Linux 6.6"), "{refused}");
+    }
 }

@@ -155,6 +155,8 @@ impl DaemonService {
                 SocketMode::Copy => SocketKind::Copy,
             },
             reason: nic.uplink.reason.clone(),
+            multi_buffer: nic.uplink.multi_buffer(),
+            packet_max: nic.uplink.packet_max,
             queues: nic.queues.iter().map(|&(queue, _)| queue).collect(),
             mtu: nic.facts().mtu,
             mac: MacAddress(interface.mac),

@@ -79,7 +79,8 @@ impl Nics {
             }
             tracing::info!(
                 interface = config.interface, attach = ?uplink.attach_mode,
-                socket = ?uplink.socket_mode, reason = uplink.reason, queues = queues.len(),
+                socket = ?uplink.socket_mode, packet_max = uplink.packet_max,
+                reason = uplink.reason, queues = queues.len(),
                 "uplink is open"
             );
             let (counters, macs) = (Arc::default(), Mutex::default());

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 
 use futures_util::TryStreamExt;
+use libbpf_rs::libbpf_sys;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 /// The facts about a NIC that decide whether and how it can be an uplink.
@@ -23,6 +24,9 @@ pub struct Interface {
     pub up: bool,
     /// Queues that can receive now.
     pub receive_queues: u32,
+    /// Most frames of one packet that the driver takes in zero-copy mode; 1 where it takes no more,
+    /// has no zero-copy, or does not say.
+    pub zero_copy_frames: u32,
 }
 
 /// Why the facts could not be had.
@@ -54,7 +58,9 @@ impl Interface {
         runtime.block_on(async {
             let link = link(name).await?;
             let channels = receive_channels(name).await;
-            Ok(from_link(name, &link, channels))
+            let interface = from_link(name, &link, channels);
+            let zero_copy_frames = zero_copy_frames(interface.index);
+            Ok(Self { zero_copy_frames, ..interface })
         })
     }
 }
@@ -96,6 +102,20 @@ async fn receive_channels(name: &str) -> Option<u32> {
     Some(count.sum()).filter(|&count| count > 0)
 }
 
+/// NETDEV_A_DEV_XDP_ZC_MAX_SEGS of linux/netdev.h; kernels before 6.6 do not know it.
+fn zero_copy_frames(index: u32) -> u32 {
+    let mut answer = libbpf_sys::bpf_xdp_query_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as u64,
+        ..Default::default()
+    };
+    // An interface index is positive and fits the C int that the call takes.
+    #[allow(clippy::cast_possible_wrap)]
+    let index = index as i32;
+    // SAFETY: the answer's size field says how long it is, and it outlives the call.
+    let result = unsafe { libbpf_sys::bpf_xdp_query(index, 0, &raw mut answer) };
+    if result == 0 { answer.xdp_zc_max_segs.max(1) } else { 1 }
+}
+
 fn from_link(name: &str, link: &LinkMessage, channels: Option<u32>) -> Interface {
     let mut interface = Interface {
         name: name.to_owned(),
@@ -105,6 +125,7 @@ fn from_link(name: &str, link: &LinkMessage, channels: Option<u32>) -> Interface
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         receive_queues: 1,
+        zero_copy_frames: 1,
     };
     for attribute in &link.attributes {
         match attribute {

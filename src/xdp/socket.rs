@@ -12,6 +12,7 @@ use xsk_rs::config::{
     BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig,
     UmemConfig,
 };
+use xsk_rs::socket::SocketCreateError;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
 
 use super::ring::{Completion, Fill, RingParts, Rx, Tx};
@@ -56,7 +57,7 @@ pub enum SocketError {
         mode: SocketMode,
         /// The kernel's reason.
         #[source]
-        source: xsk_rs::socket::SocketCreateError,
+        source: SocketCreateError,
     },
     /// The kernel refused the second view of the rings.
     #[error("cannot map the rings of queue {queue} of {interface}")]
@@ -446,26 +447,32 @@ fn wake_transmit(fd: RawFd) -> bool {
 
 // ---- opening ------------------------------------------------------------------------------------
 
-/// Open one socket per queue in `mode`, on one UMEM.
+/// Open one socket per queue in `mode`, on one UMEM, for packets of at most `frames` frames.
 pub(super) fn open_all(
     interface: &str,
     queues: &[u32],
     mode: SocketMode,
+    frames: usize,
 ) -> Result<Vec<Socket>, SocketError> {
+    let packet_max = packet_max(mode, frames);
+    let flags = bind_flags(mode, frames);
     let frames_per_socket = 2 * RING_ENTRIES;
     let count = u32::try_from(queues.len()).unwrap_or(u32::MAX).saturating_mul(frames_per_socket);
     let (xsk_umem, umem) = create_umem(count)?;
     let umem = Arc::new(umem);
-    let mut frames = umem.divide();
+    let mut undealt = umem.divide();
     let mut sockets = Vec::with_capacity(queues.len());
     for &queue in queues {
-        let owner = bind(&xsk_umem, interface, queue, mode)?;
+        let bind_error = |source| {
+            let interface = interface.to_owned();
+            SocketError::Bind { interface, queue, mode, source }
+        };
+        let owner = bind(&xsk_umem, interface, queue, flags).map_err(bind_error)?;
         let fd = owner.tx.fd().as_raw_fd();
         let map_error =
             |source| SocketError::Map { interface: interface.to_owned(), queue, source };
         let parts = map_rings(fd).map_err(map_error)?;
-        let own = frames.by_ref().take(frames_per_socket as usize);
-        let packet_max = packet_max(mode, 1);
+        let own = undealt.by_ref().take(frames_per_socket as usize);
         let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own, packet_max);
         socket.fd = Some(fd);
         socket.owner = Some(owner);
@@ -496,37 +503,34 @@ fn create_umem(frames: u32) -> Result<(xsk_rs::Umem, Umem), SocketError> {
     Ok((xsk_umem, umem))
 }
 
-fn bind(
-    umem: &xsk_rs::Umem,
-    interface: &str,
-    queue: u32,
-    mode: SocketMode,
-) -> Result<XskQueues, SocketError> {
-    let size = QueueSize::new(RING_ENTRIES).expect("a power of two");
+/// Of the first socket of a UMEM; the kernel takes them over for the others that share it.
+fn bind_flags(mode: SocketMode, frames: usize) -> BindFlags {
     let copy = match mode {
         SocketMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
         SocketMode::Copy => BindFlags::XDP_COPY,
     };
+    let several = if frames > 1 { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
+    copy | several | BindFlags::XDP_USE_NEED_WAKEUP
+}
+
+fn bind(
+    umem: &xsk_rs::Umem,
+    interface: &str,
+    queue: u32,
+    flags: BindFlags,
+) -> Result<XskQueues, SocketCreateError> {
+    let size = QueueSize::new(RING_ENTRIES).expect("a power of two");
     let config = SocketConfig::builder()
         .rx_queue_size(size)
         .tx_queue_size(size)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(copy | BindFlags::XDP_USE_NEED_WAKEUP)
+        .bind_flags(flags)
         .build();
     let name = XskInterface::from_str(interface).expect("an existing interface's name has no NUL");
     // SAFETY: each queue is bound once per UMEM, and the program load is inhibited.
-    let made = unsafe { xsk_rs::Socket::new(config, umem, &name, queue) };
-    match made {
-        Ok((tx, rx, Some((fill, completion)))) => {
-            Ok(XskQueues { tx, _rx: rx, _fill: fill, _completion: completion })
-        }
-        Ok((_, _, None)) => {
-            unreachable!("a queue bound once has its own fill and completion rings")
-        }
-        Err(source) => {
-            Err(SocketError::Bind { interface: interface.to_owned(), queue, mode, source })
-        }
-    }
+    let (tx, rx, own) = unsafe { xsk_rs::Socket::new(config, umem, &name, queue) }?;
+    let (fill, completion) = own.expect("a queue bound once has its own fill and completion rings");
+    Ok(XskQueues { tx, _rx: rx, _fill: fill, _completion: completion })
 }
 
 /// Map the socket's four rings a second time. Our view takes over from here: xsk-rs never moves

@@ -2,10 +2,13 @@
 
 use std::error::Error as _;
 
+use xsk_rs::socket::SocketCreateError;
+
 use super::interface::{Interface, InterfaceError};
 use super::multicast::{MulticastTap, TapError};
 use super::program::{AttachMode, ProgramError, Redirect};
 use super::socket::{Socket, SocketError, SocketMode, open_all};
+use super::umem::{FRAGMENTS_MAX, FRAME_PACKET_MAX};
 
 /// What the operator wants of the NIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +79,8 @@ pub struct Uplink {
     pub socket_mode: SocketMode,
     /// Why not something better.
     pub reason: String,
+    /// The longest packet that every socket sends and receives, bytes.
+    pub packet_max: u32,
     /// The program.
     pub redirect: Redirect,
     /// Broadcast and multicast.
@@ -100,13 +105,23 @@ impl Uplink {
         let mut redirect = Redirect::load()?;
         let tap = MulticastTap::open(name, interface.index)?;
         let (attach_mode, attach_reason) = attach(&mut redirect, &interface, wish)?;
-        let (socket_mode, socket_reason, sockets) = bind(name, &queues, wish, attach_mode)?;
+        let (socket_mode, socket_reason, sockets) = bind(&interface, &queues, wish, attach_mode)?;
         for socket in &sockets {
             let fd = socket.fd().expect("a bound socket has a descriptor");
             redirect.set_socket(socket.queue(), fd)?;
         }
-        let reason = [attach_reason, socket_reason].concat();
-        Ok((Self { interface, attach_mode, socket_mode, reason, redirect, tap }, sockets))
+        let reason = sentence(&[&attach_reason, &socket_reason]);
+        let longest = sockets.iter().map(Socket::packet_max).min();
+        let packet_max = longest.expect("a NIC has a queue");
+        let uplink =
+            Self { interface, attach_mode, socket_mode, reason, packet_max, redirect, tap };
+        Ok((uplink, sockets))
+    }
+
+    /// Whether a packet may have several frames (XDP_USE_SG).
+    #[must_use]
+    pub fn multi_buffer(&self) -> bool {
+        self.packet_max > FRAME_PACKET_MAX
     }
 }
 
@@ -146,7 +161,7 @@ fn attach(
 
 /// Zero-copy where the wish and the program's mode allow it and the driver has it, else copy.
 fn bind(
-    name: &str,
+    interface: &Interface,
     queues: &[u32],
     wish: ModeWish,
     attached: AttachMode,
@@ -154,20 +169,54 @@ fn bind(
     let zero_copy =
         attached == AttachMode::Native && matches!(wish, ModeWish::Auto | ModeWish::ZeroCopy);
     if !zero_copy {
-        let reason = if wish == ModeWish::Copy { "copy mode as configured" } else { "" };
-        return Ok((
-            SocketMode::Copy,
-            reason.to_owned(),
-            open_all(name, queues, SocketMode::Copy)?,
-        ));
+        let asked = if wish == ModeWish::Copy { "copy mode as configured" } else { "" };
+        let (sockets, limit) = open_widest(interface, queues, SocketMode::Copy)?;
+        return Ok((SocketMode::Copy, sentence(&[asked, &limit]), sockets));
     }
-    match open_all(name, queues, SocketMode::ZeroCopy) {
-        Ok(sockets) => Ok((SocketMode::ZeroCopy, "the driver has zero-copy".to_owned(), sockets)),
+    match open_widest(interface, queues, SocketMode::ZeroCopy) {
+        Ok((sockets, limit)) => {
+            Ok((SocketMode::ZeroCopy, sentence(&["the driver has zero-copy", &limit]), sockets))
+        }
         Err(SocketError::Bind { source, .. }) if wish == ModeWish::Auto => {
-            let cause = source.source().map_or_else(|| source.to_string(), ToString::to_string);
-            let reason = format!("the driver refused zero-copy: {cause}");
-            Ok((SocketMode::Copy, reason, open_all(name, queues, SocketMode::Copy)?))
+            let refused = format!("the driver refused zero-copy: {}", cause(&source));
+            let (sockets, limit) = open_widest(interface, queues, SocketMode::Copy)?;
+            Ok((SocketMode::Copy, sentence(&[&refused, &limit]), sockets))
         }
         Err(error) => Err(error),
     }
+}
+
+/// For packets of several frames where kernel and driver take them, else of one, and why.
+fn open_widest(
+    interface: &Interface,
+    queues: &[u32],
+    mode: SocketMode,
+) -> Result<(Vec<Socket>, String), SocketError> {
+    let name = &interface.name;
+    let frames = match mode {
+        SocketMode::ZeroCopy => interface.zero_copy_frames as usize,
+        SocketMode::Copy => FRAGMENTS_MAX,
+    };
+    let why = if frames > 1 {
+        match open_all(name, queues, mode, frames) {
+            Ok(sockets) => return Ok((sockets, String::new())),
+            // A kernel before 6.6 does not know the flag.
+            Err(SocketError::Bind { source, .. }) => cause(&source),
+            Err(error) => return Err(error),
+        }
+    } else {
+        "the driver takes no more in this mode".to_owned()
+    };
+    let sockets = open_all(name, queues, mode, 1)?;
+    Ok((sockets, format!("a packet is one frame of {FRAME_PACKET_MAX} bytes at most: {why}")))
+}
+
+/// The parts that say something, one after the other.
+fn sentence(parts: &[&str]) -> String {
+    let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
+}
+
+fn cause(error: &SocketCreateError) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }

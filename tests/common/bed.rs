@@ -54,12 +54,18 @@ pub struct Bed {
 impl Bed {
     /// A bed with `uplinks` veth pairs of `queues` queues each.
     pub fn new(uplinks: usize, queues: u32) -> Self {
+        Self::with_mtu(uplinks, queues, 1500)
+    }
+
+    /// The same with veth pairs of this MTU.
+    pub fn with_mtu(uplinks: usize, queues: u32, mtu: u32) -> Self {
         require_machine();
         let lock = File::create("/run/isonic-tests.lock").expect("lock file");
         flock(&lock, FlockOperation::LockExclusive).expect("lock");
         Netns::sweep();
         let (host, wire) = (Netns::new("host"), Netns::new("wire"));
-        let uplinks = (0..uplinks).map(|number| join(&host, &wire, number, queues)).collect();
+        let options = format!("mtu {mtu} numtxqueues {queues} numrxqueues {queues}");
+        let uplinks = (0..uplinks).map(|number| join(&host, &wire, number, &options)).collect();
         for name in left_in(&std::env::temp_dir()) {
             let _ = fs::remove_dir_all(std::env::temp_dir().join(name));
         }
@@ -96,7 +102,8 @@ fn require_machine() {
     }
 }
 
-fn join(host: &Netns, wire: &Netns, number: usize, queues: u32) -> Uplink {
+/// A veth pair, `options` on both ends.
+fn join(host: &Netns, wire: &Netns, number: usize, options: &str) -> Uplink {
     let uplink = Uplink {
         nic: format!("isonic-nic{number}"),
         peer: format!("isonic-peer{number}"),
@@ -104,11 +111,10 @@ fn join(host: &Netns, wire: &Netns, number: usize, queues: u32) -> Uplink {
         wire_address: format!("10.77.{number}.1"),
         subnet: number,
     };
-    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
     ip(
         host,
         &format!(
-            "link add {} {queues} type veth peer name {} netns {} {queues}",
+            "link add {} {options} type veth peer name {} netns {} {options}",
             uplink.nic,
             uplink.peer,
             wire.name()

@@ -71,13 +71,15 @@ pub struct Configuration {
     pub workers: u32,
     /// `profile_dir`.
     pub profile_dir: Option<PathBuf>,
+    /// The uplinks' `mode`.
+    pub mode: &'static str,
 }
 
 impl Configuration {
     /// All uplinks of the bed, one worker, these ports.
     pub fn new(bed: &Bed, ports: Vec<PortSpec>) -> Self {
         let uplinks = bed.uplinks.iter().map(|uplink| (uplink.nic.clone(), None)).collect();
-        Self { uplinks, ports, workers: 1, profile_dir: None }
+        Self { uplinks, ports, workers: 1, profile_dir: None, mode: "auto" }
     }
 
     fn text(&self, bed: &Bed) -> String {
@@ -91,7 +93,8 @@ impl Configuration {
             let _ = writeln!(text, "profile_dir = {directory:?}");
         }
         for (interface, queues) in &self.uplinks {
-            let _ = write!(text, "\n[[uplinks]]\ninterface = {interface:?}\n");
+            let mode = self.mode;
+            let _ = write!(text, "\n[[uplinks]]\ninterface = {interface:?}\nmode = {mode:?}\n");
             if let Some(queues) = queues {
                 let _ = writeln!(text, "queues = {queues:?}");
             }
