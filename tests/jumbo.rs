@@ -291,7 +291,7 @@ struct EchoVm {
 
 impl EchoVm {
     fn start(bed: &Bed) -> Self {
-        let options = QueueOptions { event_idx: true, indirect: true, packed: false };
+        let options = QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
         let mut ram = GuestRam::new(RAM_BYTES);
         let drivers = [(); 2].map(|()| Driver::new(&mut ram, RING_SIZE, options));
         let frontend = Frontend::over(UnixStream::connect(bed.path("vm1.sock")).unwrap());

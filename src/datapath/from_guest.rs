@@ -337,7 +337,7 @@ impl<'w> Outlet<'w> {
     fn send_to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
         to_port(self.ports, self.table, port, (self.worker, frame), |ports, worker, pair| {
             if worker == self.worker {
-                ports.deliver(self.table, port, pair, frame);
+                ports.deliver(port, pair, frame);
                 return true;
             }
             hand_over(self.pool, &self.inboxes[worker.index()], Target::Pair { port, pair }, frame)
@@ -402,7 +402,7 @@ fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usiz
 
 /// Choose the queue pair of `port` for a frame: the one that its flow was last sent on, else by
 /// the worker `here` and the flow. Let `deliver` bring it to the pair's worker; false from it means
-/// that the worker's inbox is full.
+/// that the worker's inbox is full. What is too long for the port goes nowhere.
 #[inline]
 pub(super) fn to_port(
     ports: &mut Ports,
@@ -412,6 +412,9 @@ pub(super) fn to_port(
     deliver: impl FnOnce(&mut Ports, WorkerId, u16) -> bool,
 ) {
     let Some(route) = table.route(port) else { return };
+    if frame.longest() > route.frame_max {
+        return ports.count(port, PortCounter::ToGuestDroppedOversize, 1);
+    }
     let Some(pair) = route.pair(here, || flow_hash(frame.start())) else {
         return ports.count(port, PortCounter::ToGuestDroppedNotReady, 1);
     };

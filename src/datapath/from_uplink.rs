@@ -143,7 +143,7 @@ impl Inlet<'_> {
             let frame = FrameView::of_pieces(packet[0], &packet[1..]);
             to_port(self.ports, table, port, (here, &frame), |ports, owner, pair| {
                 if owner == here {
-                    ports.deliver(table, port, pair, &frame);
+                    ports.deliver(port, pair, &frame);
                 } else if packet.len() > 1 {
                     let target = Target::Pair { port, pair };
                     return hand_over(pool, &inboxes[owner.index()], target, &frame);
@@ -234,7 +234,7 @@ impl Inlet<'_> {
         let frame = FrameView::of_pieces(headers, &payload).with_offload(offload);
         to_port(self.ports, table, port, (here, &frame), |ports, owner, pair| {
             if owner == here {
-                ports.deliver(table, port, pair, &frame);
+                ports.deliver(port, pair, &frame);
                 return true;
             }
             hand_over(pool, &inboxes[owner.index()], Target::Pair { port, pair }, &frame)
@@ -248,13 +248,9 @@ pub(super) fn flood(worker: &mut Worker, uplink: UplinkId, bytes: &[u8]) {
     let frame = FrameView::whole(bytes);
     let (here, inboxes, pool) = (worker.id, &worker.inboxes, &worker.pool);
     for &port in table.switched(uplink) {
-        if frame.len() > table.route(port).map_or(0, |route| route.frame_max) {
-            worker.ports.count(port, PortCounter::ToGuestDroppedOversize, 1);
-            continue;
-        }
         to_port(&mut worker.ports, &table, port, (here, &frame), |ports, owner, pair| {
             if owner == here {
-                ports.deliver(&table, port, pair, &frame);
+                ports.deliver(port, pair, &frame);
                 return true;
             }
             hand_over(pool, &inboxes[owner.index()], Target::Pair { port, pair }, &frame)

@@ -100,9 +100,8 @@ impl Ports {
     /// Deliver a frame to a queue pair that this worker serves, or drop it and count why. What its
     /// guest does not take as it is, is completed first.
     #[inline]
-    pub fn deliver(&mut self, table: &Forwarding, port: PortId, pair: u16, frame: &FrameView<'_>) {
+    pub fn deliver(&mut self, port: PortId, pair: u16, frame: &FrameView<'_>) {
         let index = to_guest_ring(pair);
-        let frame_max = table.route(port).map_or(0, |route| route.frame_max);
         let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
             return;
         };
@@ -111,9 +110,6 @@ impl Ports {
         let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
             return counters.add(PortCounter::ToGuestDroppedNotReady, 1);
         };
-        if frame.longest() > frame_max {
-            return counters.add(PortCounter::ToGuestDroppedOversize, 1);
-        }
         let first = !ring.queue.parts().1.has_unpublished();
         let mut fault = None;
         if ring.kind.offloads.allow(frame.offload()) {

@@ -267,14 +267,14 @@ impl Worker {
         match handover {
             Handover::Frame { home, socket, uplink, received, port, pair } => {
                 let frame = FrameView::whole(self.umems[uplink.index()].packet(&received));
-                self.ports.deliver(&self.table, port, pair, &frame);
+                self.ports.deliver(port, pair, &frame);
                 self.inboxes[home.index()].send_home(socket, received.frame);
             }
             Handover::Packet { packet, target } => {
                 match target {
                     Target::Pair { port, pair } => {
                         let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
-                        self.ports.deliver(&self.table, port, pair, &frame);
+                        self.ports.deliver(port, pair, &frame);
                     }
                     Target::Flood { uplink } => {
                         from_uplink::flood(self, uplink, packet.bytes());

@@ -129,6 +129,8 @@ pub struct Socket {
     census: FrameCensus,
     /// Packets put since the last `flush`.
     unflushed: bool,
+    /// Packets that the kernel transmits in one call.
+    call_batch: u32,
     /// Longest packet, bytes.
     packet_max: u32,
     /// In the middle of a received packet of too many frames, whose rest is dropped.
@@ -182,6 +184,7 @@ impl Socket {
             free: frames.into_iter().collect(),
             census: FrameCensus::default(),
             unflushed: false,
+            call_batch: COPY_MODE_BATCH,
             packet_max,
             cutting: false,
             dropped_fragments: 0,
@@ -413,7 +416,7 @@ impl Socket {
     #[inline(never)]
     fn wake(&mut self, fd: RawFd) {
         if self.parts.tx.needs_wakeup() {
-            let calls = self.parts.tx.backlog().div_ceil(COPY_MODE_BATCH);
+            let calls = self.parts.tx.backlog().div_ceil(self.call_batch);
             for _ in 0..calls {
                 if !wake_transmit(fd) {
                     break;
@@ -475,10 +478,23 @@ pub(super) fn open_all(
         let own = undealt.by_ref().take(frames_per_socket as usize);
         let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own, packet_max);
         socket.fd = Some(fd);
+        socket.call_batch = widen_call_batch(fd);
         socket.owner = Some(owner);
         sockets.push(socket);
     }
     Ok(sockets)
+}
+
+/// Let one call transmit all that the ring holds, in copy mode. Linux before 6.17 cannot, and goes
+/// on with its own batch. Answers what one call transmits.
+fn widen_call_batch(fd: RawFd) -> u32 {
+    /// XDP_MAX_TX_SKB_BUDGET of linux/if_xdp.h.
+    const MAX_TX_SKB_BUDGET: libc::c_int = 9;
+    let (value, len) = (RING_ENTRIES, libc::socklen_t::try_from(size_of::<u32>()).expect("4"));
+    let pointer = (&raw const value).cast();
+    // SAFETY: the value outlives the call and is `len` bytes long.
+    let result = unsafe { libc::setsockopt(fd, libc::SOL_XDP, MAX_TX_SKB_BUDGET, pointer, len) };
+    if result == 0 { RING_ENTRIES } else { COPY_MODE_BATCH }
 }
 
 fn create_umem(frames: u32) -> Result<(xsk_rs::Umem, Umem), SocketError> {
