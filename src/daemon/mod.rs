@@ -22,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -100,6 +101,7 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
     let state = config.state_dir.as_deref().map(StateFile::open).transpose()?;
     let api = config.api_socket.as_deref().map(unix_socket::claim).transpose()?;
     // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
+    raise_descriptor_limit();
     install_fault_handler();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -137,6 +139,15 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
         tracing::error!("the thread that watches for lost memory has panicked");
     }
     outcome
+}
+
+/// A queue pair takes six descriptors, and the usual soft limit of 1024 is for programs that call
+/// select(2), which we do not.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// AF_XDP wants CAP_NET_RAW for its sockets, CAP_NET_ADMIN and CAP_BPF for the program.

@@ -144,7 +144,10 @@ impl<'bed> Daemon<'bed> {
 
     fn launch(bed: &Bed) -> Process {
         let config = bed.path("isonic.toml").display().to_string();
-        let command_line = [BINARY, "run", "--config", &config].map(str::to_owned);
+        // As many descriptors as a shell usually gives, and as many as the hard limit allows.
+        let limit = ["prlimit", "--nofile=1024:"];
+        let command_line = [&limit[..], &[BINARY, "run", "--config", &config]].concat();
+        let command_line: Vec<String> = command_line.into_iter().map(str::to_owned).collect();
         let log = bed.path("isonic.log");
         let mut process = Process::start("isonic", bed.host.name(), &command_line, &log);
         wait_for("isonic's API answers", 10, || {

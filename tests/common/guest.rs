@@ -22,7 +22,7 @@ pub struct GuestSpec {
     pub port: PortSpec,
     /// Its address, within a /24.
     pub address: String,
-    /// Queue pairs, and CPUs: Linux uses no more pairs than it has CPUs.
+    /// Queue pairs, and up to four CPUs: Linux begins with no more pairs than it has CPUs.
     pub queue_pairs: u32,
     /// Where the port's profile is, if not in the binary.
     pub profile_dir: Option<PathBuf>,
@@ -186,14 +186,16 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     let vectors = if accelerator()[1] == "kvm" { "" } else { ",vectors=0" };
     let device = exported_device(spec);
     let words = format!(
-        "qemu-system-x86_64 -machine q35,memory-backend=memory -smp {pairs} -m 192 \
-         -object memory-backend-memfd,id=memory,size=192M,share=on -nodefaults -no-user-config \
+        "qemu-system-x86_64 -machine q35,memory-backend=memory -smp {cpus} -m {size} \
+         -object memory-backend-memfd,id=memory,size={size}M,share=on -nodefaults -no-user-config \
          -kernel {image}/vmlinux -initrd {image}/initrd -display none \
          -chardev socket,id=vhost,path={socket},{side} \
          {device},romfile={vectors} \
          -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
          -serial chardev:agent",
-        pairs = spec.queue_pairs,
+        cpus = spec.queue_pairs.min(4),
+        // A ring of 256 posted buffers takes up to a megabyte.
+        size = 192.max(4 * spec.queue_pairs),
         image = image.display(),
         console = file("console"),
         agent = file("agent"),
