@@ -31,8 +31,6 @@ const QEMU_RING_MAX: u64 = 1024;
 const KEPT_FROM_GUESTS: [&str; 5] =
     ["protocol_features", "log_all", "any_layout", "notify_on_empty", "gso"];
 
-/// DPDK's, but for the dirty log, which is not there yet and which no guest sees.
-const DPDK: &str = "org.dpdk.v22.11,log_all=off,protocol.log_shmfd=off";
 /// The newest that ships.
 const LATEST: &str = "org.isonic.net.v2";
 
@@ -232,7 +230,7 @@ fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
 #[test]
 fn a_guest_sees_under_dpdks_profile_what_it_sees_under_dpdk() {
     let bed = Bed::new(1, 1);
-    let port = PortSpec::switch(NIC, 1).with_profile(DPDK);
+    let port = PortSpec::switch(NIC, 1).with_profile("org.dpdk.v22.11");
     let spec = GuestSpec::new(&under_qemu_7_2(&port), &bed.uplinks[0], 1);
     let spec = GuestSpec { queue_pairs: 1, ..spec };
     let seen = |guest: &mut Guest| (guest.facts(), offloads(guest));
