@@ -69,6 +69,8 @@ pub struct Configuration {
     pub ports: Vec<PortSpec>,
     /// `workers`.
     pub workers: u32,
+    /// `worker_cpus`; the daemon chooses if empty.
+    pub worker_cpus: Vec<usize>,
     /// `profile_dir`.
     pub profile_dir: Option<PathBuf>,
     /// The uplinks' `mode`.
@@ -79,7 +81,8 @@ impl Configuration {
     /// All uplinks of the bed, one worker, these ports.
     pub fn new(bed: &Bed, ports: Vec<PortSpec>) -> Self {
         let uplinks = bed.uplinks.iter().map(|uplink| (uplink.nic.clone(), None)).collect();
-        Self { uplinks, ports, workers: 1, profile_dir: None, mode: "auto" }
+        let (worker_cpus, mode) = (Vec::new(), "auto");
+        Self { uplinks, ports, workers: 1, worker_cpus, profile_dir: None, mode }
     }
 
     fn text(&self, bed: &Bed) -> String {
@@ -89,6 +92,9 @@ impl Configuration {
             bed.path("state"),
             self.workers
         );
+        if !self.worker_cpus.is_empty() {
+            let _ = writeln!(text, "worker_cpus = {:?}", self.worker_cpus);
+        }
         if let Some(directory) = &self.profile_dir {
             let _ = writeln!(text, "profile_dir = {directory:?}");
         }
