@@ -57,6 +57,16 @@ pub struct Cost {
 }
 
 impl Reading {
+    /// This process, whose pinned thread has moved so many packets and is always busy.
+    pub fn of_bench(packets: u64) -> Self {
+        Self {
+            at: Instant::now(),
+            busy_cycles: clock::cycles(),
+            packets,
+            threads: threads(std::process::id()),
+        }
+    }
+
     /// What happened since an earlier one.
     pub fn since(&self, before: &Self) -> Cost {
         #[allow(clippy::cast_precision_loss, reason = "counters of seconds")]
@@ -115,16 +125,17 @@ impl<'bed> Backend<'bed> {
     }
 
     fn isonic(bed: &'bed Bed, case: &Case) -> Self {
-        let port = |number| {
-            let spec = PortSpec::switch(NIC, number);
-            PortSpec { profile: case.rings.profile().to_owned(), allow_draft: true, ..spec }
+        let port = |port| PortSpec {
+            name: name(port),
+            mac: mac(port),
+            profile: case.rings.profile().to_owned(),
+            allow_draft: true,
+            ..PortSpec::switch(NIC, 1)
         };
-        let ports: Vec<_> =
-            (1..=case.ports()).map(|port_number| port(number(port_number))).collect();
-        let count = ports.len();
+        let ports: Vec<_> = (0..case.ports() + case.idle).map(port).collect();
         let configuration =
             Configuration { worker_cpus: vec![CPU], ..Configuration::new(bed, ports) };
-        Self::Isonic(Daemon::start(bed, &configuration), count)
+        Self::Isonic(Daemon::start(bed, &configuration), case.ports())
     }
 
     fn dpdk(bed: &'bed Bed, case: &Case) -> Self {
@@ -146,8 +157,8 @@ impl<'bed> Backend<'bed> {
     /// Waits until the front-end's rings are started.
     pub fn wait_running(&self) {
         if let Self::Isonic(daemon, ports) = self {
-            for number in 1..=*ports {
-                daemon.wait_state(&format!("vm{number}"), "running");
+            for port in 0..*ports {
+                daemon.wait_state(&name(port), "running");
             }
         }
     }
@@ -208,18 +219,38 @@ impl<'bed> Backend<'bed> {
     }
 }
 
-/// The file of a port's socket; isonic's first port is vm1.
+fn name(port: usize) -> String {
+    format!("vm{}", port + 1)
+}
+
+/// The file of a port's socket.
 pub fn socket(port: usize) -> String {
-    format!("vm{}.sock", port + 1)
+    format!("{}.sock", name(port))
 }
 
 /// The MAC of a port, as isonic is configured.
 pub fn mac(port: usize) -> String {
-    PortSpec::switch(NIC, number(port + 1)).mac
+    let [high, low] = u16::try_from(port + 1).expect("few ports").to_be_bytes();
+    format!("52:54:00:00:{high:02x}:{low:02x}")
 }
 
-fn number(port: usize) -> u8 {
-    u8::try_from(port).expect("few ports")
+/// Keeps this thread on a CPU, for what is measured in this process.
+pub fn pin_to(cpu: usize) {
+    assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "no CPU {cpu}");
+}
+
+/// Keeps this thread on the backend's CPU.
+pub fn pin() {
+    pin_to(CPU);
+}
+
+/// Lets this thread run anywhere again.
+pub fn unpin() {
+    let mut all = rustix::thread::CpuSet::new();
+    for cpu in 0..rustix::thread::CpuSet::MAX_CPU {
+        all.set(cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &all).expect("CPUs");
 }
 
 fn counters(part: &Value) -> Vec<(String, u64)> {

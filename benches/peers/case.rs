@@ -64,6 +64,8 @@ pub struct Case {
     pub rings: Rings,
     /// Queue pairs of each port.
     pub pairs: u32,
+    /// Further ports, whose front-ends are connected and do nothing.
+    pub idle: usize,
 }
 
 impl Case {
@@ -79,8 +81,9 @@ impl Case {
         Self::new(Scenario::GuestToGuest, Rings::Split, 2),
     ];
 
-    const fn new(scenario: Scenario, rings: Rings, pairs: u32) -> Self {
-        Self { scenario, rings, pairs }
+    /// A case without idle ports.
+    pub const fn new(scenario: Scenario, rings: Rings, pairs: u32) -> Self {
+        Self { scenario, rings, pairs, idle: 0 }
     }
 
     /// For tables.
@@ -95,7 +98,7 @@ impl Case {
         format!("{scenario}{}{pairs}", self.rings.name())
     }
 
-    /// Ports of the backend.
+    /// Ports whose guests send or receive.
     pub fn ports(&self) -> usize {
         if self.scenario == Scenario::GuestToGuest { 2 } else { 1 }
     }

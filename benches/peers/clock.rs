@@ -15,6 +15,13 @@ pub fn hertz() -> f64 {
     })
 }
 
+/// Cycles since some moment.
+pub fn cycles() -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "only differences matter")]
+    let cycles = now() as f64;
+    cycles
+}
+
 #[cfg(target_arch = "x86_64")]
 fn now() -> u64 {
     // SAFETY: reads a counter that every processor of this architecture has.

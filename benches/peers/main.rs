@@ -11,31 +11,74 @@ mod common;
 
 mod backend;
 mod case;
+mod ceiling;
+mod client;
 mod clock;
 mod frontend;
+mod latency;
 mod measure;
 mod report;
+mod scale;
 mod settings;
 mod testpmd;
 mod wire;
 
 use backend::Peer;
-use case::Case;
+use case::{Case, Rings};
 use report::Report;
 use settings::Settings;
 
+/// Who is compared.
+const PEERS: [Peer; 2] = [Peer::Isonic, Peer::Dpdk];
+
 fn main() {
     let settings = Settings::get();
+    raise_descriptor_limit();
     let mut report = Report::new();
+    let half_load = settings.wants("latency").then(latency::half_load);
     for round in 1..=settings.rounds {
+        eprintln!("round {round} of {}", settings.rounds);
         for case in Case::ALL.iter().filter(|case| settings.wants(&case.name())) {
-            for peer in [Peer::Isonic, Peer::Dpdk] {
-                eprintln!("round {round} of {}: {}, {}", settings.rounds, case.name(), peer.name());
-                for (len, sample) in measure::run(case, peer) {
-                    report.add((case.name(), len), peer.name(), &sample);
-                }
+            throughput(case, &mut report);
+        }
+        if let Some(load) = half_load {
+            for peer in PEERS {
+                eprintln!("  latency, {}", peer.name());
+                latency::run(peer, load, &mut report);
             }
+        }
+        for &connected in scale::counts().iter().filter(|_| settings.wants("connected")) {
+            eprintln!("  {connected} VMs connected");
+            scale::active(connected, &mut report);
+        }
+        if settings.wants("idle") {
+            eprintln!("  idle VMs");
+            scale::idle(&mut report);
         }
     }
     report.finish();
+}
+
+/// One round of all peers, and of what bounds them.
+fn throughput(case: &Case, report: &mut Report) {
+    for peer in PEERS {
+        eprintln!("  {}, {}", case.name(), peer.name());
+        for (len, sample) in measure::run(case, peer) {
+            report.add((case.name(), len), peer.name(), &sample);
+        }
+    }
+    if case.pairs > 1 || case.rings != Rings::Split {
+        return;
+    }
+    for &len in Settings::get().frames() {
+        let (name, sample) = ceiling::run(case.scenario, len);
+        report.add((case.name(), len), name, &sample);
+    }
+}
+
+/// A backend has some ten descriptors for each VM; children inherit the limit.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("descriptors");
 }

@@ -6,6 +6,7 @@ use crate::backend::{Backend, Cost, Drops, Peer};
 use crate::case::{Case, Scenario};
 use crate::common::{Bed, NIC};
 use crate::frontend::Frontend;
+use crate::scale::connect_idle;
 use crate::settings::Settings;
 use crate::wire::Wire;
 
@@ -23,14 +24,20 @@ pub struct Sample {
 /// # Panics
 /// If packets are unaccounted for.
 pub fn run(case: &Case, peer: Peer) -> Vec<(usize, Sample)> {
+    run_lengths(case, peer, Settings::get().frames())
+}
+
+/// The same for these frame lengths.
+pub fn run_lengths(case: &Case, peer: Peer, lengths: &[usize]) -> Vec<(usize, Sample)> {
     let settings = Settings::get();
     let bed = Bed::new(1, 1);
     let wire = case.far_end().map(|far_end| Wire::attach(&bed, far_end));
     let mut backend = Backend::start(peer, &bed, case);
+    let _idle = connect_idle(&bed, case);
     let mut frontend = Frontend::start(&bed, case);
     backend.wait_running();
     let mut samples = Vec::new();
-    for &len in settings.frames() {
+    for &len in lengths {
         frontend.send(len);
         std::thread::sleep(settings.warm_up());
         samples.push((len, sample(case, &mut backend, &mut frontend, wire.as_ref())));

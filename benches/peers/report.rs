@@ -11,7 +11,11 @@ use crate::settings::Settings;
 /// All samples, by scenario and frame length, and by who was measured.
 pub struct Report {
     rows: Vec<(Row, BTreeMap<&'static str, Vec<Sample>>)>,
+    values: Vec<(Quantity, BTreeMap<&'static str, Vec<f64>>)>,
 }
+
+/// What a number is, and its unit.
+type Quantity = (String, &'static str);
 
 /// A scenario and a frame length.
 pub type Row = (String, usize);
@@ -52,17 +56,18 @@ impl Spread {
 impl Report {
     /// Empty.
     pub fn new() -> Self {
-        Self { rows: Vec::new() }
+        Self { rows: Vec::new(), values: Vec::new() }
     }
 
     /// One more sample.
     pub fn add(&mut self, row: Row, peer: &'static str, sample: &Sample) {
-        let place = self.rows.iter().position(|(known, _)| *known == row);
-        let place = place.unwrap_or_else(|| {
-            self.rows.push((row, BTreeMap::new()));
-            self.rows.len() - 1
-        });
-        self.rows[place].1.entry(peer).or_default().push(*sample);
+        entry(&mut self.rows, row).entry(peer).or_default().push(*sample);
+    }
+
+    /// One more number of another kind.
+    pub fn value(&mut self, (what, unit): (&str, &'static str), peer: &'static str, value: f64) {
+        let quantity = (what.to_owned(), unit);
+        entry(&mut self.values, quantity).entry(peer).or_default().push(value);
     }
 
     /// Prints the table and writes the file.
@@ -99,6 +104,12 @@ impl Report {
                 ));
             }
         }
+        for ((what, unit), peers) in &self.values {
+            for (peer, values) in peers {
+                let Spread { median, min, max } = Spread::of(values.iter().copied());
+                lines.push(format!("{what:60} {peer:10} {median:.2} {unit} ({min:.2}–{max:.2})"));
+            }
+        }
         lines.join("\n")
     }
 
@@ -117,6 +128,22 @@ impl Report {
             let peers: serde_json::Map<String, Value> = peers.collect();
             json!({ "scenario": name, "frame": len, "peers": peers })
         });
-        json!({ "results": rows.collect::<Vec<_>>() })
+        let values = self.values.iter().map(|((what, unit), peers)| {
+            let spread = |values: &Vec<f64>| Spread::of(values.iter().copied()).json();
+            let peers = peers.iter().map(|(peer, values)| ((*peer).to_owned(), spread(values)));
+            let peers: serde_json::Map<String, Value> = peers.collect();
+            json!({ "what": what, "unit": unit, "peers": peers })
+        });
+        json!({ "results": rows.collect::<Vec<_>>(), "values": values.collect::<Vec<_>>() })
     }
+}
+
+/// The value of a key, in the order in which keys came.
+fn entry<K: PartialEq, V: Default>(entries: &mut Vec<(K, V)>, key: K) -> &mut V {
+    let place = entries.iter().position(|(known, _)| *known == key);
+    let place = place.unwrap_or_else(|| {
+        entries.push((key, V::default()));
+        entries.len() - 1
+    });
+    &mut entries[place].1
 }

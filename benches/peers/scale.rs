@@ -1,0 +1,80 @@
+//! What VMs cost that are connected and do nothing.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::backend::{self, Backend, Peer, mac, socket};
+use crate::case::{Case, Rings, Scenario};
+use crate::client::Client;
+use crate::common::Bed;
+use crate::latency::{after_pauses, percentile};
+use crate::report::Report;
+use crate::settings::Settings;
+use crate::wire::{FarEnd, Wire};
+use crate::{frontend, measure};
+
+/// Idle VMs whose cost is measured.
+const IDLE: usize = 64;
+/// Bytes of a frame.
+const LEN: usize = 64;
+
+/// VMs that are connected, of which the first ones are active.
+pub fn counts() -> &'static [usize] {
+    if Settings::get().short { &[1, 16] } else { &[1, 16, 64, 256] }
+}
+
+/// Throughput with this many VMs connected, with one active and with two that talk to each other.
+pub fn active(connected: usize, report: &mut Report) {
+    for scenario in [Scenario::GuestToWire, Scenario::GuestToGuest] {
+        let case = Case::new(scenario, Rings::Split, 1);
+        let case = Case { idle: connected.saturating_sub(case.ports()), ..case };
+        for (len, sample) in measure::run_lengths(&case, Peer::Isonic, &[LEN]) {
+            let name = format!("{}, {connected} VMs connected", case.name());
+            report.add((name, len), Peer::Isonic.name(), &sample);
+        }
+    }
+}
+
+/// Connects the idle VMs of a case.
+pub fn connect_idle(bed: &Bed, case: &Case) -> Vec<Client> {
+    let ports = case.ports()..case.ports() + case.idle;
+    ports.map(|port| Client::connect(&bed.path(&socket(port)), &mac(port), LEN)).collect()
+}
+
+/// Processor time and memory of idle VMs, and what the first packet among them takes.
+pub fn idle(report: &mut Report) {
+    let case = Case { idle: IDLE - 1, ..Case::new(Scenario::RoundTrip, Rings::Split, 1) };
+    let bed = Bed::new(1, 1);
+    let _wire = Wire::attach(&bed, FarEnd::Reflect);
+    let backend = Backend::start(Peer::Isonic, &bed, &case);
+    let Backend::Isonic(daemon, _) = &backend else { unreachable!("started above") };
+    let before = memory(daemon.id());
+    let mut clients = connect_idle(&bed, &case);
+    clients.push(Client::connect(&bed.path(&socket(0)), &mac(0), LEN));
+    #[allow(clippy::cast_precision_loss, reason = "64 VMs, and megabytes")]
+    let each = (memory(daemon.id()) - before) / clients.len() as f64;
+    report.value((&format!("memory per connected idle VM of {IDLE}"), "KiB"), "isonic", each);
+    let time = if Settings::get().short { Duration::from_secs(1) } else { Duration::from_secs(10) };
+    std::thread::sleep(Duration::from_millis(500));
+    let ticks = daemon.cpu_ticks();
+    std::thread::sleep(time);
+    #[allow(clippy::cast_precision_loss, reason = "a few ticks")]
+    let share = (daemon.cpu_ticks() - ticks) as f64 / time.as_secs_f64();
+    report.value((&format!("CPU with {IDLE} idle VMs"), "% of a core"), "isonic", share);
+    backend::pin_to(frontend::CPU);
+    let client = clients.last_mut().expect("64 of them");
+    client.round_trip();
+    let mut taken = after_pauses(client);
+    backend::unpin();
+    let name = format!("latency of the first packet after idle among {IDLE} VMs, median");
+    report.value((&name, "µs"), "isonic", percentile(&mut taken, 0.5));
+}
+
+/// Resident memory of a process that is its own, in KiB: pages of guests that it has touched are
+/// the guests'.
+fn memory(process: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.expect("RssAnon")
+}
