@@ -1,5 +1,5 @@
-//! Many queue pairs: a guest that takes more and fewer of them under traffic, one that takes all 128,
-//! and front-ends with 128 beside many other ports.
+//! Many queue pairs: a guest that takes more and fewer of them under traffic, one that takes all
+//! 128, and front-ends with 128 beside many other ports.
 
 mod common;
 
