@@ -84,7 +84,7 @@ fn transmit(len: usize) -> Sample {
     let bed = Bed::new(1, 1);
     let wire = Wire::attach(&bed, FarEnd::Sink);
     let (frame, mut filled, mut arrived) = (frame(len), 0, 0);
-    let sample = with_socket(&bed, |socket| {
+    with_socket(&bed, |socket| {
         for _ in 0..BURST {
             let fill = |room: &mut [u8]| {
                 if filled < FRAMES {
@@ -99,8 +99,7 @@ fn transmit(len: usize) -> Sample {
         socket.flush();
         let frames = wire.frames();
         frames - std::mem::replace(&mut arrived, frames)
-    });
-    sample
+    })
 }
 
 /// Sends back what comes, which the far end reflects.
@@ -110,7 +109,7 @@ fn go_around(len: usize) -> Sample {
     let frame = frame(len);
     let mut received: Vec<Received> = Vec::new();
     let mut first = WINDOW;
-    let sample = with_socket(&bed, |socket| {
+    with_socket(&bed, |socket| {
         let came = socket.receive(BURST, |frame| received.push(frame));
         for _ in 0..came + std::mem::take(&mut first) {
             socket.send(length(&frame), |room| room.copy_from_slice(&frame));
@@ -120,8 +119,7 @@ fn go_around(len: usize) -> Sample {
         }
         socket.flush();
         u64::from(came)
-    });
-    sample
+    })
 }
 
 /// Receives and forgets what testpmd sends from the far end.

@@ -48,7 +48,7 @@ pub fn half_load() -> f64 {
 pub fn run(peer: Peer, load: f64, report: &mut Report) {
     let time = Settings::get().time();
     with_client(peer, |client| {
-        let mut add = |what: &str, of: f64, taken: &mut Vec<Duration>| {
+        let mut add = |what: &str, of: usize, taken: &mut Vec<Duration>| {
             report.value((&format!("latency {what}"), "µs"), peer.name(), percentile(taken, of));
         };
         let start = std::time::Instant::now();
@@ -56,13 +56,13 @@ pub fn run(peer: Peer, load: f64, report: &mut Report) {
         while start.elapsed() < time {
             unloaded.push(client.round_trip());
         }
-        add("unloaded, median", 0.5, &mut unloaded);
-        add("unloaded, 99.9th percentile", 0.999, &mut unloaded);
+        add("unloaded, median", 500, &mut unloaded);
+        add("unloaded, 99.9th percentile", 999, &mut unloaded);
         let mut loaded = client.under_load(load, time);
-        add("at half load, median", 0.5, &mut loaded);
-        add("at half load, 99.9th percentile", 0.999, &mut loaded);
+        add("at half load, median", 500, &mut loaded);
+        add("at half load, 99.9th percentile", 999, &mut loaded);
         let mut first = after_pauses(client);
-        add("of the first packet after idle, median", 0.5, &mut first);
+        add("of the first packet after idle, median", 500, &mut first);
     });
 }
 
@@ -76,12 +76,10 @@ pub fn after_pauses(client: &mut Client) -> Vec<Duration> {
     (0..count).map(after_pause).collect()
 }
 
-/// In microseconds.
-pub fn percentile(taken: &mut [Duration], of: f64) -> f64 {
+/// What this many of a thousand take at most, in microseconds.
+pub fn percentile(taken: &mut [Duration], per_mille: usize) -> f64 {
     taken.sort_unstable();
-    #[allow(clippy::cast_precision_loss, reason = "as many as packets in seconds")]
-    let place = (taken.len() as f64 * of) as usize;
-    taken
-        .get(place.min(taken.len().saturating_sub(1)))
-        .map_or(f64::NAN, |taken| taken.as_secs_f64() * 1e6)
+    let rank = |count: usize| count * per_mille / 1000;
+    let taken = taken.get(rank(taken.len().saturating_sub(1)));
+    taken.map_or(f64::NAN, |taken| taken.as_secs_f64() * 1e6)
 }

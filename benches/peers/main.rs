@@ -5,21 +5,24 @@
 //! the medians. Each run makes its own namespaces and ends its own processes (`tests/common`), and
 //! fails if a packet that was sent was neither received nor counted as dropped.
 
-#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
 mod backend;
 mod case;
 mod ceiling;
+mod chart;
 mod client;
 mod clock;
 mod frontend;
+mod goals;
 mod latency;
+mod machine;
 mod measure;
 mod report;
 mod scale;
 mod settings;
+mod tables;
 mod testpmd;
 mod wire;
 
@@ -27,6 +30,7 @@ use backend::Peer;
 use case::{Case, Rings};
 use report::Report;
 use settings::Settings;
+use tables::publish;
 
 /// Who is compared.
 const PEERS: [Peer; 2] = [Peer::Isonic, Peer::Dpdk];
@@ -34,7 +38,7 @@ const PEERS: [Peer; 2] = [Peer::Isonic, Peer::Dpdk];
 fn main() {
     let settings = Settings::get();
     raise_descriptor_limit();
-    let mut report = Report::new();
+    let mut report = Report::default();
     let half_load = settings.wants("latency").then(latency::half_load);
     for round in 1..=settings.rounds {
         eprintln!("round {round} of {}", settings.rounds);
@@ -56,7 +60,7 @@ fn main() {
             scale::idle(&mut report);
         }
     }
-    report.finish();
+    publish(&report);
 }
 
 /// One round of all peers, and of what bounds them.

@@ -1,24 +1,24 @@
-//! The results: a table to read, a file for programs.
+//! What was measured, round by round, and what is asked of it.
 
 use std::collections::BTreeMap;
-use std::fs;
-
-use serde_json::{Value, json};
 
 use crate::measure::Sample;
-use crate::settings::Settings;
-
-/// All samples, by scenario and frame length, and by who was measured.
-pub struct Report {
-    rows: Vec<(Row, BTreeMap<&'static str, Vec<Sample>>)>,
-    values: Vec<(Quantity, BTreeMap<&'static str, Vec<f64>>)>,
-}
-
-/// What a number is, and its unit.
-type Quantity = (String, &'static str);
 
 /// A scenario and a frame length.
 pub type Row = (String, usize);
+/// What a number is, and its unit.
+pub type Quantity = (String, &'static str);
+/// By who was measured; the entries are rounds.
+pub type ByPeer<T> = BTreeMap<&'static str, Vec<T>>;
+
+/// All samples and numbers, in the order in which they came first.
+#[derive(Default)]
+pub struct Report {
+    /// Throughput and cost.
+    pub rows: Vec<(Row, ByPeer<Sample>)>,
+    /// All else.
+    pub values: Vec<(Quantity, ByPeer<f64>)>,
+}
 
 /// The middle one, the least and the most.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,33 +32,22 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of at least one value.
-    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+    /// Of these values; None of none.
+    pub fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
-        let (Some(&min), Some(&max)) = (values.first(), values.last()) else {
-            return Self::default();
-        };
+        let (&min, &max) = (values.first()?, values.last()?);
         let middle = values.len() / 2;
         let median = if values.len() % 2 == 1 {
             values[middle]
         } else {
             f64::midpoint(values[middle - 1], values[middle])
         };
-        Self { median, min, max }
-    }
-
-    fn json(self) -> Value {
-        json!({ "median": self.median, "min": self.min, "max": self.max })
+        Some(Self { median, min, max })
     }
 }
 
 impl Report {
-    /// Empty.
-    pub fn new() -> Self {
-        Self { rows: Vec::new(), values: Vec::new() }
-    }
-
     /// One more sample.
     pub fn add(&mut self, row: Row, peer: &'static str, sample: &Sample) {
         entry(&mut self.rows, row).entry(peer).or_default().push(*sample);
@@ -70,72 +59,22 @@ impl Report {
         entry(&mut self.values, quantity).entry(peer).or_default().push(value);
     }
 
-    /// Prints the table and writes the file.
-    pub fn finish(&self) {
-        println!("{}", self.table());
-        let output = &Settings::get().output;
-        fs::create_dir_all(output).expect("the directory of the results");
-        let path = output.join("results.json");
-        let text = serde_json::to_string_pretty(&self.json()).expect("JSON");
-        fs::write(&path, text).expect("the results");
-        println!("written to {}", path.display());
+    /// The samples of a row, round by round; none if it was not measured.
+    pub fn samples(&self, row: (&str, usize), peer: &str) -> &[Sample] {
+        let found = self.rows.iter().find(|((name, len), _)| (name.as_str(), *len) == row);
+        found.and_then(|(_, peers)| peers.get(peer)).map_or(&[], Vec::as_slice)
     }
 
-    fn table(&self) -> String {
-        let mut lines = Vec::new();
-        for ((name, len), peers) in &self.rows {
-            for (peer, samples) in peers {
-                let packets = Spread::of(samples.iter().map(|sample| sample.packets / 1e6));
-                let costs = || samples.iter().filter_map(|sample| sample.cost);
-                let cycles = Spread::of(costs().map(|cost| cost.cycles));
-                let user = Spread::of(costs().map(|cost| cost.user * cost.cycles));
-                let busy = Spread::of(costs().map(|cost| cost.busy * 100.0));
-                lines.push(format!(
-                    "{name:32} {len:5} {peer:10} {:7.3} Mpps ({:.3}–{:.3}) {:7.0} cycles \
-                     ({:.0}–{:.0}), {:.0} of them user; busy {:.0} %",
-                    packets.median,
-                    packets.min,
-                    packets.max,
-                    cycles.median,
-                    cycles.min,
-                    cycles.max,
-                    user.median,
-                    busy.median
-                ));
-            }
-        }
-        for ((what, unit), peers) in &self.values {
-            for (peer, values) in peers {
-                let Spread { median, min, max } = Spread::of(values.iter().copied());
-                lines.push(format!("{what:60} {peer:10} {median:.2} {unit} ({min:.2}–{max:.2})"));
-            }
-        }
-        lines.join("\n")
+    /// A number of another kind, round by round; none if it was not measured.
+    pub fn numbers(&self, what: &str, peer: &str) -> &[f64] {
+        let found = self.values.iter().find(|((known, _), _)| known == what);
+        found.and_then(|(_, peers)| peers.get(peer)).map_or(&[], Vec::as_slice)
     }
+}
 
-    fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|((name, len), peers)| {
-            let peers = peers.iter().map(|(peer, samples)| {
-                let costs = || samples.iter().filter_map(|sample| sample.cost);
-                let value = json!({
-                    "packets_per_second": Spread::of(samples.iter().map(|sample| sample.packets)).json(),
-                    "cycles_per_packet": Spread::of(costs().map(|cost| cost.cycles)).json(),
-                    "user_share": Spread::of(costs().map(|cost| cost.user)).json(),
-                    "busy_share": Spread::of(costs().map(|cost| cost.busy)).json(),
-                });
-                ((*peer).to_owned(), value)
-            });
-            let peers: serde_json::Map<String, Value> = peers.collect();
-            json!({ "scenario": name, "frame": len, "peers": peers })
-        });
-        let values = self.values.iter().map(|((what, unit), peers)| {
-            let spread = |values: &Vec<f64>| Spread::of(values.iter().copied()).json();
-            let peers = peers.iter().map(|(peer, values)| ((*peer).to_owned(), spread(values)));
-            let peers: serde_json::Map<String, Value> = peers.collect();
-            json!({ "what": what, "unit": unit, "peers": peers })
-        });
-        json!({ "results": rows.collect::<Vec<_>>(), "values": values.collect::<Vec<_>>() })
-    }
+/// The ratio in each round, and the spread of those: what the machine did in a round met both.
+pub fn ratio<T>(of: &[T], to: &[T], number: impl Fn(&T) -> f64) -> Option<Spread> {
+    Spread::of(of.iter().zip(to).map(|(of, to)| number(of) / number(to)))
 }
 
 /// The value of a key, in the order in which keys came.

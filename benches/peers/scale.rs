@@ -18,6 +18,11 @@ const IDLE: usize = 64;
 /// Bytes of a frame.
 const LEN: usize = 64;
 
+/// Processor time with idle VMs.
+pub const IDLE_CPU: &str = "64 idle VMs: CPU, % of a core";
+/// What the first packet among idle VMs takes.
+pub const FIRST_AMONG_IDLE: &str = "64 idle VMs: latency of the first packet, median, µs";
+
 /// VMs that are connected, of which the first ones are active.
 pub fn counts() -> &'static [usize] {
     if Settings::get().short { &[1, 16] } else { &[1, 16, 64, 256] }
@@ -29,10 +34,15 @@ pub fn active(connected: usize, report: &mut Report) {
         let case = Case::new(scenario, Rings::Split, 1);
         let case = Case { idle: connected.saturating_sub(case.ports()), ..case };
         for (len, sample) in measure::run_lengths(&case, Peer::Isonic, &[LEN]) {
-            let name = format!("{}, {connected} VMs connected", case.name());
+            let name = name(scenario, connected);
             report.add((name, len), Peer::Isonic.name(), &sample);
         }
     }
+}
+
+/// The row of a table.
+pub fn name(scenario: Scenario, connected: usize) -> String {
+    format!("{}, {connected} connected", Case::new(scenario, Rings::Split, 1).name())
 }
 
 /// Connects the idle VMs of a case.
@@ -53,21 +63,20 @@ pub fn idle(report: &mut Report) {
     clients.push(Client::connect(&bed.path(&socket(0)), &mac(0), LEN));
     #[allow(clippy::cast_precision_loss, reason = "64 VMs, and megabytes")]
     let each = (memory(daemon.id()) - before) / clients.len() as f64;
-    report.value((&format!("memory per connected idle VM of {IDLE}"), "KiB"), "isonic", each);
+    report.value((&format!("{IDLE} idle VMs: memory of each"), "KiB"), "isonic", each);
     let time = if Settings::get().short { Duration::from_secs(1) } else { Duration::from_secs(10) };
     std::thread::sleep(Duration::from_millis(500));
     let ticks = daemon.cpu_ticks();
     std::thread::sleep(time);
     #[allow(clippy::cast_precision_loss, reason = "a few ticks")]
     let share = (daemon.cpu_ticks() - ticks) as f64 / time.as_secs_f64();
-    report.value((&format!("CPU with {IDLE} idle VMs"), "% of a core"), "isonic", share);
+    report.value((IDLE_CPU, "%"), "isonic", share);
     backend::pin_to(frontend::CPU);
     let client = clients.last_mut().expect("64 of them");
     client.round_trip();
     let mut taken = after_pauses(client);
     backend::unpin();
-    let name = format!("latency of the first packet after idle among {IDLE} VMs, median");
-    report.value((&name, "µs"), "isonic", percentile(&mut taken, 0.5));
+    report.value((FIRST_AMONG_IDLE, "µs"), "isonic", percentile(&mut taken, 500));
 }
 
 /// Resident memory of a process that is its own, in KiB: pages of guests that it has touched are
