@@ -19,12 +19,17 @@ mod goals;
 mod latency;
 mod machine;
 mod measure;
+mod parts;
 mod report;
 mod scale;
 mod settings;
 mod tables;
 mod testpmd;
 mod wire;
+
+#[allow(dead_code, reason = "the other benches use the rest")]
+#[path = "../common/mod.rs"]
+mod rings;
 
 use backend::Peer;
 use case::{Case, Rings};
@@ -54,6 +59,9 @@ fn main() {
         for &connected in scale::counts().iter().filter(|_| settings.wants("connected")) {
             eprintln!("  {connected} VMs connected");
             scale::active(connected, &mut report);
+        }
+        if settings.wants("parts") {
+            parts::run(&mut report);
         }
         if settings.wants("idle") {
             eprintln!("  idle VMs");
