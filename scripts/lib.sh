@@ -12,8 +12,8 @@ guest_directory=$root/cache/guest
 build_packages=(build-essential clang llvm libclang-dev libbpf-dev libelf-dev zlib1g-dev m4
     pkg-config)
 # shellcheck disable=SC2034 # likewise
-run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk iproute2 ethtool iperf3 busybox-static cpio
-    kmod iputils-ping socat python3 procps util-linux zstd lz4 libvirt0 libxml2-utils)
+run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk-dev iproute2 ethtool iperf3 busybox-static
+    cpio kmod iputils-ping socat python3 procps util-linux zstd lz4 libvirt0 libxml2-utils tshark)
 
 say() { printf '%s\n' "$*" >&2; }
 
