@@ -16,6 +16,7 @@ mod bed;
 mod daemon;
 mod guest;
 mod netns;
+mod packet_socket;
 mod process;
 mod testpmd;
 mod traffic;
@@ -24,8 +25,9 @@ pub use bed::{Bed, NIC, Uplink};
 pub use daemon::{Configuration, Daemon, PROFILE, PortSpec};
 pub use guest::{Guest, GuestSpec};
 pub use netns::Netns;
+pub use packet_socket::PacketSocket;
 pub use process::{Finished, Process, run, run_to_end};
-pub use testpmd::Testpmd;
+pub use testpmd::{Testpmd, VirtioUser};
 pub use traffic::{echo_datagrams, echo_stream, ping, wait_reachable};
 
 use std::path::PathBuf;

@@ -5,6 +5,21 @@ use std::io::Write;
 
 use super::{Bed, PortSpec, Process, wait_for};
 
+/// How virtio-user is started as a port's front-end.
+#[derive(Clone, Debug)]
+pub struct VirtioUser<'a> {
+    /// Queue pairs.
+    pub queue_pairs: u32,
+    /// testpmd's forwarding mode.
+    pub mode: &'a str,
+    /// More options of the device's, each with a comma before it.
+    pub device: &'a str,
+    /// More options of the environment's (EAL).
+    pub environment: &'a str,
+    /// More options of testpmd's.
+    pub testpmd: &'a str,
+}
+
 /// A running `dpdk-testpmd`; ended on drop.
 #[derive(Debug)]
 pub struct Testpmd {
@@ -15,33 +30,43 @@ impl Testpmd {
     /// Starts it with this many queue pairs, a forwarding mode of testpmd's, and more options of
     /// virtio-user's, not forwarding.
     pub fn start(bed: &Bed, port: &PortSpec, queue_pairs: u32, mode: &str, options: &str) -> Self {
-        let socket = bed.path(&format!("{}.sock", port.name));
+        let options =
+            VirtioUser { queue_pairs, mode, device: options, environment: "", testpmd: "" };
+        Self::front_end(bed, port, &options)
+    }
+
+    /// Starts it as a port's front-end, not forwarding.
+    pub fn front_end(bed: &Bed, port: &PortSpec, options: &VirtioUser<'_>) -> Self {
+        let VirtioUser { queue_pairs, mode, device, environment, testpmd } = options;
         let device = format!(
-            "net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac}{options}",
-            socket = socket.display(),
+            "net_virtio_user0,path={socket},queues={queue_pairs},queue_size=256,mac={mac}{device}",
+            socket = bed.path(&format!("{}.sock", port.name)).display(),
             mac = port.mac,
         );
-        let queues =
-            format!("--nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} --forward-mode={mode}");
-        Self::launch(bed, &port.name, &device, &queues)
+        let testpmd = format!(
+            "--nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} --forward-mode={mode} {testpmd}"
+        );
+        Self::launch(bed, &port.name, &format!("{environment} --vdev={device}"), &testpmd)
     }
 
     /// Starts it as a backend with default options that listens on this socket of the bed's.
     pub fn backend(bed: &Bed, socket: &str) -> Self {
-        let device = format!("net_vhost0,iface={}", bed.path(socket).display());
+        let device = format!("--vdev=net_vhost0,iface={}", bed.path(socket).display());
         Self::launch(bed, socket, &device, "--nb-cores=1")
     }
 
-    fn launch(bed: &Bed, name: &str, device: &str, options: &str) -> Self {
+    fn launch(bed: &Bed, name: &str, environment: &str, options: &str) -> Self {
         // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then
         // one memfd, which vhost-user can share, and the machine needs no huge pages.
         let words = format!(
             "stdbuf --output=L dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
-             --file-prefix=isonic-{id} --vdev={device} -- -i --total-num-mbufs=8192 {options}",
+             --file-prefix=isonic-{id} {environment} -- -i --total-num-mbufs=8192 {options}",
             id = std::process::id(),
         );
         let command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         let log = bed.path(&format!("{name}.testpmd"));
+        // Of one that ran before; what is waited for must be this one's.
+        let _ = std::fs::remove_file(&log);
         let mut process = Process::start("dpdk-testpmd", bed.wire.name(), &command_line, &log);
         wait_for("dpdk-testpmd is ready", 30, || {
             if let Some(status) = process.ended() {
@@ -50,6 +75,11 @@ impl Testpmd {
             process.log().contains("testpmd>")
         });
         Self { process }
+    }
+
+    /// All that it has written.
+    pub fn log(&self) -> String {
+        self.process.log()
     }
 
     /// Gives a command and waits until it has printed `answer` (once more than before).
