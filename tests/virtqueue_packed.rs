@@ -126,6 +126,20 @@ fn an_indirect_table_has_all_its_entries_in_order() {
     assert_eq!(take(&mut queue).unwrap().1, b"in two parts");
 }
 
+#[test]
+fn a_table_from_dpdk_is_taken_though_entries_are_marked_writable() {
+    for flags in [[WRITE, 0], [WRITE, WRITE]] {
+        let (mut ram, mut driver, mut queue) = driver(8, PACKED);
+        let data = ram.allocate(64);
+        ram.write(data, b"header, then payload");
+        let table = ram.allocate(32);
+        ram.write(table, &descriptor_bytes(data, 8, 0, flags[0]));
+        ram.write(table + 16, &descriptor_bytes(data + 8, 12, 0, flags[1]));
+        driver.offer_anything(table, 32, INDIRECT);
+        assert_eq!(take(&mut queue).unwrap().1, b"header, then payload");
+    }
+}
+
 // ---- what a hostile driver does -----------------------------------------------------------------
 
 #[test]

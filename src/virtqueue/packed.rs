@@ -224,7 +224,12 @@ impl PackedRing {
         let entries_max = if self.indirect { self.size } else { 0 };
         let (table, entries) = indirect_table(memory, outer, buffer, entries_max)?;
         for index in 0..entries {
-            let Descriptor { buffer, .. } = Descriptor::parse(read_entry(table, index));
+            let Descriptor { mut buffer, .. } = Descriptor::parse(read_entry(table, index));
+            // DPDK's driver presets this flag in the tables it sends from and does not clear it in
+            // all entries (vring_desc_init_indirect_packed, virtqueue_enqueue_xmit_packed).
+            if direction == Direction::FromGuest {
+                buffer.flags &= !flag::WRITE;
+            }
             if buffer.flags & flag::INDIRECT != 0 {
                 let Buffer { flags, len, .. } = buffer;
                 return Err(Fault::Indirect { index, flags, len });
