@@ -64,7 +64,7 @@ const TABLE: [Rings; 16] = [
 ];
 
 /// Bytes, Ethernet header included: a small one, and what MTUs of 1500 and 9000 allow.
-const SIZES: [usize; 2] = [64, 14 + 1500];
+const SIZES: [usize; 3] = [64, 14 + 1500, 14 + 9000];
 /// Frames of each size.
 const FRAMES: usize = 192;
 /// Frames under way at once: so few that nobody along the way has to drop one, however slow he is.
@@ -108,8 +108,8 @@ fn packed_rings_return_every_frame_unchanged_on_four_queue_pairs() {
 
 /// All rings of this layout in the table, one after the other on one port.
 fn every_combination(packed: bool, queue_pairs: u32) {
-    let bed = Bed::new(1, queue_pairs);
-    let port = PortSpec::switch(NIC, 1).with_profile("org.isonic.net.v2,in_order=on");
+    let bed = Bed::with_mtu(1, queue_pairs, 9000);
+    let port = PortSpec::switch(NIC, 1).with_profile("org.isonic.net.v2,in_order=on,mtu=9000");
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
     let mut wire = PacketSocket::open(&bed.wire, &bed.uplinks[0].peer, PATIENCE);
     for rings in TABLE.iter().filter(|rings| rings.packed == packed) {
