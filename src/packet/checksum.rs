@@ -2,7 +2,7 @@
 //! words.
 
 use super::PartialChecksum;
-use super::headers::{Headers, Network, Transport, put_u16, u16_at};
+use super::headers::{Headers, Network, Transport, UDP_CHECKSUM_AT, put_u16, u16_at};
 
 /// Words that are added side by side, so that the compiler can use vector registers.
 const LANES: usize = 8;
@@ -68,16 +68,16 @@ pub fn complete(frame: &mut [u8], partial: PartialChecksum) -> bool {
         return false;
     }
     let sum = sum(&frame[start..]);
-    put_u16(frame, at, finished(sum));
+    put_u16(frame, at, finished(sum, partial.offset));
     true
 }
 
-/// The checksum for a sum. Zero would say that there is none (RFC 768), and its other form is as
-/// good for TCP.
+/// The checksum for a sum, to be put `offset` bytes into a transport header. Where UDP's is, zero
+/// would say that there is none (RFC 768), so its other form is taken; TCP's is zero (RFC 1624, 3).
 #[inline]
-pub(super) fn finished(sum: u32) -> u16 {
+pub(super) fn finished(sum: u32, offset: u16) -> u16 {
     match !fold(sum) {
-        0 => 0xffff,
+        0 if offset == UDP_CHECKSUM_AT => 0xffff,
         checksum => checksum,
     }
 }

@@ -24,6 +24,8 @@ pub(super) const DESTINATION: u8 = 60;
 /// Most of them in one packet; RFC 8200 recommends four at most.
 pub(super) const EXTENSIONS_MAX: usize = 8;
 
+/// Where the checksum is in a UDP header.
+pub(super) const UDP_CHECKSUM_AT: u16 = 6;
 /// VLAN tags in front of the EtherType that counts.
 const TAGS_MAX: usize = 2;
 
@@ -113,7 +115,7 @@ impl Headers {
     pub fn checksum(&self) -> PartialChecksum {
         let offset = match self.transport {
             Transport::Tcp => 16,
-            Transport::Udp => 6,
+            Transport::Udp => UDP_CHECKSUM_AT,
         };
         PartialChecksum { start: self.transport_at, offset }
     }

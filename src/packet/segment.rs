@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::checksum::{self, finished};
 use super::headers::{
     DESTINATION, EXTENSIONS_MAX, FRAGMENT, HOP_BY_HOP, IPV4_LEN, IPV6_LEN, MORE_FRAGMENTS, ROUTING,
-    UDP_LEN, low_u16, put_u16, put_u32, set_packet_len, u16_at,
+    UDP_CHECKSUM_AT, UDP_LEN, low_u16, put_u16, put_u32, set_packet_len, u16_at,
 };
 use super::{HEADERS_MAX, Headers, Network, PartialChecksum, SegmentKind, Segmentation, Transport};
 
@@ -295,7 +295,8 @@ impl<'h> Template<'h> {
         put_u16(self.header, at, 0);
         let len = self.header.len() - start + payload.len();
         let bytes = checksum::sum(&self.header[start..]) + checksum::sum(payload);
-        put_u16(self.header, at, finished(self.pseudo + u32::from(low_u16(len)) + bytes));
+        let sum = self.pseudo + u32::from(low_u16(len)) + bytes;
+        put_u16(self.header, at, finished(sum, partial.offset));
     }
 }
 
@@ -316,7 +317,8 @@ impl Whole<'_> {
         let header = &mut copy[..payload_at];
         header.copy_from_slice(&frame[..payload_at]);
         let sum = checksum::sum(&frame[transport_at..]);
-        put_u16(header, transport_at + 6, finished(sum));
+        let at = transport_at + usize::from(UDP_CHECKSUM_AT);
+        put_u16(header, at, finished(sum, UDP_CHECKSUM_AT));
         let total = frame.len() - cut_at;
         if total <= *size {
             set_packet_len(header, headers, transport_at, frame.len() - network_at);
