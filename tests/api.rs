@@ -191,7 +191,7 @@ fn an_error_of_the_service_reaches_the_client_whole() {
 #[test]
 fn a_profile_tells_what_stands_against_it_on_each_uplink() {
     let server = Server::start();
-    let request = Request::ShowProfile("org.isonic.net.v2".into());
+    let request = Request::ShowProfile("org.isonic.net.v3".into());
     let profile: ProfileView = server.client().call(&request).unwrap();
     assert!(profile.latest && profile.blockers.is_empty());
     assert!(profile.guest_features.names.contains(&"mrg_rxbuf".to_owned()));
@@ -205,7 +205,7 @@ fn a_list_of_values_is_shown_as_the_profile_that_it_is() {
     let server = Server::start();
     let request = Request::ShowProfile("latest, mq=off,queue_pairs=1".into());
     let profile: ProfileView = server.client().call(&request).unwrap();
-    assert_eq!(profile.name, "org.isonic.net.v2,mq=off,queue_pairs=1");
+    assert_eq!(profile.name, "org.isonic.net.v3,mq=off,queue_pairs=1");
     assert_eq!((profile.queue_pairs_max, profile.latest), (1, false));
 }
 

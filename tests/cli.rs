@@ -135,8 +135,13 @@ fn usage_errors_have_a_status_of_their_own() {
 }
 
 /// The profiles in the binary.
-const RELEASED: [&str; 4] =
-    ["org.dpdk.v22.11", "org.isonic.net.v1", "org.isonic.net.v2", "org.openvswitch.v3.1"];
+const RELEASED: [&str; 5] = [
+    "org.dpdk.v22.11",
+    "org.isonic.net.v1",
+    "org.isonic.net.v2",
+    "org.isonic.net.v3",
+    "org.openvswitch.v3.1",
+];
 
 #[test]
 fn capabilities_are_json_with_type_profiles_and_latest() {
@@ -146,7 +151,7 @@ fn capabilities_are_json_with_type_profiles_and_latest() {
     assert_eq!(printed["type"], "net");
     assert_eq!(printed["features"], serde_json::json!([]));
     assert_eq!(printed["profiles"], serde_json::json!(RELEASED));
-    assert_eq!(printed["latest"]["org.isonic.net"], "org.isonic.net.v2");
+    assert_eq!(printed["latest"]["org.isonic.net"], "org.isonic.net.v3");
 }
 
 #[test]
@@ -156,7 +161,7 @@ fn profiles_are_listed_and_shown_without_a_daemon() {
         let line = table.lines().find(|line| line.starts_with(name)).expect(name);
         line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(line("org.isonic.net.v2")[1..3], ["org.isonic.net", "latest"], "{table}");
+    assert_eq!(line("org.isonic.net.v3")[1..3], ["org.isonic.net", "latest"], "{table}");
     assert_eq!(line("org.dpdk.v22.11")[3], "yes", "{table}");
     let show = ["profile", "show", "org.isonic.net.v1", "--local", "--json"];
     let shown: Value = serde_json::from_slice(&isonic(&show).stdout).unwrap();
@@ -245,7 +250,7 @@ fn a_difference_is_told_bit_by_bit() {
         ]
     );
     assert!(text(&isonic(&command).stdout).contains("feature csum"));
-    let same = isonic(&["profile", "diff", "--local", "latest", "org.isonic.net.v2"]);
+    let same = isonic(&["profile", "diff", "--local", "latest", "org.isonic.net.v3"]);
     assert!(text(&same.stdout).contains("are the same interface"));
 }
 
@@ -312,7 +317,7 @@ fn the_baseline_of_two_hosts_is_the_newest_that_both_have() {
     assert_eq!((&found[0]["family"], &found[0]["baseline"]), (&"com.x".into(), &Value::Null));
     assert_eq!(found[0]["newer"][0]["reasons"][0]["host"], old.as_str());
     let ours = found.as_array().unwrap().iter().find(|it| it["family"] == "org.isonic.net");
-    assert_eq!(ours.unwrap()["baseline"], "org.isonic.net.v2");
+    assert_eq!(ours.unwrap()["baseline"], "org.isonic.net.v3");
     let none = isonic(&["profile", "baseline", "--family", "com.x", &old, &new]);
     assert_eq!(none.status.code(), Some(1));
     assert!(text(&none.stdout).contains("it does not have this profile"));

@@ -72,7 +72,7 @@ fn a_list_of_values_is_stored_in_its_one_spelling_with_its_digest() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);
     let mut daemon = Daemon::start(&bed, &configuration(&bed, PROFILE));
-    let canonical = "org.isonic.net.v2,mrg_rxbuf=off,max_ring=256";
+    let canonical = "org.isonic.net.v3,mrg_rxbuf=off,max_ring=256";
     let added = add(&bed, &daemon, "latest, max_ring=256, mrg_rxbuf=off");
     assert_eq!(added["profile"], canonical);
     assert_eq!(state(&bed)["ports"][0]["profile"], canonical);

@@ -32,7 +32,7 @@ const KEPT_FROM_GUESTS: [&str; 5] =
     ["protocol_features", "log_all", "any_layout", "notify_on_empty", "gso"];
 
 /// The newest that ships.
-const LATEST: &str = "org.isonic.net.v2";
+const LATEST: &str = "org.isonic.net.v3";
 
 type Facts = BTreeMap<String, String>;
 

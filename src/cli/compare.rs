@@ -399,7 +399,7 @@ mod tests {
             ("protocol feature rarp: on to off", false),
         ];
         assert_eq!(lines, expected.map(|(line, guest)| (line.to_owned(), guest)));
-        assert_eq!(told("latest", "org.isonic.net.v2"), []);
+        assert_eq!(told("latest", "org.isonic.net.v3"), []);
     }
 
     #[test]

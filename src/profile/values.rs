@@ -459,7 +459,7 @@ mod tests {
     use super::*;
 
     const V1: &str = "org.isonic.net.v1";
-    const V2: &str = "org.isonic.net.v2";
+    const LATEST: &str = "org.isonic.net.v3";
 
     fn name_of(text: &str) -> String {
         let chosen = Catalog::embedded().resolve(text).unwrap();
@@ -473,15 +473,15 @@ mod tests {
 
     #[test]
     fn a_name_is_that_profile_and_latest_the_newest_of_its_family() {
-        for text in [V2, "latest", "org.isonic.net.latest", "latest,max_ring=1024"] {
-            assert_eq!(name_of(text), V2, "{text}");
+        for text in [LATEST, "latest", "org.isonic.net.latest", "latest,max_ring=1024"] {
+            assert_eq!(name_of(text), LATEST, "{text}");
         }
     }
 
     #[test]
     fn a_list_has_one_spelling_which_means_itself() {
         for (text, canonical) in [
-            ("latest, max_ring=256 ,mrg_rxbuf=off", "org.isonic.net.v2,mrg_rxbuf=off,max_ring=256"),
+            ("latest, max_ring=256 ,mrg_rxbuf=off", "org.isonic.net.v3,mrg_rxbuf=off,max_ring=256"),
             ("org.isonic.net.v1,ring_size_max=256,mq=on", "org.isonic.net.v1,max_ring=256"),
             ("org.isonic.net.v1,mtu=off,mtu=1400", "org.isonic.net.v1,mtu=off,mtu=1400"),
             ("org.isonic.net.v1,protocol.rarp=off", "org.isonic.net.v1,protocol.rarp=off"),
