@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::case::{Case, Scenario};
 use crate::clock;
-use crate::common::{Bed, Configuration, Daemon, NIC, PROFILE, PortSpec, wait_for};
+use crate::common::{Bed, Configuration, Daemon, NIC, PROFILE, PortSpec, Process, wait_for};
+use crate::reference;
 use crate::testpmd::Testpmd;
 
 /// The CPU of the backend's one worker.
@@ -21,6 +22,8 @@ pub enum Peer {
     Isonic,
     /// DPDK's testpmd: net_vhost and net_af_xdp, forwarded as they come.
     Dpdk,
+    /// The reference device, twice.
+    Reference,
 }
 
 impl Peer {
@@ -29,6 +32,7 @@ impl Peer {
         match self {
             Self::Isonic => "isonic",
             Self::Dpdk => "dpdk",
+            Self::Reference => "reference",
         }
     }
 }
@@ -57,14 +61,10 @@ pub struct Cost {
 }
 
 impl Reading {
-    /// This process, whose pinned thread has moved so many packets and is always busy.
-    pub fn of_bench(packets: u64) -> Self {
-        Self {
-            at: Instant::now(),
-            busy_cycles: clock::cycles(),
-            packets,
-            threads: threads(std::process::id()),
-        }
+    /// This process, one of whose threads has moved so many packets in so many cycles.
+    pub fn of_bench(busy_cycles: f64, packets: u64) -> Self {
+        let threads = threads(std::process::id());
+        Self { at: Instant::now(), busy_cycles, packets, threads }
     }
 
     /// What happened since an earlier one.
@@ -108,6 +108,8 @@ pub enum Backend<'bed> {
     Isonic(Daemon<'bed>, usize),
     /// testpmd.
     Dpdk(Testpmd),
+    /// A process of this bench.
+    Reference { _process: Process },
 }
 
 impl<'bed> Backend<'bed> {
@@ -116,6 +118,10 @@ impl<'bed> Backend<'bed> {
         let backend = match peer {
             Peer::Isonic => Self::isonic(bed, case),
             Peer::Dpdk => Self::dpdk(bed, case),
+            Peer::Reference => {
+                let sockets = [0, 1].map(|port| bed.path(&socket(port)));
+                Self::Reference { _process: reference::start(bed, sockets) }
+            }
         };
         for port in 0..case.ports() {
             let socket = bed.path(&socket(port));
@@ -163,9 +169,10 @@ impl<'bed> Backend<'bed> {
         }
     }
 
-    /// Its counters now.
-    pub fn reading(&mut self) -> Reading {
+    /// Its counters now; the reference device has none.
+    pub fn reading(&mut self) -> Option<Reading> {
         let (process, busy_cycles, packets) = match self {
+            Self::Reference { .. } => return None,
             Self::Isonic(daemon, _) => {
                 let stats = daemon.json(&["stats"]);
                 let workers = stats["workers"].as_array().into_iter().flatten();
@@ -183,7 +190,7 @@ impl<'bed> Backend<'bed> {
                 (testpmd.id(), cycles, stats.packets)
             }
         };
-        Reading { at: Instant::now(), busy_cycles, packets, threads: threads(process) }
+        Some(Reading { at: Instant::now(), busy_cycles, packets, threads: threads(process) })
     }
 
     /// What it has dropped.
@@ -204,6 +211,7 @@ impl<'bed> Backend<'bed> {
             Self::Dpdk(testpmd) => {
                 drops.insert("forwarding".to_owned(), testpmd.forwarding().dropped);
             }
+            Self::Reference { .. } => {}
         }
         drops
     }
@@ -211,7 +219,7 @@ impl<'bed> Backend<'bed> {
     /// How many packets may be left in its rings when all stands still.
     pub fn may_keep(&self) -> u64 {
         match self {
-            Self::Isonic(..) => 0,
+            Self::Isonic(..) | Self::Reference { .. } => 0,
             // Its AF_XDP driver wakes the kernel only when it sends: the last bursts stay in the
             // transmit ring if the kernel had no time.
             Self::Dpdk(_) => 2048,

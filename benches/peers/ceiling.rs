@@ -8,6 +8,7 @@ use isonic::xdp::{ModeWish, QueueUse, Received, Socket, Uplink};
 
 use crate::backend::{self, Reading};
 use crate::case::Scenario;
+use crate::clock;
 use crate::common::{Bed, NIC};
 use crate::frontend;
 use crate::measure::{Sample, rate};
@@ -69,12 +70,16 @@ fn with_socket(bed: &Bed, mut work: impl FnMut(&mut Socket) -> u64 + Send) -> Sa
         while start.elapsed() < settings.warm_up() {
             work(socket);
         }
-        let (before, start) = (Reading::of_bench(0), Instant::now());
+        let (mut busy, before, start) = (0.0, Reading::of_bench(0.0, 0), Instant::now());
         while start.elapsed() < settings.time() {
-            moved += work(socket);
+            let (began, packets) = (clock::cycles(), work(socket));
+            moved += packets;
+            if packets > 0 {
+                busy += clock::cycles() - began;
+            }
         }
         let packets = rate(moved, start.elapsed());
-        let cost = Reading::of_bench(moved).since(&before);
+        let cost = Reading::of_bench(busy, moved).since(&before);
         Sample { packets, cost: Some(cost) }
     })
 }

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::measure::Sample;
 use crate::report::{Report, Spread, ratio};
 use crate::scale;
+use crate::settings::Settings;
 
 /// The busy share below which a backend waits for its front-end.
 const SATURATED: f64 = 0.95;
@@ -41,9 +42,12 @@ impl Limit {
     }
 }
 
-/// All goals of which something was measured.
+/// All goals of which something was measured; none of a short run, which measures nothing.
 pub fn goals(report: &Report) -> Vec<Goal> {
     let mut goals = Vec::new();
+    if Settings::get().short {
+        return goals;
+    }
     goals.extend(between_guests(report));
     for scenario in [Scenario::GuestToWire, Scenario::RoundTrip] {
         for len in [64, 1500] {

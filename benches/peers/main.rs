@@ -20,6 +20,7 @@ mod latency;
 mod machine;
 mod measure;
 mod parts;
+mod reference;
 mod report;
 mod scale;
 mod settings;
@@ -32,7 +33,7 @@ mod wire;
 mod rings;
 
 use backend::Peer;
-use case::{Case, Rings};
+use case::{Case, Rings, Scenario};
 use report::Report;
 use settings::Settings;
 use tables::publish;
@@ -42,6 +43,9 @@ const PEERS: [Peer; 2] = [Peer::Isonic, Peer::Dpdk];
 
 fn main() {
     let settings = Settings::get();
+    if !settings.serve_reference.is_empty() {
+        reference::serve(&settings.serve_reference);
+    }
     raise_descriptor_limit();
     let mut report = Report::default();
     let half_load = settings.wants("latency").then(latency::half_load);
@@ -73,16 +77,16 @@ fn main() {
 
 /// One round of all peers, and of what bounds them.
 fn throughput(case: &Case, report: &mut Report) {
-    for peer in PEERS {
+    let plain = case.pairs == 1 && case.rings == Rings::Split;
+    // It has no wire but its own, and split rings.
+    let reference = plain && case.scenario == Scenario::GuestToGuest;
+    for peer in PEERS.into_iter().chain(reference.then_some(Peer::Reference)) {
         eprintln!("  {}, {}", case.name(), peer.name());
         for (len, sample) in measure::run(case, peer) {
             report.add((case.name(), len), peer.name(), &sample);
         }
     }
-    if case.pairs > 1 || case.rings != Rings::Split {
-        return;
-    }
-    for &len in Settings::get().frames() {
+    for &len in Settings::get().frames().iter().filter(|_| plain) {
         let (name, sample) = ceiling::run(case.scenario, len);
         report.add((case.name(), len), name, &sample);
     }

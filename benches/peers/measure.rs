@@ -70,7 +70,8 @@ fn sample(
             rates.sum()
         }
     };
-    Sample { packets, cost: Some(backend.reading().since(&before)) }
+    let cost = backend.reading().zip(before).map(|(after, before)| after.since(&before));
+    Sample { packets, cost }
 }
 
 /// Per second.

@@ -31,6 +31,9 @@ pub struct Settings {
     /// A directory with a hugetlbfs for DPDK's memory; without it, ordinary pages.
     #[arg(long)]
     pub huge_pages: Option<PathBuf>,
+    /// Be the reference device between these sockets.
+    #[arg(long, hide = true, num_args = 2)]
+    pub serve_reference: Vec<PathBuf>,
     /// Added by cargo.
     #[arg(long, hide = true)]
     bench: bool,

@@ -20,8 +20,9 @@ const BEGIN: &str = "<!-- bench-peers: begin -->";
 const END: &str = "<!-- bench-peers: end -->";
 
 /// Who is measured, in the order of tables and plots.
-const WHO: [&str; 4] = ["isonic", "dpdk", "af_xdp", "memcpy"];
-const LEGEND: [&str; 4] = ["isonic", "DPDK", "bare AF_XDP", "memcpy"];
+const WHO: [&str; 5] = ["isonic", "dpdk", "af_xdp", "reference", "memcpy"];
+/// The plots' part of them: beside memcpy nothing else could be seen.
+const LEGEND: [&str; 4] = ["isonic", "DPDK", "bare AF_XDP", "reference device"];
 
 /// Prints the tables, writes the file, and with `--docs` what docs/performance.md shows.
 pub fn publish(report: &Report) {
@@ -32,14 +33,16 @@ pub fn publish(report: &Report) {
     let path = settings.output.join("results.json");
     let text = serde_json::to_string_pretty(&as_json(report)).expect("JSON");
     fs::write(&path, text).expect("the results");
+    let mut images = String::new();
     for (name, svg) in plots(report) {
         fs::write(settings.output.join(&name), &svg).expect("a plot");
         if settings.docs {
             fs::write(repository("docs").join(&name), svg).expect("a plot");
         }
+        let _ = writeln!(images, "![{}]({name})", name.trim_end_matches(".svg"));
     }
     if settings.docs {
-        replace_in_docs(&tables);
+        replace_in_docs(&format!("{tables}\n{images}"));
     }
     eprintln!("results and plots are in {}", settings.output.display());
 }
@@ -181,7 +184,6 @@ fn plots(report: &Report) -> Vec<(String, String)> {
     plots
 }
 
-/// Without memcpy, beside which nothing else could be seen.
 fn groups(
     report: &Report,
     name: &str,
@@ -189,7 +191,7 @@ fn groups(
 ) -> Vec<chart::Group> {
     let rows = report.rows.iter().filter(|((known, _), _)| known == name);
     let group = |((_, len), peers): &((String, usize), ByPeer<Sample>)| {
-        let bars = WHO.iter().take(3).enumerate().filter_map(|(place, who)| {
+        let bars = WHO.iter().take(LEGEND.len()).enumerate().filter_map(|(place, who)| {
             let samples = peers.get(who)?;
             Some((place, Spread::of(samples.iter().filter_map(&number))?))
         });
