@@ -12,6 +12,9 @@ use crate::common::{Bed, Configuration, Daemon, NIC, PROFILE, PortSpec, Process,
 use crate::reference;
 use crate::testpmd::Testpmd;
 
+/// Clock ticks per second (sysconf(3), _SC_CLK_TCK), which Linux never changes.
+const TICKS: f64 = 100.0;
+
 /// The CPU of the backend's one worker.
 pub const CPU: usize = 1;
 
@@ -45,8 +48,10 @@ pub struct Reading {
     busy_cycles: f64,
     /// Packets received from any side.
     packets: u64,
-    /// User and system time of each thread, in clock ticks.
+    /// User and system time of each thread, in clock ticks of 10 ms.
     threads: BTreeMap<String, (u64, u64)>,
+    /// It calls the kernel also when it has nothing to do.
+    calls_when_idle: bool,
 }
 
 /// What a backend's core did between two readings.
@@ -54,7 +59,7 @@ pub struct Reading {
 pub struct Cost {
     /// Busy cycles per packet, the kernel's part included.
     pub cycles: f64,
-    /// The share of them in user space.
+    /// Those of them in user space.
     pub user: f64,
     /// Busy cycles, as a share of all.
     pub busy: f64,
@@ -64,7 +69,7 @@ impl Reading {
     /// This process, one of whose threads has moved so many packets in so many cycles.
     pub fn of_bench(busy_cycles: f64, packets: u64) -> Self {
         let threads = threads(std::process::id());
-        Self { at: Instant::now(), busy_cycles, packets, threads }
+        Self { at: Instant::now(), busy_cycles, packets, threads, calls_when_idle: false }
     }
 
     /// What happened since an earlier one.
@@ -81,7 +86,14 @@ impl Reading {
         // The worker polls, so no other thread uses as much.
         let (user, system) = spent.max_by_key(|(user, system)| user + system).unwrap_or((0, 0));
         #[allow(clippy::cast_precision_loss, reason = "ticks of seconds")]
-        let user = user as f64 / (user + system).max(1) as f64;
+        let (user, system) = (user as f64, system as f64);
+        let in_kernel = if self.calls_when_idle {
+            // Which part of its system time was in busy turns, nobody knows: as of all its time.
+            cycles * system / (user + system).max(1.0)
+        } else {
+            system * clock::hertz() / TICKS
+        };
+        let user = (cycles - in_kernel).max(0.0) / packets;
         Cost { cycles: cycles / packets, user, busy: cycles / seconds / clock::hertz() }
     }
 }
@@ -190,7 +202,10 @@ impl<'bed> Backend<'bed> {
                 (testpmd.id(), cycles, stats.packets)
             }
         };
-        Some(Reading { at: Instant::now(), busy_cycles, packets, threads: threads(process) })
+        let (at, threads) = (Instant::now(), threads(process));
+        // DPDK's AF_XDP driver asks the kernel for packets when it finds none.
+        let calls_when_idle = matches!(self, Self::Dpdk(_));
+        Some(Reading { at, busy_cycles, packets, threads, calls_when_idle })
     }
 
     /// What it has dropped.

@@ -117,8 +117,7 @@ fn cells(who: &str, isonic: &[Sample], samples: &[Sample]) -> [String; 5] {
     [
         packets.map_or_else(none, |packets| with_range(packets, 3)),
         of_cost(|cost| cost.cycles).map_or_else(none, |cycles| with_range(cycles, 0)),
-        of_cost(|cost| cost.cycles * cost.user)
-            .map_or_else(none, |cycles| format!("{:.0}", cycles.median)),
+        of_cost(|cost| cost.user).map_or_else(none, |cycles| format!("{:.0}", cycles.median)),
         of_cost(|cost| cost.busy).map_or_else(none, |busy| format!("{:.0} %", busy.median * 100.0)),
         ratio.map_or_else(none, |ratio| format!("{:.2}", ratio.median)),
     ]
@@ -133,7 +132,7 @@ fn as_json(report: &Report) -> Value {
         json!({
             "packets_per_second": sample.packets,
             "cycles_per_packet": sample.cost.map(|cost| cost.cycles),
-            "user_share": sample.cost.map(|cost| cost.user),
+            "user_cycles_per_packet": sample.cost.map(|cost| cost.user),
             "busy_share": sample.cost.map(|cost| cost.busy),
         })
     };
