@@ -1,5 +1,5 @@
-//! Every kind of ring that DPDK's virtio-user knows, each with every number of queue pairs and every
-//! size of frame, and the contents compared byte by byte.
+//! Every kind of ring that DPDK's virtio-user knows, each with every number of queue pairs and
+//! every size of frame, and the contents compared byte by byte.
 //!
 //! ```text
 //!   this test ── packet socket ── veth ── isonic ── vhost-user ── testpmd, swaps the addresses
@@ -207,7 +207,7 @@ fn counted(daemon: &Daemon<'_>) -> [u64; 3] {
 /// Sends frames of `size` bytes and compares what returns; gives how many did not.
 fn round_trip(wire: &mut PacketSocket, size: usize) -> usize {
     let frames: Vec<Vec<u8>> = (0..FRAMES).map(|number| frame(number, size)).collect();
-    let mut returned = vec![false; FRAMES];
+    let mut returned = [false; FRAMES];
     for window in (0..FRAMES).collect::<Vec<_>>().chunks(WINDOW) {
         window.iter().for_each(|&number| wire.send(&frames[number]));
         let mut left = window.len();
