@@ -87,12 +87,12 @@ impl Reading {
         let (user, system) = spent.max_by_key(|(user, system)| user + system).unwrap_or((0, 0));
         #[allow(clippy::cast_precision_loss, reason = "ticks of seconds")]
         let (user, system) = (user as f64, system as f64);
-        let in_kernel = if self.calls_when_idle {
-            // Which part of its system time was in busy turns, nobody knows: as of all its time.
-            cycles * system / (user + system).max(1.0)
-        } else {
-            system * clock::hertz() / TICKS
-        };
+        // Two estimates, neither of them too high: as of all its time, idle turns included; and all
+        // its system time, which is right for who calls the kernel in busy turns only, and as long
+        // as nobody interrupts those.
+        let by_share = cycles * system / (user + system).max(1.0);
+        let all = if self.calls_when_idle { 0.0 } else { system * clock::hertz() / TICKS };
+        let in_kernel = by_share.max(all);
         let user = (cycles - in_kernel).max(0.0) / packets;
         Cost { cycles: cycles / packets, user, busy: cycles / seconds / clock::hertz() }
     }
