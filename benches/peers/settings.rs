@@ -26,7 +26,7 @@ pub struct Settings {
     #[arg(long, default_value = "target/bench-peers")]
     pub output: PathBuf,
     /// Also writes the plots and tables of docs/performance.md.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["short", "only"])]
     pub docs: bool,
     /// A directory with a hugetlbfs for DPDK's memory; without it, ordinary pages.
     #[arg(long)]
