@@ -97,7 +97,7 @@ fn assert_sees_its_profile(daemon: &Daemon<'_>, guest: &mut Guest) -> Facts {
     let mtu = if shows_mtu { profile["mtu"].to_string() } else { "1500".to_owned() };
     assert_eq!(facts["mtu"], mtu, "{}", port.profile);
     assert_eq!(facts["mac"], port.mac);
-    let offloads = offloads(guest);
+    let offloads = guest.offloads("eth0");
     let told = profile["linux_offloads"].as_object().expect("offloads");
     for (name, on) in told {
         let word = if *on == Value::Bool(true) { "on" } else { "off" };
@@ -122,14 +122,6 @@ fn assert_bits(profile: &Value, facts: &Facts) {
     expected.retain(|name| !KEPT_FROM_GUESTS.contains(&name.as_str()));
     expected.extend(frontend);
     assert_eq!(names(&profile["guest_features"]), expected);
-}
-
-/// `ethtool -k` in the guest: on or off by name.
-fn offloads(guest: &mut Guest) -> Facts {
-    let output = guest.check("ethtool -k eth0");
-    let pairs = output.lines().filter_map(|line| line.trim().split_once(": "));
-    let word = |value: &str| value.split(' ').next().unwrap_or_default().to_owned();
-    pairs.map(|(name, value)| (name.to_owned(), word(value))).collect()
 }
 
 /// Boots these two at once, each compared with its profile, and sends something through both.
@@ -233,7 +225,7 @@ fn a_guest_sees_under_dpdks_profile_what_it_sees_under_dpdk() {
     let port = PortSpec::switch(NIC, 1).with_profile("org.dpdk.v22.11");
     let spec = GuestSpec::new(&under_qemu_7_2(&port), &bed.uplinks[0], 1);
     let spec = GuestSpec { queue_pairs: 1, ..spec };
-    let seen = |guest: &mut Guest| (guest.facts(), offloads(guest));
+    let seen = |guest: &mut Guest| (guest.facts(), guest.offloads("eth0"));
 
     let mut dpdk = Testpmd::backend(&bed, "vm1.sock");
     let mut guest = Guest::boot(&bed, &spec);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Bed, Finished, Process, run, run_to_end, wait_for};
+use super::{Bed, Finished, Process, cpu_ticks, run, run_to_end, wait_for};
 
 /// The profile that the tests bind.
 pub const PROFILE: &str = "org.isonic.net.v1";
@@ -75,14 +75,16 @@ pub struct Configuration {
     pub profile_dir: Option<PathBuf>,
     /// The uplinks' `mode`.
     pub mode: &'static str,
+    /// The uplinks' `coalesce`.
+    pub coalesce: bool,
 }
 
 impl Configuration {
     /// All uplinks of the bed, one worker, these ports.
     pub fn new(bed: &Bed, ports: Vec<PortSpec>) -> Self {
         let uplinks = bed.uplinks.iter().map(|uplink| (uplink.nic.clone(), None)).collect();
-        let (worker_cpus, mode) = (Vec::new(), "auto");
-        Self { uplinks, ports, workers: 1, worker_cpus, profile_dir: None, mode }
+        let (worker_cpus, mode, coalesce) = (Vec::new(), "auto", true);
+        Self { uplinks, ports, workers: 1, worker_cpus, profile_dir: None, mode, coalesce }
     }
 
     fn text(&self, bed: &Bed) -> String {
@@ -99,8 +101,11 @@ impl Configuration {
             let _ = writeln!(text, "profile_dir = {directory:?}");
         }
         for (interface, queues) in &self.uplinks {
-            let mode = self.mode;
-            let _ = write!(text, "\n[[uplinks]]\ninterface = {interface:?}\nmode = {mode:?}\n");
+            let Self { mode, coalesce, .. } = self;
+            let _ = write!(
+                text,
+                "\n[[uplinks]]\ninterface = {interface:?}\nmode = {mode:?}\ncoalesce = {coalesce}\n"
+            );
             if let Some(queues) = queues {
                 let _ = writeln!(text, "queues = {queues:?}");
             }
@@ -247,13 +252,9 @@ impl<'bed> Daemon<'bed> {
         (descriptors, mappings)
     }
 
-    /// User and system time used so far, in clock ticks of 10 ms (proc(5), fields 14 and 15 of
-    /// stat).
+    /// User and system time used so far, in clock ticks of 10 ms.
     pub fn cpu_ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("stat");
-        let after_name = stat.rsplit(')').next().expect("fields");
-        let fields: Vec<&str> = after_name.split_whitespace().collect();
-        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+        cpu_ticks(self.id())
     }
 
     /// Asserts that each uplink knows where all its frames are; gives their number.

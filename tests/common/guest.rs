@@ -26,13 +26,15 @@ pub struct GuestSpec {
     pub queue_pairs: u32,
     /// Where the port's profile is, if not in the binary.
     pub profile_dir: Option<PathBuf>,
+    /// MiB. It is taken from the host only where the guest writes.
+    pub memory: u32,
 }
 
 impl GuestSpec {
     /// A guest with two queue pairs on this port.
     pub fn new(port: &PortSpec, uplink: &Uplink, number: u8) -> Self {
         let address = uplink.guest_address(number);
-        Self { port: port.clone(), address, queue_pairs: 2, profile_dir: None }
+        Self { port: port.clone(), address, queue_pairs: 2, profile_dir: None, memory: 192 }
     }
 }
 
@@ -70,8 +72,13 @@ impl Guest {
         let command_line = command_line(bed, spec);
         let name = format!("QEMU of {}", spec.port.name);
         let process = Process::start(&name, bed.wire.name(), &command_line, &file("qemu"));
-        wait_for("QEMU makes the command channel", 20, || agent.exists());
-        let agent = UnixStream::connect(agent).expect("command channel");
+        let mut channel = None;
+        // The socket is there before QEMU listens on it.
+        wait_for("QEMU makes the command channel", 20, || {
+            channel = UnixStream::connect(&agent).ok();
+            channel.is_some()
+        });
+        let agent = channel.expect("command channel");
         agent.set_read_timeout(Some(COMMAND_TIMEOUT)).expect("timeout");
         Self { spec: spec.clone(), process, console, agent, commands: 0 }
     }
@@ -127,6 +134,31 @@ impl Guest {
         assert!(output.contains(" 5 packets received"), "{output}");
     }
 
+    /// Sends a stream of known bytes to an address; whoever serves there must find all right.
+    pub fn send_stream(&mut self, address: &str, length: usize) {
+        let output = self.check(&format!("timeout 50 guest-stream send {address} {length}"));
+        assert_eq!(output.trim_end(), format!("good {length}"));
+    }
+
+    /// What a queue pair has received and sent, in packets: "rx" and "tx".
+    pub fn queue_packets(&mut self, pair: u32) -> BTreeMap<&'static str, u64> {
+        let output = self.check("ethtool -S eth0");
+        let count = |direction| {
+            let name = format!("{direction}_queue_{pair}_packets:");
+            let value = output.lines().find_map(|line| line.trim().strip_prefix(&name));
+            value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("{output}"))
+        };
+        ["rx", "tx"].into_iter().map(|direction| (direction, count(direction))).collect()
+    }
+
+    /// `ethtool -k` of an interface: on or off by name.
+    pub fn offloads(&mut self, interface: &str) -> BTreeMap<String, String> {
+        let output = self.check(&format!("ethtool -k {interface}"));
+        let pairs = output.lines().filter_map(|line| line.trim().split_once(": "));
+        let word = |value: &str| value.split(' ').next().unwrap_or_default().to_owned();
+        pairs.map(|(name, value)| (name.to_owned(), word(value))).collect()
+    }
+
     /// What the guest sees of its interface (`scripts/guest/guest-facts`).
     pub fn facts(&mut self) -> BTreeMap<String, String> {
         let facts = self.check("guest-facts");
@@ -147,9 +179,24 @@ impl Guest {
         self.check(&format!("echo virtio0 >{driver}/bind && guest-network"));
     }
 
+    /// QEMU's process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// SIGKILL for QEMU.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let console = fs::read(&self.console).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            eprintln!("--- console of {} ---\n{console}", self.spec.port.name);
+        }
     }
 }
 
@@ -195,7 +242,7 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
          -serial chardev:agent",
         cpus = spec.queue_pairs.min(4),
         // A ring of 256 posted buffers takes up to a megabyte.
-        size = 192.max(4 * spec.queue_pairs),
+        size = spec.memory.max(4 * spec.queue_pairs),
         image = image.display(),
         console = file("console"),
         agent = file("agent"),

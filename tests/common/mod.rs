@@ -13,6 +13,7 @@
 #![allow(dead_code, unused_imports, reason = "every test binary uses its own part")]
 
 mod bed;
+mod capture;
 mod daemon;
 mod guest;
 mod netns;
@@ -22,13 +23,14 @@ mod testpmd;
 mod traffic;
 
 pub use bed::{Bed, NIC, Uplink};
+pub use capture::{Capture, Checksums, TcpFrame};
 pub use daemon::{Configuration, Daemon, PROFILE, PortSpec};
 pub use guest::{Guest, GuestSpec};
 pub use netns::Netns;
 pub use packet_socket::PacketSocket;
-pub use process::{Finished, Process, run, run_to_end};
+pub use process::{Finished, Process, cpu_ticks, run, run_to_end};
 pub use testpmd::{Testpmd, VirtioUser};
-pub use traffic::{echo_datagrams, echo_stream, ping, wait_reachable};
+pub use traffic::{echo_datagrams, echo_stream, ping, receive_stream, send_stream, wait_reachable};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

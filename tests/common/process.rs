@@ -64,6 +64,15 @@ fn text_of(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
+/// User and system time that a process has used so far, in clock ticks of 10 ms (proc(5), fields 14
+/// and 15 of stat).
+pub fn cpu_ticks(process: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("stat");
+    let after_name = stat.rsplit(')').next().expect("fields");
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
 /// A process in the background; killed on drop. Its output goes to a file, which is printed if
 /// the test panics.
 #[derive(Debug)]

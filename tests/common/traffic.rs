@@ -1,14 +1,16 @@
 //! Traffic whose contents are checked, between a namespace and a guest's echo server.
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use super::{Netns, run_to_end, wait_for};
 
 /// How often a datagram is sent before it counts as lost for good: UDP may lose one.
 const ATTEMPTS: usize = 5;
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a stream of one test may be silent.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends five echo requests with these further options; panics unless all are answered. ping
 /// itself compares the contents and says "wrong data byte".
@@ -84,6 +86,54 @@ pub fn echo_stream(from: &Netns, address: &str, length: usize) {
         });
         assert!(received == sent, "the stream came back with other contents");
     });
+}
+
+/// The port of `guest-stream`.
+const STREAM_PORT: u16 = 9;
+
+/// Sends `length` bytes to the guest's `guest-stream serve`, which must find every one right.
+pub fn send_stream(from: &Netns, address: &str, length: usize) {
+    from.enter(|| {
+        let address: IpAddr = address.parse().expect("address");
+        let mut stream = TcpStream::connect((address, STREAM_PORT)).expect("connect");
+        stream.set_read_timeout(Some(STREAM_TIMEOUT)).expect("timeout");
+        stream.set_write_timeout(Some(STREAM_TIMEOUT)).expect("timeout");
+        stream.write_all(&pattern(length, 1)).expect("write");
+        stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answer");
+        assert_eq!(answer, format!("good {length}"), "the stream to {address}");
+    });
+}
+
+/// Checks the stream that `send`, `guest-stream send` in a guest, brings to the namespace.
+pub fn receive_stream(at: &Netns, length: usize, send: impl FnOnce()) {
+    let listener = at.enter(|| TcpListener::bind(("::", STREAM_PORT)).expect("listen"));
+    listener.set_nonblocking(true).expect("non-blocking");
+    std::thread::scope(|scope| {
+        let checker = scope.spawn(|| check_stream(&listener, length));
+        send();
+        checker.join().expect("the stream is as it was sent");
+    });
+}
+
+fn check_stream(listener: &TcpListener, length: usize) {
+    let deadline = Instant::now() + STREAM_TIMEOUT;
+    let mut stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => panic!("nobody connects: {error}"),
+        }
+    };
+    stream.set_nonblocking(false).expect("blocking");
+    stream.set_read_timeout(Some(STREAM_TIMEOUT)).expect("timeout");
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).expect("read");
+    let good = received == pattern(length, 1);
+    let word = if good { "good" } else { "bad at" };
+    stream.write_all(format!("{word} {}", received.len()).as_bytes()).expect("answer");
+    assert!(good, "{} bytes arrived, not those that were sent", received.len());
 }
 
 /// Waits until an address answers.
