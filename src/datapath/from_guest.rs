@@ -48,13 +48,11 @@ pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
 
 /// Take a burst of packets, forward or discard them, and show the guest that they are done.
 fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16, Option<Fault>) {
-    let table = Arc::clone(&worker.table);
-    let enabled = ring.enabled;
+    let from = (port, pair_of(index), ring.kind);
+    let outlet = if ring.enabled { Outlet::new(worker, from) } else { None };
     let mut taken = 0;
-    let result = match table.route(port).filter(|_| enabled) {
-        Some(route) => {
-            let from = (port, pair_of(index), ring.kind);
-            let mut outlet = Outlet::new(worker, from, &table, route);
+    let result = match outlet {
+        Some(mut outlet) => {
             let result = each_packet(ring, &mut taken, |packet| {
                 outlet.forward(packet);
                 outlet.copies >= COPIES_MAX
@@ -155,11 +153,9 @@ fn take_batch<'m>(
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire
 /// and to all others.
 pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
-    let table = Arc::clone(&worker.table);
-    let Some(route) = table.route(port) else { return };
-    let mut outlet = Outlet::new(worker, (port, 0, RingKind::default()), &table, route);
+    let Some(mut outlet) = Outlet::new(worker, (port, 0, RingKind::default())) else { return };
     let frame = FrameView::whole(bytes);
-    match route.attachment {
+    match outlet.route.attachment {
         Attachment::Wire { .. } => {
             outlet.send_to_uplink(&frame);
         }
@@ -191,14 +187,12 @@ struct Outlet<'w> {
 }
 
 impl<'w> Outlet<'w> {
-    fn new(
-        worker: &'w mut Worker,
-        (port, pair, kind): (PortId, u16, RingKind),
-        table: &'w Forwarding,
-        route: &'w Route,
-    ) -> Self {
+    /// None for a port that has no route (any more).
+    fn new(worker: &'w mut Worker, (port, pair, kind): (PortId, u16, RingKind)) -> Option<Self> {
+        let table = &*worker.table;
+        let route = table.route(port)?;
         let place = socket_for(&worker.sockets, route, pair);
-        Self {
+        Some(Self {
             port,
             pair,
             kind,
@@ -214,7 +208,7 @@ impl<'w> Outlet<'w> {
             forwarded: 0,
             bytes: 0,
             copies: 0,
-        }
+        })
     }
 
     fn finish(mut self) {

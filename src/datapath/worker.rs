@@ -249,13 +249,13 @@ impl Worker {
 
     /// Frames that come home and packets that other workers hand over.
     fn take_from_inbox(&mut self) -> usize {
-        let inbox = Arc::clone(&self.inboxes[self.id.index()]);
-        while let Some((socket, frame)) = inbox.next_home() {
+        let own = self.id.index();
+        while let Some((socket, frame)) = self.inboxes[own].next_home() {
             self.sockets[socket].socket.recycle(frame);
         }
         let mut work = 0;
         while work < usize::from(BURST)
-            && let Some(handover) = inbox.next()
+            && let Some(handover) = self.inboxes[own].next()
         {
             self.accept(handover);
             work += 1;
