@@ -50,22 +50,25 @@ fn deliver_to(
     if !ring.has_available()? {
         return Err(Refusal::NoBuffers);
     }
-    let mut segments = Segments::new();
-    let chain = ring.take(memory, Direction::ToGuest, &mut segments)?;
     // The usual case: a buffer in one piece that is long enough.
-    if let [piece] = *segments
-        && piece.len() as u64 >= needed
-    {
-        piece.write(&net_header::emit(frame.offload(), 1)[..kind.header_len]);
-        frame.copy_to_slice(piece.part(kind.header_len, frame.len() as usize));
-        memory.written(&segments, needed);
-        // A frame's length.
-        #[allow(clippy::cast_possible_truncation)]
-        ring.complete(chain, needed as u32);
-        return Ok(());
+    if let Some((chain, piece)) = ring.take_one(memory, Direction::ToGuest) {
+        if piece.len() as u64 >= needed {
+            let header = net_header::emit(frame.offload(), 1);
+            if kind.header_len == net_header::LEN {
+                // Of a length that the compiler knows.
+                piece.write(&header);
+            } else {
+                piece.write(&header[..kind.header_len]);
+            }
+            frame.copy_to_slice(piece.part(kind.header_len, frame.len() as usize));
+            memory.written(&[piece], needed);
+            // A frame's length.
+            #[allow(clippy::cast_possible_truncation)]
+            ring.complete(chain, needed as u32);
+            return Ok(());
+        }
+        ring.untake(chain);
     }
-    ring.untake(chain);
-    segments.clear();
     deliver_over_several(memory, ring, kind, frame)
 }
 

@@ -99,7 +99,11 @@ impl<'f> FrameView<'f> {
     /// Copy all of it to one piece of a guest's memory, which is exactly as long.
     #[inline]
     pub fn copy_to_slice(&self, to: GuestSlice<'_>) {
-        to.write(self.start);
+        match <&[u8; ETHERNET_BYTES as usize]>::try_from(self.start) {
+            // Of a length that the compiler knows.
+            Ok(ethernet) => to.write(ethernet),
+            Err(_) => to.write(self.start),
+        }
         let mut at = self.start.len();
         match self.rest {
             Rest::Guest(pieces) => {

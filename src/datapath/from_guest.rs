@@ -141,7 +141,13 @@ fn take_batch<'m>(
     // A long chain ends the batch, so that there is room for the longest.
     while !batch.is_full() && segments.len() <= BATCH_SEGMENTS && ring.has_available()? {
         let begin = segments.len();
-        let chain = ring.take(memory, Direction::FromGuest, segments)?;
+        let chain = match ring.take_one(memory, Direction::FromGuest) {
+            Some((chain, piece)) => {
+                segments.push(piece);
+                chain
+            }
+            None => ring.take(memory, Direction::FromGuest, segments)?,
+        };
         if let Some(first) = segments.get(begin) {
             first.prefetch();
         }

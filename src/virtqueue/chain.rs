@@ -68,6 +68,24 @@ pub(super) fn fields([low, high]: [u64; 2]) -> (u64, u32, u16, u16) {
     (u64::from_le(low), len, third, fourth)
 }
 
+/// What a descriptor names, if it is the whole of its chain and in one piece.
+#[inline]
+pub(super) fn only_piece(
+    memory: &GuestMemory,
+    Buffer { address, len, flags }: Buffer,
+    direction: Direction,
+) -> Option<GuestSlice<'_>> {
+    let right = match direction {
+        Direction::FromGuest => 0,
+        Direction::ToGuest => flag::WRITE,
+    };
+    if flags & (flag::NEXT | flag::WRITE | flag::INDIRECT) != right {
+        return None;
+    }
+    let piece = memory.translate(GuestAddress(address), len)?;
+    (piece.len() as u64 == u64::from(len)).then_some(piece)
+}
+
 /// Append what descriptor `index` names: one piece, or one per region it touches.
 #[inline]
 pub(super) fn push<'m>(
@@ -81,23 +99,6 @@ pub(super) fn push<'m>(
     if (flags & flag::WRITE != 0) != (direction == Direction::ToGuest) {
         return Err(Fault::WrongDirection { index, flags });
     }
-    if let Some(piece) = memory.translate(GuestAddress(address), len)
-        && piece.len() as u64 == u64::from(len)
-        && segments.try_push(piece).is_ok()
-    {
-        return Ok(());
-    }
-    push_across_regions(memory, index, buffer, segments)
-}
-
-/// Buffers that no one region holds; and empty ones, which need no room.
-#[cold]
-fn push_across_regions<'m>(
-    memory: &'m GuestMemory,
-    index: u16,
-    Buffer { address, len, .. }: Buffer,
-    segments: &mut Segments<'m>,
-) -> Result<(), Fault> {
     let mut done = 0;
     // Each turn ends in another region, so there are at most REGIONS_MAX.
     while done < len {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, GuestSlice};
 
 use super::Fault;
 use super::chain::{Chain, Direction, Segments};
@@ -36,6 +36,15 @@ pub trait Layout {
         direction: Direction,
         segments: &mut Segments<'m>,
     ) -> Result<Chain, Fault>;
+
+    /// Take the next chain, which must be there, if it is of the usual kind: one descriptor whose
+    /// buffer is in one piece. None, and nothing is taken, for any other, which
+    /// [`take`](Self::take) takes or finds at fault.
+    fn take_one<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+    ) -> Option<(Chain, GuestSlice<'m>)>;
 
     /// Give back the chain taken last, as if it had not been.
     fn untake(&mut self, chain: Chain);

@@ -16,12 +16,12 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, GuestSlice};
 
 use super::Fault;
 use super::chain::{
     Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
-    indirect_table, push, read_entry,
+    indirect_table, only_piece, push, read_entry,
 };
 use super::layout::Layout;
 use super::log::{RingLog, runs};
@@ -282,6 +282,18 @@ impl Layout for PackedRing {
             }
         }
         Err(Fault::Loop { head, size: self.size })
+    }
+
+    #[inline]
+    fn take_one<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+    ) -> Option<(Chain, GuestSlice<'m>)> {
+        let Descriptor { buffer, id } = self.descriptor(self.available.index);
+        let piece = only_piece(memory, buffer, direction)?;
+        self.available.advance(1, self.size);
+        Some((Chain { id, descriptors: 1 }, piece))
     }
 
     #[inline]

@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, GuestSlice};
 
 use super::Fault;
 use super::chain::{
     Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
-    indirect_table, push, read_entry,
+    indirect_table, only_piece, push, read_entry,
 };
 use super::layout::Layout;
 use super::log::{RingLog, runs};
@@ -306,13 +306,24 @@ impl Layout for SplitRing {
             return Err(Fault::DescriptorIndex { index: head, size: self.size });
         }
         let first = self.descriptor(head);
-        if first.buffer.flags & (flag::NEXT | flag::INDIRECT) == 0 {
-            push(memory, head, first.buffer, direction, segments)?;
-        } else {
-            self.walk(memory, head, first, direction, segments)?;
-        }
+        self.walk(memory, head, first, direction, segments)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Chain { id: head, descriptors: 1 })
+    }
+
+    #[inline]
+    fn take_one<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+    ) -> Option<(Chain, GuestSlice<'m>)> {
+        let head = self.available_entry(self.next_available);
+        if head >= self.size {
+            return None;
+        }
+        let piece = only_piece(memory, self.descriptor(head).buffer, direction)?;
+        self.next_available = self.next_available.wrapping_add(1);
+        Some((Chain { id: head, descriptors: 1 }, piece))
     }
 
     #[inline]
