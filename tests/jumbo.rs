@@ -12,11 +12,12 @@ use common::{
     Bed, Configuration, Daemon, Guest as Linux, GuestSpec, NIC, PortSpec, echo_datagrams,
     echo_stream, ping, wait_for,
 };
-use isonic::datapath::{Attachment, PortId, Route, Target, UplinkId, WorkerId, frame_max};
+use isonic::datapath::{Attachment, Route, Target, UplinkId, WorkerId, frame_max};
 use isonic::metrics::{PortCounter, SocketCounter};
 use isonic::test_support::frontend::{Frontend, addresses, code, event, pair};
 use isonic::test_support::guest_driver::{Driver, FRONTEND_BASE, GuestRam, HEADER};
 use isonic::test_support::rig::Rig;
+use isonic::test_support::rig_guest::{self, OUTSIDE, RigGuest, mac};
 use isonic::virtqueue::QueueOptions;
 use isonic::xdp::{FRAGMENTS_MAX, FRAME_PACKET_MAX};
 
@@ -24,7 +25,6 @@ const LAYOUTS: [QueueOptions; 2] = [
     QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE },
     QueueOptions { event_idx: true, indirect: true, packed: true, ..QueueOptions::NONE },
 ];
-const OUTSIDE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// The longest frame of an MTU of 9000.
 const LONGEST: usize = frame_max(9000) as usize;
@@ -32,44 +32,21 @@ const LONGEST: usize = frame_max(9000) as usize;
 const LENGTHS: [usize; 8] = [3840, 3841, 4096, 4097, 8192, 8193, 9014, LONGEST];
 
 fn frame(to: [u8; 6], len: usize) -> Vec<u8> {
-    let mut frame = [&to[..], &OUTSIDE, &[0x88, 0xb5]].concat();
-    frame.extend((frame.len()..len).map(|at| u8::try_from(at % 251).unwrap()));
-    frame
+    rig_guest::frame(to, OUTSIDE, len)
 }
 
-/// A port with an MTU of 9000 and one queue pair, and the driver in its guest.
-struct Guest {
-    _ram: GuestRam,
-    port: PortId,
-    mac: [u8; 6],
-    to_guest: Driver,
-    from_guest: Driver,
-}
-
-impl Guest {
-    fn start(rig: &mut Rig, number: u8, worker: u16, options: QueueOptions) -> Self {
-        let mac = [0x52, 0x54, 0, 0, 0, number];
-        let (attachment, workers) = (Attachment::Switch { mac }, vec![WorkerId(worker)]);
-        let route = Route::new(UplinkId(0), attachment, frame_max(9000), workers);
-        let port = rig.add_port(Route { ready: vec![0], ..route });
-        let mut ram = GuestRam::new(16 << 20);
-        let to_guest = Driver::new(&mut ram, 512, options);
-        let from_guest = Driver::new(&mut ram, 512, options);
-        rig.give(worker.into(), port, 0, to_guest.ring().0);
-        rig.give(worker.into(), port, 1, from_guest.ring().0);
-        Self { _ram: ram, port, mac, to_guest, from_guest }
-    }
-
-    fn received(&mut self) -> Vec<Vec<u8>> {
-        self.to_guest.received().into_iter().map(|(_, frame)| frame).collect()
-    }
+/// A guest with an MTU of 9000.
+fn guest(rig: &mut Rig, number: u8, worker: u16, options: QueueOptions) -> RigGuest {
+    let attachment = Attachment::Switch { mac: mac(number) };
+    let route = Route::new(UplinkId(0), attachment, frame_max(9000), vec![WorkerId(worker)]);
+    RigGuest::start(rig, Route { ready: vec![0], ..route }, options)
 }
 
 /// A rig of one worker with one guest, for both layouts in turn.
-fn each_layout(test: impl Fn(&mut Rig, &mut Guest)) {
+fn each_layout(test: impl Fn(&mut Rig, &mut RigGuest)) {
     for options in LAYOUTS {
         let mut rig = Rig::new(1);
-        let mut guest = Guest::start(&mut rig, 1, 0, options);
+        let mut guest = guest(&mut rig, 1, 0, options);
         test(&mut rig, &mut guest);
         rig.wires[0].departed();
         rig.assert_frames_balance();
@@ -151,7 +128,7 @@ fn more_jumbo_frames_than_a_burst_are_all_delivered() {
 #[test]
 fn a_jumbo_frame_between_guests_stays_off_the_wire() {
     each_layout(|rig, one| {
-        let mut two = Guest::start(rig, 2, 0, LAYOUTS[0]);
+        let mut two = self::guest(rig, 2, 0, LAYOUTS[0]);
         two.to_guest.post(8, 1536);
         let sent = frame(two.mac, LONGEST);
         one.from_guest.send(&sent, &[4096; 2]);
@@ -164,7 +141,7 @@ fn a_jumbo_frame_between_guests_stays_off_the_wire() {
 #[test]
 fn a_jumbo_broadcast_reaches_the_wire_and_the_other_guests() {
     each_layout(|rig, one| {
-        let mut two = Guest::start(rig, 2, 0, LAYOUTS[0]);
+        let mut two = self::guest(rig, 2, 0, LAYOUTS[0]);
         let sent = frame(BROADCAST, LONGEST);
         two.to_guest.post(16, 1536);
         one.from_guest.send(&sent, &[4096; 2]);
@@ -184,7 +161,7 @@ fn a_jumbo_broadcast_reaches_the_wire_and_the_other_guests() {
 fn a_jumbo_frame_for_another_worker_s_guest_is_handed_over_and_its_frames_come_back() {
     for options in LAYOUTS {
         let mut rig = Rig::new(2);
-        let mut guest = Guest::start(&mut rig, 1, 1, options);
+        let mut guest = guest(&mut rig, 1, 1, options);
         guest.to_guest.post(64, 4096);
         let sent = frame(guest.mac, LONGEST);
         for _ in 0..16 {
