@@ -405,7 +405,8 @@ impl Lab<'_> {
             let after = self.guests[0].queue_packets(pair);
             for direction in ["rx", "tx"] {
                 let passed = after[direction] - before[direction];
-                assert!(passed > 10, "{passed} packets {direction} on queue pair {pair}");
+                // A few acknowledgements at least, however few there are for jumbo frames.
+                assert!(passed > 3, "{passed} packets {direction} on queue pair {pair}");
             }
         }
     }
