@@ -72,7 +72,13 @@ fn echoed(socket: &UdpSocket, sent: &[u8]) -> bool {
 /// comes back: contents checked both ways.
 pub fn echo_stream(from: &Netns, address: &str, length: usize) {
     from.enter(|| {
-        let mut stream = TcpStream::connect((address, 7)).expect("connect");
+        let mut stream = None;
+        // A guest that has just booted may answer before its server listens.
+        wait_for("the guest's echo server takes connections", 20, || {
+            stream = TcpStream::connect((address, 7)).ok();
+            stream.is_some()
+        });
+        let mut stream = stream.expect("it was waited for");
         stream.set_read_timeout(Some(TIMEOUT * 5)).expect("timeout");
         let sent = pattern(length, 1);
         let mut writer = stream.try_clone().expect("clone");
