@@ -318,6 +318,29 @@ fn a_large_frame_for_another_workers_ring_is_handed_over_with_what_is_left_to_do
     });
 }
 
+#[test]
+fn cutting_for_another_guest_ends_a_turn_as_sending_on_the_wire_does() {
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let mut one = switched(&mut rig, 1, options, all());
+        let mut other = switched(&mut rig, 2, options, NONE);
+        other.to_guest.post(200, 1600);
+        let mut sent = tcp(other.mac, one.mac, 1, &payload(30_000));
+        leave_checksum(&mut sent);
+        for _ in 0..8 {
+            one.from_guest.send_with_header(&header(Some(1000)), &sent, &pieces(sent.len()));
+        }
+        rig.workers[0].turn();
+        let taken = one.from_guest.completed().len();
+        assert!(
+            (1..8).contains(&taken),
+            "240 frames in one turn hold up the others: {taken} taken"
+        );
+        rig.settle();
+        assert_eq!(taken + one.from_guest.completed().len(), 8, "the others have their turn");
+    });
+}
+
 // ---- coalescing ---------------------------------------------------------------------------------
 
 /// The segments of a stream, as they come from the wire.

@@ -329,15 +329,17 @@ impl<'w> Outlet<'w> {
             frames += 1;
         });
         self.copies += frames;
-        self.ports.count(self.port, PortCounter::FromGuestSegments, frames as u64 - 1);
-        sent
+        let beyond = (frames as u64).saturating_sub(1);
+        self.ports.count(self.port, PortCounter::FromGuestSegments, beyond);
+        sent && frames > 0
     }
 
     #[inline]
     fn send_to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
+        let copies = &mut self.copies;
         to_port(self.ports, self.table, port, (self.worker, frame), |ports, worker, pair| {
             if worker == self.worker {
-                ports.deliver(port, pair, frame);
+                *copies += ports.deliver(port, pair, frame).saturating_sub(1);
                 return true;
             }
             hand_over(self.pool, &self.inboxes[worker.index()], Target::Pair { port, pair }, frame)

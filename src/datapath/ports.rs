@@ -98,24 +98,27 @@ impl Ports {
     }
 
     /// Deliver a frame to a queue pair that this worker serves, or drop it and count why. What its
-    /// guest does not take as it is, is completed first.
+    /// guest does not take as it is, is completed first. Answers how many frames it became.
     #[inline]
-    pub fn deliver(&mut self, port: PortId, pair: u16, frame: &FrameView<'_>) {
+    pub fn deliver(&mut self, port: PortId, pair: u16, frame: &FrameView<'_>) -> usize {
         let index = to_guest_ring(pair);
         let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
-            return;
+            return 1;
         };
         let WorkerPort { rings, counters, .. } = slot;
         let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
         let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
-            return counters.add(PortCounter::ToGuestDroppedNotReady, 1);
+            counters.add(PortCounter::ToGuestDroppedNotReady, 1);
+            return 1;
         };
         let first = !ring.queue.parts().1.has_unpublished();
-        let mut fault = None;
+        let (mut fault, mut frames) = (None, 1);
         if ring.kind.offloads.allow(frame.offload()) {
             fault = put(ring, counters, frame);
         } else {
+            frames = 0;
             self.completer.complete(frame, |frame| {
+                frames += 1;
                 if fault.is_none() {
                     fault = put(ring, counters, frame);
                 }
@@ -127,6 +130,7 @@ impl Ports {
         if let Some(fault) = fault {
             self.break_ring(port, index, fault);
         }
+        frames
     }
 
     /// The receive ring of a port with one queue pair that worker `here` serves, out of its place

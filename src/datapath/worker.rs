@@ -257,24 +257,26 @@ impl Worker {
         while work < usize::from(BURST)
             && let Some(handover) = self.inboxes[own].next()
         {
-            self.accept(handover);
-            work += 1;
+            work += self.accept(handover);
         }
         work
     }
 
-    fn accept(&mut self, handover: Handover) {
+    /// Answers how many frames it became.
+    fn accept(&mut self, handover: Handover) -> usize {
         match handover {
             Handover::Frame { home, socket, uplink, received, port, pair } => {
                 let frame = FrameView::whole(self.umems[uplink.index()].packet(&received));
                 self.ports.deliver(port, pair, &frame);
                 self.inboxes[home.index()].send_home(socket, received.frame);
+                1
             }
             Handover::Packet { packet, target } => {
+                let mut frames = 1;
                 match target {
                     Target::Pair { port, pair } => {
                         let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
-                        self.ports.deliver(port, pair, &frame);
+                        frames = self.ports.deliver(port, pair, &frame).max(1);
                     }
                     Target::Flood { uplink } => {
                         from_uplink::flood(self, uplink, packet.bytes());
@@ -282,6 +284,7 @@ impl Worker {
                     Target::FloodFrom { port } => from_guest::announce(self, port, packet.bytes()),
                 }
                 self.pool.put(packet);
+                frames
             }
         }
     }
