@@ -1,12 +1,15 @@
 //! The whole datapath over in-memory wires: packets between guests and uplinks, contents checked,
 //! every drop counted by its reason, no frame lost.
 
-use isonic::datapath::{Attachment, Route, Target, UplinkId, WorkerId};
+use std::fs::File;
+
+use isonic::datapath::{Attachment, Route, Target, UplinkId, WorkerId, to_guest_ring};
 use isonic::metrics::{PortCounter, SocketCounter};
+use isonic::test_support::frontend::{event, signalled};
 use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER, WRITE};
 use isonic::test_support::rig::Rig;
 use isonic::test_support::rig_guest::{OUTSIDE, RigGuest, each_layout, frame, mac, route};
-use isonic::virtqueue::Fault;
+use isonic::virtqueue::{EventFd, EventKind, Fault};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 
@@ -377,6 +380,33 @@ fn one_interrupt_per_burst_and_none_when_not_wanted() {
         rig.settle();
         assert!(rustix::io::read(&guest.call, &mut count).is_err(), "no signal");
         assert_eq!(rig.port_count(guest.port, PortCounter::NotificationsSuppressed), 1);
+    });
+}
+
+/// The interrupt for a burst went to a descriptor that the front-end has just let go of: nobody
+/// else will tell the driver.
+#[test]
+fn a_new_call_descriptor_is_signalled_for_what_the_old_one_may_have_told_nobody() {
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
+        guest.to_guest.post(64, 1536);
+        rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
+        rig.settle();
+        let ring = (guest.port, to_guest_ring(0));
+        let exchange = |rig: &mut Rig, call: &File| {
+            let call = EventFd::new(call.try_clone().unwrap()).unwrap();
+            rig.exchange(0, ring, EventKind::Call, Some(call));
+        };
+        let call = event();
+        exchange(&mut rig, &call);
+        assert!(signalled(&call));
+        // And the old one is used no more, nor was the ring away meanwhile.
+        assert!(signalled(&guest.call));
+        rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
+        rig.settle();
+        assert_eq!(guest.received().len(), 2);
+        assert!(!signalled(&guest.call));
     });
 }
 

@@ -10,9 +10,10 @@ use isonic::datapath::{
     Watched, Worker, WorkerHandle, WorkerId, frame_max,
 };
 use isonic::platform::interrupt::InterruptibleThread;
+use isonic::test_support::frontend::{event, signalled};
 use isonic::test_support::guest_driver::{Driver, GuestRam};
 use isonic::test_support::ring_pair::{Wire, ring_pair};
-use isonic::virtqueue::{EventFd, Fault, QueueOptions, Ring};
+use isonic::virtqueue::{EventFd, EventKind, Fault, QueueOptions, Ring};
 
 /// Far longer than any scheduling delay; only a lost wake-up takes so long.
 const LOST: Duration = Duration::from_secs(10);
@@ -58,11 +59,15 @@ fn kick_if_wanted(driver: &Driver, kick: &File, before: u16) {
 }
 
 fn ring_with_kick(driver: &Driver) -> (Ring, File) {
-    let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
-    let kick = File::from(kick);
     let (mut ring, _call) = driver.ring();
-    ring.kick = Some(EventFd::new(kick.try_clone().unwrap()).unwrap());
+    let kick = event();
+    ring.kick = Some(ours(&kick));
     (ring, kick)
+}
+
+/// Our end of an eventfd.
+fn ours(event: &File) -> EventFd {
+    EventFd::new(event.try_clone().unwrap()).unwrap()
 }
 
 fn wait_completed(driver: &mut Driver, round: u32) {
@@ -89,6 +94,28 @@ fn no_kick_is_lost_around_the_workers_sleep() {
         wire.departed();
         // From far shorter to far longer than the worker spins before it sleeps.
         std::thread::sleep(Duration::from_micros(u64::from(round % 7) * 10));
+    }
+    handle.stop();
+    watched.thread.join().unwrap();
+}
+
+#[test]
+fn a_new_kick_descriptor_wakes_the_worker() {
+    let (handle, watched, mut wire) = start();
+    let mut ram = GuestRam::new(4 << 20);
+    let mut driver =
+        Driver::new(&mut ram, 256, QueueOptions { event_idx: true, ..QueueOptions::NONE });
+    handle.give(PORT, 1, ring_with_kick(&driver).0).unwrap();
+    for round in 0..100 {
+        let kick = event();
+        handle.exchange((PORT, 1), EventKind::Kick, Some(ours(&kick))).unwrap();
+        // Long enough for it to fall asleep.
+        std::thread::sleep(Duration::from_micros(500));
+        let before = driver.available;
+        driver.send(&[0x02; 60], &[]);
+        kick_if_wanted(&driver, &kick, before);
+        wait_completed(&mut driver, round);
+        wire.departed();
     }
     handle.stop();
     watched.thread.join().unwrap();
@@ -126,12 +153,14 @@ fn a_front_end_that_makes_its_call_descriptor_block_breaks_its_own_ring_only() {
     let (mut hostile, mut other) =
         (Driver::new(&mut ram, 64, options), Driver::new(&mut ram, 64, options));
     let (ring, call) = hostile.ring();
+    handle.give(PORT, 1, ring).unwrap();
+    assert!(signalled(&call), "it is told to look");
     // What any front-end can do to a descriptor it shares: block, and be full.
     let flags = rustix::fs::fcntl_getfl(&call).unwrap();
     rustix::fs::fcntl_setfl(&call, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
     rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     hostile.send(&[0x02; 60], &[]);
-    handle.give(PORT, 1, ring).unwrap();
+    handle.inbox().wake();
     wait_completed(&mut hostile, 0);
     // This waits for the worker, which waits for the front-end until it is freed.
     let reports = handle.inspect(PORT).unwrap();

@@ -20,7 +20,7 @@ use isonic::test_support::guest_driver::{BUFFER_BYTES, Driver, FRONTEND_BASE, Gu
 use isonic::test_support::live_port::LivePort;
 use isonic::test_support::rig::Rig;
 use isonic::vhost_user::{HostError, PortHost, Refusal, SessionBinding, SessionEnd};
-use isonic::virtqueue::{QueueOptions, Ring};
+use isonic::virtqueue::{EventFd, EventKind, QueueOptions, Ring};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -238,6 +238,16 @@ impl PortHost for Stepped {
 
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
         Ok(self.rig.lock().unwrap().take(0, self.port, index))
+    }
+
+    fn exchange(
+        &self,
+        index: u16,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), HostError> {
+        self.rig.lock().unwrap().exchange(0, (self.port, index), kind, event);
+        Ok(())
     }
 
     fn announce(&self, _: [u8; 6]) {}

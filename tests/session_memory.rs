@@ -8,7 +8,7 @@ use isonic::test_support::frontend::{
     Frontend, GuestFile, RecordingHost, code, event, profile, signalled,
 };
 use isonic::vhost_user::{HostError, PortHost, SessionBinding};
-use isonic::virtqueue::Ring;
+use isonic::virtqueue::{EventFd, EventKind, Ring};
 
 const FRONTEND: u64 = 0x7f00_0000_0000;
 
@@ -183,6 +183,18 @@ impl PortHost for BusyHost {
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
         Ok(self.rings.lock().unwrap().remove(&index))
     }
+    fn exchange(
+        &self,
+        index: u16,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), HostError> {
+        if let Some(ring) = self.rings.lock().unwrap().get_mut(&index) {
+            ring.set_event(kind, event);
+        }
+        Ok(())
+    }
+
     fn announce(&self, _: [u8; 6]) {}
     fn bound(&self, _: SessionBinding) {}
 }

@@ -241,7 +241,7 @@ fn a_ring_starts_anew_elsewhere_and_of_another_size_while_the_others_run() {
 }
 
 #[test]
-fn a_running_ring_changes_only_in_our_hands() {
+fn a_running_ring_is_enabled_and_disabled_in_our_hands_and_keeps_running_for_new_descriptors() {
     let (frontend, host) = connect();
     let memory = memory();
     frontend.start(&memory, 1);
@@ -251,12 +251,14 @@ fn a_running_ring_changes_only_in_our_hands() {
     frontend.ok(code::SET_VRING_KICK, &0_u64.to_ne_bytes(), &[&event()]);
     frontend.ok(code::SET_VRING_ERR, &0_u64.to_ne_bytes(), &[&event()]);
     assert!(host.rings()[&0].err.is_some());
+    // QEMU does this each time the guest masks an interrupt: nothing may be lost meanwhile.
+    assert_eq!(*host.moves.lock().unwrap(), []);
     frontend.ok(code::SET_VRING_ENABLE, &pair(0, 0), &[]);
     assert!(!host.rings()[&0].enabled);
-    assert_eq!(*host.moves.lock().unwrap(), [(0, false), (0, true)].repeat(4));
+    assert_eq!(*host.moves.lock().unwrap(), [(0, false), (0, true)]);
     // Said again as it is: nothing to do.
     frontend.ok(code::SET_VRING_ENABLE, &pair(0, 0), &[]);
-    assert_eq!(host.moves.lock().unwrap().len(), 8);
+    assert_eq!(host.moves.lock().unwrap().len(), 2);
 }
 
 #[test]

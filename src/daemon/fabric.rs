@@ -12,7 +12,7 @@ use crate::datapath::{
     UplinkId, Watchdog, Watched, Worker, WorkerGone, WorkerHandle, WorkerId,
 };
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 use crate::xdp::Umem;
 
 use crate::platform::interrupt::InterruptibleThread;
@@ -207,6 +207,19 @@ impl Fabric {
         index: u16,
     ) -> Result<Option<Ring>, WorkerGone> {
         self.workers[worker.index()].handle.take(port, index)
+    }
+
+    /// Use another event descriptor for a ring.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn exchange(
+        &self,
+        (worker, port, index): (WorkerId, PortId, u16),
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), WorkerGone> {
+        self.workers[worker.index()].handle.exchange((port, index), kind, event)
     }
 
     /// All rings of a port with their workers; all counters are then up to date.

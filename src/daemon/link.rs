@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_of};
 use crate::device::offloads::Offloads;
 use crate::vhost_user::{HostError, PortHost, SessionBinding};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 
 use super::fabric::Fabric;
 use super::rarp;
@@ -113,6 +113,17 @@ impl PortHost for PortLink {
         self.set_ready(index, None)
             .and_then(|()| self.fabric.take(worker, self.port, index))
             .map_err(|WorkerGone| HostError::Stopping)
+    }
+
+    fn exchange(
+        &self,
+        index: u16,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), HostError> {
+        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        let exchanged = self.fabric.exchange((worker, self.port, index), kind, event);
+        exchanged.map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn announce(&self, mac: [u8; 6]) {

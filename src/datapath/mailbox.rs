@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::metrics::{PortCounter, Published};
-use crate::virtqueue::{Fault, Ring};
+use crate::virtqueue::{EventFd, EventKind, Fault, Ring};
 
 use super::{Forwarding, Inbox, PortId};
 
@@ -72,6 +72,17 @@ pub enum Command {
         index: u16,
         /// Acknowledged, with the ring if there is one.
         done: Sender<Option<Box<Ring>>>,
+    },
+    /// Use another event descriptor for a ring from now on.
+    Exchange {
+        /// The ring: its port and its number.
+        ring: (PortId, u16),
+        /// Which one.
+        kind: EventKind,
+        /// The new one.
+        event: Option<EventFd>,
+        /// Acknowledged.
+        done: Sender<()>,
     },
     /// Report the port's rings, and publish all counters.
     Inspect {
@@ -148,6 +159,19 @@ impl WorkerHandle {
     pub fn take(&self, port: PortId, index: u16) -> Result<Option<Ring>, WorkerGone> {
         let ring = self.call(|done| Command::Take { port, index, done })?;
         Ok(ring.map(|ring| *ring))
+    }
+
+    /// Use another event descriptor for a ring from now on.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn exchange(
+        &self,
+        ring: (PortId, u16),
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), WorkerGone> {
+        self.call(|done| Command::Exchange { ring, kind, event, done })
     }
 
     /// Report the port's rings.

@@ -1,6 +1,6 @@
 //! One worker: a pinned thread, its rings and its sockets.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, Sender};
 use rustix::event::epoll;
 
 use crate::metrics::{Counters, Published, SocketCounter};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 use crate::xdp::{Socket, Umem};
 
 use super::forwarding::Forwarding;
@@ -435,6 +435,10 @@ impl Worker {
             Command::Take { port, index, done } => {
                 let _ = done.send(self.take(port, index));
             }
+            Command::Exchange { ring, kind, event, done } => {
+                self.exchange(ring, kind, event);
+                let _ = done.send(());
+            }
             Command::Inspect { port, done } => {
                 self.read_kernel_statistics();
                 self.publish_counters();
@@ -450,27 +454,55 @@ impl Worker {
         ring.queue.ring_mut().want_kicks(false);
         if is_from_guest(index) {
             self.rotation.add((port, index));
-            if let Some(kick) = &ring.kick {
-                let data = epoll::EventData::new_u64(NOT_A_SOCKET);
-                let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-                if let Err(error) = epoll::add(&self.epoll, kick.as_fd(), data, edge) {
-                    tracing::error!(?port, index, %error, "cannot wait for the ring's kicks");
-                }
-            }
         }
         self.ports.put(port, index, ring);
+        self.wait_for_kicks((port, index), true);
+        self.remind((port, index));
+    }
+
+    /// Use another event descriptor: a ring that asks for kicks asks the new one for them, and the
+    /// driver looks for what it was told of by the old one.
+    fn exchange(&mut self, place: Place, kind: EventKind, event: Option<EventFd>) {
+        self.wait_for_kicks(place, false);
+        if let Some(ring) = self.ports.ring(place.0, place.1) {
+            ring.set_event(kind, event);
+        }
+        self.wait_for_kicks(place, true);
+        if kind == EventKind::Call {
+            self.remind(place);
+        }
+    }
+
+    /// Wake up when the driver kicks, or no more. We take packets from transmit rings only.
+    fn wait_for_kicks(&mut self, (port, index): Place, wanted: bool) {
+        let ring = self.ports.ring(port, index).filter(|_| is_from_guest(index));
+        let Some(kick) = ring.and_then(|ring| ring.kick.as_ref()) else { return };
+        let data = epoll::EventData::new_u64(NOT_A_SOCKET);
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let done = if wanted {
+            epoll::add(&self.epoll, kick, data, edge)
+        } else {
+            epoll::delete(&self.epoll, kick)
+        };
+        if let Err(error) = done {
+            tracing::error!(?port, index, %error, "cannot wait for the ring's kicks");
+        }
+    }
+
+    fn remind(&mut self, (port, index): Place) {
+        let reminded = self.ports.ring(port, index).map(|ring| ring.remind());
+        if let Some(Err(fault)) = reminded {
+            self.ports.break_ring(port, index, fault);
+        }
     }
 
     fn take(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
+        self.wait_for_kicks((port, index), false);
         self.rotation.remove((port, index));
         let mut ring = self.ports.lift(port, index)?;
         // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the
         // eventfd.
         ring.queue.ring_mut().want_kicks(true);
-        if let Some(kick) = &ring.kick {
-            // Not there for receive rings.
-            let _ = epoll::delete(&self.epoll, kick.as_fd());
-        }
         Some(ring)
     }
 }

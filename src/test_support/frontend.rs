@@ -26,7 +26,7 @@ use crate::device::features::{
 };
 use crate::profile::Profile;
 use crate::vhost_user::{HostError, PortHost, SessionBinding, SessionEnd, serve};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 
 /// Request numbers (vhost-user, "Front-end message types").
 #[allow(missing_docs)]
@@ -367,6 +367,17 @@ impl PortHost for RecordingHost {
             self.moves.lock().unwrap().push((index, false));
         }
         Ok(ring)
+    }
+
+    fn exchange(
+        &self,
+        index: u16,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), HostError> {
+        let mut rings = self.rings();
+        rings.get_mut(&index).expect("the ring runs").set_event(kind, event);
+        Ok(())
     }
 
     fn announce(&self, mac: [u8; 6]) {

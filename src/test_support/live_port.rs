@@ -13,7 +13,7 @@ use crate::datapath::{
     Worker, WorkerHandle, WorkerId, frame_max, is_from_guest, pair_of,
 };
 use crate::vhost_user::{HostError, PortHost, SessionBinding};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 
 use super::ring_pair::{Wire, ring_pair};
 
@@ -108,6 +108,16 @@ impl PortHost for LivePort {
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
         self.set_ready(index, false);
         Ok(self.handle.take(PORT, index).unwrap())
+    }
+
+    fn exchange(
+        &self,
+        index: u16,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), HostError> {
+        self.handle.exchange((PORT, index), kind, event).unwrap();
+        Ok(())
     }
 
     fn announce(&self, _mac: [u8; 6]) {}

@@ -10,7 +10,7 @@ use crate::datapath::{
     Target, UplinkId, Worker, WorkerHandle, WorkerId,
 };
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 
 use super::ring_pair::{Wire, ring_pair};
 
@@ -106,6 +106,17 @@ impl Rig {
     /// Take a ring back.
     pub fn take(&mut self, worker: usize, port: PortId, index: u16) -> Option<Ring> {
         self.call(worker, move |handle| handle.take(port, index).unwrap())
+    }
+
+    /// Give a worker another event descriptor for a ring that it has.
+    pub fn exchange(
+        &mut self,
+        worker: usize,
+        ring: (PortId, u16),
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) {
+        self.call(worker, move |handle| handle.exchange(ring, kind, event).unwrap());
     }
 
     /// A worker's report of a port's rings.

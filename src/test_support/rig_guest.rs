@@ -6,6 +6,7 @@ use crate::datapath::{Attachment, PortId, Route, UplinkId, WorkerId, frame_max};
 use crate::device::offloads::Offloads;
 use crate::virtqueue::QueueOptions;
 
+use super::frontend::signalled;
 use super::guest_driver::{Driver, GuestRam};
 use super::rig::Rig;
 
@@ -81,6 +82,7 @@ impl RigGuest {
         let (mut ring, _) = from_guest.ring();
         ring.kind.offloads = sent;
         rig.give(worker, port, 1, ring);
+        assert!(signalled(&call), "a driver is reminded to look when its ring is given");
         Self { _ram: ram, port, mac, to_guest, from_guest, call }
     }
 

@@ -19,11 +19,12 @@ use vhost::vhost_user::{
 
 use crate::device::features::FeatureSet;
 use crate::guest_memory::GuestAddress;
+use crate::virtqueue::EventKind;
 
 use super::device::Device;
 use super::memory::region_spec;
 use super::refusal::Refusal;
-use super::rings::{EventKind, addresses};
+use super::rings::addresses;
 
 impl Device {
     /// Keep the reason for the log, and give the crate an error to acknowledge with.

@@ -2,7 +2,7 @@
 //! started; the host passes them to the workers and back.
 
 use crate::device::features::FeatureSet;
-use crate::virtqueue::Ring;
+use crate::virtqueue::{EventFd, EventKind, Ring};
 
 /// The host could not do what a valid request asked for.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +27,8 @@ pub struct SessionBinding {
     pub queue_pairs: u16,
 }
 
-/// The port behind a session. A call returns when what it says is true: for `give` and `take`,
-/// when the worker has acknowledged.
+/// The port behind a session. A call returns when what it says is true: for `give`, `take` and
+/// `exchange`, when the worker has acknowledged.
 pub trait PortHost: Send + Sync {
     /// Hand ring `index` (even: to the guest, odd: from the guest) to its worker.
     ///
@@ -41,6 +41,17 @@ pub trait PortHost: Send + Sync {
     /// # Errors
     /// [`HostError`].
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError>;
+
+    /// Use another event descriptor for ring `index`, which is with its worker and stays there.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn exchange(
+        &self,
+        index: u16,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Result<(), HostError>;
 
     /// Tell the network where the guest is now (SEND_RARP).
     fn announce(&self, mac: [u8; 6]);

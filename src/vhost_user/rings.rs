@@ -17,7 +17,7 @@ use crate::device::net_header;
 use crate::device::offloads::Offloads;
 use crate::guest_memory::{FrontendAddress, GuestAddress};
 use crate::virtqueue::{
-    ActivateError, EventFd, QueueAddresses, QueueSetup, Ring, RingKind, check_size,
+    ActivateError, EventFd, EventKind, QueueAddresses, QueueSetup, Ring, RingKind, check_size,
 };
 
 use super::device::Device;
@@ -71,14 +71,6 @@ pub(super) struct RingState {
 
 /// VHOST_VRING_F_LOG: writes to the ring are to be logged.
 const RING_LOGGED: u32 = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
-
-/// Which descriptor of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EventKind {
-    Kick,
-    Call,
-    Err,
-}
 
 // ---- checks before a request is passed on -------------------------------------------------------
 
@@ -175,7 +167,8 @@ impl Device {
         Ok(())
     }
 
-    /// SET_VRING_KICK, CALL, ERR, checked. A ring that runs comes back for the exchange.
+    /// SET_VRING_KICK, CALL, ERR, checked. A ring that runs keeps running: QEMU gives another call
+    /// descriptor each time the guest masks or unmasks an interrupt.
     pub(super) fn set_event(
         &mut self,
         ring: u8,
@@ -185,15 +178,10 @@ impl Device {
         let index = self.ring_index(u64::from(ring))?;
         let event = file.map(EventFd::new).transpose();
         let event = event.map_err(|source| Refusal::Event { ring: index, source })?;
-        if let Some(mut ring) = self.take(index)? {
-            match kind {
-                EventKind::Kick => ring.kick = event,
-                EventKind::Call => ring.call = event,
-                EventKind::Err => ring.err = event,
-            }
-            return self.give(index, ring);
-        }
         let state = &mut self.rings[index];
+        if state.started {
+            return Ok(self.host.exchange(number(index), kind, event)?);
+        }
         match kind {
             EventKind::Kick => state.kick = event.into(),
             EventKind::Call => state.call = event,

@@ -27,7 +27,7 @@ pub use chain::{BATCH_SEGMENTS, Chain, Direction, Segments};
 pub use fault::Fault;
 pub use layout::{DeviceRing, Layout, Queue};
 pub use packed::PackedRing;
-pub use ring::{EventFd, EventFdError, Ring, RingKind};
+pub use ring::{EventFd, EventFdError, EventKind, Ring, RingKind};
 pub use setup::{
     ActivateError, QUEUE_SIZE_MAX, QueueAddresses, QueueOptions, QueueSetup, check_size,
 };

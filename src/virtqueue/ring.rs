@@ -62,6 +62,17 @@ impl AsFd for EventFd {
     }
 }
 
+/// Which event descriptor of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// SET_VRING_KICK: the driver's signal to us.
+    Kick,
+    /// SET_VRING_CALL: our signal to the driver.
+    Call,
+    /// SET_VRING_ERR: our signal that the ring is broken.
+    Err,
+}
+
 /// What was negotiated of a ring's packets, decided when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingKind {
@@ -112,6 +123,24 @@ impl Ring {
                 let _ = err.signal();
             }
         }
+    }
+
+    /// Use another event descriptor from now on.
+    pub fn set_event(&mut self, kind: EventKind, event: Option<EventFd>) {
+        match kind {
+            EventKind::Kick => self.kick = event,
+            EventKind::Call => self.call = event,
+            EventKind::Err => self.err = event,
+        }
+    }
+
+    /// Signal the driver whether or not there is news: it may have been told of what is published
+    /// by way of a descriptor that nobody reads any more. It looks, and finds what there is.
+    ///
+    /// # Errors
+    /// As [`EventFd::signal`].
+    pub fn remind(&self) -> Result<(), Fault> {
+        self.call.as_ref().map_or(Ok(()), EventFd::signal)
     }
 
     /// Signal the driver if it wants to hear of what was published; answers whether it did.
