@@ -80,6 +80,8 @@ type Step = (u32, Vec<u8>, Option<File>);
 fn script(memory: &GuestFile) -> Vec<Step> {
     let mut steps: Vec<Step> = vec![
         (code::SET_PROTOCOL_FEATURES, profile().protocol_features.0.to_ne_bytes().into(), None),
+        (code::SET_DEVICE_STATE_FD, pair(0, 0), Some(event())),
+        (code::SET_DEVICE_STATE_FD, pair(1, 0), Some(event())),
         (code::SET_OWNER, vec![], None),
         (code::SET_FEATURES, profile().features.0.to_ne_bytes().into(), None),
         (code::SET_MEM_TABLE, GuestFile::table(&[memory]), Some(memory.file.try_clone().unwrap())),

@@ -1,10 +1,11 @@
 //! What the log says of a refused request, and how often.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-use isonic::test_support::frontend::{Frontend, RecordingHost, code, pair, profile};
+use isonic::profile::Profile;
+use isonic::test_support::frontend::{Frontend, RecordingHost, code, event, pair, profile};
 use isonic::vhost_user::serve;
 
 /// A log in memory.
@@ -85,4 +86,46 @@ fn a_flood_of_refusals_is_logged_thirty_two_times_and_then_once_more() {
     });
     assert_eq!(lines.len(), 33, "{lines:#?}");
     assert!(lines[32].contains("further refusals"));
+}
+
+#[test]
+fn a_state_of_another_interface_is_refused_with_every_difference_and_the_way_out() {
+    let lines = logged(|frontend| load(frontend, &state_of_another_port()));
+    assert_one_line_with(
+        &lines,
+        &[
+            "CHECK_DEVICE_STATE",
+            "the VM has profile com.example.v9 (digest ",
+            "the port org.isonic.test.v1 (digest ",
+            "the VM has MTU 9000, the port 1500",
+            "isonic port set-profile PORT com.example.v9",
+        ],
+    );
+}
+
+#[test]
+fn a_state_that_cannot_be_read_is_not_quoted() {
+    let lines = logged(|frontend| load(frontend, b"{\"format\": \"\x1b[2Jnonsense\"}"));
+    assert_one_line_with(&lines, &["CHECK_DEVICE_STATE", "cannot be read at line 1"]);
+    assert!(!lines[0].contains("nonsense"), "{lines:?}");
+}
+
+/// Load this state, and have it refused.
+fn load(frontend: &Frontend, state: &[u8]) {
+    frontend.send(code::SET_DEVICE_STATE_FD, 1, &pair(1, 0), &[&event()]);
+    let (_, channel) = frontend.reply_with_file(code::SET_DEVICE_STATE_FD);
+    channel.unwrap().write_all(state).unwrap();
+    assert_eq!(frontend.number(code::CHECK_DEVICE_STATE), Some(1));
+}
+
+/// The state of a port with another name and MTU.
+fn state_of_another_port() -> Vec<u8> {
+    let other = Profile { name: "com.example.v9".into(), mtu: 9000, ..profile() };
+    let frontend = Frontend::connect(other, Arc::new(RecordingHost::default()));
+    frontend.negotiate();
+    frontend.send(code::SET_DEVICE_STATE_FD, 1, &pair(0, 0), &[&event()]);
+    let (_, channel) = frontend.reply_with_file(code::SET_DEVICE_STATE_FD);
+    let mut state = Vec::new();
+    channel.unwrap().read_to_end(&mut state).unwrap();
+    state
 }

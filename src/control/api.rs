@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Attach, PortConfig, SocketMode};
 use crate::device::features::{self, FeatureSet};
 use crate::device::mac::MacAddress;
-use crate::profile::{Blocker, CANONICAL_VERSION, Catalog, Profile, UplinkFacts, digest};
+use crate::profile::{Blocker, CANONICAL_VERSION, Catalog, Profile, UplinkFacts};
 
 /// Everything that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,27 +207,6 @@ pub struct BindingView {
     /// Of all that the guest can notice of this: two sessions with the same are the same to it.
     #[serde(default)]
     pub fingerprint: String,
-}
-
-/// The fingerprint of a session: SHA-256 over the profile's digest, the device features that were
-/// acknowledged (without those that are vhost-user's own), the size of each started ring, and the
-/// queue pairs in use.
-#[must_use]
-pub fn fingerprint(
-    profile_digest: &str,
-    acknowledged: FeatureSet,
-    ring_sizes: &[Option<u16>],
-    queue_pairs: u16,
-) -> String {
-    let transport = FeatureSet(1 << features::LOG_ALL | 1 << features::PROTOCOL_FEATURES);
-    let sizes = ring_sizes.iter().enumerate();
-    let sizes = sizes.filter_map(|(ring, size)| Some(format!("{ring}:{}", (*size)?)));
-    digest(&format!(
-        "profile={profile_digest}\nacknowledged={:#018x}\nring_sizes={}\nqueue_pairs={}\n",
-        acknowledged.without(transport).0,
-        sizes.collect::<Vec<_>>().join(","),
-        queue_pairs
-    ))
 }
 
 /// Which way a ring's packets go.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::control::api::{
     BindingView, BitsView, Counters, Deleted, Direction, PortState, PortView, ProfileView,
-    RingView, SocketKind, Stats, UplinkView, VersionView, WorkerView, XdpMode, fingerprint,
+    RingView, SocketKind, Stats, UplinkView, VersionView, WorkerView, XdpMode,
 };
 use crate::control::{ApiError, ErrorCode, Request, Response, Service};
 use crate::datapath::is_from_guest;
 use crate::device::mac::MacAddress;
 use crate::metrics::sum;
+use crate::profile::fingerprint;
 use crate::report::chain;
 use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};

@@ -26,6 +26,9 @@ pub enum Provider {
 /// `hw/net/virtio-net.c`).
 pub const LEGACY: FeatureSet = FeatureSet(1 << GSO | 1 << NOTIFY_ON_EMPTY | 1 << ANY_LAYOUT);
 
+/// The bits that are between front-end and backend, and no guest's.
+pub const TRANSPORT: FeatureSet = FeatureSet(1 << LOG_ALL | 1 << PROTOCOL_FEATURES);
+
 /// One feature bit.
 #[derive(Debug)]
 pub struct Feature {
@@ -405,6 +408,8 @@ pub const PROTOCOL_RESET_DEVICE: u8 = 13;
 pub const PROTOCOL_CONFIGURE_MEM_SLOTS: u8 = 15;
 /// VHOST_USER_PROTOCOL_F_STATUS.
 pub const PROTOCOL_STATUS: u8 = 16;
+/// VHOST_USER_PROTOCOL_F_DEVICE_STATE: a state of ours travels in the front-end's migration stream.
+pub const PROTOCOL_DEVICE_STATE: u8 = 19;
 
 /// All protocol features, by bit: those of other backends too, whose profiles name them.
 pub static PROTOCOL: &[ProtocolFeature] = &[
@@ -427,7 +432,7 @@ pub static PROTOCOL: &[ProtocolFeature] = &[
     ProtocolFeature { bit: PROTOCOL_STATUS, name: "status" },
     ProtocolFeature { bit: 17, name: "xen_mmap" },
     ProtocolFeature { bit: 18, name: "shared_object" },
-    ProtocolFeature { bit: 19, name: "device_state" },
+    ProtocolFeature { bit: PROTOCOL_DEVICE_STATE, name: "device_state" },
     ProtocolFeature { bit: 20, name: "get_vring_base_inflight" },
     ProtocolFeature { bit: 21, name: "gpa_addresses" },
     ProtocolFeature { bit: 22, name: "shmem" },
@@ -446,7 +451,8 @@ pub const PROTOCOL_IMPLEMENTED: FeatureSet = FeatureSet(
         | 1 << PROTOCOL_HOST_NOTIFIER
         | 1 << PROTOCOL_RESET_DEVICE
         | 1 << PROTOCOL_CONFIGURE_MEM_SLOTS
-        | 1 << PROTOCOL_STATUS,
+        | 1 << PROTOCOL_STATUS
+        | 1 << PROTOCOL_DEVICE_STATE,
 );
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::device::features::{
-    self, FeatureSet, IMPLEMENTED, LEGACY, PROTOCOL_IMPLEMENTED, Provider,
+    self, FeatureSet, IMPLEMENTED, LEGACY, PROTOCOL_IMPLEMENTED, Provider, TRANSPORT,
 };
 use crate::guest_memory::REGIONS_MAX;
 
@@ -260,6 +260,26 @@ pub fn family_of(name: &str) -> Option<(&str, Vec<u32>)> {
     };
     let numbers: Option<Vec<u32>> = version.split('.').map(number).collect();
     numbers.map(|numbers| (family, numbers))
+}
+
+/// The fingerprint of a session: SHA-256 over the profile's digest, the device features that were
+/// acknowledged (without those that are vhost-user's own), the size of each started ring, and the
+/// queue pairs in use.
+#[must_use]
+pub fn fingerprint(
+    profile_digest: &str,
+    acknowledged: FeatureSet,
+    ring_sizes: &[Option<u16>],
+    queue_pairs: u16,
+) -> String {
+    let sizes = ring_sizes.iter().enumerate();
+    let sizes = sizes.filter_map(|(ring, size)| Some(format!("{ring}:{}", (*size)?)));
+    digest(&format!(
+        "profile={profile_digest}\nacknowledged={:#018x}\nring_sizes={}\nqueue_pairs={}\n",
+        acknowledged.without(TRANSPORT).0,
+        sizes.collect::<Vec<_>>().join(","),
+        queue_pairs
+    ))
 }
 
 /// SHA-256 of `text`, in hexadecimal.

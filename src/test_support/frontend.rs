@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -18,7 +18,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 use crate::device::features::{
     EVENT_IDX, FeatureSet, INDIRECT_DESC, MQ, MRG_RXBUF, MTU, PROTOCOL_FEATURES,
@@ -59,6 +62,8 @@ pub mod code {
     pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
+    pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 /// Flags of a request, version 1, that asks for an acknowledgement.
@@ -243,6 +248,27 @@ impl Frontend {
         let mut body = vec![0; usize::try_from(len).unwrap()];
         (&self.stream).read_exact(&mut body).unwrap();
         Some(body)
+    }
+
+    /// The number that answers `request`, and the descriptor that came with it.
+    ///
+    /// # Panics
+    /// If the session has ended.
+    #[must_use]
+    pub fn reply_with_file(&self, request: u32) -> (u64, Option<File>) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut reply = [0; 20];
+        let mut buffers = [IoSliceMut::new(&mut reply)];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
+        let received = recvmsg(&self.stream, &mut buffers, &mut control, flags).unwrap();
+        assert_eq!(received.bytes, 20, "a header and a number");
+        assert_eq!(reply[..4], request.to_ne_bytes());
+        let file = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next().map(File::from),
+            _ => None,
+        });
+        (u64::from_ne_bytes(reply[12..].try_into().unwrap()), file)
     }
 
     /// The number that answers `request`; None if the session ended instead.

@@ -13,13 +13,14 @@ use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::{
-    EVENT_IDX, FeatureSet, INDIRECT_DESC, LOG_ALL, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES,
-    PROTOCOL_REPLY_ACK, RING_PACKED, VERSION_1,
+    EVENT_IDX, FeatureSet, INDIRECT_DESC, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK,
+    RING_PACKED, TRANSPORT, VERSION_1,
 };
 use crate::guest_memory::{DirtyLog, GuestMemory};
 use crate::profile::Profile;
 use crate::virtqueue::QueueOptions;
 
+use super::device_state::{DeviceState, LastRun, StateError, state_of};
 use super::host::{PortHost, SessionBinding};
 use super::message::{Message, Request};
 use super::refusal::Refusal;
@@ -44,6 +45,8 @@ pub(super) struct Device {
     pub(super) memory: Arc<GuestMemory>,
     /// SET_LOG_BASE, whether in force or not.
     pub(super) log: Option<Arc<DirtyLog>>,
+    /// What ran, for a state that is asked for when all has stopped.
+    last_run: LastRun,
     /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
     /// for a failure.
     _backend_channel: Option<OwnedFd>,
@@ -55,7 +58,7 @@ impl Device {
     /// A device as a front-end finds it when it connects.
     pub fn new(profile: Arc<Profile>, host: Arc<dyn PortHost>) -> Self {
         let rings = (usize::from(profile.queue_pairs_max) * 2).min(RINGS_MAX);
-        let device = Self {
+        let mut device = Self {
             rings: std::iter::repeat_with(RingState::default).take(rings).collect(),
             profile,
             host,
@@ -64,6 +67,7 @@ impl Device {
             status: 0,
             memory: Arc::default(),
             log: None,
+            last_run: LastRun::default(),
             _backend_channel: None,
             refusal: None,
         };
@@ -107,8 +111,7 @@ impl Device {
         // Bit 30 is between us and the front-end, and logging begins and ends while rings run; all
         // others the workers may have acted on.
         let before = self.acknowledged.unwrap_or_default();
-        let free = 1 << PROTOCOL_FEATURES | 1 << LOG_ALL;
-        let changed = FeatureSet((features.0 ^ before.0) & !free);
+        let changed = FeatureSet(features.0 ^ before.0).without(TRANSPORT);
         if !changed.is_empty() && self.rings.iter().any(|ring| ring.started) {
             return Err(Refusal::FeaturesInUse { changed });
         }
@@ -168,6 +171,7 @@ impl Device {
         }
         self.acknowledged = None;
         self.status = 0;
+        self.last_run = LastRun::default();
         self.apply_log()?;
         self.publish();
         Ok(())
@@ -215,16 +219,31 @@ impl Device {
         Err(Refusal::Mtu { asked, mtu: self.profile.mtu, profile: self.profile.name.clone() })
     }
 
+    /// SET_DEVICE_STATE_FD, to save: what this device was when it was stopped. It changes nothing:
+    /// a migration may fail, and the guest go on here.
+    pub fn state(&self) -> DeviceState {
+        state_of(&self.profile, self.acknowledged.unwrap_or_default(), &self.last_run)
+    }
+
+    /// Whether a state may be transferred now: "when both the source and destination devices are
+    /// suspended", which they are while all rings are stopped.
+    pub fn check_suspended(&self) -> Result<(), StateError> {
+        let started = self.rings.iter().position(|ring| ring.started);
+        started.map_or(Ok(()), |ring| Err(StateError::Running(ring)))
+    }
+
     /// Tell the host what is agreed on by now.
-    pub(super) fn publish(&self) {
+    pub(super) fn publish(&mut self) {
         let runs = |ring: &RingState| ring.started && ring.enabled;
         let pairs = self.rings.chunks(2).filter(|pair| pair.iter().all(runs)).count();
         let size = |ring: &RingState| ring.size.filter(|_| ring.started);
+        let ring_sizes: Vec<Option<u16>> = self.rings.iter().map(size).collect();
+        self.last_run.note(&ring_sizes);
         self.host.bound(SessionBinding {
             offered: self.profile.features,
             acknowledged: self.acknowledged.unwrap_or_default(),
             protocol_features: self.protocol,
-            ring_sizes: self.rings.iter().map(size).collect(),
+            ring_sizes,
             queue_pairs: u16::try_from(pairs).expect("at most queue_pairs_max, a u16"),
         });
     }

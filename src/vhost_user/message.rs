@@ -14,8 +14,8 @@ use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
 use crate::device::features::{
     PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION,
-    PROTOCOL_LOG_SHMFD, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP, PROTOCOL_RESET_DEVICE,
-    PROTOCOL_STATUS,
+    PROTOCOL_DEVICE_STATE, PROTOCOL_LOG_SHMFD, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP,
+    PROTOCOL_RESET_DEVICE, PROTOCOL_STATUS,
 };
 
 use super::refusal::Refusal;
@@ -50,6 +50,8 @@ pub(super) struct Request {
     /// Whether the answer has a payload of its own, so that refusing it leaves the front-end
     /// without an answer it can understand.
     pub payload_reply: bool,
+    /// The number that refuses it all the same, where the payload has room for a refusal.
+    pub refusal: Option<u64>,
     pub answerer: Answerer,
 }
 
@@ -61,6 +63,7 @@ const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usi
         descriptors: 0..=0,
         feature: None,
         payload_reply: false,
+        refusal: None,
         answerer: Answerer::Crate,
     }
 }
@@ -78,6 +81,11 @@ impl Request {
 
     const fn replies(mut self) -> Self {
         self.payload_reply = true;
+        self
+    }
+
+    const fn replies_or(mut self, refusal: u64) -> Self {
+        (self.payload_reply, self.refusal) = (true, Some(refusal));
         self
     }
 
@@ -145,6 +153,16 @@ pub(super) static REQUESTS: &[Request] = &[
         .descriptors(0..=1),
     request(FrontendReq::SET_STATUS, "SET_STATUS", U64).needs(PROTOCOL_STATUS).ours(),
     request(FrontendReq::GET_STATUS, "GET_STATUS", NO_BODY).needs(PROTOCOL_STATUS).ours().replies(),
+    // "Bits 0-7 are 0 on success, and non-zero on error. Bit 8 is the invalid FD flag".
+    request(FrontendReq::SET_DEVICE_STATE_FD, "SET_DEVICE_STATE_FD", U64)
+        .needs(PROTOCOL_DEVICE_STATE)
+        .descriptors(1..=1)
+        .replies_or(0x101)
+        .ours(),
+    request(FrontendReq::CHECK_DEVICE_STATE, "CHECK_DEVICE_STATE", NO_BODY)
+        .needs(PROTOCOL_DEVICE_STATE)
+        .replies_or(1)
+        .ours(),
 ];
 
 /// One message, whole. Its descriptors close when it is dropped.

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod device_state;
 mod dirty_log;
 mod handler;
 mod host;
@@ -23,8 +24,10 @@ mod relay;
 mod rings;
 mod session;
 mod socket;
+mod transfer;
 mod transport;
 
+pub use device_state::{Difference, StateError};
 pub use host::{HostError, PortHost, SessionBinding};
 pub use refusal::Refusal;
 pub use session::{SessionEnd, serve};

@@ -9,6 +9,7 @@ use crate::device::features::FeatureSet;
 use crate::guest_memory::{LogError, MapError, TableError};
 use crate::virtqueue::{ActivateError, EventFdError};
 
+use super::device_state::StateError;
 use super::host::HostError;
 use super::transport::TransportError;
 
@@ -198,6 +199,9 @@ pub enum Refusal {
     /// A crypto session with a network device.
     #[error("this is a network device, which has no crypto sessions")]
     NoCrypto,
+    /// SET_DEVICE_STATE_FD or CHECK_DEVICE_STATE.
+    #[error("device state refused")]
+    State(#[from] StateError),
     /// A body that the `vhost` crate objects to.
     #[error("malformed request")]
     Malformed(#[source] vhost::vhost_user::Error),

@@ -8,18 +8,22 @@
 
 use std::error::Error;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::profile::Profile;
 
 use super::device::Device;
+use super::device_state::{DeviceState, StateError};
 use super::host::PortHost;
 use super::message::{Answerer, Message, Request};
 use super::refusal::Refusal;
 use super::relay::Relay;
+use super::transfer::Transfer;
 use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
 
 /// Refusals of one session that are logged; a front-end must not fill the disk.
@@ -80,7 +84,8 @@ pub fn serve(
         Ok(relay) => relay,
         Err(error) => return SessionEnd::Setup(error),
     };
-    let mut session = Session { stream, device, relay, port: name, refused: 0 };
+    let mut session =
+        Session { stream, device, relay, transfer: Transfer::Idle, port: name, refused: 0 };
     loop {
         if let Err(end) = session.turn() {
             return end;
@@ -89,6 +94,7 @@ pub fn serve(
 }
 
 /// What goes back when a request was done.
+#[derive(Debug)]
 enum Answer {
     /// An acknowledgement, if one is asked for.
     Done,
@@ -96,12 +102,16 @@ enum Answer {
     Value(u64),
     /// A reply with a body of its own, whole.
     Reply(Vec<u8>),
+    /// Zero, and the front-end's end of a channel.
+    Channel(OwnedFd),
 }
 
 struct Session<'s> {
     stream: &'s UnixStream,
     device: Arc<Mutex<Device>>,
     relay: Relay,
+    /// A state of the device, out or in.
+    transfer: Transfer,
     port: &'s str,
     /// Requests refused so far.
     refused: u32,
@@ -110,6 +120,7 @@ struct Session<'s> {
 impl Session<'_> {
     /// One message, from reading it to its answer.
     fn turn(&mut self) -> Result<(), SessionEnd> {
+        self.await_message()?;
         let mut message = read_message(self.stream)?;
         let answer = self.answer(&mut message);
         // Closed before the answer, so that none is ours any more when the front-end has it.
@@ -122,11 +133,35 @@ impl Session<'_> {
             Ok(Answer::Value(value)) => reply_u64(self.stream, &message, value)?,
             Ok(Answer::Done) if acknowledge => reply_u64(self.stream, &message, 0)?,
             Ok(Answer::Done) => {}
+            Ok(Answer::Channel(end)) => {
+                write_all(self.stream, &reply_to(&message, &0_u64.to_ne_bytes()), &[end])?;
+            }
             Err(refusal) => {
-                self.refuse(&message, refusal)?;
-                if acknowledge {
-                    reply_u64(self.stream, &message, 1)?;
+                let number = self.refuse(&message, refusal)?;
+                if let Some(number) = number.or(acknowledge.then_some(1)) {
+                    reply_u64(self.stream, &message, number)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Wait until the front-end says something; meanwhile take what it writes of a state, of which
+    /// there may be more than the channel holds.
+    fn await_message(&mut self) -> Result<(), SessionEnd> {
+        while let Some(channel) = self.transfer.incoming() {
+            let mut fds = [self.stream.as_fd(), channel]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(TransportError::Io(error.into()).into()),
+            }
+            let [message, state] = fds.map(|fd| !fd.revents().is_empty());
+            if message {
+                break;
+            }
+            if state && let Err(error) = self.transfer.receive() {
+                self.log("SET_DEVICE_STATE_FD", &error.into());
             }
         }
         Ok(())
@@ -145,10 +180,15 @@ impl Session<'_> {
 
     /// The requests that the `vhost` crate does not know, or refuses where we must not.
     fn answer_ourselves(
-        &self,
+        &mut self,
         request: &Request,
         message: &mut Message,
     ) -> Result<Answer, Refusal> {
+        match request.code {
+            FrontendReq::SET_DEVICE_STATE_FD => return self.transfer_state(message),
+            FrontendReq::CHECK_DEVICE_STATE => return self.check_state(),
+            _ => {}
+        }
         let mut device = self.device();
         match request.code {
             FrontendReq::SET_VRING_ENABLE => device.set_enable(message)?,
@@ -179,6 +219,34 @@ impl Session<'_> {
         Ok(Answer::Done)
     }
 
+    /// SET_DEVICE_STATE_FD: u32 direction, u32 phase. The front-end's own descriptor is not used.
+    fn transfer_state(&mut self, message: &Message) -> Result<Answer, Refusal> {
+        self.device().check_suspended()?;
+        let state = self.device().state();
+        let end = match (message.u32_at(0), message.u32_at(4)) {
+            (0, 0) => self.transfer.save(&state.write())?,
+            (1, 0) => self.transfer.load()?,
+            (direction, phase) => return Err(StateError::Transfer { direction, phase }.into()),
+        };
+        Ok(Answer::Channel(end))
+    }
+
+    /// CHECK_DEVICE_STATE: whether a state went out whole, or came in and is that of a VM with this
+    /// port's interface.
+    fn check_state(&mut self) -> Result<Answer, Refusal> {
+        match self.transfer.finish()? {
+            None => tracing::info!(
+                port = self.port, state = %self.device().state(), "device state given"
+            ),
+            Some(bytes) => {
+                let state = DeviceState::read(&bytes)?;
+                state.check(&self.device().profile)?;
+                tracing::info!(port = self.port, %state, "device state taken: the same interface");
+            }
+        }
+        Ok(Answer::Value(0))
+    }
+
     /// All other requests. Where the crate reports an error, it may or may not have acknowledged;
     /// that acknowledgement is dropped and ours is the only one.
     fn pass(&mut self, message: &Message) -> Result<Answer, Refusal> {
@@ -191,16 +259,19 @@ impl Session<'_> {
         }
     }
 
-    /// Log the refusal, and end the session if there is no way on.
-    fn refuse(&mut self, message: &Message, refusal: Refusal) -> Result<(), SessionEnd> {
+    /// Log the refusal, and end the session if there is no way on. The answer, if the request has
+    /// one of its own for a refusal.
+    fn refuse(&mut self, message: &Message, refusal: Refusal) -> Result<Option<u64>, SessionEnd> {
         self.log(&message.name(), &refusal);
         if refusal.ends_session() {
             return Err(SessionEnd::Failed { request: message.name(), source: refusal });
         }
-        if message.request().is_some_and(|request| request.payload_reply) {
+        let request = message.request();
+        let number = request.and_then(|request| request.refusal);
+        if number.is_none() && request.is_some_and(|request| request.payload_reply) {
             return Err(SessionEnd::Unanswerable { request: message.name(), source: refusal });
         }
-        Ok(())
+        Ok(number)
     }
 
     fn log(&mut self, request: &str, refusal: &Refusal) {

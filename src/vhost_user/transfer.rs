@@ -1,0 +1,120 @@
+//! The channel that a state goes through (SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE).
+//!
+//! The channel is always ours: a socket pair, whose other end the front-end gets with the answer
+//! and "must use" (vhost-user, SET_DEVICE_STATE_FD). Its own descriptor is closed unseen. A pipe of
+//! a front-end's, or whatever else it sends, shares its flags with the front-end, which could have
+//! a read or a write block the session for ever; ours cannot.
+//!
+//! Nothing waits here. A state to be saved is in the channel whole before the front-end has its
+//! end. One to be loaded is taken as it comes, between messages; when the front-end asks what
+//! became of it, it has closed its end, so all of it is there, or it is refused.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use super::device_state::{STATE_MAX, StateError};
+
+/// Bytes taken at once.
+const PIECE: usize = 4096;
+
+/// A state on its way.
+#[derive(Debug, Default)]
+pub(super) enum Transfer {
+    /// None.
+    #[default]
+    Idle,
+    /// Out, and whole.
+    Saved,
+    /// In, so far as `bytes`; the channel is gone when it has ended.
+    Loading {
+        /// Our end.
+        channel: Option<UnixStream>,
+        /// What has come.
+        bytes: Vec<u8>,
+    },
+}
+
+impl Transfer {
+    /// A channel with `state` in it, to be read by the front-end to its end.
+    ///
+    /// # Errors
+    /// [`StateError::Channel`].
+    pub fn save(&mut self, state: &[u8]) -> Result<OwnedFd, StateError> {
+        let (mut ours, theirs) = channel()?;
+        // Not all of it at once would be a socket's buffer below 64 KiB.
+        ours.write_all(state).map_err(StateError::Channel)?;
+        *self = Self::Saved;
+        Ok(theirs)
+    }
+
+    /// A channel for the front-end to write a state to. One that was being written before is
+    /// forgotten: its migration has failed.
+    ///
+    /// # Errors
+    /// [`StateError::Channel`].
+    pub fn load(&mut self) -> Result<OwnedFd, StateError> {
+        let (ours, theirs) = channel()?;
+        *self = Self::Loading { channel: Some(ours), bytes: Vec::new() };
+        Ok(theirs)
+    }
+
+    /// The channel that something may come from.
+    pub fn incoming(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Loading { channel, .. } => channel.as_ref().map(AsFd::as_fd),
+            Self::Idle | Self::Saved => None,
+        }
+    }
+
+    /// Take what is there, at most a piece of it; false if there is nothing yet, or no more.
+    ///
+    /// # Errors
+    /// [`StateError`]; the transfer has failed then, and the front-end's next write does.
+    pub fn receive(&mut self) -> Result<bool, StateError> {
+        let Self::Loading { channel, bytes } = self else { return Ok(false) };
+        let Some(socket) = channel else { return Ok(false) };
+        let mut piece = [0; PIECE];
+        let failed = match socket.read(&mut piece) {
+            Ok(0) => {
+                *channel = None;
+                return Ok(false);
+            }
+            Ok(len) if bytes.len() + len <= STATE_MAX => {
+                bytes.extend_from_slice(&piece[..len]);
+                return Ok(true);
+            }
+            Ok(_) => StateError::TooLong,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(error) => StateError::Channel(error),
+        };
+        *self = Self::Idle;
+        Err(failed)
+    }
+
+    /// What became of the transfer, which is over with this: the state that came, whole; None if
+    /// one went out.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn finish(&mut self) -> Result<Option<Vec<u8>>, StateError> {
+        // Bounded: every piece but the last has a byte or more, and there are at most STATE_MAX.
+        while self.receive()? {}
+        match std::mem::take(self) {
+            Self::Idle => Err(StateError::Missing),
+            Self::Saved => Ok(None),
+            Self::Loading { channel: Some(_), .. } => Err(StateError::Unfinished),
+            Self::Loading { channel: None, bytes } => Ok(Some(bytes)),
+        }
+    }
+}
+
+/// Our end, which never blocks, and the front-end's.
+fn channel() -> Result<(UnixStream, OwnedFd), StateError> {
+    let (ours, theirs) = UnixStream::pair().map_err(StateError::Channel)?;
+    ours.set_nonblocking(true).map_err(StateError::Channel)?;
+    Ok((ours, theirs.into()))
+}
