@@ -458,7 +458,7 @@ uplink = "eth0"
             lines(&unknown),
             ["c.toml:8: port \"vm1\": there is no profile \"org.isonic.net.v999\"; known: \
               org.dpdk.v22.11, org.isonic.net.v1, org.isonic.net.v2, org.isonic.net.v3, \
-              org.openvswitch.v3.1"]
+              org.isonic.net.v4, org.openvswitch.v3.1"]
         );
         let nothing = lines(&MINIMAL.replace("org.isonic.net.v1", ""));
         assert!(nothing[0].starts_with("c.toml:8: port \"vm1\": no profile is named"));
