@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use common::{Bed, Configuration, Daemon, NIC, PROFILE, PortSpec, run_to_end, wait_for};
+use isonic::device::features::{MRG_RXBUF, RING_PACKED};
+use isonic::test_support::frontend::{Frontend, code};
 use serde_json::Value;
 
 const OWN: &str = "com.example.net.v1";
@@ -200,4 +202,26 @@ fn compare(bed: &Bed, from: &Value, to: &Value, same: bool) {
     let answer: Value = serde_json::from_str(&finished.output).expect("JSON");
     assert_eq!(answer["same"], same, "{answer}");
     assert_eq!(finished.status.success(), same);
+}
+
+/// As a guest that was rebooted, or has another driver, while isonic was not there.
+#[test]
+fn a_guest_may_take_less_than_in_its_last_session_and_never_more_than_was_bound() {
+    let bed = Bed::new(1, 1);
+    write_own(&bed, 512);
+    let mut daemon = Daemon::start(&bed, &configuration(&bed, PROFILE));
+    let connect = || Frontend::over(UnixStream::connect(bed.path("vm1.sock")).expect("the port"));
+    let frontend = connect();
+    frontend.negotiate();
+    let offered = frontend.number(code::GET_FEATURES).expect("features");
+    daemon.stop();
+    daemon.start_again();
+    let frontend = connect();
+    assert_eq!(frontend.number(code::GET_FEATURES), Some(offered));
+    let protocol = frontend.number(code::GET_PROTOCOL_FEATURES).expect("protocol features");
+    frontend.ok(code::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes(), &[]);
+    let less = offered & !(1 << MRG_RXBUF);
+    frontend.ok(code::SET_FEATURES, &less.to_ne_bytes(), &[]);
+    let more = offered | 1 << RING_PACKED;
+    frontend.refused(code::SET_FEATURES, &more.to_ne_bytes(), &[]);
 }
