@@ -104,6 +104,19 @@ fn a_state_of_another_interface_is_refused_with_every_difference_and_the_way_out
 }
 
 #[test]
+fn states_without_end_are_logged_thirty_two_times() {
+    let lines = logged(|frontend| {
+        for _ in 0..100 {
+            frontend.send(code::SET_DEVICE_STATE_FD, 1, &pair(0, 0), &[&event()]);
+            let _ = frontend.reply_with_file(code::SET_DEVICE_STATE_FD);
+            assert_eq!(frontend.number(code::CHECK_DEVICE_STATE), Some(0));
+        }
+    });
+    assert_eq!(lines.len(), 32, "{lines:#?}");
+    assert!(lines.iter().all(|line| line.contains("device state given")), "{lines:#?}");
+}
+
+#[test]
 fn a_state_that_cannot_be_read_is_not_quoted() {
     let lines = logged(|frontend| load(frontend, b"{\"format\": \"\x1b[2Jnonsense\"}"));
     assert_one_line_with(&lines, &["CHECK_DEVICE_STATE", "cannot be read at line 1"]);

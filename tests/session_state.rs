@@ -217,6 +217,21 @@ fn a_damaged_or_foreign_state_is_refused() {
 }
 
 #[test]
+fn no_byte_of_a_state_can_do_more_than_be_refused() {
+    let state = state().to_string().into_bytes();
+    let mut refused = 0;
+    for at in 0..state.len() {
+        for value in [0, b'"', b'9', b'}', 0xff] {
+            let mut state = state.clone();
+            state[at] = value;
+            refused += usize::from(!loads(profile(), &state));
+        }
+    }
+    // What is left is the name, the minor version, and bytes that were so before.
+    assert!(refused > state.len() * 4, "{refused} of {}", state.len() * 5);
+}
+
+#[test]
 fn what_a_later_version_adds_is_ignored() {
     let mut state = state();
     (state["minor"], state["more"]) = (json!(7), json!({ "of": ["anything"] }));

@@ -26,7 +26,7 @@ use super::relay::Relay;
 use super::transfer::Transfer;
 use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
 
-/// Refusals of one session that are logged; a front-end must not fill the disk.
+/// Refusals of one session that are logged, and states; a front-end must not fill the disk.
 const LOGGED_MAX: u32 = 32;
 
 /// Why a session ended.
@@ -84,8 +84,15 @@ pub fn serve(
         Ok(relay) => relay,
         Err(error) => return SessionEnd::Setup(error),
     };
-    let mut session =
-        Session { stream, device, relay, transfer: Transfer::Idle, port: name, refused: 0 };
+    let mut session = Session {
+        stream,
+        device,
+        relay,
+        transfer: Transfer::Idle,
+        port: name,
+        refused: 0,
+        states: 0,
+    };
     loop {
         if let Err(end) = session.turn() {
             return end;
@@ -115,6 +122,8 @@ struct Session<'s> {
     port: &'s str,
     /// Requests refused so far.
     refused: u32,
+    /// States given and taken so far.
+    states: u32,
 }
 
 impl Session<'_> {
@@ -235,13 +244,14 @@ impl Session<'_> {
     /// port's interface.
     fn check_state(&mut self) -> Result<Answer, Refusal> {
         match self.transfer.finish()? {
-            None => tracing::info!(
-                port = self.port, state = %self.device().state(), "device state given"
-            ),
+            None => {
+                let state = self.device().state();
+                self.log_state("device state given", &state);
+            }
             Some(bytes) => {
                 let state = DeviceState::read(&bytes)?;
                 state.check(&self.device().profile)?;
-                tracing::info!(port = self.port, %state, "device state taken: the same interface");
+                self.log_state("device state taken: the same interface", &state);
             }
         }
         Ok(Answer::Value(0))
@@ -272,6 +282,13 @@ impl Session<'_> {
             return Err(SessionEnd::Unanswerable { request: message.name(), source: refusal });
         }
         Ok(number)
+    }
+
+    fn log_state(&mut self, what: &str, state: &DeviceState) {
+        self.states = self.states.saturating_add(1);
+        if self.states <= LOGGED_MAX {
+            tracing::info!(port = self.port, %state, "{what}");
+        }
     }
 
     fn log(&mut self, request: &str, refusal: &Refusal) {
