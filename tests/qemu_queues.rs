@@ -36,29 +36,80 @@ fn a_guest_takes_more_and_fewer_pairs_while_traffic_goes_on() {
     let spec = GuestSpec { queue_pairs: 4, ..GuestSpec::new(&port, &bed.uplinks[0], 1) };
     let mut guest = Guest::boot(&bed, &spec);
     let address = spec.address;
-    let stopped = AtomicBool::new(false);
-    // Every byte of every stream comes back, or the thread panics.
-    let traffic = || {
-        let mut streams = 0;
-        while !stopped.load(Ordering::Relaxed) || streams < 4 {
-            echo_stream(&bed.wire, &address, 1 << 20);
-            streams += 1;
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = [scope.spawn(traffic), scope.spawn(traffic)];
+    beside_streams(&bed, &address, || {
         for pairs in [4, 1, 3, 2, 4, 1, 4] {
             set_pairs(&mut guest, &daemon, pairs);
             guest.ping(&bed.uplinks[0].wire_address);
-        }
-        stopped.store(true, Ordering::Relaxed);
-        for thread in threads {
-            thread.join().expect("traffic");
         }
     });
     ping(&bed.wire, &address, &[]);
     assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);
     daemon.frames();
+}
+
+/// Moves every interrupt of eth0 to the CPU that follows, twenty times. The guest masks it
+/// meanwhile, and QEMU gives the ring another call descriptor, and the first again.
+const MOVE_INTERRUPTS: &str = concat!(
+    r"interrupts=$(sed -n 's/^ *\([0-9]*\):.* virtio0-[io].*/\1/p' /proc/interrupts); ",
+    "[ -n \"$interrupts\" ] || exit 1; ",
+    "for turn in $(seq 20); do for interrupt in $interrupts; do ",
+    "echo $(((interrupt + turn) % 4)) >/proc/irq/$interrupt/smp_affinity_list || exit 1; ",
+    "done; sleep 0.1; done",
+);
+
+fn a_guest_moves_its_interrupts_between_its_processors_while_traffic_goes_on(profile: &str) {
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1).with_profile(profile);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let one = GuestSpec::new(&port, &bed.uplinks[0], 1);
+    let spec = GuestSpec { queue_pairs: 4, msix: true, ..one };
+    let mut guest = Guest::boot(&bed, &spec);
+    beside_streams(&bed, &spec.address, || {
+        guest.check(MOVE_INTERRUPTS);
+    });
+    guest.ping(&bed.uplinks[0].wire_address);
+    assert_eq!(daemon.port_counter("vm1", "to_guest_dropped_not_ready"), 0);
+    assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);
+}
+
+#[test]
+fn interrupts_of_packed_rings_move_between_processors_under_traffic() {
+    a_guest_moves_its_interrupts_between_its_processors_while_traffic_goes_on(PROFILE);
+}
+
+#[test]
+fn interrupts_of_split_rings_move_between_processors_under_traffic() {
+    let profile = format!("{PROFILE},ring_packed=off");
+    a_guest_moves_its_interrupts_between_its_processors_while_traffic_goes_on(&profile);
+}
+
+/// Does something while two streams at a time go to the guest and back, four each at least.
+fn beside_streams(bed: &Bed, address: &str, something: impl FnOnce()) {
+    struct Stop<'s>(&'s AtomicBool);
+    impl Drop for Stop<'_> {
+        // Also when `something` panics: the scope waits for its threads.
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stopped = AtomicBool::new(false);
+    // Every byte of every stream comes back, or the thread panics.
+    let traffic = || {
+        let mut streams = 0;
+        while !stopped.load(Ordering::Relaxed) || streams < 4 {
+            echo_stream(&bed.wire, address, 1 << 20);
+            streams += 1;
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [scope.spawn(traffic), scope.spawn(traffic)];
+        let stop = Stop(&stopped);
+        something();
+        drop(stop);
+        for thread in threads {
+            thread.join().expect("traffic");
+        }
+    });
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub struct GuestSpec {
     pub queue_pairs: u32,
     /// Where the port's profile is, if not in the binary.
     pub profile_dir: Option<PathBuf>,
+    /// An interrupt for each ring (MSI-X), as under KVM: with QEMU 10, since 7.2 crashes so under
+    /// emulation when a vhost-user device starts.
+    pub msix: bool,
     /// MiB. It is taken from the host only where the guest writes.
     pub memory: u32,
 }
@@ -34,7 +37,8 @@ impl GuestSpec {
     /// A guest with two queue pairs on this port.
     pub fn new(port: &PortSpec, uplink: &Uplink, number: u8) -> Self {
         let address = uplink.guest_address(number);
-        Self { port: port.clone(), address, queue_pairs: 2, profile_dir: None, memory: 192 }
+        let port = port.clone();
+        Self { port, address, queue_pairs: 2, profile_dir: None, msix: false, memory: 192 }
     }
 }
 
@@ -229,11 +233,15 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     let socket = file("sock");
     // A port in client mode connects to QEMU; QEMU does not wait for it.
     let side = if spec.port.mode == "client" { "server=on,wait=on" } else { "reconnect=1" };
-    // vectors=0: with MSI-X, QEMU 7.2 crashes under emulation when a vhost-user device starts.
-    let vectors = if accelerator()[1] == "kvm" { "" } else { ",vectors=0" };
+    let qemu_10 = repository("cache/qemu-10/qemu").display().to_string();
+    let (qemu, vectors) = match accelerator()[1].as_str() {
+        "kvm" => ("qemu-system-x86_64", ""),
+        _ if spec.msix => (&*qemu_10, ""),
+        _ => ("qemu-system-x86_64", ",vectors=0"),
+    };
     let device = exported_device(spec);
     let words = format!(
-        "qemu-system-x86_64 -machine q35,memory-backend=memory -smp {cpus} -m {size} \
+        "{qemu} -machine q35,memory-backend=memory -smp {cpus} -m {size} \
          -object memory-backend-memfd,id=memory,size={size}M,share=on -nodefaults -no-user-config \
          -kernel {image}/vmlinux -initrd {image}/initrd -display none \
          -chardev socket,id=vhost,path={socket},{side} \
