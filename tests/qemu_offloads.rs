@@ -398,17 +398,21 @@ impl Lab<'_> {
     /// back comes back on it.
     fn each_queue_pair(&mut self) {
         for pair in 0..4 {
-            let before = self.guests[0].queue_packets(pair);
-            let to = IPV4.guests[1];
-            let command = format!("taskset {:#x} guest-stream send {to} {STREAM}", 1 << pair);
-            self.guests[0].check(&command);
-            let after = self.guests[0].queue_packets(pair);
-            for direction in ["rx", "tx"] {
-                let passed = after[direction] - before[direction];
-                // A few acknowledgements at least, however few there are for jumbo frames.
-                assert!(passed > 3, "{passed} packets {direction} on queue pair {pair}");
-            }
+            // The guest's kernel may send from another CPU when it is behind.
+            let carried = (0..5).any(|_| self.carries_a_stream(pair));
+            assert!(carried, "no stream stayed on queue pair {pair}");
         }
+    }
+
+    /// Whether a stream from CPU `pair` was sent on queue pair `pair` and answered there.
+    fn carries_a_stream(&mut self, pair: u32) -> bool {
+        let before = self.guests[0].queue_packets(pair);
+        let to = IPV4.guests[1];
+        let command = format!("taskset {:#x} guest-stream send {to} {STREAM}", 1 << pair);
+        self.guests[0].check(&command);
+        let after = self.guests[0].queue_packets(pair);
+        // A few acknowledgements at least, however few there are for jumbo frames.
+        ["rx", "tx"].into_iter().all(|direction| after[direction] - before[direction] > 3)
     }
 }
 
