@@ -241,7 +241,7 @@ fn a_ring_starts_anew_elsewhere_and_of_another_size_while_the_others_run() {
 }
 
 #[test]
-fn a_running_ring_is_enabled_and_disabled_in_our_hands_and_keeps_running_for_new_descriptors() {
+fn a_running_ring_is_enabled_in_our_hands_and_keeps_running_for_new_descriptors() {
     let (frontend, host) = connect();
     let memory = memory();
     frontend.start(&memory, 1);

@@ -162,7 +162,7 @@ impl Stage {
     pub fn start_ring(&self, ring: u32, base: u32) {
         self.start_disabled(ring, base);
         self.must(code::SET_VRING_ENABLE, &pair(ring, 1), &[]);
-        // Ours reminds the driver to look when a ring is given; the scenes are about what comes later.
+        // Ours reminds the driver when a ring is given; the scenes are about what comes later.
         let _ = self.interrupted(ring);
     }
 
