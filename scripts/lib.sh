@@ -9,11 +9,14 @@ guest_directory=$root/cache/guest
 
 # What `cargo build` needs, and what the tests and the demo run.
 # shellcheck disable=SC2034 # used by the scripts that source this file
-build_packages=(build-essential clang llvm libclang-dev libbpf-dev libelf-dev zlib1g-dev m4
-    pkg-config)
+build_packages=(build-essential clang llvm libbpf-dev libelf-dev zlib1g-dev pkg-config)
 # shellcheck disable=SC2034 # likewise
 run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk-dev iproute2 ethtool iperf3 busybox-static
-    cpio kmod iputils-ping socat python3 procps util-linux zstd lz4 libvirt0 libxml2-utils tshark)
+    cpio kmod iputils-ping socat python3 procps util-linux zstd lz4 xz-utils libvirt0 libxml2-utils
+    tshark)
+# What shows isonic with libvirt runs besides. Debian starts the machine's own libvirtd with it.
+# shellcheck disable=SC2034 # likewise
+libvirt_packages=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients)
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -58,6 +61,53 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive \
         quiet apt-get install --yes --no-install-recommends "${missing[@]}"
 }
+
+# Packages of a later suite, to be unpacked and never installed. apt's own configuration is neither
+# read for it nor changed: all is below $work, a directory of the script's that uses this.
+backports=bookworm-backports
+
+# apt-get and apt-cache with one source and directories of their own.
+# shellcheck disable=SC2154 # $work is as said above
+apt_beside() {
+    local command=$1
+    shift
+    "$command" --option "Dir::Etc::SourceList=$work/sources.list" \
+        --option "Dir::Etc::SourceParts=$work/none" --option "Dir::State::Lists=$work/lists" \
+        --option "Dir::Cache=$work/cache" --option APT::Sandbox::User=root \
+        --option Acquire::Retries=3 --option APT::Update::Error-Mode=any "$@"
+}
+
+# Where a suite is, or where it goes when Debian archives it. Signed like everything of Debian's.
+find_suite() {
+    local suite=$1 mirror options
+    mkdir --parents "$work"/{none,packages} "$work"/{lists,cache/archives}/partial
+    for mirror in http://deb.debian.org/debian http://archive.debian.org/debian; do
+        options=signed-by=/usr/share/keyrings/debian-archive-keyring.gpg
+        # An archived suite is not signed anew.
+        [[ $mirror == *archive* ]] && options+=" check-valid-until=no"
+        echo "deb [$options] $mirror $suite main" >"$work/sources.list"
+        quiet apt_beside apt-get update && return
+    done
+    die "no mirror has $suite"
+}
+
+# Packages of the suite that was found, into $work/packages.
+download_packages() {
+    (cd "$work/packages" && quiet apt_beside apt-get download "$@")
+}
+
+# Copies a program, and the libraries that it loads, into a tree.
+copy_program() {
+    local tree=$1 program=$2 library
+    cp --dereference "$program" "$tree/bin/"
+    ldd "$program" | grep --only-matching '/[^ ]*' | while read -r library; do
+        mkdir --parents "$tree$(dirname "$library")"
+        cp --dereference "$library" "$tree$library"
+    done
+}
+
+# The files below a directory as an initrd.
+pack_initrd() { (cd "$1" && find . | cpio --create --format=newc --quiet); }
 
 # Runs a command and shows its output only if it fails.
 quiet() {

@@ -40,7 +40,9 @@
 //! - [`config`]: `isonic.toml`, and what ports may share.
 //! - [`document`]: reading TOML so that all mistakes are told at once, with their lines.
 //! - [`daemon`]: where sessions, workers and sockets meet; owns all that lives long.
+//! - [`doctor`]: whether ports can be served on a host, and what would mend it if not.
 //! - [`control`]: the API: requests, answers, HTTP on a Unix socket.
+//! - [`libvirt`]: domain XML: a profile stored with its VM, and the hook that binds it.
 //! - [`cli`]: the command line.
 //! - [`report`]: an error and its causes as one text, for people.
 //! - [`platform`]: what the operating system asks of a well-behaved process.
@@ -55,8 +57,10 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod device;
+pub mod doctor;
 pub mod document;
 pub mod guest_memory;
+pub mod libvirt;
 pub mod metrics;
 pub mod packet;
 pub mod platform;

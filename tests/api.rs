@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use isonic::config::{Attach, PortConfig, SocketMode};
 use isonic::control::api::{
-    Deleted, PortState, PortView, ProfileChange, ProfileView, Stats, VersionView,
+    Deleted, PortState, PortView, ProfileChange, ProfileView, Stats, Upgrade, Upgraded, VersionView,
 };
 use isonic::control::client::{Client, ClientError};
 use isonic::control::{ApiError, ErrorCode, Request, Response, Service, server};
@@ -33,6 +33,7 @@ fn view(port: &PortConfig) -> PortView {
         uplink: port.uplink.clone(),
         attach: port.attach,
         mac: port.mac(),
+        owner: None,
         state: PortState::Waiting,
         refusal: None,
         binding: None,
@@ -83,6 +84,10 @@ impl Service for InMemory {
             Request::Stats => Ok(Response::Stats(Stats::default())),
             Request::Version => Ok(Response::Version(VersionView::current())),
             Request::ListUplinks => Ok(Response::Uplinks(Vec::new())),
+            Request::Upgrade(Upgrade { binary }) => {
+                let message = format!("cannot start {binary:?}");
+                Err(ApiError::new(ErrorCode::Refused, message))
+            }
         }
     }
 }
@@ -157,6 +162,7 @@ fn port(name: &str) -> PortConfig {
         queues: Some(vec![1]),
         socket_group: None,
         socket_permissions: None,
+        owner: None,
     }
 }
 
@@ -186,6 +192,9 @@ fn an_error_of_the_service_reaches_the_client_whole() {
     let error = server.client().call::<PortView>(&Request::ShowPort("a b/c".into())).unwrap_err();
     let ClientError::Refused(error) = error else { panic!("{error}") };
     assert_eq!(error, missing("a b/c"));
+    let upgrade = Request::Upgrade(Upgrade { binary: Some("/new/isonic".into()) });
+    let error = server.client().call::<Upgraded>(&upgrade).unwrap_err();
+    assert_eq!(error.to_string(), "cannot start Some(\"/new/isonic\")");
 }
 
 #[test]

@@ -133,6 +133,36 @@ fn guests_of_one_uplink_reach_each_other_without_the_wire() {
     });
 }
 
+/// Before a VM has arrived, and after it has left, its port is there on both hosts.
+#[test]
+fn what_a_guest_sends_to_one_that_is_not_here_goes_to_the_wire() {
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let (mut here, mut moving) =
+            (RigGuest::switched(&mut rig, 1, options), RigGuest::switched(&mut rig, 2, options));
+        let attachment = Attachment::Switch { mac: moving.mac };
+        let present = route(attachment, vec![WorkerId(0)]);
+        let away = Route { ready: Vec::new(), ..present.clone() };
+        moving.to_guest.post(8, 1536);
+        for (route, arrives) in [(&away, false), (&present, true), (&away, false)] {
+            rig.set_route(moving.port, route.clone());
+            // Alone, and in a run of packets that go the same way.
+            for count in [1, 3] {
+                let sent = frame(moving.mac, here.mac, 300);
+                for _ in 0..count {
+                    here.from_guest.send(&sent, &[]);
+                }
+                rig.settle();
+                let _ = here.from_guest.completed();
+                let (received, departed) = (moving.received().len(), rig.wires[0].departed().len());
+                let expected = if arrives { (count, 0) } else { (0, count) };
+                assert_eq!((received, departed), expected);
+            }
+        }
+        assert_eq!(rig.port_count(moving.port, PortCounter::ToGuestDroppedNotReady), 0);
+    });
+}
+
 #[test]
 fn broadcast_from_a_guest_reaches_the_wire_and_the_others_but_not_itself() {
     each_layout(|options| {
@@ -162,7 +192,7 @@ fn multicast_brought_by_the_control_plane_reaches_every_switched_guest() {
             guest.to_guest.post(4, 1536);
         }
         let sent = frame(BROADCAST, OUTSIDE, 60);
-        rig.hand_over(0, &sent, Target::Flood { uplink: UplinkId(0) });
+        rig.hand_over(0, &sent, Target::Arrival { uplink: UplinkId(0) });
         rig.settle();
         assert!(guests.iter_mut().all(|guest| guest.received() == std::slice::from_ref(&sent)));
         assert!(rig.wires[0].departed().is_empty(), "it came from there");
@@ -492,7 +522,7 @@ fn a_full_inbox_drops_and_counts_and_loses_no_frame() {
         guest.to_guest.post(200, 1536);
         let filler = frame(mac(1), OUTSIDE, 60);
         for _ in 0..1024 {
-            rig.hand_over(1, &filler, Target::Flood { uplink: UplinkId(9) });
+            rig.hand_over(1, &filler, Target::Arrival { uplink: UplinkId(9) });
         }
         rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 60));
         rig.workers[0].turn();

@@ -6,21 +6,23 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use isonic::datapath::{Attachment, PortId, Route, UplinkId, WorkerId, frame_max};
 use isonic::device::features::{
     EVENT_IDX, FeatureSet, IN_ORDER, INDIRECT_DESC, LOG_ALL, RING_PACKED,
 };
+use isonic::guest_memory::GuestMemory;
 use isonic::profile::Profile;
 use isonic::test_support::dirty_log::LogFile;
 use isonic::test_support::frontend::{
-    Frontend, GuestFile, RecordingHost, addresses_logged, code, event, pair, profile,
+    Frontend, GuestFile, NEED_REPLY, RecordingHost, addresses_logged, code, event, pair, profile,
 };
 use isonic::test_support::guest_driver::{BUFFER_BYTES, Driver, FRONTEND_BASE, GuestRam};
 use isonic::test_support::live_port::LivePort;
 use isonic::test_support::rig::Rig;
 use isonic::vhost_user::{HostError, PortHost, Refusal, SessionBinding, SessionEnd};
-use isonic::virtqueue::{EventFd, EventKind, QueueOptions, Ring};
+use isonic::virtqueue::{EventFd, EventKind, QueueOptions, QueueSetup, Ring};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -250,6 +252,15 @@ impl PortHost for Stepped {
         Ok(())
     }
 
+    fn relocate(
+        &self,
+        index: u16,
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<bool, HostError> {
+        Ok(self.rig.lock().unwrap().relocate(0, (self.port, index), setup, memory))
+    }
+
     fn announce(&self, _: [u8; 6]) {}
 
     fn bound(&self, _: SessionBinding) {}
@@ -427,6 +438,30 @@ proptest! {
     }
 }
 
+/// Half of the descriptors are on one page and half on the next, and nothing else is.
+#[test]
+fn a_burst_that_goes_around_the_end_of_a_ring_is_marked_at_both_ends() {
+    let options = QueueOptions { packed: true, ..QueueOptions::NONE };
+    let half = 16 * usize::from(ENTRIES) / 2;
+    let mut run = Run::new(Guest::new(options, false, Some(PAGE - half)));
+    // The burst begins on the second page.
+    let already = ENTRIES / 2 + 2;
+    for step in [
+        Step::Log(true),
+        Step::Post(already, 900),
+        Step::Arrive(already, 600),
+        Step::Settle,
+        Step::Post(ENTRIES, 900),
+        // From here on nothing is written but by the worker.
+        Step::Copy,
+        Step::Arrive(ENTRIES, 600),
+    ] {
+        run.step(&step);
+    }
+    run.host.settle();
+    run.copy();
+}
+
 // ---- with a worker of its own ----------------------------------------------------------------
 
 #[test]
@@ -454,6 +489,49 @@ fn the_mirror_is_the_memory_after_a_migration_under_load() {
             guest.assert_mirrored();
             guest.start_rings(&frontend);
             guest.set_logging(&frontend, false);
+        }
+    }
+}
+
+/// More than it takes a worker to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn no_frame_is_lost_while_logging_begins_and_ends() {
+    const FRAMES: usize = 12;
+    for packed in [false, true] {
+        let options = QueueOptions { event_idx: true, packed, ..QueueOptions::NONE };
+        let mut guest = Guest::new(options, false, Some(0));
+        let port = Arc::new(LivePort::start(1500));
+        let port_host = Arc::clone(&port) as Arc<dyn PortHost>;
+        let frontend = Frontend::connect(logging_profile(), port_host);
+        guest.negotiate(&frontend);
+        guest.start_rings(&frontend);
+        guest.give_log(&frontend);
+        for turn in 0..200 {
+            guest.drivers[0].post(ENTRIES, 900);
+            guest.logging = turn % 2 == 0;
+            assert!(frontend.send(code::SET_FEATURES, NEED_REPLY, &guest.features(), &[]));
+            for number in 0..FRAMES {
+                port.arrive(&[number.to_le_bytes()[0]; 100]);
+                std::thread::yield_now();
+            }
+            assert_eq!(frontend.reply(code::SET_FEATURES), Some(vec![0; 8]));
+            let (mut come, deadline) = (0, Instant::now() + PATIENCE);
+            while come < FRAMES {
+                come += guest.drivers[0].completed().len();
+                assert!(Instant::now() < deadline, "{come} of {FRAMES} in turn {turn}");
+                std::thread::yield_now();
+            }
+            // As many buffers again next time.
+            for number in 0..usize::from(ENTRIES) - FRAMES {
+                port.arrive(&[number.to_le_bytes()[0]; 100]);
+            }
+            while guest.drivers[0].free_descriptors() < usize::from(ENTRIES) {
+                let _ = guest.drivers[0].completed();
+                assert!(Instant::now() < deadline, "the other frames in turn {turn}");
+                std::thread::yield_now();
+            }
         }
     }
 }

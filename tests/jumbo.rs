@@ -3,10 +3,7 @@
 
 mod common;
 
-use std::fs::File;
 use std::net::UdpSocket;
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{
     Bed, Configuration, Daemon, Guest as Linux, GuestSpec, NIC, PortSpec, echo_datagrams,
@@ -14,8 +11,8 @@ use common::{
 };
 use isonic::datapath::{Attachment, Route, Target, UplinkId, WorkerId, frame_max};
 use isonic::metrics::{PortCounter, SocketCounter};
-use isonic::test_support::frontend::{Frontend, addresses, code, event, pair};
-use isonic::test_support::guest_driver::{Driver, FRONTEND_BASE, GuestRam, HEADER};
+use isonic::test_support::echo_vm::EchoVm;
+use isonic::test_support::guest_driver::HEADER;
 use isonic::test_support::rig::Rig;
 use isonic::test_support::rig_guest::{self, OUTSIDE, RigGuest, mac};
 use isonic::virtqueue::QueueOptions;
@@ -150,7 +147,7 @@ fn a_jumbo_broadcast_reaches_the_wire_and_the_other_guests() {
         assert!(rig.wires[0].departed() == std::slice::from_ref(&sent));
         // The other way the control plane brings it.
         one.to_guest.post(8, 1536);
-        rig.hand_over(0, &sent, Target::Flood { uplink: UplinkId(0) });
+        rig.hand_over(0, &sent, Target::Arrival { uplink: UplinkId(0) });
         rig.settle();
         assert!(one.received() == std::slice::from_ref(&sent));
         assert!(two.received() == [sent]);
@@ -247,90 +244,10 @@ fn a_packet_of_too_many_frames_is_dropped_and_counted_and_the_next_is_delivered(
 
 // ---- over a veth pair ---------------------------------------------------------------------------
 
-const RAM_BYTES: u64 = 16 << 20;
-const RING_SIZE: u16 = 256;
-/// Bytes of Ethernet, IPv4 and UDP headers, and where the addresses and ports in them are.
+/// Bytes of Ethernet, IPv4 and UDP headers.
 const HEADERS: usize = 14 + 20 + 8;
-const SWAPPED: [(usize, usize, usize); 3] = [(0, 6, 6), (26, 30, 4), (34, 36, 2)];
-
-/// A VM of one queue pair that sends datagrams to its MAC back where they came from. Addresses and
-/// ports change places, which changes no checksum.
-struct EchoVm {
-    mac: [u8; 6],
-    to_guest: Driver,
-    from_guest: Driver,
-    kick: File,
-    _ram: GuestRam,
-    _frontend: Frontend,
-    /// Frames to other MACs.
-    others: Vec<Vec<u8>>,
-}
-
-impl EchoVm {
-    fn start(bed: &Bed) -> Self {
-        let options = QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
-        let mut ram = GuestRam::new(RAM_BYTES);
-        let drivers = [(); 2].map(|()| Driver::new(&mut ram, RING_SIZE, options));
-        let frontend = Frontend::over(UnixStream::connect(bed.path("vm1.sock")).unwrap());
-        frontend.negotiate();
-        let table = [1, 0, RAM_BYTES, FRONTEND_BASE, 0].map(u64::to_ne_bytes).concat();
-        frontend.ok(code::SET_MEM_TABLE, &table, &[&ram.file]);
-        let kicks = [event(), event()];
-        for ((index, driver), kick) in (0..).zip(&drivers).zip(&kicks) {
-            let parts = driver.setup().addresses;
-            let place = [parts.descriptors.0, parts.available.0, parts.used.0];
-            let number = u64::from(index).to_ne_bytes();
-            frontend.ok(code::SET_VRING_NUM, &pair(index, u32::from(RING_SIZE)), &[]);
-            frontend.ok(code::SET_VRING_BASE, &pair(index, 0), &[]);
-            frontend.ok(code::SET_VRING_ADDR, &addresses(index, 0, place), &[]);
-            frontend.ok(code::SET_VRING_KICK, &number, &[kick]);
-            frontend.ok(code::SET_VRING_CALL, &number, &[&event()]);
-            frontend.ok(code::SET_VRING_ENABLE, &pair(index, 1), &[]);
-        }
-        let ([mut to_guest, from_guest], [_, kick]) = (drivers, kicks);
-        to_guest.post(RING_SIZE, 4096);
-        let mac = [0x52, 0x54, 0, 0, 0, 1];
-        Self { mac, to_guest, from_guest, kick, _ram: ram, _frontend: frontend, others: Vec::new() }
-    }
-
-    /// Echo while `test` runs.
-    fn echo_while(&mut self, test: impl FnOnce()) {
-        struct StopOnDrop<'a>(&'a AtomicBool);
-        impl Drop for StopOnDrop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let stopped = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stopped.load(Ordering::Relaxed) {
-                    self.turn();
-                    std::thread::yield_now();
-                }
-            });
-            let _stop = StopOnDrop(&stopped);
-            test();
-        });
-    }
-
-    fn turn(&mut self) {
-        self.from_guest.completed();
-        for (header, mut frame) in self.to_guest.received() {
-            self.to_guest.post(u16::from_le_bytes([header[10], header[11]]), 4096);
-            if frame[..6] != self.mac {
-                self.others.push(frame);
-                continue;
-            }
-            for (one, other, len) in SWAPPED {
-                let (before, after) = frame.split_at_mut(other);
-                before[one..one + len].swap_with_slice(&mut after[..len]);
-            }
-            self.from_guest.send(&frame, &[4096; 20]);
-            rustix::io::write(&self.kick, &1_u64.to_ne_bytes()).unwrap();
-        }
-    }
-}
+/// The VM's address, as of every first switch port.
+const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 
 /// A port with this MTU.
 fn jumbo_port(mtu: u32) -> PortSpec {
@@ -342,7 +259,7 @@ fn start<'b>(bed: &'b Bed, mtu: u32, mode: &'static str) -> (Daemon<'b>, EchoVm)
     let mut configuration = Configuration::new(bed, vec![jumbo_port(mtu)]);
     configuration.mode = mode;
     let daemon = Daemon::start(bed, &configuration);
-    let vm = EchoVm::start(bed);
+    let vm = EchoVm::start(&bed.path("vm1.sock"), VM_MAC);
     let uplink = &bed.uplinks[0];
     let (address, mac) = (uplink.guest_address(1), "52:54:00:00:00:01");
     bed.wire.run(&["ip", "neigh", "add", &address, "lladdr", mac, "dev", &uplink.peer]);

@@ -1063,6 +1063,20 @@ fn a_fragment_is_of_the_flow_of_its_addresses() {
 }
 
 #[test]
+fn ports_behind_long_extension_headers_are_not_looked_for() {
+    let frame = |ports: u8, options: u8| {
+        let ethernet = [[2; 6], [4; 6]].concat();
+        let network = [&[0x60, 0, 0, 0, 0, 200, 0, 64][..], &[1; 16], &[9; 16]].concat();
+        // Hop-by-hop, of 8 bytes and as many more; then UDP.
+        let extension = [&[17, options][..], &vec![0; 6 + 8 * usize::from(options)]].concat();
+        [&ethernet[..], &[0x86, 0xdd], &network, &extension, &[ports; 8]].concat()
+    };
+    assert_ne!(flow_hash(&frame(1, 2)), flow_hash(&frame(2, 2)));
+    assert_eq!(flow_hash(&frame(1, 3)), flow_hash(&frame(2, 3)));
+    assert!(frame(1, 2).len() <= isonic::packet::FLOW_BYTES_MAX, "all that is needed is read");
+}
+
+#[test]
 fn what_is_not_ip_is_of_the_flow_of_its_mac_addresses() {
     let frame = |to: u8, from: u8| [[to; 6], [from; 6]].concat();
     let arp = |to, from, rest: u8| [&frame(to, from)[..], &[8, 6, rest, rest]].concat();

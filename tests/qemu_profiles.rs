@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{
     Bed, Configuration, Daemon, Guest, GuestSpec, NIC, PROFILE, PortSpec, Testpmd, echo_stream,
+    wait_reachable,
 };
 use serde_json::Value;
 
@@ -202,19 +203,30 @@ fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
     let port = PortSpec::switch(NIC, 1).with_profile("latest");
     let mut configuration = Configuration::new(&bed, vec![port.clone()]);
     let mut daemon = Daemon::start(&bed, &configuration);
-    let shown = daemon.json(&["port", "show", "vm1"]);
-    assert_eq!(shown["profile"], LATEST);
-    daemon.stop();
+    let known = PortSpec { profile: LATEST.to_owned(), ..port };
+    let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &known, None));
+    let facts = assert_sees_its_profile(&daemon, &mut guest);
+    let bound = |daemon: &Daemon<'_>| {
+        daemon.wait_state("vm1", "running");
+        let shown = daemon.json(&["port", "show", "vm1"]);
+        ["profile", "profile_digest"].map(|key| shown[key].clone()).map(|it| it.to_string())
+    };
+    let before = bound(&daemon);
+    daemon.kill();
     drop(daemon);
+    // The same file of configuration, and a newer profile under the word `latest`.
     let directory = profiles(&bed);
     configuration.profile_dir = Some(directory.clone());
     let daemon = Daemon::start(&bed, &configuration);
     assert!(Path::new(&directory).join("v1000.toml").exists());
     assert_eq!(daemon.json(&["profile", "show", "latest"])["name"], "org.isonic.net.v1000");
-    assert_eq!(daemon.json(&["port", "show", "vm1"])["profile"], LATEST);
-    let known = PortSpec { profile: LATEST.to_owned(), ..port };
-    let mut guest = Guest::boot(&bed, &spec(&bed, &daemon, &known, Some(&directory)));
-    assert_sees_its_profile(&daemon, &mut guest);
+    assert_eq!(bound(&daemon), before);
+    wait_reachable(&bed.wire, &guest.spec.address, 20);
+    echo_stream(&bed.wire, &guest.spec.address, 1 << 20);
+    assert_eq!(assert_sees_its_profile(&daemon, &mut guest), facts);
+    // A guest that is started again finds it too.
+    guest.reboot();
+    assert_eq!(assert_sees_its_profile(&daemon, &mut guest), facts);
     let view = daemon.json(&["port", "show", "vm1"]);
     assert_eq!(view["binding"]["fingerprint"].as_str().map(str::len), Some(64));
 }

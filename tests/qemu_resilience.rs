@@ -84,6 +84,32 @@ fn two_hundred_connections_leave_nothing_behind() {
     assert_eq!(daemon.frames(), frames);
 }
 
+/// QEMU 7.2 tries again and again without a pause (`net_vhost_user_init`).
+#[test]
+fn a_front_end_that_wants_more_pairs_than_there_are_fills_no_log_and_holds_up_nobody() {
+    let bed = Bed::new(1, 1);
+    let port = PortSpec::switch(NIC, 1).with_profile("org.isonic.net.v3,queue_pairs=1");
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let spec = GuestSpec { queue_pairs: 1, ..GuestSpec::new(&port, &bed.uplinks[0], 1) };
+    let wider = PortSpec { profile: "org.isonic.net.v3".to_owned(), ..port };
+    let wanting = GuestSpec { port: wider, queue_pairs: 4, ..spec.clone() };
+    let mut guest = Guest::launch(&bed, &wanting);
+    wait_for("isonic says that they come and go", 20, || {
+        daemon.log().contains("front-ends come and go, which is logged no more")
+    });
+    wait_for("QEMU says why", 20, || guest.log().contains("more queues than supported: 1"));
+    std::thread::sleep(Duration::from_secs(2));
+    guest.kill();
+    daemon.wait_state("vm1", "waiting");
+    let log = daemon.log();
+    assert!(log.matches("front-end connected").count() <= 8, "{log}");
+    // The first after a rest is an ordinary one.
+    std::thread::sleep(Duration::from_secs(1));
+    let guest = Guest::boot(&bed, &spec);
+    ping(&bed.wire, &guest.spec.address, &[]);
+    assert_eq!(daemon.log().matches("front-end connected").count(), 9);
+}
+
 /// One per cent of a core is 10 ticks of 10 ms in 10 s; polling would be 1000.
 #[test]
 fn a_connected_idle_guest_costs_next_to_nothing() {

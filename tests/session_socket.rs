@@ -71,6 +71,21 @@ fn a_second_front_end_takes_over_when_the_first_goes_and_is_closed_when_it_does_
     assert_eq!(host.indices(), [0]);
 }
 
+/// QEMU 7.2 does so while it wants more queue pairs than there are.
+#[test]
+fn front_ends_that_come_and_go_at_once_are_served_at_a_pace_that_costs_nothing() {
+    const SESSIONS: u32 = 25;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("port");
+    let (_socket, _host) = start(SocketSource::Listener(UnixListener::bind(&path).unwrap()));
+    let begun = Instant::now();
+    for _ in 0..SESSIONS {
+        assert_eq!(frontend(&path).number(code::GET_FEATURES), Some(profile().features.0));
+    }
+    // At least: a slow machine takes longer.
+    assert!(begun.elapsed() >= Duration::from_millis(20) * (SESSIONS - 1));
+}
+
 #[test]
 fn stop_ends_a_session_in_the_middle_of_a_message() {
     let directory = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// `test_support` any that has another side to play.
 const ARROWS: &[(&str, &[&str])] = &[
     ("guest_memory", &[]),
-    ("xdp", &[]),
+    ("xdp", &["platform"]),
     ("device", &["packet"]),
     ("document", &[]),
     ("metrics", &[]),
@@ -33,7 +33,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["device", "document", "platform", "profile"]),
     ("control", &["config", "device", "profile"]),
     ("capture", &["device", "document", "platform", "profile"]),
-    ("cli", &["capture", "config", "control", "device", "platform", "profile"]),
+    ("libvirt", &["config", "control", "device", "profile"]),
+    ("doctor", &["config", "control", "platform", "xdp"]),
+    (
+        "cli",
+        &[
+            "capture", "config", "control", "device", "doctor", "libvirt", "platform", "profile",
+            "report", "xdp",
+        ],
+    ),
     (
         "daemon",
         &[
@@ -43,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "device",
             "guest_memory",
             "metrics",
+            "packet",
             "platform",
             "profile",
             "report",

@@ -49,6 +49,57 @@ fn an_uplink_tells_its_mode_and_why() {
     assert!(bed.host.run(&["ip", "-details", "link", "show", NIC]).contains("xdp"));
 }
 
+/// An AF_XDP socket on queue 1 of the NIC, as one that the kernel has not yet taken from a process
+/// that was killed.
+fn hold_queue(bed: &Bed) -> impl Sized + Send + use<> {
+    use rustix::net::sockopt;
+    use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpUmemReg, XdpUmemRegFlags};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice};
+    #[repr(align(4096))]
+    struct Frames([u8; 4 * 4096]);
+    let frames = Box::new(Frames([0; 4 * 4096]));
+    let memory = XdpUmemReg {
+        addr: frames.0.as_ptr().expose_provenance() as u64,
+        len: frames.0.len() as u64,
+        chunk_size: 4096,
+        headroom: 0,
+        flags: XdpUmemRegFlags::empty(),
+        tx_metadata_len: 0,
+    };
+    bed.host.enter(|| {
+        let (family, flags) = (AddressFamily::XDP, SocketFlags::CLOEXEC);
+        let socket = rustix::net::socket_with(family, SocketType::RAW, flags, None);
+        let socket = socket.expect("a socket");
+        sockopt::set_xdp_umem_reg(&socket, memory).expect("frames");
+        sockopt::set_xdp_umem_fill_ring_size(&socket, 4).expect("a fill ring");
+        sockopt::set_xdp_umem_completion_ring_size(&socket, 4).expect("a completion ring");
+        sockopt::set_xdp_rx_ring_size(&socket, 4).expect("an rx ring");
+        // Only sockets of the network stack know interfaces.
+        let inet = std::net::UdpSocket::bind("0.0.0.0:0").expect("a UDP socket");
+        let interface = netdevice::name_to_index(&inet, NIC).expect("the NIC");
+        let address = SocketAddrXdp::new(SocketAddrXdpFlags::empty(), interface, 1);
+        rustix::net::bind(&socket, &address).expect("a free queue");
+        (socket, frames)
+    })
+}
+
+#[test]
+fn a_queue_whose_socket_is_about_to_go_is_waited_for_and_one_that_stays_in_use_is_refused() {
+    let bed = Bed::new(1, 2);
+    let held = hold_queue(&bed);
+    let refused = Daemon::refused(&bed, &one_port(&bed));
+    assert_refused(&bed, &refused, &["queue 1", NIC, "busy"]);
+    let release = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        drop(held);
+    });
+    let daemon = Daemon::start(&bed, &one_port(&bed));
+    release.join().expect("released");
+    let uplink = &daemon.json(&["uplink", "list"])[0];
+    // Nothing narrower was taken because the queue was busy.
+    assert_eq!((&uplink["socket_mode"], &uplink["multi_buffer"]), (&"copy".into(), &true.into()));
+}
+
 #[test]
 fn the_host_keeps_its_traffic_and_gets_its_nic_back() {
     let bed = Bed::new(1, 2);

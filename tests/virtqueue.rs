@@ -4,7 +4,9 @@ use isonic::guest_memory::FrontendAddress;
 use isonic::test_support::guest_driver::{
     Driver, GuestRam, INDIRECT, NEXT, WRITE, descriptor_bytes,
 };
-use isonic::virtqueue::{ActivateError, Chain, Direction, Fault, Queue, QueueOptions, Segments};
+use isonic::virtqueue::{
+    ActivateError, Chain, Direction, Fault, Journal, Queue, QueueOptions, Segments,
+};
 
 const EVENT_IDX: QueueOptions =
     QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
@@ -104,7 +106,7 @@ fn a_buffer_may_cross_from_one_region_into_the_next() {
     let memory = Arc::new(GuestMemory::new(vec![first, second]).unwrap());
     memory.translate(GuestAddress((1 << 20) - 4), 4).unwrap().write(b"left");
     memory.translate(GuestAddress(1 << 20), 5).unwrap().write(b"right");
-    let mut queue = driver.setup().activate(&memory).unwrap();
+    let mut queue = driver.setup().activate(&memory, Journal::private()).unwrap();
     driver.raw_descriptor(0, (1 << 20) - 4, 9, 0, 0);
     driver.raw_offer(0);
     assert_eq!(take(&mut queue, Direction::FromGuest).unwrap().1, b"leftright");
@@ -230,18 +232,30 @@ fn a_ring_with_bad_size_alignment_or_place_is_not_started() {
     let good = driver.setup();
     for size in [0, 3, 0xffff] {
         let setup = isonic::virtqueue::QueueSetup { size, ..good };
-        assert_eq!(setup.activate(&ram.memory).unwrap_err(), ActivateError::Size(size.into()));
+        assert_eq!(
+            setup.activate(&ram.memory, Journal::private()).unwrap_err(),
+            ActivateError::Size(size.into())
+        );
     }
     let mut setup = good;
     setup.addresses.used = FrontendAddress(good.addresses.used.0 + 2);
-    assert!(matches!(setup.activate(&ram.memory), Err(ActivateError::Alignment { .. })));
+    assert!(matches!(
+        setup.activate(&ram.memory, Journal::private()),
+        Err(ActivateError::Alignment { .. })
+    ));
     let mut setup = good;
     setup.addresses.available = FrontendAddress(u64::MAX - 1);
-    assert!(matches!(setup.activate(&ram.memory), Err(ActivateError::Unmapped { .. })));
+    assert!(matches!(
+        setup.activate(&ram.memory, Journal::private()),
+        Err(ActivateError::Unmapped { .. })
+    ));
     let mut setup = good;
     setup.addresses.descriptors =
         FrontendAddress(good.addresses.descriptors.0 + (1 << 20) - 0x1000 - 64);
-    assert!(matches!(setup.activate(&ram.memory), Err(ActivateError::Unmapped { .. })));
+    assert!(matches!(
+        setup.activate(&ram.memory, Journal::private()),
+        Err(ActivateError::Unmapped { .. })
+    ));
 }
 
 #[test]

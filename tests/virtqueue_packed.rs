@@ -7,7 +7,8 @@ use isonic::test_support::guest_driver::{
     Driver, GuestRam, INDIRECT, NEXT, WRITE, descriptor_bytes,
 };
 use isonic::virtqueue::{
-    ActivateError, Chain, Direction, Fault, Queue, QueueOptions, QueueSetup, Segments,
+    ActivateError, Chain, Direction, Fault, Journal, Journals, Queue, QueueOptions, QueueSetup,
+    Segments,
 };
 use proptest::prelude::*;
 
@@ -96,8 +97,74 @@ fn a_ring_that_is_stopped_and_started_goes_on_where_it_was() {
         let [low, high] = [position & 0xffff, position >> 16];
         assert_eq!(low, high, "all that was taken is completed");
         let base = u16::try_from(low).unwrap();
-        queue = QueueSetup { base, ..driver.setup() }.activate(&ram.memory).unwrap();
+        queue = QueueSetup { base, ..driver.setup() }
+            .activate(&ram.memory, Journal::private())
+            .unwrap();
     }
+}
+
+#[test]
+fn a_ring_that_is_not_retired_goes_on_where_it_was_whatever_base_its_front_end_remembers() {
+    let directory = tempfile::tempdir().unwrap();
+    let journals = Journals::open(&directory.path().join("r"), "p", 1).unwrap();
+    let mut ram = GuestRam::new(1 << 20);
+    let mut driver = Driver::new(&mut ram, 5, PACKED);
+    let begin = |base: u16, driver: &Driver| {
+        QueueSetup { base, ..driver.setup() }.activate(&ram.memory, journals.ring(0)).unwrap()
+    };
+    for round in 0..12u8 {
+        driver.send(&[round; 60], &[30]);
+        let mut queue = begin(0x8000, &driver);
+        let (chain, bytes) = take(&mut queue).unwrap();
+        assert_eq!(bytes[12..], [round; 60]);
+        queue.ring_mut().complete(chain, 0);
+        queue.ring_mut().publish();
+        assert_eq!(driver.completed().len(), 1);
+    }
+    // 24 descriptors: four times around, and four. Asked for it, it is the front-end's to know.
+    let mut queue = begin(0x8000, &driver);
+    assert_eq!(queue.ring_mut().retire(), 0x8004_8004);
+    assert_eq!(begin(0x8000, &driver).ring().position(), 0x8000_8000);
+}
+
+#[test]
+fn a_driver_that_begins_anew_is_not_given_an_old_position() {
+    let directory = tempfile::tempdir().unwrap();
+    let journals = Journals::open(&directory.path().join("r"), "p", 1).unwrap();
+    let mut ram = GuestRam::new(1 << 20);
+    let mut driver = Driver::new(&mut ram, 4, PACKED);
+    let setup = driver.setup();
+    let start = ram.read(0, 0x2000);
+    let begin = |ram: &GuestRam| setup.activate(&ram.memory, journals.ring(0)).unwrap();
+    let mut queue = begin(&ram);
+    driver.send(&[1; 60], &[30]);
+    let (chain, _) = take(&mut queue).unwrap();
+    queue.ring_mut().complete(chain, 0);
+    queue.ring_mut().publish();
+    assert_eq!(begin(&ram).ring().position(), 0x8002_8002);
+    // A guest that was reset while nobody listened: same place, cleared memory.
+    ram.write(0, &start);
+    assert_eq!(begin(&ram).ring().position(), 0x8000_8000);
+}
+
+#[test]
+fn more_is_completed_than_a_journal_notes_and_all_of_it_is_shown() {
+    let mut ram = GuestRam::new(4 << 20);
+    let mut driver = Driver::new(&mut ram, 500, PACKED);
+    let mut queue = driver.activate();
+    for _ in 0..500 {
+        driver.send(&[1; 60], &[]);
+    }
+    for _ in 0..500 {
+        let (chain, _) = take(&mut queue).unwrap();
+        queue.ring_mut().complete(chain, 0);
+    }
+    let early = driver.completed().len();
+    assert!((1..500).contains(&early), "{early} were shown on the way");
+    assert!(queue.ring().has_unpublished() && queue.ring_mut().publish());
+    assert!(queue.ring_mut().needs_notification());
+    assert_eq!(early + driver.completed().len(), 500);
+    assert!(!queue.ring_mut().publish());
 }
 
 #[test]
@@ -208,7 +275,7 @@ fn impossible_sizes_alignments_and_bases_are_not_started() {
     let mut ram = GuestRam::new(1 << 20);
     let driver = Driver::new(&mut ram, 6, PACKED);
     let good = driver.setup();
-    let error = |setup: QueueSetup| setup.activate(&ram.memory).unwrap_err();
+    let error = |setup: QueueSetup| setup.activate(&ram.memory, Journal::private()).unwrap_err();
     assert_eq!(error(QueueSetup { size: 0, ..good }), ActivateError::PackedSize(0));
     assert_eq!(error(QueueSetup { size: 0x8001, ..good }), ActivateError::PackedSize(0x8001));
     let base = QueueSetup { base: 0x8006, ..good };

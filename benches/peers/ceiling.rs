@@ -63,8 +63,14 @@ fn with_socket(bed: &Bed, mut work: impl FnMut(&mut Socket) -> u64 + Send) -> Sa
     let settings = Settings::get();
     bed.host.enter(|| {
         backend::pin();
-        let (uplink, mut sockets) = Uplink::open(NIC, None, ModeWish::Auto).expect("the uplink");
-        uplink.redirect.set_queue(0, QueueUse::Wire).expect("the queue is ours");
+        let (uplink, mut sockets) =
+            Uplink::open(NIC, None, ModeWish::Auto, None).expect("the uplink");
+        uplink
+            .redirect
+            .as_ref()
+            .expect("ours")
+            .set_queue(0, QueueUse::Wire)
+            .expect("the queue is ours");
         let socket = &mut sockets[0];
         let (start, mut moved) = (Instant::now(), 0);
         while start.elapsed() < settings.warm_up() {
@@ -136,7 +142,7 @@ fn receive(len: usize) -> Sample {
         wire::compile(&bed).display()
     );
     let options = "--forward-mode=txonly";
-    let name = ("front-end", &bed.wire);
+    let name = ("front-end", &*bed.wire);
     let mut testpmd = Testpmd::start(&bed, name, frontend::CPU, &[device], options);
     testpmd.command(&format!("set txpkts {len}"));
     testpmd.command("start");

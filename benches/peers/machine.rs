@@ -17,7 +17,7 @@ pub fn facts() -> Vec<(&'static str, String)> {
         ("processor", processor()),
         ("kernel", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
         ("system", system()),
-        ("DPDK", output(&["dpkg-query", "--show", "--showformat=${Version}", "dpdk"])),
+        ("DPDK", output(&["dpkg-query", "--show", "--showformat=${Version}", "dpdk-dev"])),
         ("Rust", output(&["rustc", "--version"])),
         ("pages of DPDK's memory", pages.to_owned()),
         ("rounds", settings.rounds.to_string()),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
 use crate::control::Request;
-use crate::control::api::{Deleted, PortView, ProfileChange, Stats, UplinkView};
+use crate::control::api::{Deleted, PortView, ProfileChange, Stats, Upgrade, UplinkView};
 use crate::control::client::Client;
 use crate::device::mac::MacAddress;
 
@@ -19,11 +19,18 @@ pub(super) const API_SOCKET: &str = "/run/isonic/isonic.sock";
 /// The environment's way to say it.
 const API_SOCKET_VARIABLE: &str = "ISONIC_API";
 
-#[derive(Debug, Args)]
-pub(super) struct Connection {
+/// Which daemon.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Api {
     /// The daemon's API socket [default: ISONIC_API, else /run/isonic/isonic.sock]
     #[arg(long, value_name = "PATH")]
-    api_socket: Option<PathBuf>,
+    pub(super) api_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Connection {
+    #[command(flatten)]
+    api: Api,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -87,6 +94,9 @@ pub(super) struct AddArguments {
     /// The socket file's permissions, in octal [default: 0600]
     #[arg(long, value_name = "BITS")]
     socket_permissions: Option<SocketPermissions>,
+    /// Who will remove the port: of a libvirt domain's, libvirt:UUID
+    #[arg(long, value_name = "WORD")]
+    owner: Option<String>,
     #[command(flatten)]
     connection: Connection,
 }
@@ -119,6 +129,7 @@ impl AddArguments {
             queues: self.queues,
             socket_group: self.socket_group,
             socket_permissions: self.socket_permissions,
+            owner: self.owner,
         };
         Ok((port, self.connection))
     }
@@ -130,7 +141,16 @@ pub(super) enum UplinkCommand {
     List(Connection),
 }
 
-impl Connection {
+#[derive(Debug, Args)]
+pub(super) struct UpgradeArguments {
+    /// The program that is to go on [default: what is where the daemon was started from]
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Api {
     /// Whether argument or environment name a daemon.
     pub(super) fn is_named(&self) -> bool {
         self.api_socket.is_some() || std::env::var_os(API_SOCKET_VARIABLE).is_some()
@@ -140,6 +160,16 @@ impl Connection {
         let named = self.api_socket.clone();
         let path = named.or_else(|| std::env::var_os(API_SOCKET_VARIABLE).map(PathBuf::from));
         Client::new(&path.unwrap_or_else(|| API_SOCKET.into()))
+    }
+}
+
+impl Connection {
+    pub(super) fn is_named(&self) -> bool {
+        self.api.is_named()
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.api.client()
     }
 
     /// Ask, and print the answer.
@@ -192,4 +222,11 @@ pub(super) fn uplink(command: &UplinkCommand) -> Result<(), CliError> {
 
 pub(super) fn stats(connection: &Connection) -> Result<(), CliError> {
     connection.ask(&Request::Stats, |stats: &Stats| show::stats(stats))
+}
+
+pub(super) fn upgrade(arguments: UpgradeArguments) -> Result<(), CliError> {
+    let UpgradeArguments { binary, connection } = arguments;
+    // The daemon's working directory is not ours.
+    let binary = binary.map(std::path::absolute).transpose().map_err(CliError::WorkingDirectory)?;
+    connection.ask(&Request::Upgrade(Upgrade { binary }), show::upgraded)
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use crate::device::mac::MacAddress;
-use crate::profile::export::{self, Attachment};
+use crate::libvirt::{self, Attachment, Mode};
+use crate::profile::export;
 use crate::profile::{Catalog, Profile};
 
 use super::{CliError, print, print_json};
@@ -67,9 +68,11 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     match arguments.format {
         Format::Nfd => print(&export::nfd(&profiles)?),
         Format::Nova => print(&export::nova(&profiles)?),
-        Format::Libvirt => print(&export::libvirt(one(&profiles)?, &attachment(arguments))?),
+        Format::Libvirt => print(&libvirt::fragment(one(&profiles)?, &attachment(arguments))?),
         Format::Qemu => {
-            let words = export::qemu(one(&profiles)?, &attachment(arguments), &arguments.chardev)?;
+            let ExportArguments { queue_pairs, chardev, .. } = arguments;
+            let mac = arguments.mac.map(|mac| mac.to_string());
+            let words = export::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
             if arguments.json {
                 return print_json(&words);
             }
@@ -84,7 +87,7 @@ fn attachment(arguments: &ExportArguments) -> Attachment {
         socket: arguments.socket.clone(),
         mac: arguments.mac.map(|mac| mac.to_string()),
         queue_pairs: arguments.queue_pairs,
-        client: arguments.client,
+        mode: if arguments.client { Mode::Server } else { Mode::Client },
     }
 }
 

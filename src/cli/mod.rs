@@ -9,7 +9,10 @@
 mod capture;
 mod client;
 mod compare;
+mod doctor;
 mod export;
+mod hook;
+mod libvirt;
 mod profile;
 mod run;
 mod show;
@@ -21,10 +24,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::capture::CaptureError;
-use crate::config::{Config, ConfigError, PortProblem, RunOptions};
+use crate::config::{Config, ConfigError, HandedProblem, PortProblem, RunOptions};
 use crate::control::client::ClientError;
+use crate::libvirt::StampError;
+use crate::libvirt::hook::HookError;
 use crate::platform::text_file::FileError;
 use crate::profile::export::ExportError;
+use crate::profile::frontend::FrontendError;
 use crate::profile::{CatalogError, ResolveError};
 
 /// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
@@ -52,8 +58,15 @@ enum Command {
     /// List, show, compare, check, capture or export profiles
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
+    /// Interfaces in libvirt's domains: XML, stored profiles, the hook
+    #[command(subcommand)]
+    Libvirt(libvirt::LibvirtCommand),
     /// Show all counters of a running daemon
     Stats(client::Connection),
+    /// Say whether ports can be served here, and what would mend it; the status is 1 if not
+    Doctor(doctor::DoctorArguments),
+    /// Have a new process, perhaps of another version, go on in place of a running daemon
+    Upgrade(client::UpgradeArguments),
 }
 
 /// What is left to do when the arguments are dealt with.
@@ -77,6 +90,9 @@ pub enum CliError {
     /// The port described by the arguments cannot be.
     #[error("{}", lines(.0))]
     Port(Vec<PortProblem>),
+    /// Nor can the uplink.
+    #[error("{}", lines(.0))]
+    Handed(Vec<HandedProblem>),
     /// The socket's path depends on a working directory that is gone.
     #[error("the working directory cannot be read; give --socket-path as an absolute path")]
     WorkingDirectory(#[source] io::Error),
@@ -121,6 +137,9 @@ pub enum CliError {
         /// The family, if one was asked for.
         family: Option<String>,
     },
+    /// The answer to `doctor` is no.
+    #[error("no port can be served here; each problem above says what would mend it")]
+    CannotServe,
     /// The answer to `port compare` is no.
     #[error("the two sessions are not the same to a guest")]
     Different,
@@ -144,6 +163,49 @@ pub enum CliError {
     /// The profile has no form in the format.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// The profile cannot be shown by QEMU.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
+    /// The domain cannot be stamped.
+    #[error(transparent)]
+    Stamp(#[from] StampError),
+    /// The domain must not run here.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// What the port has is not known by its name any more.
+    #[error(
+        "port \"{port}\" has the profile {profile} with digest {digest}, which the daemon cannot \
+         show any more; see `isonic port show {port}`"
+    )]
+    PortProfile {
+        /// The port.
+        port: String,
+        /// Its profile.
+        profile: String,
+        /// Its digest.
+        digest: String,
+    },
+    /// Somebody else's hook is where ours would be.
+    #[error("{} is there and not ours; move it, or install with another --directory", .0.display())]
+    ForeignHook(PathBuf),
+    /// The hook cannot be written.
+    #[error("cannot install the hook {}", path.display())]
+    Install {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The path of this binary is not known.
+    #[error("cannot find out where isonic itself is")]
+    Binary(#[source] io::Error),
+    /// Standard input.
+    #[error("cannot read standard input")]
+    Input(#[source] io::Error),
+    /// Standard input is not UTF-8.
+    #[error("standard input is no text in UTF-8")]
+    InputText(#[source] std::string::FromUtf8Error),
     /// One device, several profiles.
     #[error("a device has one profile: give one name, or use the format nfd or nova")]
     SeveralProfiles,
@@ -155,7 +217,7 @@ pub enum CliError {
     Json(#[from] serde_json::Error),
 }
 
-fn lines(problems: &[PortProblem]) -> String {
+fn lines(problems: &[impl ToString]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -173,7 +235,10 @@ pub fn run(arguments: Arguments) -> Result<Action, CliError> {
         Command::Port(command) => client::port(command)?,
         Command::Uplink(command) => client::uplink(&command)?,
         Command::Profile(command) => profile::run(command)?,
+        Command::Libvirt(command) => libvirt::run(command)?,
         Command::Stats(connection) => client::stats(&connection)?,
+        Command::Doctor(arguments) => doctor::run(&arguments)?,
+        Command::Upgrade(arguments) => client::upgrade(arguments)?,
     }
     Ok(Action::Done)
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::config::{
-    self, Attach, Config, PortConfig, RunOptions, SocketMode, UplinkConfig, UplinkMode,
+    self, Attach, Config, Handed, PortConfig, RunOptions, SocketMode, UplinkConfig,
 };
 use crate::device::mac::MacAddress;
 use crate::profile::Catalog;
@@ -24,7 +24,7 @@ pub(super) struct RunArguments {
         required_unless_present_any = ["socket_path", "fd", "print_capabilities"],
         conflicts_with_all = [
             "socket_path", "fd", "uplink", "profile", "mac", "attach", "client", "queues",
-            "workers", "api_socket", "allow_draft", "profile_dir",
+            "socket_fds", "workers", "api_socket", "allow_draft", "profile_dir",
         ],
     )]
     config: Option<PathBuf>,
@@ -72,6 +72,10 @@ pub(super) struct RunArguments {
     /// The uplink's queues to use [default: all]
     #[arg(long, value_name = "0,1", value_delimiter = ',')]
     queues: Option<Vec<u32>>,
+    /// AF_XDP sockets that a launcher made for these queues, by their descriptors, and that its XDP
+    /// program redirects to [default: isonic makes them, and has a program]
+    #[arg(long, value_name = "NUMBER,NUMBER", value_delimiter = ',')]
+    socket_fds: Option<Vec<u32>>,
     /// Threads that move packets [default: 1]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
@@ -133,12 +137,16 @@ impl Capabilities {
 fn single(arguments: RunArguments) -> Result<Action, CliError> {
     let attach = arguments.attach.unwrap_or_default();
     let socket = socket(&arguments)?;
-    let uplink = UplinkConfig {
-        interface: arguments.uplink.unwrap_or_default(),
+    let mut uplink = UplinkConfig {
         queues: arguments.queues.clone(),
-        mode: UplinkMode::Auto,
-        coalesce: true,
+        handed: arguments.socket_fds.map(Handed::Sockets),
+        ..UplinkConfig::of(&arguments.uplink.unwrap_or_default())
     };
+    uplink.count_queues();
+    let handed = config::uplink_problems(&uplink);
+    if !handed.is_empty() {
+        return Err(CliError::Handed(handed));
+    }
     let port = PortConfig {
         name: port_name(&socket),
         socket,
@@ -151,6 +159,7 @@ fn single(arguments: RunArguments) -> Result<Action, CliError> {
         queues: arguments.queues.filter(|_| attach == Attach::Wire),
         socket_group: None,
         socket_permissions: None,
+        owner: None,
     };
     let mut problems = config::port_problems(&port, &[], std::slice::from_ref(&uplink));
     let catalog = Catalog::load(arguments.profile_dir.as_deref())?;
@@ -161,6 +170,7 @@ fn single(arguments: RunArguments) -> Result<Action, CliError> {
     let config = Config {
         api_socket: arguments.api_socket,
         state_dir: None,
+        runtime_dir: None,
         profile_dir: arguments.profile_dir,
         profiles_file: None,
         workers: arguments.workers.map_or(1, usize::from),

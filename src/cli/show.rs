@@ -1,10 +1,11 @@
 //! The API's answers, for people. Programs use `--json`.
 
 use std::fmt::Display;
+use std::time::{Duration, SystemTime};
 
 use crate::control::api::{
     BindingView, BitsView, Counters, Direction, PortState, PortView, ProfileView, RingView,
-    SocketKind, Stats, UplinkView, XdpMode,
+    SocketKind, Stats, Upgraded, UplinkState, UplinkView, XdpMode,
 };
 
 use crate::device::features::{FEATURES, Feature};
@@ -42,6 +43,20 @@ fn bits(bits: &BitsView) -> String {
     format!("{} ({})", bits.hex, bits.names.join(", "))
 }
 
+pub(super) fn upgraded(upgraded: &Upgraded) -> String {
+    let Upgraded { pid, version, outage_microseconds, sessions, reconnecting } = upgraded;
+    let version = version.as_deref().unwrap_or("of an unknown version");
+    let mut text = format!("isonic {version}, process {pid}, goes on with {sessions} sessions\n");
+    if let Some(outage) = outage_microseconds {
+        let (milliseconds, rest) = (outage / 1000, outage % 1000);
+        text += &format!("packets stood still for {milliseconds}.{rest:03} ms\n");
+    }
+    if !reconnecting.is_empty() {
+        text += &format!("front-ends that connect anew: {}\n", list(reconnecting));
+    }
+    text
+}
+
 pub(super) fn ports(ports: &[PortView]) -> String {
     let mut table = Table::new(&["NAME", "STATE", "UPLINK", "ATTACH", "MAC", "PROFILE", "SOCKET"]);
     for port in ports {
@@ -68,6 +83,9 @@ pub(super) fn port(port: &PortView) -> String {
         ("profile", port.profile.clone()),
         ("digest", port.profile_digest.clone()),
     ]);
+    if let Some(owner) = &port.owner {
+        text.push_str(&pairs(&[("owner", owner.clone())]));
+    }
     if let Some(refusal) = &port.refusal {
         text.push_str(&format!("refused: {refusal}\n"));
     }
@@ -101,8 +119,14 @@ fn binding(binding: &BindingView) -> String {
         ("  protocol features", bits(&binding.protocol_features)),
         ("  ring sizes", list(&sizes)),
         ("  queue pairs", binding.queue_pairs.to_string()),
+        ("  rings started in", micros(binding.start_microseconds)),
+        ("  rings stopped in", micros(binding.stop_microseconds)),
         ("  fingerprint", binding.fingerprint.clone()),
     ])
+}
+
+fn micros(value: Option<u64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value} us"))
 }
 
 fn rings(rings: &[RingView]) -> String {
@@ -127,6 +151,7 @@ fn rings(rings: &[RingView]) -> String {
 pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
     let heading = [
         "INTERFACE",
+        "STATE",
         "DRIVER",
         "XDP",
         "SOCKET",
@@ -140,7 +165,8 @@ pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
     let mut table = Table::new(&heading);
     for uplink in uplinks {
         table.row(vec![
-            uplink.interface.clone(),
+            interface(uplink),
+            uplink_state(uplink),
             uplink.driver.clone(),
             xdp_mode(uplink.xdp_mode).to_owned(),
             socket_mode(uplink.socket_mode).to_owned(),
@@ -149,10 +175,40 @@ pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
             uplink.packet_max.to_string(),
             uplink.mac.to_string(),
             list(&uplink.ports),
-            uplink.reason.clone(),
+            why(uplink),
         ]);
     }
     table.render()
+}
+
+/// The uplink's name, and the interface's if that was renamed.
+fn interface(uplink: &UplinkView) -> String {
+    let UplinkView { interface, present_name, .. } = uplink;
+    if interface == present_name {
+        return interface.clone();
+    }
+    format!("{interface} (now {present_name})")
+}
+
+fn uplink_state(uplink: &UplinkView) -> String {
+    let word = match uplink.state {
+        UplinkState::Up => return "up".to_owned(),
+        UplinkState::Down => "down",
+        UplinkState::Gone => "gone",
+        UplinkState::Failed => "failed",
+    };
+    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(uplink.state_since);
+    format!("{word} for {} s", since.elapsed().unwrap_or_default().as_secs())
+}
+
+/// What is wrong with it, else why it is used as it is.
+fn why(uplink: &UplinkView) -> String {
+    let why = uplink.problem.as_ref().unwrap_or(&uplink.reason);
+    if uplink.unserved_queues.is_empty() {
+        return why.clone();
+    }
+    let queues = list(&uplink.unserved_queues);
+    format!("{why}; queues {queues} receive and have no socket")
 }
 
 pub(super) fn profiles(profiles: &[ProfileView]) -> String {
@@ -315,6 +371,8 @@ mod tests {
             protocol_features: BitsView::protocol(FeatureSet(1)),
             ring_sizes: vec![Some(256), None],
             queue_pairs: 1,
+            stop_microseconds: None,
+            start_microseconds: Some(1),
             fingerprint: "f".into(),
         };
         let ring = RingView {
@@ -334,6 +392,7 @@ mod tests {
             uplink: "eth0".into(),
             attach: Attach::Switch,
             mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            owner: None,
             state: PortState::Running,
             refusal: None,
             binding: Some(agreed),
@@ -357,7 +416,7 @@ mod tests {
     fn a_port_shows_its_binding_a_broken_ring_and_its_counters() {
         let text = port(&view());
         for shown in
-            ["0x100000000 (version_1)", "256,-", "descriptor 7 loops", "from_guest_packets"]
+            ["0x100000000 (version_1)", "256,-", "1 us", "descriptor 7 loops", "from_guest_packets"]
         {
             assert!(text.contains(shown), "{shown} in {text}");
         }

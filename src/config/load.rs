@@ -9,13 +9,18 @@ use crate::document::{self, Located, Problems, Read, Section, Unreadable, read_t
 use crate::platform::text_file::{self, FileError};
 use crate::profile::Catalog;
 
-use super::rules::{PortProblem, fits_socket_address, port_problems, repeated, resolve_profile};
+use super::rules::{
+    PortProblem, fits_socket_address, port_problems, repeated, resolve_profile, uplink_problems,
+};
 use super::types::{
-    Attach, Config, PortConfig, SocketMode, SocketPermissions, UplinkConfig, UplinkMode,
+    Attach, Config, Handed, PortConfig, SocketMode, SocketPermissions, UplinkConfig, UplinkMode,
+    UplinkSteering,
 };
 
 const API_SOCKET: &str = "/run/isonic/isonic.sock";
 const STATE_DIR: &str = "/var/lib/isonic";
+/// Where what outlives the process is, if nothing is said.
+pub const RUNTIME_DIR: &str = "/run/isonic";
 /// Within the state directory.
 const PROFILES_FILE: &str = "profiles.json";
 /// Largest configuration file that is read, bytes: some ten thousand ports.
@@ -24,6 +29,11 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 const WORKERS_MAX: i64 = 1024;
 /// Highest queue number of an uplink, well above any NIC's.
 const QUEUE_MAX: i64 = 65535;
+/// Packets of one busy poll where the file does not say: what drivers are made for
+/// (NAPI_POLL_WEIGHT of linux/netdevice.h).
+const BUDGET: u16 = 64;
+/// Most that the kernel takes.
+const BUDGET_MAX: i64 = 65535;
 /// Longest interface name, bytes (`IFNAMSIZ` less its final zero).
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -59,6 +69,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let api_socket = api_socket(root);
     let state_dir = directory(root, "state_dir").map(|directory| directory.value);
     let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
+    let runtime_dir = directory(root, "runtime_dir").map(|directory| directory.value);
+    let runtime_dir = runtime_dir.unwrap_or_else(|| RUNTIME_DIR.into());
     let profile_dir = directory(root, "profile_dir");
     let profiles_file = directory(root, "profiles_file").map(|file| file.value);
     let profiles_file = profiles_file.unwrap_or_else(|| state_dir.join(PROFILES_FILE));
@@ -79,6 +91,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     Some(Config {
         api_socket: Some(api_socket),
         state_dir: Some(state_dir),
+        runtime_dir: Some(runtime_dir),
         profile_dir,
         profiles_file: Some(profiles_file),
         workers,
@@ -166,9 +179,71 @@ fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
         let limit = INTERFACE_NAME_MAX;
         section.note(line, format!("\"{interface}\" is no interface name: 1 to {limit} bytes"));
     }
-    let queues = queues.map(|queues| queues.value);
     let coalesce = section.optional::<bool>("coalesce").is_none_or(|coalesce| coalesce.value);
-    Some(Located { value: UplinkConfig { interface, queues, mode, coalesce }, line })
+    let switch =
+        |key: &'static str| section.optional::<bool>(key).is_some_and(|switch| switch.value);
+    let (host, link_to_guests) = (switch("host"), switch("link_to_guests"));
+    let busy_poll = busy_poll(section);
+    let handed = handed(section);
+    let steering = section.optional::<UplinkSteering>("steering");
+    let mut value = UplinkConfig {
+        interface,
+        queues: queues.map(|queues| queues.value),
+        mode,
+        coalesce,
+        host,
+        link_to_guests,
+        busy_poll,
+        steering: steering.map(|steering| steering.value).unwrap_or_default(),
+        handed: handed.as_ref().map(|handed| handed.value.clone()),
+    };
+    value.count_queues();
+    let handed_line = handed.map_or(line, |handed| handed.line);
+    for problem in uplink_problems(&value) {
+        section.note(handed_line, problem.to_string());
+    }
+    Some(Located { value, line })
+}
+
+/// What a launcher hands in: one thing, if any.
+fn handed(section: &Section<'_>) -> Option<Located<Handed>> {
+    let path = |key, make: fn(PathBuf) -> Handed| {
+        let path = directory(section, key)?;
+        Some(Located { value: make(path.value), line: path.line })
+    };
+    let fds = socket_fds(section);
+    let fds = fds.map(|fds| Located { value: Handed::Sockets(fds.value), line: fds.line });
+    let map = path("map", Handed::Map);
+    let plugin = path("device_plugin", Handed::DevicePlugin);
+    let mut given = [fds, map, plugin].into_iter().flatten();
+    let first = given.next();
+    if let Some(second) = given.next() {
+        section.note(second.line, "give one of socket_fds, map and device_plugin");
+    }
+    first
+}
+
+fn socket_fds(section: &Section<'_>) -> Option<Located<Vec<u32>>> {
+    let listed = section.list::<i64>("socket_fds")?;
+    let line = listed.first().map_or(section.line(), |fd| fd.line);
+    let number = |fd: &Located<i64>| {
+        let number = u32::try_from(fd.value).ok();
+        if number.is_none() {
+            section.note(fd.line, format!("socket_fds: {} is no descriptor", fd.value));
+        }
+        number
+    };
+    Some(Located { value: listed.iter().filter_map(number).collect(), line })
+}
+
+/// The budget, if the uplink is to be polled.
+fn busy_poll(section: &Section<'_>) -> Option<u16> {
+    let wanted = section.optional::<bool>("busy_poll").is_some_and(|wanted| wanted.value);
+    let budget = section.integer::<u16>("busy_poll_budget", 1..=BUDGET_MAX);
+    if let Some(budget) = budget.as_ref().filter(|_| !wanted) {
+        section.note(budget.line, "busy_poll_budget without busy_poll = true does nothing");
+    }
+    wanted.then(|| budget.map_or(BUDGET, |budget| budget.value))
 }
 
 fn check_uplinks(root: &Section<'_>, uplinks: &[Located<UplinkConfig>]) {
@@ -233,6 +308,8 @@ fn port(section: &Section<'_>) -> Option<LocatedPort> {
         queues: queues.map(|queues| queues.value),
         socket_group,
         socket_permissions,
+        // Of a port in the file it is the file.
+        owner: None,
     };
     Some(LocatedPort { config, lines })
 }
@@ -265,10 +342,10 @@ impl LocatedPort {
 impl PortLines {
     fn of(&self, problem: &PortProblem) -> usize {
         match problem {
-            PortProblem::Name(_) | PortProblem::NameTaken(_) => self.name,
+            PortProblem::Name(_) | PortProblem::NameTaken(_) | PortProblem::Owner(_) => self.name,
             PortProblem::SocketPath(_) | PortProblem::SocketTaken { .. } => self.socket,
             PortProblem::MacNotUnicast(_) | PortProblem::MacTaken { .. } => self.mac,
-            PortProblem::UnknownUplink { .. } => self.uplink,
+            PortProblem::UnknownUplink { .. } | PortProblem::NotWire(_) => self.uplink,
             PortProblem::Profile(_)
             | PortProblem::Draft(_)
             | PortProblem::ProfileBlocked { .. } => self.profile,
@@ -296,6 +373,12 @@ impl Read for Attach {
 }
 
 impl Read for UplinkMode {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for UplinkSteering {
     fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
         read_text(value)
     }
@@ -338,9 +421,10 @@ uplink = "eth0"
         let config = parse(Path::new("c.toml"), MINIMAL).unwrap();
         assert_eq!(config.api_socket, Some(API_SOCKET.into()));
         assert_eq!(config.state_dir, Some(STATE_DIR.into()));
+        assert_eq!(config.runtime_dir, Some(RUNTIME_DIR.into()));
         assert_eq!(config.profiles_file, Some("/var/lib/isonic/profiles.json".into()));
         assert_eq!((config.workers, config.worker_cpus), (1, None));
-        assert_eq!(config.uplinks[0].mode, UplinkMode::Auto);
+        assert_eq!(config.uplinks[0], UplinkConfig::of("eth0"));
         let port = &config.ports[0];
         assert_eq!((port.mode, port.attach), (SocketMode::Server, Attach::Switch));
         assert_eq!(port.mac(), MacAddress::derived(crate::platform::machine_id(), "vm1"));
@@ -352,6 +436,7 @@ uplink = "eth0"
         let text = r#"
 api_socket = "/a.sock"
 state_dir = "/s"
+runtime_dir = "/r"
 profile_dir = "PROFILES"
 profiles_file = "/p.json"
 workers = 2
@@ -360,6 +445,10 @@ worker_cpus = [3, 1]
 interface = "eth0"
 queues = [0, 1]
 mode = "zerocopy"
+link_to_guests = true
+steering = "set"
+busy_poll = true
+busy_poll_budget = 8
 [[ports]]
 name = "vm1"
 socket = "/run/vm1.sock"
@@ -377,9 +466,13 @@ socket_permissions = "0660"
         let config = parse(Path::new("c.toml"), &text).unwrap();
         assert_eq!(config.profile_dir.as_deref(), Some(profiles.path()));
         assert_eq!(config.profiles_file, Some("/p.json".into()));
+        assert_eq!(config.runtime_dir, Some("/r".into()));
         assert_eq!(config.worker_cpus, Some(vec![3, 1]));
         assert_eq!(config.uplinks[0].queues, Some(vec![0, 1]));
         assert_eq!(config.uplinks[0].mode, UplinkMode::Zerocopy);
+        assert!(config.uplinks[0].link_to_guests);
+        assert_eq!(config.uplinks[0].steering, UplinkSteering::Set);
+        assert_eq!(config.uplinks[0].busy_poll, Some(8));
         let port = &config.ports[0];
         assert_eq!((port.mode, port.attach), (SocketMode::Client, Attach::Wire));
         assert_eq!(port.profile, "org.isonic.net.v1,max_ring=256");
@@ -389,6 +482,51 @@ socket_permissions = "0660"
         assert_eq!(port.socket_permissions, Some(SocketPermissions(0o660)));
         let json = serde_json::to_string(port).unwrap();
         assert_eq!(serde_json::from_str::<PortConfig>(&json).unwrap(), *port);
+    }
+
+    #[test]
+    fn busy_polling_has_a_budget_that_means_nothing_alone() {
+        let with = |keys: &str| MINIMAL.replace("\"eth0\"\n\n", &format!("\"eth0\"\n{keys}\n"));
+        let config = parse(Path::new("c.toml"), &with("busy_poll = true")).unwrap();
+        assert_eq!(config.uplinks[0].busy_poll, Some(64));
+        for (keys, word) in [
+            ("busy_poll_budget = 8", "busy_poll = true"),
+            ("busy_poll = true\nbusy_poll_budget = 0", "busy_poll_budget"),
+            ("busy_poll = true\nbusy_poll_budget = 65536", "busy_poll_budget"),
+            ("busy_poll = 1", "busy_poll"),
+        ] {
+            let told = lines(&with(keys));
+            assert!(told.len() == 1 && told[0].contains(word), "{keys}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_launcher_s_sockets_are_one_for_each_queue_and_for_wire_ports() {
+        let with = |keys: &str, attach: &str| {
+            let text = MINIMAL.replace("\"eth0\"\n\n", &format!("\"eth0\"\n{keys}\n"));
+            format!("{text}attach = \"{attach}\"\n")
+        };
+        let config = parse(Path::new("c.toml"), &with("socket_fds = [7, 4]", "wire")).unwrap();
+        let uplink = &config.uplinks[0];
+        assert_eq!(uplink.handed, Some(Handed::Sockets(vec![7, 4])));
+        assert_eq!(uplink.queues, Some(vec![0, 1]));
+        let config = parse(Path::new("c.toml"), &with("map = \"/sys/fs/bpf/m\"", "wire")).unwrap();
+        assert_eq!(config.uplinks[0].handed, Some(Handed::Map("/sys/fs/bpf/m".into())));
+        for (keys, attach, word) in [
+            ("socket_fds = [7, 4]\nqueues = [3]", "wire", "2 descriptors for 1 queues"),
+            ("socket_fds = []", "wire", "empty"),
+            ("socket_fds = [7]\nmap = \"/m\"", "wire", "give one of"),
+            ("device_plugin = \"p.sock\"", "wire", "absolute"),
+            ("map = \"/m\"", "switch", "attach = \"wire\""),
+            ("socket_fds = [7, 7]", "wire", "listed twice"),
+            ("socket_fds = [-1]\nqueues = []", "wire", "no descriptor"),
+            ("socket_fds = [7]\nmode = \"generic\"", "wire", "generic"),
+            ("socket_fds = [7]\nhost = true", "wire", "host = true"),
+            ("socket_fds = [7]", "switch", "attach = \"wire\""),
+        ] {
+            let told = lines(&with(keys, attach)).join("\n");
+            assert!(told.contains(word), "{keys}: {told}");
+        }
     }
 
     #[test]

@@ -13,9 +13,9 @@ mod load;
 mod rules;
 mod types;
 
-pub use load::{ConfigError, load, parse};
-pub use rules::{PortProblem, port_problems, resolve_profile};
+pub use load::{ConfigError, RUNTIME_DIR, load, parse};
+pub use rules::{HandedProblem, PortProblem, port_problems, resolve_profile, uplink_problems};
 pub use types::{
-    Attach, Config, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,
-    UplinkMode, WordError,
+    Attach, Config, Handed, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,
+    UplinkMode, UplinkSteering, WordError, steering_note,
 };

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::device::mac::MacAddress;
 use crate::profile::{Blocker, Catalog, Chosen, ResolveError};
 
-use super::types::{Attach, PortConfig, UplinkConfig};
+use super::types::{Attach, Handed, PortConfig, UplinkConfig, UplinkMode};
 
 /// Longest port name, bytes: it becomes part of file names, labels and URLs.
 const NAME_MAX: usize = 63;
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` less its final zero).
 const SOCKET_PATH_MAX: usize = 107;
+/// Longest owner, bytes: a UUID and whose it is fit several times.
+const OWNER_MAX: usize = 128;
 
 /// One reason why a port cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +55,12 @@ pub enum PortProblem {
         /// Those there are.
         known: Vec<String>,
     },
+    /// Where the program is a launcher's, nothing tells ports apart but queues.
+    #[error("uplink \"{0}\" has a launcher's program, which is for attach = \"wire\"")]
+    NotWire(String),
+    /// The owner is no word.
+    #[error("owner \"{}\" must be 1 to {OWNER_MAX} printable characters", .0.escape_debug())]
+    Owner(String),
     /// Only wire ports have queues of their own.
     #[error("queues is for attach = \"wire\"; a switch port shares those of its uplink")]
     QueuesOfSwitchPort,
@@ -156,6 +164,54 @@ pub fn port_problems(
     problems
 }
 
+/// What is wrong with what an uplink is to have from a launcher.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandedProblem {
+    /// An uplink without a queue would move nothing.
+    #[error("socket_fds is empty; leave it out to have isonic make the sockets")]
+    None,
+    /// As many as queues, each the next one's.
+    #[error("socket_fds has {fds} descriptors for {queues} queues")]
+    Count {
+        /// Descriptors.
+        fds: usize,
+        /// Queues.
+        queues: usize,
+    },
+    /// One socket cannot be bound twice.
+    #[error("descriptor {0} is listed twice in socket_fds")]
+    Twice(u32),
+    /// The program is the launcher's.
+    #[error("mode = \"generic\" is for isonic's own program, and here it is a launcher's")]
+    Generic,
+    /// Who tells the host's frames from VMs' is our program.
+    #[error("host = true is for isonic's own program, and here it is a launcher's")]
+    Host,
+}
+
+/// All that is wrong with what an uplink is to have from a launcher.
+#[must_use]
+pub fn uplink_problems(uplink: &UplinkConfig) -> Vec<HandedProblem> {
+    let Some(handed) = &uplink.handed else { return Vec::new() };
+    let mut problems = Vec::new();
+    if let Handed::Sockets(fds) = handed {
+        let queues = uplink.queues.as_ref().map_or(0, Vec::len);
+        if fds.is_empty() {
+            problems.push(HandedProblem::None);
+        } else if fds.len() != queues {
+            problems.push(HandedProblem::Count { fds: fds.len(), queues });
+        }
+        problems.extend(repeated(Some(fds)).map(HandedProblem::Twice));
+    }
+    if uplink.mode == UplinkMode::Generic {
+        problems.push(HandedProblem::Generic);
+    }
+    if uplink.host {
+        problems.push(HandedProblem::Host);
+    }
+    problems
+}
+
 fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let name = port.name.as_bytes();
@@ -169,12 +225,21 @@ fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
     if !port.mac().is_unicast() {
         problems.push(PortProblem::MacNotUnicast(port.mac()));
     }
+    let is_word =
+        |owner: &&String| (1..=OWNER_MAX).contains(&owner.len()) && owner.bytes().all(is_graphic);
+    if let Some(owner) = port.owner.as_ref().filter(|owner| !is_word(owner)) {
+        problems.push(PortProblem::Owner(owner.clone()));
+    }
     match (&port.queues, port.attach) {
         (Some(_), Attach::Switch) => problems.push(PortProblem::QueuesOfSwitchPort),
         (Some(queues), Attach::Wire) if queues.is_empty() => problems.push(PortProblem::NoQueue),
         _ => {}
     }
     problems.extend(repeated(port.queues.as_deref()).map(PortProblem::QueueTwice));
+}
+
+fn is_graphic(byte: u8) -> bool {
+    byte.is_ascii_graphic()
 }
 
 pub(super) fn fits_socket_address(path: &Path) -> bool {
@@ -209,6 +274,9 @@ fn check_queues(
     problems: &mut Vec<PortProblem>,
 ) {
     let name = &uplink.interface;
+    if uplink.handed.is_some() && port.attach != Attach::Wire {
+        problems.push(PortProblem::NotWire(name.clone()));
+    }
     let own = port.queues.as_deref().unwrap_or_default();
     for &queue in own {
         if uplink.queues.as_ref().is_some_and(|queues| !queues.contains(&queue)) {
@@ -252,7 +320,7 @@ fn leaves_no_queue(ports: &[&PortConfig], uplink: &UplinkConfig) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::types::{SocketMode, UplinkMode};
+    use crate::config::types::SocketMode;
 
     fn port(name: &str) -> PortConfig {
         PortConfig {
@@ -267,6 +335,7 @@ mod tests {
             queues: None,
             socket_group: None,
             socket_permissions: None,
+            owner: None,
         }
     }
 
@@ -275,7 +344,7 @@ mod tests {
     }
 
     fn eth0(queues: Option<Vec<u32>>) -> [UplinkConfig; 1] {
-        [UplinkConfig { interface: "eth0".into(), queues, mode: UplinkMode::Auto, coalesce: true }]
+        [UplinkConfig { queues, ..UplinkConfig::of("eth0") }]
     }
 
     #[test]

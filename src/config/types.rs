@@ -2,7 +2,7 @@
 //! of an API request, and a line of the state file.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,29 @@ impl FromStr for UplinkMode {
     }
 }
 
+/// What is done about queues that receive and have no socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkSteering {
+    /// They are found and told.
+    #[default]
+    Check,
+    /// The NIC's indirection table is set so that there are none, and put back in the end.
+    Set,
+}
+
+impl FromStr for UplinkSteering {
+    type Err = WordError;
+
+    fn from_str(word: &str) -> Result<Self, WordError> {
+        match word {
+            "check" => Ok(Self::Check),
+            "set" => Ok(Self::Set),
+            _ => Err(WordError::new(word, "check or set")),
+        }
+    }
+}
+
 /// The permission bits of a socket file, written in octal: `0660`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -187,6 +210,10 @@ pub struct PortConfig {
     /// The socket file's permissions; 0600 if None.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_permissions: Option<SocketPermissions>,
+    /// Who made the port and will remove it, such as a VM's UUID. It means nothing to us: whoever
+    /// manages ports knows its own by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
@@ -213,6 +240,53 @@ pub struct UplinkConfig {
     pub mode: UplinkMode,
     /// Merge received TCP segments for guests that take large packets (software GRO).
     pub coalesce: bool,
+    /// Join the host itself to the VMs of this interface.
+    pub host: bool,
+    /// Serve no port while the link is down, so that guests see theirs down.
+    pub link_to_guests: bool,
+    /// Have the workers' own calls drive the NIC, at most so many packets a call; interrupts do if
+    /// None.
+    pub busy_poll: Option<u16>,
+    /// What is done about queues that receive and have no socket.
+    pub steering: UplinkSteering,
+    /// What a launcher hands in whose XDP program is on the NIC; None if ours is.
+    pub handed: Option<Handed>,
+}
+
+/// What a privileged launcher hands in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// `socket_fds`: AF_XDP sockets made for `queues`, in their order, by their descriptors.
+    Sockets(Vec<u32>),
+    /// `map`: the XSKMAP of its program, pinned.
+    Map(PathBuf),
+    /// `device_plugin`: where the AF_XDP device plugin for Kubernetes gives that map.
+    DevicePlugin(PathBuf),
+}
+
+impl UplinkConfig {
+    /// An uplink of which nothing but the interface is said.
+    #[must_use]
+    pub fn of(interface: &str) -> Self {
+        Self {
+            interface: interface.to_owned(),
+            queues: None,
+            mode: UplinkMode::default(),
+            coalesce: true,
+            host: false,
+            link_to_guests: false,
+            busy_poll: None,
+            steering: UplinkSteering::default(),
+            handed: None,
+        }
+    }
+
+    /// The queues of a launcher's sockets are the first ones unless it says otherwise.
+    pub(crate) fn count_queues(&mut self) {
+        if let (None, Some(Handed::Sockets(fds))) = (&self.queues, &self.handed) {
+            self.queues = Some((0..).take(fds.len()).collect());
+        }
+    }
 }
 
 /// All of it.
@@ -222,6 +296,9 @@ pub struct Config {
     pub api_socket: Option<PathBuf>,
     /// Where ports added at run time are kept; None for a daemon that forgets them.
     pub state_dir: Option<PathBuf>,
+    /// Where what must outlive the process, but not the host, is kept; None for a daemon under
+    /// which packed rings do not survive a restart.
+    pub runtime_dir: Option<PathBuf>,
     /// A directory of profiles beside the released ones.
     pub profile_dir: Option<PathBuf>,
     /// Where the list of profiles is published; None for a daemon that does not.
@@ -234,6 +311,13 @@ pub struct Config {
     pub uplinks: Vec<UplinkConfig>,
     /// The ports that are always there.
     pub ports: Vec<PortConfig>,
+}
+
+/// Where it is written down, under the runtime directory, what the indirection table of an
+/// interface was before it was set.
+#[must_use]
+pub fn steering_note(runtime_dir: &Path, interface: &str) -> PathBuf {
+    runtime_dir.join("steering").join(interface)
 }
 
 /// What `isonic run` was told beside the configuration.

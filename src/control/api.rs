@@ -40,6 +40,9 @@ pub enum Request {
     Stats,
     /// Who answers. [`Response::Version`].
     Version,
+    /// Have another process go on with everything. [`Response::Upgraded`], after which this process
+    /// ends; `refused` with the reason, and all goes on as before.
+    Upgrade(Upgrade),
 }
 
 /// What is answered. In JSON the content alone: the request says which it is.
@@ -62,6 +65,8 @@ pub enum Response {
     Stats(Stats),
     /// Who answers.
     Version(VersionView),
+    /// Who goes on.
+    Upgraded(Upgraded),
 }
 
 /// Why a request failed, for programs.
@@ -121,6 +126,30 @@ pub enum PortState {
     Refused,
 }
 
+/// Which program is to go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upgrade {
+    /// Its path; what is where this one was started from, if there is none.
+    #[serde(default)]
+    pub binary: Option<PathBuf>,
+}
+
+/// Who goes on with everything, and at what cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The new process.
+    pub pid: u32,
+    /// Its version; None if it took everything and said no more.
+    pub version: Option<String>,
+    /// For how long no packet moved.
+    pub outage_microseconds: Option<u64>,
+    /// Sessions that go on.
+    pub sessions: usize,
+    /// Ports whose front-end has to connect anew.
+    pub reconnecting: Vec<String>,
+}
+
 /// Another profile for a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +180,9 @@ pub struct PortView {
     pub attach: Attach,
     /// The guest's address.
     pub mac: MacAddress,
+    /// Who made it and will remove it, if that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// How far its front-end has come.
     pub state: PortState,
     /// Why it is not served; None if it is.
@@ -180,6 +212,13 @@ impl BitsView {
         Self { hex: format!("{:#x}", set.0), names: set.names() }
     }
 
+    /// The bits; None if they are not in hexadecimal.
+    #[must_use]
+    pub fn set(&self) -> Option<FeatureSet> {
+        let digits = self.hex.strip_prefix("0x")?;
+        u64::from_str_radix(digits, 16).ok().map(FeatureSet)
+    }
+
     /// Of vhost-user protocol features.
     #[must_use]
     pub fn protocol(set: FeatureSet) -> Self {
@@ -204,6 +243,13 @@ pub struct BindingView {
     pub ring_sizes: Vec<Option<u16>>,
     /// Queue pairs started and enabled.
     pub queue_pairs: u16,
+    /// What the requests took that stopped the rings when they were stopped last: our part of an
+    /// outage. None if they never were.
+    #[serde(default)]
+    pub stop_microseconds: Option<u64>,
+    /// What the requests took that started them last.
+    #[serde(default)]
+    pub start_microseconds: Option<u64>,
     /// Of all that the guest can notice of this: two sessions with the same are the same to it.
     #[serde(default)]
     pub fingerprint: String,
@@ -256,11 +302,38 @@ pub enum SocketKind {
     Copy,
 }
 
+/// Whether packets move over an uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkState {
+    /// They do.
+    #[default]
+    Up,
+    /// Its link is down.
+    Down,
+    /// Its NIC is gone.
+    Gone,
+    /// Its NIC is there and cannot be used.
+    Failed,
+}
+
 /// One uplink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkView {
-    /// Its name.
+    /// Its name: the interface's in the configuration.
     pub interface: String,
+    /// The interface's name now, or the last that it had.
+    #[serde(default)]
+    pub present_name: String,
+    /// Whether packets move.
+    #[serde(default)]
+    pub state: UplinkState,
+    /// Since when: seconds since 1970.
+    #[serde(default)]
+    pub state_since: u64,
+    /// Why it cannot be used, if it failed.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Its kernel driver.
     pub driver: String,
     /// The hook.
@@ -275,10 +348,19 @@ pub struct UplinkView {
     pub packet_max: u32,
     /// The queues that are ours.
     pub queues: Vec<u32>,
+    /// Whether the NIC's indirection table is one of ours.
+    #[serde(default)]
+    pub steering_set: bool,
+    /// Queues that receive and have no socket, as they were when the uplink was opened.
+    #[serde(default)]
+    pub unserved_queues: Vec<u32>,
     /// Bytes.
     pub mtu: u32,
     /// Its own address.
     pub mac: MacAddress,
+    /// The device through which the host and its VMs reach each other, if they do.
+    #[serde(default)]
+    pub host_device: Option<String>,
     /// Packets, bytes, and drops by reason.
     pub counters: Counters,
     /// The names of the ports on it.
@@ -384,6 +466,24 @@ impl ProfileView {
         };
         profiles.sort_by_key(|profile| place(profile));
         profiles.into_iter().map(|profile| Self::new(profile, catalog, uplinks)).collect()
+    }
+
+    /// The profile itself; None if the view is not of a profile that this version knows how to
+    /// write down, which its digest tells.
+    #[must_use]
+    pub fn profile(&self) -> Option<Profile> {
+        let profile = Profile {
+            name: self.name.clone(),
+            summary: self.summary.clone(),
+            features: self.features.set()?,
+            frontend_features: self.frontend_features.set()?,
+            protocol_features: self.protocol_features.set()?,
+            ring_size_max: self.ring_size_max,
+            queue_pairs_max: self.queue_pairs_max,
+            mtu: self.mtu,
+            memory_slots: self.memory_slots,
+        };
+        (profile.digest() == self.digest).then_some(profile)
     }
 
     /// The uplinks that can keep it.

@@ -114,6 +114,7 @@ fn http_request(request: &Request) -> Result<hyper::Request<Full<Bytes>>, Client
     let body = match request {
         Request::AddPort(port) => serde_json::to_vec(port),
         Request::SetProfile(_, change) => serde_json::to_vec(change),
+        Request::Upgrade(upgrade) => serde_json::to_vec(upgrade),
         _ => Ok(Vec::new()),
     };
     let body = body.map_err(|error| ClientError::Body(error.into()))?;
@@ -138,6 +139,7 @@ fn route(request: &Request) -> (Method, String) {
         Request::ShowProfile(name) => (Method::GET, named("/v1/profiles/", name)),
         Request::Stats => (Method::GET, "/v1/stats".into()),
         Request::Version => (Method::GET, "/v1/version".into()),
+        Request::Upgrade(_) => (Method::POST, "/v1/upgrade".into()),
     }
 }
 

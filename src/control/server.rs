@@ -16,7 +16,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response as HttpResponse};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use futures_util::future::{Either, select};
 use serde::de::DeserializeOwned;
 
@@ -69,6 +69,7 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/profiles/{name}", get(show_profile))
         .route("/v1/stats", get(stats))
         .route("/v1/version", get(version))
+        .route("/v1/upgrade", post(upgrade))
         .fallback(async || failure(StatusCode::NOT_FOUND, no_route()))
         .method_not_allowed_fallback(async || {
             let message = "this method is not for this path";
@@ -82,7 +83,7 @@ fn router(service: Arc<dyn Service>) -> Router {
 fn no_route() -> ApiError {
     let message = "there is no such path; known: /v1/ports, /v1/ports/NAME, \
                    /v1/ports/NAME/profile, /v1/uplinks, /v1/profiles, /v1/profiles/NAME, \
-                   /v1/stats, /v1/version";
+                   /v1/stats, /v1/version, /v1/upgrade";
     ApiError::new(ErrorCode::NotFound, message)
 }
 
@@ -150,6 +151,13 @@ async fn stats(State(service): Shared) -> HttpResponse {
 
 async fn version(State(service): Shared) -> HttpResponse {
     answer(service, Request::Version).await
+}
+
+async fn upgrade(State(service): Shared, body: Result<Bytes, BytesRejection>) -> HttpResponse {
+    match content(body, "upgrade") {
+        Ok(upgrade) => answer(service, Request::Upgrade(upgrade)).await,
+        Err(refusal) => refusal,
+    }
 }
 
 async fn answer(service: Arc<dyn Service>, request: Request) -> HttpResponse {

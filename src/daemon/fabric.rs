@@ -2,22 +2,44 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, unbounded};
 
 use crate::config::Config;
 use crate::datapath::{
-    Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, RingReport, Route, Setup, Turns,
-    UplinkId, Watchdog, Watched, Worker, WorkerGone, WorkerHandle, WorkerId,
+    Acknowledgement, Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, RingReport, Route,
+    Setup, SocketDescriptor, SocketReport, Turns, UplinkId, Watchdog, Watched, Worker,
+    WorkerAtRest, WorkerGone, WorkerHandle, WorkerId,
 };
+use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::virtqueue::{EventFd, EventKind, Ring};
-use crate::xdp::Umem;
+use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
+use crate::xdp::{Socket, SocketAtRest, Umem};
 
 use crate::platform::interrupt::InterruptibleThread;
 
+use super::host::HostPort;
 use super::uplinks::{Dealt, Nics};
+
+/// How long workers may take to come to rest. Each turn is microseconds.
+const REST_WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// Why the workers do not stand still.
+#[derive(Debug, thiserror::Error)]
+pub enum RestError {
+    /// They hand packets to each other for ever.
+    #[error("the workers did not come to rest within {REST_WAIT_MAX:?}")]
+    Restless,
+    /// One has ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerGone),
+    /// Their rings' events cannot be given to anybody.
+    #[error("no descriptor left for sockets and rings' events; raise the limit of open files")]
+    Descriptors(#[from] io::Error),
+}
 
 /// A worker as the control plane knows it.
 #[derive(Debug)]
@@ -36,31 +58,55 @@ impl WorkerEntry {
     }
 }
 
+/// Where a socket of an uplink is counted.
+type CountedSocket = (UplinkId, Arc<Published<SocketCounter>>);
+
 /// The workers and their table.
 #[derive(Debug)]
 pub struct Fabric {
     workers: Vec<WorkerEntry>,
     pool: PacketPool,
     routes: Mutex<BTreeMap<PortId, Route>>,
-    sockets: Vec<(UplinkId, u32, Arc<Published<SocketCounter>>)>,
+    /// Of all that a worker ever had.
+    sockets: Mutex<Vec<CountedSocket>>,
     /// Ports whose front-end took the memory away, as the workers find out.
     lost: Receiver<PortId>,
+    /// The host, where it shares an uplink with its VMs.
+    hosts: Vec<HostPort>,
     watchdog: Mutex<Option<Watchdog>>,
+    /// The workers move nothing: they need not hear at once of what they are to do.
+    at_rest: AtomicBool,
 }
 
 impl Fabric {
-    /// Start the configured number of workers with their sockets.
+    /// Start the configured number of workers with their sockets, which other processes may still
+    /// have if they are to begin `at_rest`.
     ///
     /// # Errors
     /// No thread or descriptor to be had; those started are stopped.
-    pub fn start(config: &Config, nics: &Nics, sockets: Vec<Dealt>) -> io::Result<Arc<Self>> {
-        let umems: Vec<Arc<Umem>> = nics.iter().map(|nic| Arc::clone(&nic.umem)).collect();
+    pub fn start(
+        config: &Config,
+        nics: &Nics,
+        sockets: Vec<Dealt>,
+        at_rest: bool,
+    ) -> io::Result<Arc<Self>> {
+        let mut umems: BTreeMap<UplinkId, Arc<Umem>> = BTreeMap::new();
+        for (uplink, socket) in sockets.iter().flatten() {
+            umems.insert(*uplink, Arc::clone(socket.umem()));
+        }
+        let umems: Vec<Arc<Umem>> = umems.into_values().collect();
         let frames = |sockets: &Dealt| {
-            let total = sockets.iter().map(|(_, socket)| socket.census().total()).sum::<u64>();
+            let total = sockets.iter().map(|(_, socket)| socket.frames()).sum::<u64>();
             usize::try_from(total).unwrap_or(usize::MAX)
         };
         let inboxes = sockets.iter().map(|sockets| Inbox::new(frames(sockets)).map(Arc::new));
-        let inboxes = inboxes.collect::<io::Result<Vec<_>>>()?;
+        let mut inboxes = inboxes.collect::<io::Result<Vec<_>>>()?;
+        let mut hosts = Vec::new();
+        for nic in nics.iter().filter(|nic| nic.config.host) {
+            let host = HostPort::new(nic, inboxes.len())?;
+            inboxes.push(Arc::clone(&host.inbox));
+            hosts.push(host);
+        }
         let pool = PacketPool::new();
         let (lost, told) = unbounded();
         let cpus = config.worker_cpus.clone().unwrap_or_else(|| choose_cpus(config.workers));
@@ -70,16 +116,23 @@ impl Fabric {
             let (umems, inboxes, pool) = (umems.clone(), inboxes.clone(), pool.clone());
             let lost = lost.clone();
             let worker = Worker::new(Setup { id, sockets, umems, inboxes, pool, mailbox, lost })?;
+            let worker = if at_rest { worker.at_rest() } else { worker };
             counters.extend(worker.socket_counters());
             let turns = worker.turns();
             let cpu = cpus.get(id.index()).copied();
             let thread = Arc::new(spawn(worker, id, cpu)?);
             workers.push(WorkerEntry { handle, cpu, turns, thread });
         }
+        for host in &mut hosts {
+            let add = |worker: &WorkerEntry| worker.handle.add_port(host.id, "host".into());
+            host.counters =
+                workers.iter().map(add).collect::<Result<_, _>>().map_err(io::Error::other)?;
+        }
         let watched = workers.iter().map(WorkerEntry::watched).collect();
         let watchdog = Mutex::new(Some(Watchdog::start(watched)?));
-        let (routes, sockets) = (Mutex::default(), counters);
-        Ok(Arc::new(Self { workers, pool, routes, sockets, lost: told, watchdog }))
+        let (routes, sockets) = (Mutex::default(), Mutex::new(counters));
+        let at_rest = AtomicBool::new(at_rest);
+        Ok(Arc::new(Self { workers, pool, routes, sockets, lost: told, hosts, watchdog, at_rest }))
     }
 
     /// Stop all workers and wait for them.
@@ -105,6 +158,23 @@ impl Fabric {
         self.lost.recv().ok()
     }
 
+    /// The host's port on an uplink that it shares with its VMs.
+    pub fn host(&self, uplink: UplinkId) -> Option<&HostPort> {
+        self.hosts.iter().find(|host| host.uplink == uplink)
+    }
+
+    /// The MAC of a NIC from now on, if the host shares it.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn set_host_mac(&self, uplink: UplinkId, mac: [u8; 6]) -> Result<(), WorkerGone> {
+        if self.host(uplink).is_some_and(|host| host.set_mac(mac)) {
+            self.change_routes(|_| ())
+        } else {
+            Ok(())
+        }
+    }
+
     pub(super) fn pool(&self) -> &PacketPool {
         &self.pool
     }
@@ -113,15 +183,149 @@ impl Fabric {
         self.workers[worker.index()].handle.inbox()
     }
 
-    /// What the workers count of an uplink's sockets.
-    pub fn socket_counters(
+    // ---- sockets --------------------------------------------------------------------------------
+
+    /// What the workers count of an uplink's sockets, those among them that are gone.
+    pub fn socket_counters(&self, uplink: UplinkId) -> Vec<Arc<Published<SocketCounter>>> {
+        let sockets = self.sockets();
+        let of_uplink = sockets.iter().filter(|(id, _)| *id == uplink);
+        of_uplink.map(|(_, counters)| Arc::clone(counters)).collect()
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, Vec<CountedSocket>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Take all sockets of an uplink from the workers, when all of their frames are home.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn take_sockets(&self, uplink: UplinkId) -> Result<Vec<(WorkerId, Socket)>, WorkerGone> {
+        let mut taken = Vec::new();
+        for (id, worker) in (0u16..).map(WorkerId).zip(&self.workers) {
+            let sockets = worker.handle.take_sockets(uplink)?;
+            taken.extend(sockets.into_iter().map(|socket| (id, socket)));
+        }
+        Ok(taken)
+    }
+
+    /// Give each worker its sockets of an uplink, whose memory is known by then.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn give_sockets(
         &self,
         uplink: UplinkId,
-    ) -> impl Iterator<Item = &Published<SocketCounter>> {
-        self.sockets
-            .iter()
-            .filter(move |(id, ..)| *id == uplink)
-            .map(|(_, _, counters)| &**counters)
+        dealt: Vec<(WorkerId, Socket)>,
+    ) -> Result<(), WorkerGone> {
+        for (worker, socket) in dealt {
+            let worker = &self.workers[worker.index()].handle;
+            for counters in worker.give_sockets(uplink, vec![socket])? {
+                let mut sockets = self.sockets();
+                if !sockets.iter().any(|(_, known)| Arc::ptr_eq(known, &counters)) {
+                    sockets.push((uplink, counters));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Have all workers use this memory of an uplink, which has no sockets with them now.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn set_memory(&self, uplink: UplinkId, umem: Option<&Arc<Umem>>) -> Result<(), WorkerGone> {
+        let set = |worker: &WorkerEntry| worker.handle.set_memory(uplink, umem.map(Arc::clone));
+        self.workers.iter().try_for_each(set)
+    }
+
+    /// How far all sockets are.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn examine(&self) -> Result<Vec<SocketReport>, WorkerGone> {
+        let mut reports = Vec::new();
+        for worker in &self.workers {
+            reports.extend(worker.handle.examine()?);
+        }
+        Ok(reports)
+    }
+
+    // ---- standing still for another process -----------------------------------------------------
+
+    /// Descriptors of all sockets, by uplink and queue.
+    ///
+    /// # Errors
+    /// [`RestError`].
+    pub fn socket_descriptors(&self) -> Result<Vec<SocketDescriptor>, RestError> {
+        let mut sockets = Vec::new();
+        for worker in &self.workers {
+            sockets.extend(worker.handle.sockets()??);
+        }
+        sockets.sort_by_key(|&(uplink, queue, _)| (uplink.index(), queue));
+        Ok(sockets)
+    }
+
+    /// Have all workers take nothing more, and wait until all that they have taken is where it
+    /// goes. What they have then, another process can go on with.
+    ///
+    /// # Errors
+    /// [`RestError`]; workers that rest must be [resumed](Self::resume) all the same.
+    pub fn rest(&self) -> Result<Vec<WorkerAtRest>, RestError> {
+        let deadline = Instant::now() + REST_WAIT_MAX;
+        loop {
+            // Nothing waits, and nothing was being done when we saw that: no later count differs.
+            let before = self.handled()?;
+            let nothing_waits = self.workers.iter().all(|worker| worker.handle.inbox().is_empty());
+            if self.handled()? == before && nothing_waits {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(RestError::Restless);
+            }
+        }
+        self.at_rest.store(true, Ordering::Release);
+        Ok(self.tell_all(WorkerHandle::report)?.into_iter().collect::<io::Result<_>>()?)
+    }
+
+    /// Tell all workers at once, and wait for all.
+    fn tell_all<T>(
+        &self,
+        tell: impl Fn(&WorkerHandle) -> Result<Acknowledgement<T>, WorkerGone>,
+    ) -> Result<Vec<T>, WorkerGone> {
+        let told = self.workers.iter().map(|worker| tell(&worker.handle));
+        let told = told.collect::<Result<Vec<_>, _>>()?;
+        told.into_iter().map(Acknowledgement::wait).collect()
+    }
+
+    /// How much the workers, which rest from now on, ever did of what others handed over.
+    fn handled(&self) -> Result<Vec<u64>, WorkerGone> {
+        self.tell_all(WorkerHandle::rest)
+    }
+
+    /// Have sockets where another process left them; false if that cannot be.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn adopt(&self, sockets: Vec<(UplinkId, SocketAtRest)>) -> Result<bool, WorkerGone> {
+        let sockets = Arc::new(sockets);
+        let adopted = self.tell_all(|worker| worker.adopt(&sockets))?;
+        Ok(adopted.into_iter().all(|adopted| adopted))
+    }
+
+    /// Have all workers go on.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn resume(&self) -> Result<(), WorkerGone> {
+        let routes = self.routes();
+        self.at_rest.store(false, Ordering::Release);
+        let table = self.table(&routes);
+        // Each has its table before it goes on.
+        let given = self.workers.iter().map(|it| it.handle.send_forwarding(Arc::clone(&table)));
+        let given = given.collect::<Result<Vec<_>, _>>()?;
+        self.tell_all(WorkerHandle::resume)?;
+        given.into_iter().try_for_each(Acknowledgement::wait)
     }
 
     // ---- ports ----------------------------------------------------------------------------------
@@ -158,13 +362,22 @@ impl Fabric {
         // Held until all have the table, so that tables reach each worker in order.
         let mut routes = self.routes();
         change(&mut routes);
+        if self.at_rest.load(Ordering::Acquire) {
+            // They get it when they go on.
+            return Ok(());
+        }
+        let table = self.table(&routes);
+        self.tell_all(|worker| worker.send_forwarding(Arc::clone(&table)))?;
+        Ok(())
+    }
+
+    fn table(&self, routes: &BTreeMap<PortId, Route>) -> Arc<Forwarding> {
         let mut builder = ForwardingBuilder::default();
-        for (&port, route) in routes.iter() {
+        for (&port, route) in routes {
             builder.add(port, route.clone());
         }
-        let table: Arc<Forwarding> = Arc::new(builder.build());
-        let give = |worker: &WorkerEntry| worker.handle.set_forwarding(Arc::clone(&table));
-        self.workers.iter().try_for_each(give)
+        self.hosts.iter().for_each(|host| host.enter(&mut builder));
+        Arc::new(builder.build())
     }
 
     /// The routes now in force.
@@ -193,7 +406,12 @@ impl Fabric {
         index: u16,
         ring: Ring,
     ) -> Result<(), WorkerGone> {
-        self.workers[worker.index()].handle.give(port, index, ring)
+        let worker = &self.workers[worker.index()].handle;
+        if self.at_rest.load(Ordering::Acquire) {
+            worker.give_at_rest(port, index, ring)
+        } else {
+            worker.give(port, index, ring)
+        }
     }
 
     /// Take a ring back.
@@ -220,6 +438,19 @@ impl Fabric {
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
         self.workers[worker.index()].handle.exchange((port, index), kind, event)
+    }
+
+    /// Go on with a ring in other memory; the queue as it was, or None if that cannot be.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn relocate(
+        &self,
+        (worker, port, index): (WorkerId, PortId, u16),
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<Option<Queue>, WorkerGone> {
+        self.workers[worker.index()].handle.relocate((port, index), setup, memory)
     }
 
     /// All rings of a port with their workers; all counters are then up to date.

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_of};
 use crate::device::offloads::Offloads;
+use crate::guest_memory::GuestMemory;
+use crate::packet::Offload;
 use crate::vhost_user::{HostError, PortHost, SessionBinding};
-use crate::virtqueue::{EventFd, EventKind, Ring};
+use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
 use super::fabric::Fabric;
 use super::rarp;
@@ -29,13 +31,20 @@ pub struct PortLink {
     fabric: Arc<Fabric>,
     /// Merge TCP segments from the wire, if the guest takes large packets.
     coalesce: bool,
+    /// Where its packed rings are kept.
+    journals: Option<Arc<Journals>>,
     state: Mutex<SessionState>,
 }
 
 impl PortLink {
     /// Of a port without a session.
-    pub fn new(port: PortId, fabric: Arc<Fabric>, coalesce: bool) -> Self {
-        Self { port, fabric, coalesce, state: Mutex::default() }
+    pub fn new(
+        port: PortId,
+        fabric: Arc<Fabric>,
+        coalesce: bool,
+        journals: Option<Arc<Journals>>,
+    ) -> Self {
+        Self { port, fabric, coalesce, journals, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, SessionState> {
@@ -126,10 +135,21 @@ impl PortHost for PortLink {
         exchanged.map_err(|WorkerGone| HostError::Stopping)
     }
 
+    fn relocate(
+        &self,
+        index: u16,
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<bool, HostError> {
+        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        let before = self.fabric.relocate((worker, self.port, index), setup, memory);
+        before.map(|before| before.is_some()).map_err(|WorkerGone| HostError::Stopping)
+    }
+
     fn announce(&self, mac: [u8; 6]) {
         let target = Target::FloodFrom { port: self.port };
         if let Some(worker) = self.worker(0)
-            && !self.fabric.hand_over(worker, &rarp::request(mac), target)
+            && !self.fabric.hand_over(worker, (&rarp::request(mac), Offload::PLAIN), target)
         {
             tracing::warn!(port = self.port.0, "the announcement was lost: the worker is behind");
         }
@@ -137,5 +157,9 @@ impl PortHost for PortLink {
 
     fn bound(&self, binding: SessionBinding) {
         self.state().binding = binding;
+    }
+
+    fn journals(&self) -> Option<Arc<Journals>> {
+        self.journals.clone()
     }
 }

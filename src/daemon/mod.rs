@@ -2,43 +2,59 @@
 //! AF_XDP sockets meet.
 //!
 //! [`run`] is the whole life of the process, in order. `fabric` is the workers and the forwarding
-//! table they share; `uplinks` the NICs; `ports` the registry of ports, each with its socket and
-//! its `link` to the fabric; `binding` which profile a port gets; `state_file` what survives a
-//! restart; `published` the list of profiles as a file; `service` answers the API.
+//! table they share; `uplinks` the NICs, and `steering` which of their queues receive; `host` what
+//! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
+//! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
+//! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
+//! what survives a restart; `published` the list of profiles as a file; `service` answers the API;
+//! `succession` has another process go on with everything.
 
 #![forbid(unsafe_code)]
 
 mod binding;
 mod fabric;
+mod host;
 mod link;
+mod nic_life;
+mod nic_watch;
 mod ports;
 mod published;
 mod rarp;
 mod service;
+mod stall;
 mod state_file;
+mod steering;
+mod succession;
 mod uplinks;
 
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Config, RunOptions};
+use crate::config::{Config, Handed, RunOptions, UplinkConfig};
 use crate::control::server;
 use crate::guest_memory::install_fault_handler;
-use crate::platform::unix_socket::{self, ClaimError, InheritError};
+use crate::platform::privilege;
+use crate::platform::unix_socket::{self, ClaimError, Claimed, InheritError, SocketFile};
 use crate::profile::{Catalog, CatalogError};
 use crate::report::chain;
+use crate::xdp::{BusyPollError, recover_interrupts};
 
 use fabric::Fabric;
 use ports::{Origin, PortError, Registry};
 use published::{PublishError, PublishedList};
 use service::DaemonService;
 use state_file::{StateError, StateFile};
-use uplinks::{NicError, Nics};
+use succession::{Estate, Predecessor, Succession, TakeError, notify};
+use uplinks::{NicError, Nics, interrupt_notes};
 
 /// Why the daemon did not start, or ended. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +74,9 @@ pub enum DaemonError {
     /// A NIC.
     #[error(transparent)]
     Nic(#[from] NicError),
+    /// What an isonic that was killed left of a NIC's settings.
+    #[error(transparent)]
+    Interrupts(#[from] BusyPollError),
     /// The workers could not be started.
     #[error("cannot start the workers")]
     Workers(#[source] io::Error),
@@ -85,6 +104,9 @@ pub enum DaemonError {
     /// The published list of profiles.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// The process before this one, which was to leave everything to it.
+    #[error("cannot go on where the process before this one was")]
+    Take(#[from] TakeError),
 }
 
 /// How often the uplinks are looked at for the published list.
@@ -95,13 +117,33 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`DaemonError`], with everything undone.
 pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
+    raise_descriptor_limit();
+    let Some((predecessor, estate)) = Predecessor::find()? else {
+        return live(config, options, None);
+    };
+    let outcome = live(config, options, Some((&predecessor, estate)));
+    if let Err(error) = &outcome {
+        predecessor.refuse(&chain(error));
+    }
+    outcome
+}
+
+/// A whole life, which may begin with what a process before this one leaves.
+fn live(
+    config: &Config,
+    options: RunOptions,
+    before: Option<(&Predecessor, Estate)>,
+) -> Result<(), DaemonError> {
+    let (predecessor, mut estate) = before.unzip();
     // 1. What can be refused without touching anything.
-    check_privileges()?;
+    check_privileges(config)?;
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
     let state = config.state_dir.as_deref().map(StateFile::open).transpose()?;
-    let api = config.api_socket.as_deref().map(unix_socket::claim).transpose()?;
+    let mut api =
+        config.api_socket.as_deref().map(|path| Api::open(path, &mut estate)).transpose()?;
+    let listener = api.as_ref().map(|api| api.listener.as_fd());
+    let succession = Arc::new(Succession::new(listener).map_err(DaemonError::Serve)?);
     // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
-    raise_descriptor_limit();
     install_fault_handler();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -109,36 +151,94 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
         .map_err(DaemonError::Serve)?;
     let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
     // 3. NICs and workers.
-    let (nics, sockets) = Nics::open(&config.uplinks, config.workers)?;
-    let fabric = Fabric::start(config, &nics, sockets).map_err(DaemonError::Workers)?;
+    if let Some(notes) = interrupt_notes(config) {
+        recover_interrupts(&notes)?;
+    }
+    let (nics, sockets) = Nics::open(config, &mut estate)?;
+    let at_rest = predecessor.is_some();
+    let fabric = Fabric::start(config, &nics, sockets, at_rest).map_err(DaemonError::Workers)?;
     let nics = Arc::new(nics);
-    let taps = nics.start_taps(&fabric).map_err(DaemonError::Workers)?;
     // 4. Ports: those of the configuration, then those added at run time.
-    let registry =
-        Arc::new(Registry::new(config, catalog, Arc::clone(&nics), Arc::clone(&fabric), state));
+    let registry = Registry::new(config, catalog, nics, Arc::clone(&fabric), state);
+    let registry = Arc::new(registry.succeeding(estate));
     let watched = Arc::clone(&registry);
     let watch = std::thread::Builder::new()
         .name("memory".to_owned())
         .spawn(move || watched.watch_memory())
         .map_err(DaemonError::Workers)?;
     // 5. Serve.
-    let outcome = publish(&registry)
-        .and_then(|list| add_ports(&registry, config, options).map(|()| list))
+    // The ports first, since guests may be waiting for them.
+    let outcome = add_ports(&registry, config, options)
+        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, api.as_mut())))
+        .and_then(|()| registry.start_threads().map_err(DaemonError::Workers))
+        .and_then(|()| Ok(registry.record()?))
+        .and_then(|()| publish(&registry))
         .and_then(|list| {
             if let Some(list) = list {
                 // It ends with the runtime.
                 runtime.spawn(keep_published(list, Arc::clone(&registry)));
             }
-            serve(&runtime, signals, api, &registry)
+            serve(&runtime, signals, api.as_ref(), &registry, &succession)
         });
+    notify(&[NotifyState::Stopping]);
+    if outcome.is_ok() && (succession.is_over() || succession.leave_with_manager(&registry)) {
+        tracing::info!("another process goes on with everything: this one ends");
+        // Without undoing anything, for all of it is the other's.
+        std::process::exit(0);
+    }
+    drop(api);
     // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
     registry.stop();
-    drop(taps);
+    registry.leave_nics();
+    registry.nics.stop_threads();
     fabric.stop();
     if watch.join().is_err() {
         tracing::error!("the thread that watches for lost memory has panicked");
     }
     outcome
+}
+
+/// Go on where the process before this one rests; or end, so that it goes on itself.
+fn take_over(
+    predecessor: &Predecessor,
+    registry: &Registry,
+    api: Option<&mut Api>,
+) -> Result<(), DaemonError> {
+    if let Err(error) = predecessor.take_over(registry) {
+        predecessor.refuse(&chain(&error));
+        // Without undoing anything, for all of it is the other's.
+        std::process::exit(1);
+    }
+    if let Some(api) = api {
+        api.own();
+    }
+    Ok(())
+}
+
+/// The API's socket.
+struct Api {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Removes the name when dropped; None while it is another process's.
+    file: Option<SocketFile>,
+}
+
+impl Api {
+    fn open(path: &Path, estate: &mut Option<Estate>) -> Result<Self, ClaimError> {
+        let path = path.to_owned();
+        if let Some(listener) = estate.as_mut().and_then(|estate| estate.take_api(&path)) {
+            return Ok(Self { listener, path, file: None });
+        }
+        let Claimed { listener, file } = unix_socket::claim(&path)?;
+        Ok(Self { listener, path, file: Some(file) })
+    }
+
+    /// The name is ours from now on.
+    fn own(&mut self) {
+        if self.file.is_none() {
+            self.file = SocketFile::inherit(&self.path).ok();
+        }
+    }
 }
 
 /// A queue pair takes six descriptors, and the usual soft limit of 1024 is for programs that call
@@ -150,20 +250,16 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// AF_XDP wants CAP_NET_RAW for its sockets, CAP_NET_ADMIN and CAP_BPF for the program.
-fn check_privileges() -> Result<(), DaemonError> {
-    use caps::{CapSet, Capability};
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    let wanted = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_BPF];
-    // CAP_SYS_ADMIN includes CAP_BPF (capabilities(7)).
-    let stands_in = |wanted| wanted == Capability::CAP_BPF && has(Capability::CAP_SYS_ADMIN);
-    let missing: Vec<_> =
-        wanted.into_iter().filter(|&wanted| !has(wanted) && !stands_in(wanted)).collect();
-    if missing.is_empty() {
-        return Ok(());
+/// As far as no launcher makes sockets or has its program on the NICs for us.
+fn check_privileges(config: &Config) -> Result<(), DaemonError> {
+    let makes_sockets = |it: &UplinkConfig| !matches!(it.handed, Some(Handed::Sockets(_)));
+    let has_program = |uplink: &UplinkConfig| uplink.handed.is_none();
+    let uplinks = &config.uplinks;
+    let (sockets, program) = (uplinks.iter().any(makes_sockets), uplinks.iter().any(has_program));
+    match privilege::missing(sockets, program).join(" ") {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(DaemonError::Privilege { missing }),
     }
-    let names = missing.iter().map(ToString::to_string);
-    Err(DaemonError::Privilege { missing: names.collect::<Vec<_>>().join(" ") })
 }
 
 /// A port of the configuration must be served, or is refused if its guest would find another
@@ -176,6 +272,7 @@ fn add_ports(
 ) -> Result<(), DaemonError> {
     for port in &config.ports {
         let origin = match options.socket_fd {
+            Some(_) if registry.is_successor() => Origin::Predecessor,
             Some(number) => Origin::Inherited(unix_socket::inherited(number)?),
             None => Origin::Configuration,
         };
@@ -189,7 +286,7 @@ fn add_ports(
             .restore(port, Origin::State)
             .map_err(|source| DaemonError::Port { name, source })?;
     }
-    Ok(registry.record()?)
+    Ok(())
 }
 
 /// Publish the list of profiles again when an uplink's MTU has changed.
@@ -227,23 +324,27 @@ impl Signals {
 fn serve(
     runtime: &Runtime,
     mut signals: Signals,
-    api: Option<unix_socket::Claimed>,
+    api: Option<&Api>,
     registry: &Arc<Registry>,
+    succession: &Arc<Succession>,
 ) -> Result<(), DaemonError> {
-    let finished = registry.finished();
+    let (finished, succeeded) = (registry.finished(), succession.ended());
     let stopped = async move {
         tokio::select! {
             _ = signals.terminate.recv() => tracing::info!("SIGTERM: stopping"),
             _ = signals.interrupt.recv() => tracing::info!("SIGINT: stopping"),
             () = finished.notified() => tracing::info!("the only session has ended: stopping"),
+            () = succeeded.notified() => {}
         }
     };
     tracing::info!("serving");
+    notify(&[NotifyState::Ready]);
     match api {
-        Some(unix_socket::Claimed { listener, file }) => {
-            let service = Arc::new(DaemonService::new(Arc::clone(registry)));
+        Some(api) => {
+            let (registry, succession) = (Arc::clone(registry), Arc::clone(succession));
+            let service = Arc::new(DaemonService::new(registry, succession));
+            let listener = api.listener.try_clone().map_err(DaemonError::Serve)?;
             let served = runtime.block_on(server::serve(listener, service, stopped));
-            drop(file);
             served.map_err(DaemonError::Serve)
         }
         None => {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,22 +12,26 @@ use tokio::sync::Notify;
 use crate::config::{Attach, Config, PortConfig, PortProblem, SocketMode, port_problems};
 use crate::control::api::ProfileChange;
 use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerId, frame_max};
+use crate::device::features::RING_PACKED;
 use crate::metrics::{PortCounter, Published};
 use crate::platform::unix_socket::{AccessError, ClaimError, Inherited, SocketFile, claim};
 use crate::profile::{Blocker, Catalog, Profile, ResolveError};
 use crate::report::chain;
-use crate::vhost_user::{PortSocket, SocketSource, serve};
-use crate::virtqueue::Fault;
-use crate::xdp::{self, ProgramError, Uplink};
+use crate::vhost_user::{Connection, PortSocket, SocketSource, serve_connection};
+use crate::virtqueue::{Fault, JournalError, Journals};
+use crate::xdp::{self, ProgramError};
 
 use super::binding::{BindingError, bind};
 use super::fabric::Fabric;
 use super::link::PortLink;
+use super::nic_life::NicLife;
+use super::nic_watch::NicWatch;
 use super::state_file::{Bound, Kept, StateError, StateFile};
-use super::uplinks::{Nic, Nics};
+use super::succession::Estate;
+use super::uplinks::{Nic, NicState, NicStatus, Nics};
 
 /// Most ports of a host: what numbers, tables and flooding are made for.
-const PORTS_MAX: usize = 1024;
+pub(super) const PORTS_MAX: usize = 1024;
 
 /// Why a port was not added or removed; nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +128,9 @@ pub enum PortError {
     /// The state file.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The positions of its rings.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The socket's thread.
     #[error("cannot start the port's thread")]
     Thread(#[source] io::Error),
@@ -145,6 +154,8 @@ pub enum Origin {
     State,
     /// The command line, with the socket inherited.
     Inherited(Inherited),
+    /// The same, of a process whose sessions we go on with.
+    Predecessor,
 }
 
 /// One port.
@@ -163,9 +174,21 @@ pub struct Port {
     /// What each worker counts of it.
     pub counters: Vec<Arc<Published<PortCounter>>>,
     permanent: bool,
-    socket: PortSocket,
-    /// Removes the socket's name when the port goes.
-    _file: Option<SocketFile>,
+    pub(super) socket: PortSocket,
+    /// Removes the socket's name when the port goes, or while it takes no connections.
+    pub(super) file: Option<SocketFile>,
+    /// It has its one connection from the command line, and no way to another.
+    inherited: bool,
+}
+
+impl Port {
+    /// End its session and take no connection.
+    fn disconnect(&mut self) {
+        if !self.inherited {
+            self.socket.stop();
+            self.file = None;
+        }
+    }
 }
 
 /// A port that is kept and not served.
@@ -198,6 +221,10 @@ pub struct Registry {
     finished: Arc<Notify>,
     /// The port number given last.
     last_id: AtomicU16,
+    /// What another process leaves to us, until we go on where it rests.
+    pub(super) estate: Mutex<Option<Estate>>,
+    /// What sees to the NICs, while it does, and else what it knows of them.
+    nic_watch: Mutex<Result<NicWatch, Vec<NicLife>>>,
 }
 
 impl Registry {
@@ -209,6 +236,7 @@ impl Registry {
         fabric: Arc<Fabric>,
         state: Option<StateFile>,
     ) -> Self {
+        let lives = nics.iter().map(|nic| NicLife::new(nic.id)).collect();
         Self {
             config: config.clone(),
             catalog,
@@ -219,7 +247,60 @@ impl Registry {
             refused: Mutex::default(),
             finished: Arc::default(),
             last_id: AtomicU16::default(),
+            estate: Mutex::default(),
+            nic_watch: Mutex::new(Err(lives)),
         }
+    }
+
+    /// The same, for ports whose sockets and sessions another process leaves.
+    pub fn succeeding(self, estate: Option<Estate>) -> Self {
+        Self { estate: Mutex::new(estate), ..self }
+    }
+
+    /// The socket of a port on which another process listens for us.
+    fn inherited(&self, config: &PortConfig) -> Option<UnixListener> {
+        let mut estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner);
+        let listens = config.mode == SocketMode::Server;
+        estate.as_mut().filter(|_| listens)?.take_listener(&config.name, &config.socket)
+    }
+
+    /// Whether another process has the ports' sessions yet.
+    pub(super) fn is_successor(&self) -> bool {
+        self.estate.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Begin to bring broadcast and multicast from every NIC to the workers, and what the host has
+    /// for its VMs, and to follow what becomes of the NICs.
+    ///
+    /// # Errors
+    /// No thread or descriptor to be had.
+    pub fn start_threads(self: &Arc<Self>) -> io::Result<()> {
+        self.nics.start_threads(&self.fabric)?;
+        self.watch_nics()
+    }
+
+    /// Follow what becomes of the NICs.
+    ///
+    /// # Errors
+    /// No thread or descriptor to be had.
+    pub fn watch_nics(self: &Arc<Self>) -> io::Result<()> {
+        let mut watch = self.nic_watch();
+        if let Err(lives) = &mut *watch {
+            *watch = Ok(NicWatch::start(Arc::clone(self), std::mem::take(lives))?);
+        }
+        Ok(())
+    }
+
+    /// Leave the NICs alone. Not to be called with the ports locked, which the watch may wait for.
+    pub fn leave_nics(&self) {
+        let mut watch = self.nic_watch();
+        if let Ok(thread) = std::mem::replace(&mut *watch, Err(Vec::new())) {
+            *watch = Err(thread.end());
+        }
+    }
+
+    fn nic_watch(&self) -> MutexGuard<'_, Result<NicWatch, Vec<NicLife>>> {
+        self.nic_watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ports, by name.
@@ -319,6 +400,7 @@ impl Registry {
             port.socket.stop();
             self.forget(port.id);
         }
+        self.discard_journals(name);
         let before = self.refused().remove(name);
         let origin = if permanent { Origin::Configuration } else { Origin::State };
         let kept = config.clone();
@@ -376,12 +458,18 @@ impl Registry {
         let route = route(id, &config, &profile, nic)?;
         let permanent = is_permanent(&origin);
         let keep = matches!(origin, Origin::Api);
-        let (source, file) = open_socket(&config, origin)?;
+        let inherited = matches!(origin, Origin::Inherited(_) | Origin::Predecessor);
+        let (source, file) = match self.inherited(&config) {
+            Some(listener) => (SocketSource::Listener(listener), None),
+            None => open_socket(&config, origin)?,
+        };
+        let journals = self.journals(&config, &profile)?;
         let mut undo = Undo { registry: self, port: id, armed: true };
         let counters = self.fabric.add_port(id, &config.name)?;
         self.fabric.change_routes(|routes| drop(routes.insert(id, route)))?;
         self.redirect(nic)?;
-        let link = Arc::new(PortLink::new(id, Arc::clone(&self.fabric), nic.coalesce));
+        let link =
+            Arc::new(PortLink::new(id, Arc::clone(&self.fabric), nic.config.coalesce, journals));
         let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
         // Last, so that a port that could not be made is not there after a restart.
         if keep {
@@ -393,8 +481,11 @@ impl Registry {
             uplink = config.uplink, mac = %config.mac(), socket = %config.socket.display(),
             "port is served"
         );
-        let port =
-            Port { id, profile, bound, link, counters, permanent, socket, _file: file, config };
+        let mut port =
+            Port { id, config, profile, bound, link, counters, permanent, socket, file, inherited };
+        if nic.config.link_to_guests && nic.status().state != NicState::Up {
+            port.disconnect();
+        }
         ports.insert(port.config.name.clone(), port);
         Ok(())
     }
@@ -416,7 +507,63 @@ impl Registry {
             port.socket.stop();
             self.forget(port.id);
         }
+        self.discard_journals(name);
         tracing::info!(port = name, "port is removed");
+        Ok(())
+    }
+
+    /// Where a port's packed rings are kept, if its guest may have any, and this daemon keeps them.
+    fn journals(
+        &self,
+        config: &PortConfig,
+        profile: &Profile,
+    ) -> Result<Option<Arc<Journals>>, JournalError> {
+        match self.journals_path(&config.name) {
+            Some(path) if profile.features.has(RING_PACKED) => {
+                let owner = config.socket.display().to_string();
+                let rings = profile.queue_pairs_max.saturating_mul(2);
+                Ok(Some(Arc::new(Journals::open(&path, &owner, rings)?)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn journals_path(&self, port: &str) -> Option<PathBuf> {
+        Some(self.config.runtime_dir.as_ref()?.join("rings").join(port))
+    }
+
+    /// Of a port whose guest is gone.
+    fn discard_journals(&self, port: &str) {
+        if let Some(path) = self.journals_path(port) {
+            Journals::remove(&path);
+        }
+    }
+
+    /// Show the guests of an uplink that wants it so that its link is down, or up again: their
+    /// front-ends have no backend while it is down.
+    pub fn show_link(&self, nic: &Nic, up: bool) {
+        let of_nic = |port: &&mut Port| port.config.uplink == nic.config.interface;
+        let mut ports = self.ports();
+        for port in ports.values_mut().filter(of_nic).filter(|_| nic.config.link_to_guests) {
+            if !up {
+                port.disconnect();
+            } else if let Err(error) = self.connect(port) {
+                let (port, reason) = (&port.config.name, chain(&error));
+                tracing::error!(port, reason, "the port takes no connections");
+            }
+        }
+    }
+
+    /// Take connections again.
+    fn connect(&self, port: &mut Port) -> Result<(), PortError> {
+        if port.inherited {
+            return Ok(());
+        }
+        port.disconnect();
+        let (source, file) = open_socket(&port.config, Origin::State)?;
+        let Port { config, profile, link, .. } = &*port;
+        port.socket = self.start(source, config, profile, link).map_err(PortError::Thread)?;
+        port.file = file;
         Ok(())
     }
 
@@ -482,7 +629,7 @@ impl Registry {
     }
 
     /// Bring the NIC's program in step with the routes.
-    fn redirect(&self, nic: &Nic) -> Result<(), ProgramError> {
+    pub(super) fn redirect(&self, nic: &Nic) -> Result<(), ProgramError> {
         let routes = self.fabric.routes();
         let of_nic: Vec<_> = routes.values().filter(|route| route.uplink == nic.id).collect();
         nic.redirect(&of_nic)
@@ -524,18 +671,25 @@ impl Registry {
         profile: &Arc<Profile>,
         link: &Arc<PortLink>,
     ) -> io::Result<PortSocket> {
-        let only_session = matches!(source, SocketSource::Stream(_)).then(|| self.finished());
+        let only = matches!(source, SocketSource::Stream(_) | SocketSource::Inherited);
+        let only_session = only.then(|| self.finished());
         let (name, profile) = (config.name.clone(), Arc::clone(profile));
         let link = Arc::clone(link);
-        PortSocket::start(source, &config.name, move |stream| {
-            link.connected(stream);
-            let end = serve(stream, Arc::clone(&profile), Arc::clone(&link) as _, &name);
+        let serve = move |connection: &mut Connection| {
+            link.connected(connection);
+            let (profile, host) = (Arc::clone(&profile), Arc::clone(&link) as _);
+            let end = serve_connection(connection, profile, host, &name);
             link.disconnected();
             if let Some(finished) = &only_session {
                 finished.notify_one();
             }
             end
-        })
+        };
+        if self.is_successor() {
+            PortSocket::start_at_rest(source, &config.name, serve)
+        } else {
+            PortSocket::start(source, &config.name, serve)
+        }
     }
 
     /// Undo what `add` did in the fabric and the program.
@@ -577,11 +731,11 @@ impl Drop for Undo<'_> {
 fn check_profile(profile: &Profile, nic: &Nic) -> Result<(), PortError> {
     let blockers = profile.blockers(&nic.facts());
     if !blockers.is_empty() {
-        let (profile, uplink) = (profile.name.clone(), nic.uplink.interface.name.clone());
+        let (profile, uplink) = (profile.name.clone(), nic.config.interface.clone());
         return Err(PortError::Blocked { profile, uplink, blockers });
     }
-    let Uplink { packet_max, socket_mode, reason, interface, .. } = &nic.uplink;
-    check_frame_size(profile, *packet_max, *socket_mode, (&interface.name, reason))
+    let NicStatus { packet_max, socket_mode, reason, .. } = nic.status();
+    check_frame_size(profile, packet_max, socket_mode, (&nic.config.interface, &reason))
 }
 
 /// Whether the uplink of this name, whose mode has this reason, takes the profile's frames.
@@ -615,9 +769,11 @@ fn route(
     profile: &Profile,
     nic: &Nic,
 ) -> Result<Route, PortError> {
+    let status = nic.status();
     let (attachment, workers) = match config.attach {
         Attach::Switch => {
-            let mut workers: Vec<WorkerId> = nic.queues.iter().map(|&(_, worker)| worker).collect();
+            let mut workers: Vec<WorkerId> =
+                status.queues.iter().map(|&(_, worker)| worker).collect();
             workers.sort_unstable();
             workers.dedup();
             // Single-queue guests, the common kind, spread over the workers too.
@@ -626,9 +782,9 @@ fn route(
             (Attachment::Switch { mac: config.mac().0 }, workers)
         }
         Attach::Wire => {
-            let all = || nic.queues.iter().map(|&(queue, _)| queue).collect();
+            let all = || status.queues.iter().map(|&(queue, _)| queue).collect();
             let queues: Vec<u32> = config.queues.clone().unwrap_or_else(all);
-            let workers = queues.iter().map(|&queue| worker_of(nic, queue));
+            let workers = queues.iter().map(|&queue| worker_of(nic, &status, queue));
             let workers = workers.collect::<Result<_, _>>()?;
             (Attachment::Wire { queues }, workers)
         }
@@ -637,12 +793,11 @@ fn route(
     Ok(Route::new(nic.id, attachment, frame_max, workers))
 }
 
-fn worker_of(nic: &Nic, queue: u32) -> Result<WorkerId, PortError> {
-    let found = nic.queues.iter().find(|&&(own, _)| own == queue);
-    found.map(|&(_, worker)| worker).ok_or_else(|| PortError::NoSuchQueue {
-        uplink: nic.uplink.interface.name.clone(),
+fn worker_of(nic: &Nic, status: &NicStatus, queue: u32) -> Result<WorkerId, PortError> {
+    status.worker_of(queue).ok_or_else(|| PortError::NoSuchQueue {
+        uplink: nic.config.interface.clone(),
         queue,
-        present: nic.queues.iter().map(|&(queue, _)| queue).collect(),
+        present: status.queues.iter().map(|&(queue, _)| queue).collect(),
     })
 }
 
@@ -657,6 +812,7 @@ fn open_socket(
         Origin::Inherited(Inherited::Stream(stream)) => {
             return Ok((SocketSource::Stream(stream), None));
         }
+        Origin::Predecessor => return Ok((SocketSource::Inherited, None)),
         Origin::Configuration | Origin::Api | Origin::State => {}
     }
     if config.mode == SocketMode::Client {

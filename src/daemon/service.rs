@@ -1,11 +1,14 @@
 //! Answers the API: views of what there is, and ports made and removed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use crate::control::api::{
     BindingView, BitsView, Counters, Deleted, Direction, PortState, PortView, ProfileView,
-    RingView, SocketKind, Stats, UplinkView, VersionView, WorkerView, XdpMode,
+    RingView, SocketKind, Stats, Upgrade, Upgraded, UplinkState, UplinkView, VersionView,
+    WorkerView, XdpMode,
 };
 use crate::control::{ApiError, ErrorCode, Request, Response, Service};
 use crate::datapath::is_from_guest;
@@ -17,12 +20,14 @@ use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
 use super::ports::{Origin, Port, PortError, RefusedPort, Registry};
-use super::uplinks::Nic;
+use super::succession::{Succeeded, Succession};
+use super::uplinks::{Nic, NicState};
 
 /// The daemon as the API sees it.
 #[derive(Debug)]
 pub struct DaemonService {
     registry: Arc<Registry>,
+    succession: Arc<Succession>,
 }
 
 impl Service for DaemonService {
@@ -53,14 +58,29 @@ impl Service for DaemonService {
             Request::ShowProfile(name) => self.show_profile(&name),
             Request::Stats => Ok(Response::Stats(self.stats())),
             Request::Version => Ok(Response::Version(VersionView::current())),
+            Request::Upgrade(Upgrade { binary }) => self.upgrade(binary.as_deref()),
         }
     }
 }
 
 impl DaemonService {
     /// Answer for this registry.
-    pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry }
+    pub fn new(registry: Arc<Registry>, succession: Arc<Succession>) -> Self {
+        Self { registry, succession }
+    }
+
+    fn upgrade(&self, binary: Option<&Path>) -> Result<Response, ApiError> {
+        let upgraded = self.succession.upgrade(&self.registry, binary);
+        let refused = |error| ApiError::new(ErrorCode::Refused, chain(&error));
+        let Succeeded { pid, running } = upgraded.map_err(refused)?;
+        let running = running.as_ref();
+        Ok(Response::Upgraded(Upgraded {
+            pid,
+            version: running.map(|running| running.version.clone()),
+            outage_microseconds: running.map(|running| running.outage_nanoseconds / 1000),
+            sessions: running.map_or(0, |running| running.sessions),
+            reconnecting: running.map(|running| running.reconnecting.clone()).unwrap_or_default(),
+        }))
     }
 
     /// All ports by name, served or not.
@@ -112,6 +132,7 @@ impl DaemonService {
             uplink: config.uplink.clone(),
             attach: config.attach,
             mac: config.mac(),
+            owner: config.owner.clone(),
             state,
             refusal: None,
             binding: session.map(|session| binding(port, &session)),
@@ -139,28 +160,41 @@ impl DaemonService {
     }
 
     fn uplink(&self, nic: &Nic) -> UplinkView {
-        let interface = &nic.uplink.interface;
-        let on_it = |port: &&Port| port.config.uplink == interface.name;
+        let status = nic.status();
+        let interface = &status.interface;
+        let on_it = |port: &&Port| port.config.uplink == nic.config.interface;
         let names = |ports: &BTreeMap<String, Port>| {
             ports.values().filter(on_it).map(|port| port.config.name.clone()).collect()
         };
         UplinkView {
-            interface: interface.name.clone(),
+            interface: nic.config.interface.clone(),
+            present_name: interface.name.clone(),
+            state: match status.state {
+                NicState::Up => UplinkState::Up,
+                NicState::Down => UplinkState::Down,
+                NicState::Gone => UplinkState::Gone,
+                NicState::Failed => UplinkState::Failed,
+            },
+            state_since: seconds(status.since),
+            problem: Some(status.problem.clone()).filter(|problem| !problem.is_empty()),
             driver: interface.driver.clone(),
-            xdp_mode: match nic.uplink.attach_mode {
+            xdp_mode: match status.attach_mode {
                 AttachMode::Native => XdpMode::Native,
                 AttachMode::Generic => XdpMode::Generic,
             },
-            socket_mode: match nic.uplink.socket_mode {
+            socket_mode: match status.socket_mode {
                 SocketMode::ZeroCopy => SocketKind::Zerocopy,
                 SocketMode::Copy => SocketKind::Copy,
             },
-            reason: nic.uplink.reason.clone(),
-            multi_buffer: nic.uplink.multi_buffer(),
-            packet_max: nic.uplink.packet_max,
-            queues: nic.queues.iter().map(|&(queue, _)| queue).collect(),
+            reason: status.reason.clone(),
+            multi_buffer: status.multi_buffer(),
+            packet_max: status.packet_max,
+            queues: status.queues.iter().map(|&(queue, _)| queue).collect(),
             mtu: nic.facts().mtu,
             mac: MacAddress(interface.mac),
+            host_device: status.host_device.clone(),
+            steering_set: status.steering_set,
+            unserved_queues: status.unserved_queues.clone(),
             counters: self.uplink_counters(nic),
             ports: names(&self.registry.ports()),
         }
@@ -170,12 +204,17 @@ impl DaemonService {
         let fabric = &self.registry.fabric;
         // Any port: all counters are published.
         let _ = fabric.inspect(crate::datapath::PortId(0));
-        sum(fabric.socket_counters(nic.id).chain([&*nic.counters]))
+        let sockets = fabric.socket_counters(nic.id);
+        let mut counters = sum(sockets.iter().chain([&nic.counters]).map(|counters| &**counters));
+        if let Some(host) = fabric.host(nic.id) {
+            *counters.entry("to_host_dropped".to_owned()).or_default() += host.dropped();
+        }
+        counters
     }
 
     fn stats(&self) -> Stats {
         let registry = &self.registry;
-        let uplink = |nic: &Nic| (nic.uplink.interface.name.clone(), self.uplink_counters(nic));
+        let uplink = |nic: &Nic| (nic.config.interface.clone(), self.uplink_counters(nic));
         let uplinks = registry.nics.iter().map(uplink).collect();
         let port = |port: &Port| {
             let counters = sum(port.counters.iter().map(|counters| &**counters));
@@ -203,6 +242,8 @@ fn binding(port: &Port, session: &SessionBinding) -> BindingView {
         protocol_features: BitsView::protocol(session.protocol_features),
         ring_sizes: session.ring_sizes.clone(),
         queue_pairs: session.queue_pairs,
+        stop_microseconds: session.took.stopping.map(microseconds),
+        start_microseconds: session.took.starting.map(microseconds),
         fingerprint: fingerprint(
             &port.profile.digest(),
             session.acknowledged,
@@ -210,6 +251,15 @@ fn binding(port: &Port, session: &SessionBinding) -> BindingView {
             session.queue_pairs,
         ),
     }
+}
+
+/// Since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A port that is kept and not served, with what is on record of it.
@@ -225,6 +275,7 @@ fn refused_port(port: &RefusedPort) -> PortView {
         uplink: config.uplink.clone(),
         attach: config.attach,
         mac: config.mac(),
+        owner: config.owner.clone(),
         state: PortState::Refused,
         refusal: Some(reason.clone()),
         binding: None,

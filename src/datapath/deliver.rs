@@ -1,15 +1,19 @@
-//! Delivering one frame into a guest's receive ring.
+//! Delivering frames into a guest's receive ring: runs of the usual kind, and any one.
 
 use arrayvec::ArrayVec;
 
 use crate::device::net_header;
-use crate::guest_memory::GuestMemory;
-use crate::virtqueue::{Chain, DeviceRing, Direction, Fault, Layout, Ring, RingKind, Segments};
+use crate::guest_memory::{GuestMemory, GuestSlice};
+use crate::packet::Offload;
+use crate::virtqueue::{
+    Chain, DeviceRing, Direction, Fault, Layout, Ring, RingKind, Run, Segments, TAKEN_MAX,
+};
 
-use super::frame::{FrameView, GuestWriter};
+use super::frame::{CompleteFrame, FrameView, GuestWriter};
 
-/// Most receive chains merged for one frame. The smallest buffers Linux posts hold about 1.5 KiB.
-const CHAINS_MAX: usize = 64;
+/// Most receive chains merged for one frame: as many as may be taken at once. The smallest buffers
+/// Linux posts hold about 1.5 KiB.
+const CHAINS_MAX: usize = TAKEN_MAX;
 
 /// Why a frame was not delivered. The ring is then as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,70 @@ impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
+}
+
+/// What became of a run: that many frames, and bytes, from its start were delivered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Delivered {
+    pub frames: usize,
+    pub bytes: u64,
+}
+
+/// Copy `frames`, each of at most `longest` bytes, into receive buffers of `ring` and complete
+/// them, as [`deliver`] does, up to the first that is longer or has no buffer in one piece that is
+/// long enough: that is [`deliver`]'s to look at.
+#[inline]
+pub(super) fn deliver_run(
+    ring: &mut Ring,
+    frames: &[impl CompleteFrame],
+    longest: u32,
+) -> Delivered {
+    let header_len = ring.kind.header_len;
+    match ring.queue.parts() {
+        (memory, DeviceRing::Split(ring)) => run_to(memory, ring, header_len, (frames, longest)),
+        (memory, DeviceRing::Packed(ring)) => run_to(memory, ring, header_len, (frames, longest)),
+    }
+}
+
+#[inline]
+fn run_to<F: CompleteFrame>(
+    memory: &GuestMemory,
+    ring: &mut impl Layout,
+    header_len: usize,
+    (frames, longest): (&[F], u32),
+) -> Delivered {
+    let mut run = Run::new();
+    ring.take_run(memory, Direction::ToGuest, frames.len(), &mut run);
+    let fits = |(frame, (_, piece)): &(&F, &(Chain, GuestSlice<'_>))| {
+        let len = frame.frame_len();
+        let needed = header_len + len as usize;
+        // Another core had it last: it is on its way while those before it are written.
+        piece.prefetch_for_write(needed);
+        len <= longest && piece.len() >= needed
+    };
+    let fitting = frames.iter().zip(&run).take_while(fits).count();
+    while run.len() > fitting {
+        run.pop().into_iter().for_each(|(chain, _)| ring.untake(chain));
+    }
+    let header = net_header::emit(&Offload::PLAIN, 1);
+    let mut delivered = Delivered { frames: fitting, bytes: 0 };
+    for (frame, (chain, piece)) in frames.iter().zip(run) {
+        let len = frame.frame_len();
+        if header_len == net_header::LEN {
+            // Of a length that the compiler knows.
+            piece.write(&header);
+        } else {
+            piece.write(&header[..header_len]);
+        }
+        frame.copy_to_slice(piece.part(header_len, len as usize));
+        let written = header_len as u64 + u64::from(len);
+        memory.written(&[piece], written);
+        // A frame's length.
+        #[allow(clippy::cast_possible_truncation)]
+        ring.complete(chain, written as u32);
+        delivered.bytes += u64::from(len);
+    }
+    delivered
 }
 
 /// Copy `frame` into receive buffers of `ring` and complete them; the guest sees it when the ring

@@ -80,6 +80,14 @@ impl Route {
         }
     }
 
+    /// The queue pair of all frames, if there is but one, which worker `here` serves.
+    #[inline]
+    #[must_use]
+    pub fn only_pair(&self, here: WorkerId) -> Option<u16> {
+        let [pair] = *self.ready else { return None };
+        (self.worker(pair) == here).then_some(pair)
+    }
+
     /// The worker that serves a queue pair.
     #[inline]
     #[must_use]
@@ -93,8 +101,11 @@ impl Route {
 pub struct Forwarding {
     routes: Vec<Option<Route>>,
     by_mac: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
+    /// Of them those that a guest is on.
+    guests: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
     wires: HashMap<(UplinkId, u32), PortId>,
     switched: Vec<Vec<PortId>>,
+    hosts: HashMap<UplinkId, PortId>,
     by_flow: bool,
 }
 
@@ -103,6 +114,15 @@ pub struct Forwarding {
 pub struct ForwardingBuilder(Forwarding);
 
 impl ForwardingBuilder {
+    /// Add the host itself, as a port that its VMs reach by its MAC and that nothing reaches from
+    /// the wire.
+    pub fn add_host(&mut self, port: PortId, mac: [u8; 6], route: Route) {
+        let table = &mut self.0;
+        table.guests.insert(mac_key(route.uplink, mac), port);
+        table.hosts.insert(route.uplink, port);
+        table.set_route(port, route);
+    }
+
     /// Add a port.
     pub fn add(&mut self, port: PortId, route: Route) {
         let table = &mut self.0;
@@ -110,6 +130,9 @@ impl ForwardingBuilder {
         match &route.attachment {
             Attachment::Switch { mac } => {
                 table.by_mac.insert(mac_key(route.uplink, *mac), port);
+                if !route.ready.is_empty() {
+                    table.guests.insert(mac_key(route.uplink, *mac), port);
+                }
                 let uplink = route.uplink.index();
                 if table.switched.len() <= uplink {
                     table.switched.resize_with(uplink + 1, Vec::new);
@@ -120,10 +143,7 @@ impl ForwardingBuilder {
                 table.wires.extend(queues.iter().map(|&queue| ((route.uplink, queue), port)));
             }
         }
-        if table.routes.len() <= port.index() {
-            table.routes.resize_with(port.index() + 1, || None);
-        }
-        table.routes[port.index()] = Some(route);
+        table.set_route(port, route);
     }
 
     /// The table.
@@ -134,6 +154,13 @@ impl ForwardingBuilder {
 }
 
 impl Forwarding {
+    fn set_route(&mut self, port: PortId, route: Route) {
+        if self.routes.len() <= port.index() {
+            self.routes.resize_with(port.index() + 1, || None);
+        }
+        self.routes[port.index()] = Some(route);
+    }
+
     /// A port's route.
     #[inline]
     #[must_use]
@@ -146,6 +173,14 @@ impl Forwarding {
     #[must_use]
     pub fn by_mac(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<PortId> {
         self.by_mac.get(&mac_key(uplink, mac)).copied()
+    }
+
+    /// The same, if a guest is on it that can receive. The guest of another may have migrated, or
+    /// not have arrived yet, so what a neighbour here sends it goes to the wire.
+    #[inline]
+    #[must_use]
+    pub fn guest(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<PortId> {
+        self.guests.get(&mac_key(uplink, mac)).copied()
     }
 
     /// The port that a queue belongs to whole.
@@ -166,6 +201,12 @@ impl Forwarding {
     #[must_use]
     pub fn switched(&self, uplink: UplinkId) -> &[PortId] {
         self.switched.get(uplink.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// The host's port on an uplink that it shares with its VMs.
+    #[must_use]
+    pub fn host(&self, uplink: UplinkId) -> Option<PortId> {
+        self.hosts.get(&uplink).copied()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::device::net_header::{self, NetHeader};
 use crate::guest_memory::GuestSlice;
-use crate::packet::{HEADERS_MAX, Offload};
+use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash};
 
 use super::ETHERNET_BYTES;
 
@@ -99,11 +99,7 @@ impl<'f> FrameView<'f> {
     /// Copy all of it to one piece of a guest's memory, which is exactly as long.
     #[inline]
     pub fn copy_to_slice(&self, to: GuestSlice<'_>) {
-        match <&[u8; ETHERNET_BYTES as usize]>::try_from(self.start) {
-            // Of a length that the compiler knows.
-            Ok(ethernet) => to.write(ethernet),
-            Err(_) => to.write(self.start),
-        }
+        to.write(self.start);
         let mut at = self.start.len();
         match self.rest {
             Rest::Guest(pieces) => {
@@ -310,6 +306,103 @@ fn read_front(pieces: &mut [GuestSlice<'_>], mut index: usize, bytes: &mut [u8])
         index += 1;
     }
     index
+}
+
+// ---- frames of a run ----------------------------------------------------------------------------
+
+/// A complete frame, one of a run of such: all that the loops over runs need to know of it.
+pub(super) trait CompleteFrame {
+    /// Bytes.
+    fn frame_len(&self) -> u32;
+
+    /// Copy all of it to a piece of a guest's memory, which is exactly as long.
+    fn copy_to_slice(&self, to: GuestSlice<'_>);
+}
+
+/// A complete frame from a guest, in one piece: its virtio-net and Ethernet header, read once, and
+/// where it goes on.
+#[derive(Debug)]
+pub(super) struct Packet<'m> {
+    ethernet: [u8; ETHERNET_BYTES as usize],
+    len: u32,
+    rest: GuestSlice<'m>,
+}
+
+impl<'m> Packet<'m> {
+    /// Read the headers off the front of `piece`, of which the first is `header_len` bytes long.
+    /// None for what is no frame or leaves something to do: that is [`Start`]'s to look at.
+    #[inline]
+    pub fn read(piece: GuestSlice<'m>, header_len: usize) -> Option<Self> {
+        const BYTES: usize = net_header::LEN + ETHERNET_BYTES as usize;
+        // Of a length that the compiler knows; a legacy driver's packets go the general way.
+        if header_len != net_header::LEN || piece.len() < BYTES {
+            return None;
+        }
+        let mut bytes = [0; BYTES];
+        piece.read(&mut bytes);
+        let (header, ethernet) = bytes.split_at(net_header::LEN);
+        if !NetHeader::parse(header.first_chunk().expect("ten of twelve bytes")).is_plain() {
+            return None;
+        }
+        let len = u32::try_from(piece.len() - net_header::LEN).ok()?;
+        let ethernet = ethernet.try_into().expect("the length says so");
+        Some(Self { ethernet, len, rest: piece.part(BYTES, piece.len() - BYTES) })
+    }
+
+    /// The destination address.
+    #[inline]
+    pub fn destination(&self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.ethernet;
+        [a, b, c, d, e, f]
+    }
+
+    /// [`flow_hash`] of it. What that looks at is read for it alone: a guest that changes it in the
+    /// meantime chooses its queue pair, as it may anyway.
+    #[inline]
+    pub fn flow_hash(&self) -> u32 {
+        let mut start = [0; FLOW_BYTES_MAX];
+        let (ethernet, more) = start.split_at_mut(self.ethernet.len());
+        ethernet.copy_from_slice(&self.ethernet);
+        let read = more.len().min(self.rest.len());
+        self.rest.read(&mut more[..read]);
+        flow_hash(&start[..self.ethernet.len() + read])
+    }
+
+    /// Copy all of it to `to`, which is exactly as long.
+    #[inline]
+    pub fn copy_to(&self, to: &mut [u8]) {
+        let (start, rest) = to.split_at_mut(self.ethernet.len());
+        start.copy_from_slice(&self.ethernet);
+        self.rest.read(rest);
+    }
+}
+
+impl CompleteFrame for Packet<'_> {
+    #[inline]
+    fn frame_len(&self) -> u32 {
+        self.len
+    }
+
+    #[inline]
+    fn copy_to_slice(&self, to: GuestSlice<'_>) {
+        to.write(&self.ethernet);
+        to.part(self.ethernet.len(), self.rest.len()).copy_from(self.rest, self.rest.len());
+    }
+}
+
+impl CompleteFrame for &[u8] {
+    #[inline]
+    fn frame_len(&self) -> u32 {
+        // A frame of a UMEM.
+        #[allow(clippy::cast_possible_truncation)]
+        let len = self.len() as u32;
+        len
+    }
+
+    #[inline]
+    fn copy_to_slice(&self, to: GuestSlice<'_>) {
+        to.write(self);
+    }
 }
 
 // ---- to a guest ---------------------------------------------------------------------------------

@@ -8,14 +8,16 @@ use crate::guest_memory::{GuestMemory, GuestSlice};
 use crate::metrics::{PortCounter, SocketCounter};
 use crate::packet::{FRAME_MAX, flow_hash};
 use crate::virtqueue::{
-    BATCH_SEGMENTS, Chain, DeviceRing, Direction, Fault, Layout, Ring, RingKind, Segments,
+    Chain, DeviceRing, Direction, Fault, Layout, RUN, Ring, RingKind, Run, Segments,
 };
+use crate::xdp::FRAME_BYTES;
 
 use super::forwarding::{Attachment, Forwarding, Route};
-use super::frame::{FrameView, Start};
+use super::frame::{CompleteFrame, FrameView, Packet, Start};
 use super::handover::{Handover, Inbox, PacketPool, Target};
-use super::ports::{Near, Ports};
-use super::worker::{Worker, WorkerSocket};
+use super::ports::Ports;
+use super::sockets::WorkerSocket;
+use super::worker::Worker;
 use super::{BURST, PortId, WorkerId, pair_of};
 
 /// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
@@ -46,43 +48,55 @@ pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
     usize::from(taken)
 }
 
-/// Take a burst of packets, forward or discard them, and show the guest that they are done.
+/// Take a burst of packets, forward or discard them; the guest is shown at the end of the turn that
+/// they are done.
 fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16, Option<Fault>) {
     let from = (port, pair_of(index), ring.kind);
     let outlet = if ring.enabled { Outlet::new(worker, from) } else { None };
     let mut taken = 0;
     let result = match outlet {
         Some(mut outlet) => {
-            let result = each_packet(ring, &mut taken, |packet| {
-                outlet.forward(packet);
-                outlet.copies >= COPIES_MAX
-            });
+            let result = each_packet(ring, &mut taken, |packets| outlet.forward(packets));
             outlet.finish();
             result
         }
         None => {
-            let result = each_packet(ring, &mut taken, |_| false);
+            let result = each_packet(ring, &mut taken, |packets| packets.count());
             let discarded = PortCounter::FromGuestDroppedDisabled;
             worker.ports.count(port, discarded, u64::from(taken));
             result
         }
     };
-    let mut notified = Ok(false);
-    if ring.queue.ring_mut().publish() {
-        notified = ring.notify();
-        worker.ports.count_notification(port, notified == Ok(true));
+    if ring.queue.parts().1.has_unpublished() {
+        worker.ports.publish_later(port, index);
     }
-    let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
-    (taken, result.err().or(gone).or(notified.err()))
+    (taken, result.err())
 }
 
-/// Take up to [`BURST`] packets, let `forward` see each, and complete them. It answers whether
-/// that is enough for this turn.
+/// Packets taken from a guest.
+enum Taken<'p, 'm> {
+    /// Each in one piece.
+    Run(&'p [(Chain, GuestSlice<'m>)]),
+    /// One in any number of pieces.
+    Single(&'p mut [GuestSlice<'m>]),
+}
+
+impl Taken<'_, '_> {
+    fn count(&self) -> usize {
+        match self {
+            Self::Run(run) => run.len(),
+            Self::Single(_) => 1,
+        }
+    }
+}
+
+/// Take up to [`BURST`] packets, let `forward` see them, and complete them. It answers how many it
+/// has forwarded; if that is not all, it is enough for this turn.
 #[inline]
 fn each_packet(
     ring: &mut Ring,
     taken: &mut u16,
-    forward: impl FnMut(&mut [GuestSlice<'_>]) -> bool,
+    forward: impl FnMut(Taken<'_, '_>) -> usize,
 ) -> Result<(), Fault> {
     match ring.queue.parts() {
         (memory, DeviceRing::Split(ring)) => each_packet_of(memory, ring, taken, forward),
@@ -95,63 +109,39 @@ fn each_packet_of(
     memory: &GuestMemory,
     ring: &mut impl Layout,
     taken: &mut u16,
-    mut forward: impl FnMut(&mut [GuestSlice<'_>]) -> bool,
+    mut forward: impl FnMut(Taken<'_, '_>) -> usize,
 ) -> Result<(), Fault> {
-    let mut segments = Segments::new();
-    let mut batch = Batch::new();
-    let mut enough = false;
-    while *taken < BURST && !enough {
-        segments.clear();
-        let fault = take_batch(memory, ring, &mut segments, &mut batch).err();
-        if batch.is_empty() {
-            return fault.map_or(Ok(()), Err);
+    let (mut run, mut segments) = (Run::new(), Segments::new());
+    while *taken < BURST {
+        ring.take_run(memory, Direction::FromGuest, usize::from(BURST - *taken), &mut run);
+        if run.is_empty() {
+            if !ring.has_available()? {
+                break;
+            }
+            segments.clear();
+            let chain = ring.take(memory, Direction::FromGuest, &mut segments)?;
+            if forward(Taken::Single(&mut segments)) == 0 {
+                ring.untake(chain);
+                break;
+            }
+            ring.complete(chain, 0);
+            *taken += 1;
+            continue;
         }
-        let (mut begin, mut done) = (0, 0);
-        while done < batch.len() && !enough {
-            let end = batch[done].1;
-            enough = forward(&mut segments[begin..end]);
-            begin = end;
-            done += 1;
+        // Another core has just written them: all are on their way while the first is looked at.
+        run.iter().for_each(|(_, piece)| piece.prefetch(usize::MAX));
+        let done = forward(Taken::Run(&run));
+        let enough = done < run.len();
+        while run.len() > done {
+            run.pop().into_iter().for_each(|(chain, _)| ring.untake(chain));
+        }
+        for (chain, _) in run.drain(..) {
+            ring.complete(chain, 0);
             *taken += 1;
         }
-        for (chain, _) in batch.drain(..done) {
-            ring.complete(chain, 0);
+        if enough {
+            break;
         }
-        while let Some((chain, _)) = batch.pop() {
-            ring.untake(chain);
-        }
-        if let Some(fault) = fault.filter(|_| !enough) {
-            return Err(fault);
-        }
-    }
-    Ok(())
-}
-
-/// Chains that are taken before the first of them is looked at, each with the end of its pieces:
-/// another core has just written their first bytes, which are on their way meanwhile.
-type Batch = ArrayVec<(Chain, usize), 16>;
-
-#[inline]
-fn take_batch<'m>(
-    memory: &'m GuestMemory,
-    ring: &mut impl Layout,
-    segments: &mut Segments<'m>,
-    batch: &mut Batch,
-) -> Result<(), Fault> {
-    // A long chain ends the batch, so that there is room for the longest.
-    while !batch.is_full() && segments.len() <= BATCH_SEGMENTS && ring.has_available()? {
-        let begin = segments.len();
-        let chain = match ring.take_one(memory, Direction::FromGuest) {
-            Some((chain, piece)) => {
-                segments.push(piece);
-                chain
-            }
-            None => ring.take(memory, Direction::FromGuest, segments)?,
-        };
-        if let Some(first) = segments.get(begin) {
-            first.prefetch();
-        }
-        batch.push((chain, segments.len()));
     }
     Ok(())
 }
@@ -169,6 +159,9 @@ pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
     }
 }
 
+/// Packets that go the same way.
+type Alike<'m> = ArrayVec<Packet<'m>, RUN>;
+
 /// Where the packets of one burst of one ring can go.
 struct Outlet<'w> {
     port: PortId,
@@ -178,14 +171,14 @@ struct Outlet<'w> {
     route: &'w Route,
     /// Whether a queue pair is chosen by flow anywhere: the headers are read for it then.
     by_flow: bool,
+    /// Whether the guest has queue pairs to choose from itself.
+    learns: bool,
     worker: WorkerId,
     ports: &'w mut Ports,
     /// The uplink's socket for this queue pair; the control plane places rings where there is one.
     socket: Option<&'w mut WorkerSocket>,
     inboxes: &'w [Arc<Inbox>],
     pool: &'w PacketPool,
-    /// The destination of the packet before, if its ring is to be had for the next one too.
-    near: Option<([u8; 6], Near)>,
     forwarded: u64,
     bytes: u64,
     /// Frames made of others: copies of those flooded, segments of those cut.
@@ -197,7 +190,8 @@ impl<'w> Outlet<'w> {
     fn new(worker: &'w mut Worker, (port, pair, kind): (PortId, u16, RingKind)) -> Option<Self> {
         let table = &*worker.table;
         let route = table.route(port)?;
-        let place = socket_for(&worker.sockets, route, pair);
+        let places = &mut worker.sockets.places;
+        let place = socket_for(places, route, pair);
         Some(Self {
             port,
             pair,
@@ -205,26 +199,164 @@ impl<'w> Outlet<'w> {
             table,
             route,
             by_flow: table.by_flow(),
+            learns: route.ready.len() > 1,
             worker: worker.id,
             ports: &mut worker.ports,
-            socket: place.map(|place| &mut worker.sockets[place]),
+            socket: place.map(|place| &mut places[place]),
             inboxes: &worker.inboxes,
             pool: &worker.pool,
-            near: None,
             forwarded: 0,
             bytes: 0,
             copies: 0,
         })
     }
 
-    fn finish(mut self) {
-        self.put_near_back();
+    fn finish(self) {
         self.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
         self.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
     }
 
+    /// Forward packets, until enough frames were made of them. Answers how many.
     #[inline]
-    fn forward(&mut self, pieces: &mut [GuestSlice<'_>]) {
+    fn forward(&mut self, taken: Taken<'_, '_>) -> usize {
+        if self.copies >= COPIES_MAX {
+            return 0;
+        }
+        match taken {
+            Taken::Run(run) => self.forward_run(run),
+            Taken::Single(pieces) => {
+                self.forward_single(pieces);
+                1
+            }
+        }
+    }
+
+    /// Packets in one piece each: as many at once as have the same way to go.
+    #[inline]
+    fn forward_run(&mut self, run: &[(Chain, GuestSlice<'_>)]) -> usize {
+        let mut alike = ArrayVec::new();
+        let mut done = 0;
+        while done < run.len() && self.copies < COPIES_MAX {
+            alike.clear();
+            self.read_alike(&run[done..], &mut alike);
+            let end = done + alike.len().max(1);
+            done += self.forward_alike(&alike);
+            // What stopped one stops those after it, as a rule: they are not read for it again.
+            while done < end && self.copies < COPIES_MAX {
+                self.forward_single(&mut [run[done].1]);
+                done += 1;
+            }
+        }
+        done
+    }
+
+    /// Read packets up to the first that has something left to do, or another destination.
+    #[inline]
+    fn read_alike<'m>(&self, run: &[(Chain, GuestSlice<'m>)], alike: &mut Alike<'m>) {
+        let to_wire = matches!(self.route.attachment, Attachment::Wire { .. });
+        let mut destination = None;
+        for (_, piece) in run {
+            let Some(packet) = Packet::read(*piece, self.kind.header_len) else { return };
+            let same =
+                to_wire || *destination.get_or_insert(packet.destination()) == packet.destination();
+            if packet.frame_len() > self.route.frame_max || !same || alike.is_full() {
+                return;
+            }
+            alike.push(packet);
+        }
+    }
+
+    /// Forward packets that go the same way. Answers how many, from the first; the next one is
+    /// [`forward_single`](Self::forward_single)'s.
+    #[inline]
+    fn forward_alike(&mut self, packets: &[Packet<'_>]) -> usize {
+        let Some(destination) = packets.first().map(Packet::destination) else { return 0 };
+        let port = match self.route.attachment {
+            Attachment::Wire { .. } => None,
+            Attachment::Switch { .. } if destination[0] & 1 != 0 => return 0,
+            Attachment::Switch { .. } => self.table.guest(self.route.uplink, destination),
+        };
+        let Some(port) = port else {
+            self.learn_run(packets);
+            return self.transmit_run(packets);
+        };
+        let Some(route) = self.table.route(port).filter(|_| port != self.port) else { return 0 };
+        let delivered = match route.only_pair(self.worker) {
+            Some(pair) => {
+                self.learn_run(packets);
+                self.ports.deliver_run((port, pair), packets, route.frame_max)
+            }
+            None => self.deliver_by_flow(port, route, packets),
+        };
+        self.account_run(&packets[..delivered]);
+        delivered
+    }
+
+    /// Remember where this guest sends the packets' flows, if it has a choice.
+    #[inline]
+    fn learn_run(&self, packets: &[Packet<'_>]) {
+        if self.learns {
+            let hashes = packets.iter().map(Packet::flow_hash);
+            hashes.for_each(|hash| self.route.flows.learn(hash, self.pair));
+        }
+    }
+
+    /// Deliver packets to the queue pairs of their flows, as many at once as have the same.
+    fn deliver_by_flow(&mut self, port: PortId, route: &Route, packets: &[Packet<'_>]) -> usize {
+        let pairs = packets.iter().map(|packet| {
+            let hash = packet.flow_hash();
+            if self.learns {
+                self.route.flows.learn(hash, self.pair);
+            }
+            route.pair(self.worker, || hash)
+        });
+        let pairs: ArrayVec<Option<u16>, RUN> = pairs.collect();
+        let (mut done, mut rest) = (0, &pairs[..]);
+        while let Some(&Some(pair)) = rest.first() {
+            if route.worker(pair) != self.worker {
+                break;
+            }
+            let same = rest.iter().take_while(|other| **other == Some(pair)).count();
+            let frames = &packets[done..done + same];
+            let delivered = self.ports.deliver_run((port, pair), frames, route.frame_max);
+            done += delivered;
+            if delivered < same {
+                break;
+            }
+            rest = &rest[same..];
+        }
+        done
+    }
+
+    /// Copy packets into frames of the uplink, as many as there are free.
+    #[inline]
+    fn transmit_run(&mut self, packets: &[Packet<'_>]) -> usize {
+        let Some(WorkerSocket { socket: Some(socket), counters, .. }) = self.socket.as_deref_mut()
+        else {
+            return 0;
+        };
+        // A longer one takes several frames of the uplink, each filled with what follows.
+        let send = |packet: &&Packet<'_>| {
+            packet.frame_len() <= FRAME_BYTES
+                && socket.send(packet.frame_len(), |room| packet.copy_to(room))
+        };
+        let sent = packets.iter().take_while(send).count();
+        let bytes = packets[..sent].iter().map(|packet| u64::from(packet.frame_len())).sum();
+        counters.add(SocketCounter::TxPackets, sent as u64);
+        counters.add(SocketCounter::TxBytes, bytes);
+        self.account_run(&packets[..sent]);
+        sent
+    }
+
+    #[inline]
+    fn account_run(&mut self, packets: &[Packet<'_>]) {
+        self.forwarded += packets.len() as u64;
+        self.bytes += packets.iter().map(|packet| u64::from(packet.frame_len())).sum::<u64>();
+    }
+
+    /// One packet of any kind.
+    #[inline(never)]
+    fn forward_single(&mut self, pieces: &mut [GuestSlice<'_>]) {
         let Ok(start) = Start::read(pieces, self.kind.header_len) else {
             return self.drop(PortCounter::FromGuestDroppedRunt);
         };
@@ -243,7 +375,7 @@ impl<'w> Outlet<'w> {
         if frame.longest() > self.route.frame_max || frame.len() as usize > FRAME_MAX {
             return self.drop(PortCounter::FromGuestDroppedOversize);
         }
-        if self.by_flow {
+        if self.learns {
             self.route.flows.learn(flow_hash(frame.start()), self.pair);
         }
         match self.route.attachment {
@@ -255,32 +387,18 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// By destination: a port of this switch, all of them, or the wire.
+    /// By destination: a guest on this switch, all of them, or the wire.
     #[inline]
     fn switch(&mut self, frame: &FrameView<'_>) {
         let destination = frame.destination();
-        if let Some((mac, near)) = &mut self.near
-            && *mac == destination
-        {
-            if !near.put(frame) {
-                let port = near.port;
-                self.put_near_back();
-                self.send_to_port(port, frame);
-            }
-            return self.account(true, frame);
-        }
-        self.put_near_back();
         if destination[0] & 1 != 0 {
             self.flood(frame);
             return self.account(true, frame);
         }
-        match self.table.by_mac(self.route.uplink, destination) {
+        match self.table.guest(self.route.uplink, destination) {
             Some(port) if port == self.port => self.drop(PortCounter::FromGuestDroppedNoRoute),
             Some(port) => {
-                if !self.send_near(port, frame) {
-                    self.put_near_back();
-                    self.send_to_port(port, frame);
-                }
+                self.send_to_port(port, frame);
                 self.account(true, frame);
             }
             None => {
@@ -290,21 +408,7 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// Have the port's ring near for what comes next, and deliver there.
-    fn send_near(&mut self, port: PortId, frame: &FrameView<'_>) -> bool {
-        let Some(mut near) = self.ports.near(self.table, self.worker, port) else { return false };
-        let put = near.put(frame);
-        self.near = Some((frame.destination(), near));
-        put
-    }
-
-    fn put_near_back(&mut self) {
-        if let Some((_, near)) = self.near.take() {
-            self.ports.put_back(near);
-        }
-    }
-
-    /// To the wire and to every other port of the switch.
+    /// To the wire, to every other port of the switch, and to the host.
     fn flood(&mut self, frame: &FrameView<'_>) {
         self.send_to_uplink(frame);
         let ports = self.table.switched(self.route.uplink);
@@ -312,6 +416,9 @@ impl<'w> Outlet<'w> {
             if port != self.port {
                 self.send_to_port(port, frame);
             }
+        }
+        if let Some(host) = self.table.host(self.route.uplink) {
+            self.send_to_port(host, frame);
         }
         self.copies += ports.len();
     }
@@ -351,11 +458,13 @@ impl<'w> Outlet<'w> {
         if forwarded {
             self.forwarded += 1;
             self.bytes += u64::from(frame.len());
-        } else if self.socket.is_some() {
-            self.drop(PortCounter::FromGuestDroppedUplinkFull);
-        } else {
-            self.drop(PortCounter::FromGuestDroppedNoRoute);
+            return;
         }
+        self.drop(match &self.socket {
+            None => PortCounter::FromGuestDroppedNoRoute,
+            Some(place) if place.socket.is_none() => PortCounter::FromGuestDroppedUplinkDown,
+            Some(_) => PortCounter::FromGuestDroppedUplinkFull,
+        });
     }
 
     #[cold]
@@ -368,6 +477,10 @@ impl<'w> Outlet<'w> {
 #[inline]
 fn transmit(to: &mut WorkerSocket, frame: &FrameView<'_>) -> bool {
     let WorkerSocket { socket, counters, .. } = to;
+    let Some(socket) = socket else {
+        counters.add(SocketCounter::TxDroppedDown, 1);
+        return false;
+    };
     let mut reader = frame.reader();
     let mut sent = socket.send(frame.len(), |room| reader.fill(room));
     if !sent {
@@ -383,21 +496,20 @@ fn transmit(to: &mut WorkerSocket, frame: &FrameView<'_>) -> bool {
     sent
 }
 
-/// This worker's socket that a queue pair of the port transmits on.
-fn socket_for(sockets: &[WorkerSocket], route: &Route, pair: u16) -> Option<usize> {
-    let of_uplink = |socket: &WorkerSocket| socket.uplink == route.uplink;
+/// This worker's place of the socket that a queue pair of the port transmits on.
+fn socket_for(places: &[WorkerSocket], route: &Route, pair: u16) -> Option<usize> {
+    let of_uplink = |place: &WorkerSocket| place.uplink == route.uplink;
     match &route.attachment {
         Attachment::Wire { queues } => {
             let queue = queues[usize::from(pair) % queues.len()];
-            sockets.iter().position(|socket| of_uplink(socket) && socket.socket.queue() == queue)
+            places.iter().position(|place| of_uplink(place) && place.queue == queue)
         }
         Attachment::Switch { .. } => {
-            let count = sockets.iter().filter(|socket| of_uplink(socket)).count();
+            let count = places.iter().filter(|place| of_uplink(place)).count();
             // This worker has every so many pairs; the next one of them takes the next socket.
             let turn = usize::from(pair).checked_div(route.workers.len())?;
             let nth = turn.checked_rem(count)?;
-            let mut places = (0..sockets.len()).filter(|&place| of_uplink(&sockets[place]));
-            places.nth(nth)
+            (0..places.len()).filter(|&place| of_uplink(&places[place])).nth(nth)
         }
     }
 }

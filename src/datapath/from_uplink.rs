@@ -6,8 +6,9 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::device::offloads::Offloads;
-use crate::metrics::{PortCounter, SocketCounter};
+use crate::metrics::{Counters, PortCounter, SocketCounter};
 use crate::packet::{Pushed, TOKENS_MAX, TcpSegment, Train};
+use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
 use super::forwarding::Forwarding;
@@ -15,7 +16,8 @@ use super::frame::FrameView;
 use super::from_guest::{hand_over, to_port};
 use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::ports::Ports;
-use super::worker::{Worker, WorkerSocket};
+use super::sockets::WorkerSocket;
+use super::worker::Worker;
 use super::{BURST, ETHERNET_BYTES, PortId, UplinkId, WorkerId};
 
 /// Flows whose segments are gathered at once; one more ends the one that began first.
@@ -41,30 +43,42 @@ impl Arrivals {
 pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
     let Worker { arrivals, sockets, .. } = worker;
     let Arrivals { pieces, trains } = arrivals;
-    let from = &mut sockets[place];
-    let count = from.socket.receive(u32::from(BURST), |piece| pieces.push(Some(piece)));
+    let WorkerSocket { uplink, queue, socket, counters, .. } = &mut sockets.places[place];
+    let Some(socket) = socket else { return 0 };
+    let count = socket.receive(u32::from(BURST), |piece| pieces.push(Some(piece)));
     if count == 0 {
         return 0;
     }
     let bytes = pieces.iter().flatten().map(|piece| u64::from(piece.len)).sum();
-    from.counters.add(SocketCounter::RxPackets, u64::from(count));
-    from.counters.add(SocketCounter::RxBytes, bytes);
-    let uplink = from.uplink;
+    counters.add(SocketCounter::RxPackets, u64::from(count));
+    counters.add(SocketCounter::RxBytes, bytes);
+    let uplink = *uplink;
     let mut inlet = Inlet {
         here: worker.id,
         place,
         uplink,
         table: &worker.table,
-        whole_queue: worker.table.by_queue(uplink, from.socket.queue()),
-        umem: &worker.umems[uplink.index()],
+        whole_queue: worker.table.by_queue(uplink, *queue),
+        umem: socket.umem(),
         ports: &mut worker.ports,
-        from,
+        counters,
+        lent: &mut worker.lent,
         inboxes: &worker.inboxes,
         pool: &worker.pool,
         trains,
     };
     let mut next = 0;
+    // What stops a run stops those after it, as a rule: they are not looked at as a run again.
+    let mut singles_until = 0;
     while next < pieces.len() {
+        if next >= singles_until {
+            let (delivered, alike) = inlet.receive_run(&pieces[next..]);
+            singles_until = next + alike;
+            next += delivered;
+            if delivered > 0 {
+                continue;
+            }
+        }
         let more = |piece: &Option<Received>| piece.as_ref().is_some_and(|piece| piece.more);
         let others = pieces[next..].iter().take_while(|piece| more(piece)).count();
         let end = pieces.len().min(next + others + 1);
@@ -73,7 +87,7 @@ pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
     }
     inlet.end_all(pieces);
     for piece in pieces.drain(..).flatten() {
-        inlet.from.socket.recycle(piece.frame);
+        socket.recycle(piece.frame);
     }
     count as usize
 }
@@ -88,7 +102,9 @@ struct Inlet<'w> {
     whole_queue: Option<PortId>,
     umem: &'w Umem,
     ports: &'w mut Ports,
-    from: &'w mut WorkerSocket,
+    counters: &'w mut Counters<SocketCounter>,
+    /// Frames of this worker that others have.
+    lent: &'w mut usize,
     inboxes: &'w [Arc<Inbox>],
     pool: &'w PacketPool,
     /// TCP segments to be delivered as one, by port.
@@ -96,6 +112,34 @@ struct Inlet<'w> {
 }
 
 impl Inlet<'_> {
+    /// Deliver the first packets at once, if they are of one frame each and for one port that takes
+    /// them as they are. Answers how many were delivered, and how many are for that port.
+    #[inline]
+    fn receive_run(&mut self, pieces: &[Option<Received>]) -> (usize, usize) {
+        let Some(Some(first)) = pieces.first() else { return (0, 0) };
+        let first = self.umem.packet(first);
+        let port = self.whole_queue.or_else(|| self.by_mac(first));
+        let Some((port, route)) = port.and_then(|port| Some((port, self.table.route(port)?)))
+        else {
+            return (0, 0);
+        };
+        let Some(pair) = route.only_pair(self.here).filter(|_| route.coalesce == Offloads::NONE)
+        else {
+            return (0, 0);
+        };
+        let mut frames = ArrayVec::<&[u8], RUN>::new();
+        for piece in pieces.iter().map_while(Option::as_ref).take_while(|piece| !piece.more) {
+            let frame = self.umem.packet(piece);
+            let same = self.whole_queue.is_some() || frame.get(..6) == first.get(..6);
+            if !same || frames.is_full() {
+                break;
+            }
+            frames.push(frame);
+        }
+        let delivered = self.ports.deliver_run((port, pair), &frames, route.frame_max);
+        (delivered, frames.len())
+    }
+
     /// Find the packet's port; deliver it, or gather it for later in this burst. What is gathered
     /// of its flow goes first, so that a flow stays in order.
     #[inline]
@@ -104,7 +148,7 @@ impl Inlet<'_> {
         let Some(received) = &pieces[first] else { return };
         let start = self.umem.packet(received);
         let Some(port) = self.whole_queue.or_else(|| self.by_mac(start)) else {
-            return self.from.counters.add(SocketCounter::RxDroppedNoPort, 1);
+            return self.counters.add(SocketCounter::RxDroppedNoPort, 1);
         };
         if packet.len() == 1 && self.coalesces(port) {
             let segment = TcpSegment::parse(start);
@@ -154,14 +198,18 @@ impl Inlet<'_> {
             });
         }
         let Some((owner, pair)) = chosen else { return };
+        if *self.lent == inboxes[here.index()].homes() {
+            return self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+        }
         let Some(received) = pieces[slot].take() else { return };
-        let handover = Handover::Frame { home: here, socket: place, uplink, received, port, pair };
-        if let Err(handover) = inboxes[owner.index()].hand_over(handover) {
-            let Handover::Frame { received, .. } = handover else {
-                unreachable!("a frame went in")
-            };
-            pieces[slot] = Some(received);
-            self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+        let handover = Handover::Frame { home: here, place, uplink, received, port, pair };
+        match inboxes[owner.index()].hand_over(handover) {
+            Ok(()) => *self.lent += 1,
+            Err(Handover::Frame { received, .. }) => {
+                pieces[slot] = Some(received);
+                self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+            }
+            Err(Handover::Packet { .. }) => unreachable!("a frame went in"),
         }
     }
 }
@@ -242,18 +290,24 @@ impl Inlet<'_> {
     }
 }
 
-/// A multicast frame from the wire, brought by the control plane: to all switched ports.
-pub(super) fn flood(worker: &mut Worker, uplink: UplinkId, bytes: &[u8]) {
+/// A frame that the control plane brought, of the wire's multicast or from the host: to the
+/// switched port with its MAC, or to all of them.
+pub(super) fn arrival(worker: &mut Worker, uplink: UplinkId, frame: &FrameView<'_>) {
     let table = Arc::clone(&worker.table);
-    let frame = FrameView::whole(bytes);
     let (here, inboxes, pool) = (worker.id, &worker.inboxes, &worker.pool);
-    for &port in table.switched(uplink) {
-        to_port(&mut worker.ports, &table, port, (here, &frame), |ports, owner, pair| {
+    let destination = frame.destination();
+    let one = table.by_mac(uplink, destination);
+    let ports = match destination[0] & 1 {
+        0 => one.as_slice(),
+        _ => table.switched(uplink),
+    };
+    for &port in ports {
+        to_port(&mut worker.ports, &table, port, (here, frame), |ports, owner, pair| {
             if owner == here {
-                ports.deliver(port, pair, &frame);
+                ports.deliver(port, pair, frame);
                 return true;
             }
-            hand_over(pool, &inboxes[owner.index()], Target::Pair { port, pair }, &frame)
+            hand_over(pool, &inboxes[owner.index()], Target::Pair { port, pair }, frame)
         });
     }
 }

@@ -31,7 +31,8 @@ const POOL_PACKETS: usize = 1024;
 /// A packet in a buffer of ours.
 #[derive(Debug)]
 pub struct Packet {
-    bytes: Box<[u8]>,
+    /// As long as the longest packet that it has held.
+    bytes: Vec<u8>,
     len: usize,
     /// What is left to do with it.
     pub offload: Offload,
@@ -39,8 +40,8 @@ pub struct Packet {
 
 impl Packet {
     fn new() -> Self {
-        let bytes = vec![0; PACKET_BYTES_MAX].into_boxed_slice();
-        Self { bytes, len: 0, offload: Offload::PLAIN }
+        // Memory that is not touched costs nothing: zeroed, a pool takes tens of milliseconds.
+        Self { bytes: Vec::with_capacity(PACKET_BYTES_MAX), len: 0, offload: Offload::PLAIN }
     }
 
     /// The packet.
@@ -54,8 +55,13 @@ impl Packet {
     /// # Panics
     /// Above [`PACKET_BYTES_MAX`]; callers have checked the frame.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= PACKET_BYTES_MAX, "a packet of {len} bytes");
         self.len = len;
         self.offload = Offload::PLAIN;
+        if self.bytes.len() < len {
+            // Within the capacity, and once for each length that is longer than all before.
+            self.bytes.resize(len, 0);
+        }
         &mut self.bytes[..len]
     }
 }
@@ -104,8 +110,8 @@ pub enum Target {
         /// Its queue pair, served by the receiving worker.
         pair: u16,
     },
-    /// All switched ports of an uplink, as if it came from the wire.
-    Flood {
+    /// The switched port of an uplink that it is for, or all of them, as if it came from the wire.
+    Arrival {
         /// The uplink.
         uplink: UplinkId,
     },
@@ -123,8 +129,8 @@ pub enum Handover {
     Frame {
         /// Whose frame it is.
         home: WorkerId,
-        /// Which of the home worker's sockets received it.
-        socket: usize,
+        /// In which of the home worker's places the socket is that received it.
+        place: usize,
         /// Whose memory it is in.
         uplink: UplinkId,
         /// The packet.
@@ -147,7 +153,7 @@ pub enum Handover {
 #[derive(Debug)]
 pub struct Inbox {
     handovers: ArrayQueue<Handover>,
-    /// Frames coming home, with their socket; room for all that can be away.
+    /// Frames coming home, with their socket's place; room for all that may be away.
     homecoming: ArrayQueue<(usize, Frame)>,
     /// Set while the worker sleeps or is about to.
     sleeping: AtomicBool,
@@ -155,14 +161,22 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An empty one, for a worker whose sockets have `frames` frames in all.
+    /// An empty one, for a worker that lends no more than `frames` frames at a time.
     ///
     /// # Errors
     /// No descriptor left for the eventfd.
     pub fn new(frames: usize) -> std::io::Result<Self> {
+        Self::with_places(INBOX_PACKETS, frames)
+    }
+
+    /// As [`new`](Self::new), for at most `packets` packets.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_places(packets: usize, frames: usize) -> std::io::Result<Self> {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         Ok(Self {
-            handovers: ArrayQueue::new(INBOX_PACKETS),
+            handovers: ArrayQueue::new(packets),
             homecoming: ArrayQueue::new(frames.max(1)),
             sleeping: AtomicBool::new(false),
             wake: rustix::event::eventfd(0, flags)?.into(),
@@ -181,8 +195,19 @@ impl Inbox {
         Ok(())
     }
 
-    pub(super) fn send_home(&self, socket: usize, frame: Frame) {
-        let sent = self.homecoming.push((socket, frame));
+    /// How many frames its worker may lend at a time.
+    pub(super) fn homes(&self) -> usize {
+        self.homecoming.capacity()
+    }
+
+    /// Whether nothing waits in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.handovers.is_empty() && self.homecoming.is_empty()
+    }
+
+    pub(super) fn send_home(&self, place: usize, frame: Frame) {
+        let sent = self.homecoming.push((place, frame));
         assert!(sent.is_ok(), "more frames came home than ever left");
         self.wake_if_asleep();
     }
@@ -190,7 +215,8 @@ impl Inbox {
     // Looked at every turn and nearly always empty: to pop from an empty queue costs a fence.
 
     #[inline]
-    pub(super) fn next(&self) -> Option<Handover> {
+    /// The next packet, if there is one.
+    pub fn next(&self) -> Option<Handover> {
         if self.handovers.is_empty() { None } else { self.handovers.pop() }
     }
 
@@ -200,7 +226,7 @@ impl Inbox {
     }
 
     /// Announce that the worker sleeps; it must look at everything once more before it does.
-    pub(super) fn set_sleeping(&self, sleeping: bool) {
+    pub fn set_sleeping(&self, sleeping: bool) {
         self.sleeping.store(sleeping, Ordering::SeqCst);
         // Pairs with the fence in `wake_if_asleep`: either the sender sees us asleep, or we see
         // what was sent.
@@ -220,7 +246,8 @@ impl Inbox {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+    /// Readable once it was woken.
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 }

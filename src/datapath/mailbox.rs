@@ -1,13 +1,17 @@
 //! Commands from the control plane to a worker: applied between two bursts, acknowledged.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
-use crate::metrics::{PortCounter, Published};
-use crate::virtqueue::{EventFd, EventKind, Fault, Ring};
+use crate::guest_memory::GuestMemory;
+use crate::metrics::{PortCounter, Published, SocketCounter};
+use crate::virtqueue::{EventFd, EventKind, Fault, Queue, QueueSetup, Ring};
+use crate::xdp::{Socket, SocketAtRest, Umem};
 
-use super::{Forwarding, Inbox, PortId};
+use super::{Forwarding, Inbox, PortId, SocketReport, UplinkId};
 
 /// The worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +29,38 @@ pub struct RingReport {
     pub enabled: bool,
     /// The fault that broke it.
     pub broken: Option<Fault>,
+}
+
+/// A descriptor of a socket, with its uplink and its queue.
+pub type SocketDescriptor = (UplinkId, u32, OwnedFd);
+
+/// A ring of a worker at rest: what its session does not know of it.
+#[derive(Debug)]
+pub struct RingAtRest {
+    /// The port.
+    pub port: PortId,
+    /// Ring number.
+    pub index: u16,
+    /// The next entry to take, as in SET_VRING_BASE.
+    pub position: u32,
+    /// It is broken: to be started by its front-end only.
+    pub broken: bool,
+    /// The driver's signal.
+    pub kick: Option<OwnedFd>,
+    /// The signal to the driver.
+    pub call: Option<OwnedFd>,
+    /// The signal that it is broken.
+    pub err: Option<OwnedFd>,
+}
+
+/// All that a worker at rest has, of which nothing moves any more: another process may go on with
+/// it, if this worker never does.
+#[derive(Debug)]
+pub struct WorkerAtRest {
+    /// The sockets.
+    pub sockets: Vec<(UplinkId, SocketAtRest)>,
+    /// The rings, with descriptors of their events.
+    pub rings: Vec<RingAtRest>,
 }
 
 /// A change to a worker. Each is acknowledged by its `done`, after which it is true.
@@ -84,6 +120,18 @@ pub enum Command {
         /// Acknowledged.
         done: Sender<()>,
     },
+    /// Go on with a ring in other memory; answers the queue as it was, or None if there is no such
+    /// ring or it cannot run there.
+    Relocate {
+        /// The ring: its port and its number.
+        ring: (PortId, u16),
+        /// All that is needed to run it, but for its position.
+        setup: QueueSetup,
+        /// The memory. Whoever sends this keeps it, and the old one: a worker unmaps nothing.
+        memory: Arc<GuestMemory>,
+        /// Acknowledged.
+        done: Sender<Option<Queue>>,
+    },
     /// Report the port's rings, and publish all counters.
     Inspect {
         /// The port.
@@ -91,8 +139,87 @@ pub enum Command {
         /// The report.
         done: Sender<Vec<RingReport>>,
     },
+    /// Serve the uplink's sockets no more; answers them, untouched from then on, when no other
+    /// worker has a frame of theirs. What guests send there is dropped and counted until the next
+    /// are given.
+    TakeSockets {
+        /// The uplink.
+        uplink: UplinkId,
+        /// Acknowledged, with the sockets that this worker had.
+        done: Sender<Vec<Socket>>,
+    },
+    /// Serve these sockets; answers where each is counted.
+    GiveSockets {
+        /// The uplink, of which this worker has no other socket on the same queue.
+        uplink: UplinkId,
+        /// The sockets.
+        sockets: Vec<Socket>,
+        /// Acknowledged.
+        done: Sender<Vec<Arc<Published<SocketCounter>>>>,
+    },
+    /// Look for frames that other workers lend in this memory. To be changed while no worker has a
+    /// socket of the uplink.
+    SetMemory {
+        /// The uplink.
+        uplink: UplinkId,
+        /// The memory; None while the uplink is gone.
+        umem: Option<Arc<Umem>>,
+        /// Acknowledged, with the old memory: a worker unmaps nothing.
+        done: Sender<Option<Arc<Umem>>>,
+    },
+    /// Report how far the sockets are, waking the kernel for what it still has to send.
+    Examine {
+        /// The report.
+        done: Sender<Vec<SocketReport>>,
+    },
+    /// Give descriptors of the sockets, for another process to have.
+    Sockets {
+        /// By uplink and queue.
+        done: Sender<io::Result<Vec<SocketDescriptor>>>,
+    },
+    /// Take nothing more from guests and sockets, and only do what other workers hand over; answers
+    /// how much of that it has ever done. All that was taken before is then where it goes, or has
+    /// been handed over.
+    Rest {
+        /// Acknowledged.
+        done: Sender<u64>,
+    },
+    /// While resting, when nothing is handed over any more: show everything to guests and kernel,
+    /// and say where all is.
+    Report {
+        /// The report.
+        done: Sender<io::Result<WorkerAtRest>>,
+    },
+    /// While resting: have these sockets where another process left them. Answers whether that can
+    /// be.
+    Adopt {
+        /// Those that another process had; not all need be this worker's.
+        sockets: Arc<Vec<(UplinkId, SocketAtRest)>>,
+        /// Acknowledged.
+        done: Sender<bool>,
+    },
+    /// Rest no more.
+    Resume {
+        /// Acknowledged.
+        done: Sender<()>,
+    },
     /// End after this turn.
     Stop,
+}
+
+/// What a command will be acknowledged with.
+#[derive(Debug)]
+#[must_use]
+pub struct Acknowledgement<T>(Receiver<T>);
+
+impl<T> Acknowledgement<T> {
+    /// Wait for it.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn wait(self) -> Result<T, WorkerGone> {
+        self.0.recv().map_err(|_| WorkerGone)
+    }
 }
 
 /// The control plane's handle on a worker.
@@ -121,7 +248,18 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_forwarding(&self, table: Arc<Forwarding>) -> Result<(), WorkerGone> {
-        self.call(|done| Command::SetForwarding { table, done })
+        self.send_forwarding(table)?.wait()
+    }
+
+    /// The same, while other workers hear of it too.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn send_forwarding(
+        &self,
+        table: Arc<Forwarding>,
+    ) -> Result<Acknowledgement<()>, WorkerGone> {
+        self.send(|done| Command::SetForwarding { table, done })
     }
 
     /// Be ready for rings of this port.
@@ -152,6 +290,15 @@ impl WorkerHandle {
         self.call(|done| Command::Give { port, index, ring: Box::new(ring), done })
     }
 
+    /// Serve this ring when it goes on: nobody waits for a worker at rest, which applies all that
+    /// it was sent, in order, before it does.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn give_at_rest(&self, port: PortId, index: u16, ring: Ring) -> Result<(), WorkerGone> {
+        self.send(|done| Command::Give { port, index, ring: Box::new(ring), done }).map(drop)
+    }
+
     /// Serve this ring no more.
     ///
     /// # Errors
@@ -174,12 +321,108 @@ impl WorkerHandle {
         self.call(|done| Command::Exchange { ring, kind, event, done })
     }
 
+    /// Go on with a ring in other memory; the queue as it was, or None if there is no such ring or
+    /// it cannot run there.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn relocate(
+        &self,
+        ring: (PortId, u16),
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<Option<Queue>, WorkerGone> {
+        let memory = Arc::clone(memory);
+        self.call(|done| Command::Relocate { ring, setup, memory, done })
+    }
+
     /// Report the port's rings.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn inspect(&self, port: PortId) -> Result<Vec<RingReport>, WorkerGone> {
         self.call(|done| Command::Inspect { port, done })
+    }
+
+    /// Serve the uplink's sockets no more, and answer them.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn take_sockets(&self, uplink: UplinkId) -> Result<Vec<Socket>, WorkerGone> {
+        self.call(|done| Command::TakeSockets { uplink, done })
+    }
+
+    /// Serve these sockets of the uplink.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn give_sockets(
+        &self,
+        uplink: UplinkId,
+        sockets: Vec<Socket>,
+    ) -> Result<Vec<Arc<Published<SocketCounter>>>, WorkerGone> {
+        self.call(|done| Command::GiveSockets { uplink, sockets, done })
+    }
+
+    /// Look for lent frames of the uplink in this memory.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn set_memory(&self, uplink: UplinkId, umem: Option<Arc<Umem>>) -> Result<(), WorkerGone> {
+        self.call(|done| Command::SetMemory { uplink, umem, done }).map(drop)
+    }
+
+    /// Report how far the sockets are.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn examine(&self) -> Result<Vec<SocketReport>, WorkerGone> {
+        self.call(|done| Command::Examine { done })
+    }
+
+    /// Descriptors of its sockets, by uplink and queue.
+    ///
+    /// # Errors
+    /// [`WorkerGone`]; inside, no descriptor left.
+    pub fn sockets(&self) -> Result<io::Result<Vec<SocketDescriptor>>, WorkerGone> {
+        self.call(|done| Command::Sockets { done })
+    }
+
+    /// Take nothing more; how much was ever done of what other workers handed over.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn rest(&self) -> Result<Acknowledgement<u64>, WorkerGone> {
+        self.send(|done| Command::Rest { done })
+    }
+
+    /// Where all is, of a worker that rests and gets nothing handed over.
+    ///
+    /// # Errors
+    /// [`WorkerGone`]; inside, no descriptor left.
+    pub fn report(&self) -> Result<Acknowledgement<io::Result<WorkerAtRest>>, WorkerGone> {
+        self.send(|done| Command::Report { done })
+    }
+
+    /// Have those of these sockets that are its own where another process left them; false if that
+    /// cannot be.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn adopt(
+        &self,
+        sockets: &Arc<Vec<(UplinkId, SocketAtRest)>>,
+    ) -> Result<Acknowledgement<bool>, WorkerGone> {
+        let sockets = Arc::clone(sockets);
+        self.send(|done| Command::Adopt { sockets, done })
+    }
+
+    /// Rest no more.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn resume(&self) -> Result<Acknowledgement<()>, WorkerGone> {
+        self.send(|done| Command::Resume { done })
     }
 
     /// End. Rings still there are dropped.
@@ -190,9 +433,17 @@ impl WorkerHandle {
     }
 
     fn call<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, WorkerGone> {
+        self.send(command)?.wait()
+    }
+
+    /// Have a command applied while other workers apply theirs.
+    fn send<T>(
+        &self,
+        command: impl FnOnce(Sender<T>) -> Command,
+    ) -> Result<Acknowledgement<T>, WorkerGone> {
         let (done, answer) = bounded(1);
         self.commands.send(command(done)).map_err(|_| WorkerGone)?;
         self.inbox.wake();
-        answer.recv().map_err(|_| WorkerGone)
+        Ok(Acknowledgement(answer))
     }
 }

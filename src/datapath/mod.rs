@@ -26,15 +26,20 @@ mod idle;
 mod mailbox;
 mod ports;
 mod rotation;
+mod sockets;
 mod watchdog;
 mod worker;
 
 pub use flows::FlowTable;
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};
-pub use mailbox::{Command, RingReport, WorkerGone, WorkerHandle};
+pub use mailbox::{
+    Acknowledgement, Command, RingAtRest, RingReport, SocketDescriptor, WorkerAtRest, WorkerGone,
+    WorkerHandle,
+};
+pub use sockets::SocketReport;
 pub use watchdog::{Watchdog, Watched};
-pub use worker::{Setup, Turns, Worker, WorkerSocket};
+pub use worker::{Setup, Turns, Worker};
 
 /// Most packets taken from one ring or socket before the next one has its turn.
 pub const BURST: u16 = 64;

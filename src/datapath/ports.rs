@@ -5,14 +5,13 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 
 use crate::metrics::{Counters, PortCounter, Published};
-use crate::virtqueue::{Fault, Ring};
+use crate::virtqueue::{Fault, Ring, settle};
 
 use super::complete::Completer;
-use super::deliver::{Refusal, deliver};
-use super::forwarding::Forwarding;
-use super::frame::FrameView;
+use super::deliver::{Refusal, deliver, deliver_run};
+use super::frame::{CompleteFrame, FrameView};
 use super::mailbox::RingReport;
-use super::{PortId, WorkerId, to_guest_ring};
+use super::{PortId, to_guest_ring};
 
 /// A port in the hands of a worker: those of its rings that the worker serves.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ struct WorkerPort {
 #[derive(Debug)]
 pub(super) struct Ports {
     slots: Vec<Option<Box<WorkerPort>>>,
-    /// Receive rings with completions that their guests have not been shown.
+    /// Rings with completions that their guests have not been shown.
     to_publish: Vec<(PortId, u16)>,
     lost: Sender<PortId>,
     /// Where frames are completed that their receiver does not take as they are.
@@ -133,35 +132,34 @@ impl Ports {
         frames
     }
 
-    /// The receive ring of a port with one queue pair that worker `here` serves, out of its place
-    /// for as long as packets go there; None where it cannot receive, or is not to be had so.
-    pub fn near(&mut self, table: &Forwarding, here: WorkerId, port: PortId) -> Option<Near> {
-        let route = table.route(port)?;
-        let [pair] = *route.ready else { return None };
-        if route.worker(pair) != here {
-            return None;
-        }
+    /// Deliver complete frames to a queue pair that this worker serves, up to the first that is
+    /// longer than `longest` or not of the usual kind otherwise. Answers how many: the rest are
+    /// [`deliver`](Self::deliver)'s.
+    #[inline]
+    pub fn deliver_run(
+        &mut self,
+        (port, pair): (PortId, u16),
+        frames: &[impl CompleteFrame],
+        longest: u32,
+    ) -> usize {
         let index = to_guest_ring(pair);
-        let mut ring = self.lift(port, index)?;
-        if !ring.enabled || ring.broken.is_some() {
-            self.lower(port, index, ring);
-            return None;
-        }
-        let listed = ring.queue.parts().1.has_unpublished();
-        let frame_max = route.frame_max;
-        Some(Near { port, index, ring, frame_max, listed, packets: 0, bytes: 0, no_buffers: 0 })
-    }
-
-    /// Put it back.
-    pub fn put_back(&mut self, near: Near) {
-        let Near { port, index, ring, listed, packets, bytes, no_buffers, .. } = near;
-        if packets > 0 && !listed {
+        let Some(WorkerPort { rings, counters, .. }) =
+            self.slots.get_mut(port.index()).and_then(Option::as_deref_mut)
+        else {
+            return 0;
+        };
+        let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
+        let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
+            return 0;
+        };
+        let first = !ring.queue.parts().1.has_unpublished();
+        let delivered = deliver_run(ring, frames, longest);
+        counters.add(PortCounter::ToGuestPackets, delivered.frames as u64);
+        counters.add(PortCounter::ToGuestBytes, delivered.bytes);
+        if first && delivered.frames > 0 {
             self.to_publish.push((port, index));
         }
-        self.lower(port, index, ring);
-        self.count(port, PortCounter::ToGuestPackets, packets);
-        self.count(port, PortCounter::ToGuestBytes, bytes);
-        self.count(port, PortCounter::ToGuestDroppedNoBuffers, no_buffers);
+        delivered.frames
     }
 
     /// Serve a ring no more: one log line, one count, and the front-end is told.
@@ -183,12 +181,27 @@ impl Ports {
         }
     }
 
-    /// Show the guests what was delivered in this turn: one index store and at most one interrupt
-    /// per ring.
+    /// Something was completed in a ring that its guest is to be shown.
+    #[inline]
+    pub fn publish_later(&mut self, port: PortId, index: u16) {
+        self.to_publish.push((port, index));
+    }
+
+    /// Show the guests what was completed in this turn: one index store and at most one interrupt
+    /// per ring, and one barrier for all of them, which waits for every write before it.
     pub fn publish_and_notify(&mut self) {
-        while let Some((port, index)) = self.to_publish.pop() {
+        let mut rings = std::mem::take(&mut self.to_publish);
+        if rings.is_empty() {
+            return;
+        }
+        for &(port, index) in &rings {
+            if let Some(ring) = self.ring(port, index) {
+                ring.queue.ring_mut().publish();
+            }
+        }
+        settle();
+        for (port, index) in rings.drain(..) {
             let Some(ring) = self.ring(port, index) else { continue };
-            ring.queue.ring_mut().publish();
             let notified = ring.notify();
             let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
             self.count_notification(port, notified == Ok(true));
@@ -196,17 +209,27 @@ impl Ports {
                 self.break_ring(port, index, fault);
             }
         }
+        self.to_publish = rings;
     }
 
     /// Count a notification decision.
     #[inline]
-    pub fn count_notification(&mut self, port: PortId, notified: bool) {
+    fn count_notification(&mut self, port: PortId, notified: bool) {
         let counter = if notified {
             PortCounter::Notifications
         } else {
             PortCounter::NotificationsSuppressed
         };
         self.count(port, counter, 1);
+    }
+
+    /// All rings there are.
+    pub fn rings(&self) -> impl Iterator<Item = (PortId, u16, &Ring)> {
+        let ports = (0u16..).map(PortId).zip(&self.slots);
+        ports.filter_map(|(port, slot)| Some((port, slot.as_deref()?))).flat_map(|(port, slot)| {
+            let rings = (0u16..).zip(&slot.rings);
+            rings.filter_map(move |(index, ring)| Some((port, index, ring.as_deref()?)))
+        })
     }
 
     pub fn publish_counters(&self) {
@@ -225,46 +248,6 @@ impl Ports {
         };
         let rings = slot.rings.iter().enumerate();
         rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()
-    }
-}
-
-/// A receive ring in the hands of whoever delivers to it, packet after packet, without looking it
-/// up for each.
-#[derive(Debug)]
-pub(super) struct Near {
-    /// Whose it is.
-    pub port: PortId,
-    index: u16,
-    ring: Box<Ring>,
-    frame_max: u32,
-    /// It took packets earlier in this turn, and is in the list of those to be published.
-    listed: bool,
-    packets: u64,
-    bytes: u64,
-    no_buffers: u64,
-}
-
-impl Near {
-    /// Deliver a frame, if it is of the usual kind. False for one that needs [`Ports::deliver`],
-    /// with the ring back in its place; nothing has happened then.
-    #[inline]
-    pub fn put(&mut self, frame: &FrameView<'_>) -> bool {
-        let takes = self.ring.kind.offloads.allow(frame.offload());
-        if frame.longest() > self.frame_max || !takes {
-            return false;
-        }
-        match deliver(&mut self.ring, frame) {
-            Ok(()) => {
-                self.packets += 1;
-                self.bytes += u64::from(frame.len());
-                true
-            }
-            Err(Refusal::NoBuffers) => {
-                self.no_buffers += 1;
-                true
-            }
-            Err(Refusal::BufferSize | Refusal::Fault(_)) => false,
-        }
     }
 }
 

@@ -49,9 +49,14 @@ impl Rotation {
         self.busy.iter().map(|busy| busy.place)
     }
 
+    /// The rings that ask for kicks.
+    pub fn quiet(&self) -> impl Iterator<Item = Place> {
+        self.quiet.iter().copied()
+    }
+
     /// All rings.
     pub fn all(&self) -> impl Iterator<Item = Place> {
-        self.busy().chain(self.quiet.iter().copied())
+        self.busy().chain(self.quiet())
     }
 
     /// The busy ring at `at`, if there are so many.
@@ -91,6 +96,16 @@ impl Rotation {
         Some(place)
     }
 
+    /// A ring was kicked: if it was quiet, it is busy now.
+    pub fn kicked(&mut self, place: Place) {
+        let Some(at) = self.quiet.iter().position(|&quiet| quiet == place) else { return };
+        self.quiet.remove(at);
+        if at < self.next {
+            self.next -= 1;
+        }
+        self.add(place);
+    }
+
     /// The quiet ring that was looked at last is busy now.
     pub fn wake(&mut self) {
         self.next -= 1;
@@ -102,6 +117,23 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kicked_ring_is_looked_at_before_all_quiet_ones_and_none_of_those_is_passed_over() {
+        for kicked in PLACES {
+            let mut rotation = quiet();
+            let first = rotation.next_quiet().unwrap();
+            rotation.kicked(kicked);
+            assert_eq!(rotation.busy_at(0), Some(kicked));
+            rotation.kicked(kicked);
+            assert_eq!(rotation.busy().count(), 1, "it is busy once");
+            let mut left: Vec<_> = PLACES.into_iter().filter(|&place| place != kicked).collect();
+            let mut seen: Vec<_> = (0..left.len()).filter_map(|_| rotation.next_quiet()).collect();
+            seen.sort_unstable();
+            left.sort_unstable();
+            assert_eq!(seen, left, "after {first:?} was looked at and {kicked:?} kicked");
+        }
+    }
 
     const PLACES: [Place; 3] = [(PortId(0), 1), (PortId(1), 1), (PortId(2), 1)];
 

@@ -1,6 +1,6 @@
 //! One worker: a pinned thread, its rings and its sockets.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,18 +8,20 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 use rustix::event::epoll;
 
-use crate::metrics::{Counters, Published, SocketCounter};
-use crate::virtqueue::{EventFd, EventKind, Ring};
-use crate::xdp::{Socket, Umem};
+use crate::guest_memory::GuestMemory;
+use crate::metrics::{Published, SocketCounter};
+use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
+use crate::xdp::{Socket, SocketAtRest, Umem};
 
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::from_uplink::Arrivals;
 use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::idle::Idle;
-use super::mailbox::Command;
+use super::mailbox::{Command, RingAtRest, SocketDescriptor, WorkerAtRest};
 use super::ports::Ports;
 use super::rotation::{Place, Rotation};
+use super::sockets::{Sockets, WorkerSocket};
 use super::{BURST, PortId, UplinkId, WorkerId, from_guest, from_uplink, is_from_guest};
 
 /// Turns between two publications of the counters while busy.
@@ -46,14 +48,6 @@ pub struct Setup {
     pub mailbox: Receiver<Command>,
     /// Where it tells of ports whose front-end took the memory away; their session must end.
     pub lost: Sender<PortId>,
-}
-
-/// A socket in the hands of a worker.
-#[derive(Debug)]
-pub struct WorkerSocket {
-    pub(super) uplink: UplinkId,
-    pub(super) socket: Socket,
-    pub(super) counters: Counters<SocketCounter>,
 }
 
 /// How often a worker turned and slept, as published.
@@ -96,8 +90,11 @@ impl Turns {
 #[derive(Debug)]
 pub struct Worker {
     pub(super) id: WorkerId,
-    pub(super) sockets: Vec<WorkerSocket>,
-    pub(super) umems: Vec<Arc<Umem>>,
+    pub(super) sockets: Sockets,
+    /// Of each uplink; None while it is gone.
+    umems: Vec<Option<Arc<Umem>>>,
+    /// Frames that other workers have and will send home.
+    pub(super) lent: usize,
     pub(super) inboxes: Vec<Arc<Inbox>>,
     pub(super) pool: PacketPool,
     pub(super) ports: Ports,
@@ -115,6 +112,10 @@ pub struct Worker {
     turned: Instant,
     busy: Duration,
     published: Arc<Turns>,
+    /// Only commands and what other workers hand over.
+    resting: bool,
+    /// Frames and packets of other workers that were dealt with.
+    accepted: u64,
     stopping: bool,
 }
 
@@ -127,19 +128,12 @@ impl Worker {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let inbox = &setup.inboxes[setup.id.index()];
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, inbox.wake_fd(), epoll::EventData::new_u64(NOT_A_SOCKET), edge)?;
-        for (index, (_, socket)) in setup.sockets.iter().enumerate() {
-            if let Some(fd) = socket.fd() {
-                let data = epoll::EventData::new_u64(index as u64);
-                epoll::add(&epoll, fd, data, epoll::EventFlags::IN)?;
-            }
-        }
-        let worker_socket =
-            |(uplink, socket)| WorkerSocket { uplink, socket, counters: Counters::new() };
+        epoll::add(&epoll, inbox.wake_fd(), Awaited::Inbox.data(), edge)?;
         Ok(Self {
             id: setup.id,
-            sockets: setup.sockets.into_iter().map(worker_socket).collect(),
-            umems: setup.umems,
+            sockets: Sockets::new(setup.sockets),
+            umems: setup.umems.into_iter().map(Some).collect(),
+            lent: 0,
             inboxes: setup.inboxes,
             pool: setup.pool,
             ports: Ports::new(setup.lost),
@@ -154,17 +148,24 @@ impl Worker {
             turned: Instant::now(),
             busy: Duration::ZERO,
             published: Arc::default(),
+            resting: false,
+            accepted: 0,
             stopping: false,
         })
     }
 
-    /// Where the socket counters are published, with uplink and queue.
+    /// The same, but it takes nothing before it is told to [go on](Command::Resume).
+    #[must_use]
+    pub fn at_rest(self) -> Self {
+        Self { resting: true, ..self }
+    }
+
+    /// Where the socket counters are published, with the uplink.
     pub fn socket_counters(
         &self,
-    ) -> impl Iterator<Item = (UplinkId, u32, Arc<Published<SocketCounter>>)> {
-        self.sockets.iter().map(|socket| {
-            (socket.uplink, socket.socket.queue(), Arc::clone(socket.counters.published()))
-        })
+    ) -> impl Iterator<Item = (UplinkId, Arc<Published<SocketCounter>>)> {
+        let places = self.sockets.places.iter();
+        places.map(|place| (place.uplink, Arc::clone(place.counters.published())))
     }
 
     /// Where its turns are published.
@@ -188,14 +189,20 @@ impl Worker {
     /// done: packets moved and commands applied.
     pub fn turn(&mut self) -> usize {
         let mut work = self.apply_commands();
+        let before = self.accepted;
         work += self.take_from_inbox();
-        for socket in 0..self.sockets.len() {
-            work += from_uplink::burst(self, socket);
+        if !self.resting {
+            for place in 0..self.sockets.places.len() {
+                work += from_uplink::burst(self, place);
+            }
+            work += self.take_from_guests(work == 0);
         }
-        work += self.take_from_guests(work == 0);
         self.ports.publish_and_notify();
-        for socket in &mut self.sockets {
-            socket.socket.flush();
+        // Once a resting worker has reported, its sockets may be another process's.
+        if !self.resting || self.accepted > before {
+            for socket in self.sockets.places.iter_mut().filter_map(|place| place.socket.as_mut()) {
+                socket.flush();
+            }
         }
         self.count_turn(work > 0);
         if self.turns.is_multiple_of(TURNS_PER_PUBLICATION) {
@@ -250,14 +257,18 @@ impl Worker {
     /// Frames that come home and packets that other workers hand over.
     fn take_from_inbox(&mut self) -> usize {
         let own = self.id.index();
-        while let Some((socket, frame)) = self.inboxes[own].next_home() {
-            self.sockets[socket].socket.recycle(frame);
+        while let Some((place, frame)) = self.inboxes[own].next_home() {
+            self.sockets.places[place].recycle(frame);
+            self.lent -= 1;
+            self.accepted += 1;
         }
+        self.sockets.release_home();
         let mut work = 0;
         while work < usize::from(BURST)
             && let Some(handover) = self.inboxes[own].next()
         {
             work += self.accept(handover);
+            self.accepted += 1;
         }
         work
     }
@@ -265,10 +276,12 @@ impl Worker {
     /// Answers how many frames it became.
     fn accept(&mut self, handover: Handover) -> usize {
         match handover {
-            Handover::Frame { home, socket, uplink, received, port, pair } => {
-                let frame = FrameView::whole(self.umems[uplink.index()].packet(&received));
+            Handover::Frame { home, place, uplink, received, port, pair } => {
+                let umem = self.umems[uplink.index()].as_ref();
+                let umem = umem.expect("it stays until all lent frames are home");
+                let frame = FrameView::whole(umem.packet(&received));
                 self.ports.deliver(port, pair, &frame);
-                self.inboxes[home.index()].send_home(socket, received.frame);
+                self.inboxes[home.index()].send_home(place, received.frame);
                 1
             }
             Handover::Packet { packet, target } => {
@@ -278,8 +291,9 @@ impl Worker {
                         let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
                         frames = self.ports.deliver(port, pair, &frame).max(1);
                     }
-                    Target::Flood { uplink } => {
-                        from_uplink::flood(self, uplink, packet.bytes());
+                    Target::Arrival { uplink } => {
+                        let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
+                        from_uplink::arrival(self, uplink, &frame);
                     }
                     Target::FloodFrom { port } => from_guest::announce(self, port, packet.bytes()),
                 }
@@ -289,29 +303,9 @@ impl Worker {
         }
     }
 
-    /// What the kernel counts costs a call per socket, so it is read only when asked for.
-    fn read_kernel_statistics(&mut self) {
-        for WorkerSocket { socket, counters, .. } in &mut self.sockets {
-            let statistics = socket.kernel_statistics().unwrap_or_default();
-            counters.set(SocketCounter::KernelRxDropped, statistics.rx_dropped);
-            counters.set(SocketCounter::KernelRxRingFull, statistics.rx_ring_full);
-            counters.set(SocketCounter::KernelFillRingEmpty, statistics.fill_ring_empty);
-            counters.set(SocketCounter::KernelInvalid, statistics.invalid);
-        }
-    }
-
     fn publish_counters(&mut self) {
         self.ports.publish_counters();
-        for WorkerSocket { socket, counters, .. } in &mut self.sockets {
-            let census = socket.census();
-            counters.set(SocketCounter::RxDroppedFragments, socket.dropped_fragments());
-            counters.set(SocketCounter::FramesTotal, census.total());
-            counters.set(SocketCounter::FramesFree, census.free);
-            counters.set(SocketCounter::FramesReceiving, census.receiving);
-            counters.set(SocketCounter::FramesTransmitting, census.transmitting);
-            counters.set(SocketCounter::FramesAway, census.away);
-            counters.publish();
-        }
+        self.sockets.places.iter_mut().for_each(WorkerSocket::publish);
         self.published.sleeps.store(self.sleeps, Ordering::Relaxed);
         let busy = u64::try_from(self.busy.as_nanos()).unwrap_or(u64::MAX);
         self.published.busy_nanoseconds.store(busy, Ordering::Relaxed);
@@ -320,8 +314,37 @@ impl Worker {
 
 // ---- sleeping -----------------------------------------------------------------------------------
 
-/// The event data of everything that needs no more than a wake-up.
-const NOT_A_SOCKET: u64 = u64::MAX;
+/// What a sleeping worker waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    /// Whatever another thread has for us.
+    Inbox,
+    /// A socket, by its place.
+    Socket(u32),
+    /// A ring.
+    Kick(Place),
+}
+
+impl Awaited {
+    /// As the data of an epoll event: the kind in the upper half, which of it in the lower.
+    fn data(self) -> epoll::EventData {
+        epoll::EventData::new_u64(match self {
+            Self::Inbox => 0,
+            Self::Socket(socket) => 1 << 32 | u64::from(socket),
+            Self::Kick((port, index)) => 2 << 32 | u64::from(port.0) << 16 | u64::from(index),
+        })
+    }
+
+    // Each part is as wide as its type.
+    #[allow(clippy::cast_possible_truncation)]
+    fn from_data(data: u64) -> Self {
+        match data >> 32 {
+            0 => Self::Inbox,
+            1 => Self::Socket(data as u32),
+            _ => Self::Kick((PortId((data >> 16) as u16), data as u16)),
+        }
+    }
+}
 
 impl Worker {
     /// Sleep until something happens, having looked at everything once more after asking to be
@@ -334,7 +357,9 @@ impl Worker {
             self.sleeps += 1;
             self.publish_counters();
             self.published.waiting.store(true, Ordering::Relaxed);
+            self.wait_for_sockets(true);
             self.wait();
+            self.wait_for_sockets(false);
             self.published.waiting.store(false, Ordering::Relaxed);
             self.turned = Instant::now();
         }
@@ -344,6 +369,9 @@ impl Worker {
 
     /// Of the busy rings: quiet ones ask for kicks all the time.
     fn want_all_kicks(&mut self, wanted: bool) {
+        if self.resting {
+            return;
+        }
         for (port, index) in self.rotation.busy() {
             if let Some(ring) = self.ports.ring(port, index) {
                 ring.queue.ring_mut().want_kicks(wanted);
@@ -360,20 +388,47 @@ impl Worker {
         for event in events {
             let broken = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
             let flags = event.flags;
-            if event.data.u64() != NOT_A_SOCKET && flags.intersects(broken) {
-                self.stop_waiting_for(event.data.u64());
+            match Awaited::from_data(event.data.u64()) {
+                // Looked at first, among so many that may be quiet.
+                Awaited::Kick(place) => self.rotation.kicked(place),
+                Awaited::Socket(socket) if flags.intersects(broken) => {
+                    self.stop_waiting_for(socket);
+                }
+                Awaited::Socket(_) | Awaited::Inbox => {}
             }
         }
     }
 
-    /// A socket whose NIC is gone reports an error for ever: wait for it no more.
+    /// Wake up when a socket receives, or no more. Only while asleep: the kernel calls whoever
+    /// waits for a socket for each packet that it has transmitted, wanted or not (sock_wfree,
+    /// sock_def_write_space), some 150 cycles each.
+    fn wait_for_sockets(&mut self, wanted: bool) {
+        if self.resting {
+            return;
+        }
+        for (index, place) in (0..).zip(&self.sockets.places) {
+            let socket = place.socket.as_ref().filter(|_| !place.failed);
+            let Some(fd) = socket.and_then(Socket::fd) else { continue };
+            let done = if wanted {
+                let data = Awaited::Socket(index).data();
+                epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)
+            } else {
+                epoll::delete(&self.epoll, fd)
+            };
+            if let Err(error) = done {
+                tracing::error!(queue = place.queue, %error, "cannot wait for the socket");
+            }
+        }
+    }
+
+    /// A socket whose NIC is gone reports an error for ever: wait for it no more. The control plane
+    /// asks for such.
     #[cold]
-    fn stop_waiting_for(&mut self, socket: u64) {
-        let index = usize::try_from(socket).expect("an index of ours");
-        let socket = &self.sockets[index].socket;
-        tracing::error!(queue = socket.queue(), "the uplink's socket failed: is the NIC gone?");
-        if let Some(fd) = socket.fd() {
-            // It was added once and is removed once; a failure would be reported again.
+    fn stop_waiting_for(&mut self, place: u32) {
+        let place = &mut self.sockets.places[place as usize];
+        place.failed = true;
+        if let Some(fd) = place.socket.as_ref().and_then(Socket::fd) {
+            // It was added just now; a failure would be reported by the next attempt to add it.
             let _ = epoll::delete(&self.epoll, fd);
         }
     }
@@ -381,11 +436,14 @@ impl Worker {
     /// Whether something must be looked at again although nobody will tell. Packets that the
     /// kernel did not take are offered to it again.
     fn must_poll(&mut self) -> bool {
+        if self.resting {
+            return false;
+        }
         let mut backlog = false;
-        for socket in &mut self.sockets {
-            if socket.socket.has_backlog() {
-                socket.socket.retry();
-                backlog |= socket.socket.has_backlog();
+        for socket in self.sockets.places.iter_mut().filter_map(|place| place.socket.as_mut()) {
+            if socket.has_backlog() {
+                socket.retry();
+                backlog |= socket.has_backlog();
             }
         }
         let polled = |(port, index)| {
@@ -439,10 +497,40 @@ impl Worker {
                 self.exchange(ring, kind, event);
                 let _ = done.send(());
             }
+            Command::Relocate { ring, setup, memory, done } => {
+                let _ = done.send(self.relocate(ring, setup, &memory));
+            }
             Command::Inspect { port, done } => {
-                self.read_kernel_statistics();
+                self.sockets.places.iter_mut().for_each(WorkerSocket::read_kernel_statistics);
                 self.publish_counters();
                 let _ = done.send(self.ports.report(port));
+            }
+            Command::TakeSockets { uplink, done } => self.sockets.take(uplink, done),
+            Command::GiveSockets { uplink, sockets, done } => {
+                let _ = done.send(self.sockets.give(uplink, sockets));
+            }
+            Command::SetMemory { uplink, umem, done } => {
+                let _ = done.send(std::mem::replace(&mut self.umems[uplink.index()], umem));
+            }
+            Command::Examine { done } => {
+                let _ = done.send(self.sockets.report());
+            }
+            Command::Sockets { done } => {
+                let _ = done.send(self.duplicate_sockets());
+            }
+            Command::Rest { done } => {
+                self.rest();
+                let _ = done.send(self.accepted);
+            }
+            Command::Report { done } => {
+                let _ = done.send(self.report());
+            }
+            Command::Adopt { sockets, done } => {
+                let _ = done.send(self.adopt(&sockets));
+            }
+            Command::Resume { done } => {
+                self.resume();
+                let _ = done.send(());
             }
             Command::Stop => self.stopping = true,
         }
@@ -451,7 +539,7 @@ impl Worker {
     fn give(&mut self, port: PortId, index: u16, mut ring: Box<Ring>) {
         // Awake, we poll; before sleeping we ask for kicks on the rings we take packets from. A
         // guest's new receive buffers are of no news to us.
-        ring.queue.ring_mut().want_kicks(false);
+        ring.queue.ring_mut().want_kicks(self.resting && is_from_guest(index));
         if is_from_guest(index) {
             self.rotation.add((port, index));
         }
@@ -473,11 +561,25 @@ impl Worker {
         }
     }
 
+    fn relocate(
+        &mut self,
+        place: Place,
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Option<Queue> {
+        let ring = self.ports.ring(place.0, place.1)?;
+        let before = ring.relocate(setup, memory).ok()?;
+        // As of a ring that was just given.
+        ring.queue.ring_mut().want_kicks(false);
+        self.remind(place);
+        Some(before)
+    }
+
     /// Wake up when the driver kicks, or no more. We take packets from transmit rings only.
     fn wait_for_kicks(&mut self, (port, index): Place, wanted: bool) {
         let ring = self.ports.ring(port, index).filter(|_| is_from_guest(index));
         let Some(kick) = ring.and_then(|ring| ring.kick.as_ref()) else { return };
-        let data = epoll::EventData::new_u64(NOT_A_SOCKET);
+        let data = Awaited::Kick((port, index)).data();
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         let done = if wanted {
             epoll::add(&self.epoll, kick, data, edge)
@@ -504,5 +606,72 @@ impl Worker {
         // eventfd.
         ring.queue.ring_mut().want_kicks(true);
         Some(ring)
+    }
+}
+
+// ---- resting, for another process to go on ------------------------------------------------------
+
+impl Worker {
+    fn duplicate_sockets(&self) -> std::io::Result<Vec<SocketDescriptor>> {
+        let bound =
+            self.sockets.places.iter().filter_map(|of| Some((of, of.socket.as_ref()?.fd()?)));
+        let duplicate = |(of, fd): (&WorkerSocket, BorrowedFd<'_>)| {
+            Ok((of.uplink, of.queue, fd.try_clone_to_owned()?))
+        };
+        bound.map(duplicate).collect()
+    }
+
+    fn rest(&mut self) {
+        if !self.resting {
+            // Kicks stay in their eventfds, for whoever goes on.
+            self.want_all_kicks(true);
+            self.resting = true;
+        }
+    }
+
+    fn report(&mut self) -> std::io::Result<WorkerAtRest> {
+        self.ports.publish_and_notify();
+        let rest = |of: &mut WorkerSocket| Some((of.uplink, of.socket.as_mut()?.rest()));
+        let sockets = self.sockets.places.iter_mut().filter_map(rest).collect();
+        let duplicate =
+            |event: &Option<EventFd>| event.as_ref().map(EventFd::duplicate).transpose();
+        let ring = |(port, index, ring): (PortId, u16, &Ring)| {
+            Ok(RingAtRest {
+                port,
+                index,
+                position: ring.queue.ring().position(),
+                broken: ring.broken.is_some(),
+                kick: duplicate(&ring.kick)?,
+                call: duplicate(&ring.call)?,
+                err: duplicate(&ring.err)?,
+            })
+        };
+        let rings = self.ports.rings().map(ring).collect::<std::io::Result<_>>()?;
+        Ok(WorkerAtRest { sockets, rings })
+    }
+
+    fn adopt(&mut self, at_rest: &[(UplinkId, SocketAtRest)]) -> bool {
+        for WorkerSocket { uplink, queue, socket, .. } in &mut self.sockets.places {
+            let own =
+                |(of, left): &&(UplinkId, SocketAtRest)| (*of, left.queue) == (*uplink, *queue);
+            if let Some((_, left)) = at_rest.iter().find(own)
+                && let Some(socket) = socket
+                && !socket.resume(left)
+            {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn resume(&mut self) {
+        self.resting = false;
+        // Another process may have tried to go on, and asked for kicks otherwise.
+        for (port, index) in self.rotation.quiet() {
+            if let Some(ring) = self.ports.ring(port, index) {
+                ring.queue.ring_mut().want_kicks(true);
+            }
+        }
+        self.want_all_kicks(false);
     }
 }

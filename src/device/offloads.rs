@@ -23,6 +23,9 @@ impl Offloads {
     /// None: every frame is complete.
     pub const NONE: Self = Self(0);
 
+    /// All there is.
+    pub const ALL: Self = Self(CHECKSUM | TSO4 | TSO6 | ECN | UFO | USO4 | USO6);
+
     /// What a driver that acknowledged `features` may leave to us.
     #[must_use]
     pub fn sent(features: FeatureSet) -> Self {

@@ -69,6 +69,18 @@ impl DirtyLog {
         self.bits.spec().size
     }
 
+    /// Where in its file it starts, bytes.
+    #[must_use]
+    pub fn file_offset(&self) -> u64 {
+        self.bits.spec().file_offset
+    }
+
+    /// The file that the front-end shares.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        self.bits.file()
+    }
+
     /// Whether there is a bit for each page of `len` bytes at `address`.
     #[must_use]
     pub fn covers(&self, address: GuestAddress, len: u64) -> bool {

@@ -22,7 +22,7 @@ mod table;
 pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError};
 pub use fault::install_handler as install_fault_handler;
 pub use region::{MapError, Region, RegionSpec};
-pub use slice::GuestSlice;
+pub use slice::{GuestSlice, prefetch};
 pub use table::{GuestMemory, REGIONS_MAX, TableError};
 
 /// An address as the guest's driver writes it into descriptors ("guest physical").

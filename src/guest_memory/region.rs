@@ -101,6 +101,11 @@ impl Region {
         &self.spec
     }
 
+    /// The file it is of.
+    pub(super) fn file(&self) -> &File {
+        self.mapping.file_offset().expect("a region is mapped from a file").file()
+    }
+
     /// Whether this region is exactly what `spec` and `file` describe.
     #[must_use]
     pub fn is_of(&self, spec: &RegionSpec, file: &File) -> bool {

@@ -3,6 +3,20 @@
 use std::marker::PhantomData;
 use std::ptr;
 
+/// Have the cache line of an address brought near, for a read that comes soon.
+#[inline]
+pub fn prefetch(address: *const u8) {
+    // SAFETY: a hint about an address, which may be any.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch(address.cast(), _MM_HINT_T0);
+    }
+}
+
+/// Bytes that processors of our architectures move at once.
+const CACHE_LINE: usize = 64;
+
 /// `len` bytes of guest memory, all inside one mapping of the [`GuestMemory`](super::GuestMemory)
 /// that `'m` borrows. The bytes may change at any moment: read each field once.
 #[derive(Clone, Copy, Debug)]
@@ -20,12 +34,14 @@ impl<'m> GuestSlice<'m> {
     }
 
     /// Length in bytes.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether the range has no bytes.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -41,6 +57,7 @@ impl<'m> GuestSlice<'m> {
     ///
     /// # Panics
     /// If the part is not inside the range: callers compute it from lengths they own.
+    #[inline]
     #[must_use]
     pub fn part(&self, offset: usize, len: usize) -> GuestSlice<'m> {
         assert!(offset <= self.len && len <= self.len - offset);
@@ -48,14 +65,39 @@ impl<'m> GuestSlice<'m> {
         unsafe { GuestSlice::new(self.ptr.add(offset), len) }
     }
 
-    /// Have the first bytes brought near, for a read that comes soon.
+    /// Have the first `len` bytes, or what there is of them, brought near for a read that comes
+    /// soon: two cache lines at most, the processor sees where a longer copy goes.
     #[inline]
-    pub fn prefetch(&self) {
-        // SAFETY: a hint about an address, which may be any.
+    pub fn prefetch(&self, len: usize) {
+        prefetch(self.ptr);
+        prefetch(self.last_of(len));
+    }
+
+    /// The same for a write: the line is taken from the core that has it at once, not first shared
+    /// with it.
+    #[inline]
+    pub fn prefetch_for_write(&self, len: usize) {
+        let last = self.last_of(len);
+        // SAFETY: a hint about an address, which may be any. By its name, since the compiler knows
+        // the instruction only for processors newer than those it makes code for; older ones take
+        // it for nothing.
         #[cfg(target_arch = "x86_64")]
         unsafe {
-            std::arch::x86_64::_mm_prefetch(self.ptr.cast(), std::arch::x86_64::_MM_HINT_T0);
+            std::arch::asm!(
+                "prefetchw [{first}]",
+                "prefetchw [{last}]",
+                first = in(reg) self.ptr,
+                last = in(reg) last,
+                options(nostack, preserves_flags),
+            );
         }
+    }
+
+    /// Of the first `len` bytes, or what there is of them, the last that is in the first line or
+    /// the second.
+    #[inline]
+    fn last_of(&self, len: usize) -> *mut u8 {
+        self.ptr.wrapping_add(len.min(self.len).saturating_sub(1).min(CACHE_LINE))
     }
 
     /// Copy the first `destination.len()` bytes out.

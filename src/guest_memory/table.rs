@@ -23,10 +23,51 @@ pub enum TableError {
     NotFound(u64),
 }
 
+/// Where one region is: in the guest, for the front-end, and in our process.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    guest: u64,
+    frontend: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+// SAFETY: an address, used only through the table, which holds the region that it is of.
+unsafe impl Send for Span {}
+// SAFETY: as above; the memory behind it may change at any moment from anywhere, and is only
+// touched through `GuestSlice`, which knows that.
+unsafe impl Sync for Span {}
+
+impl Span {
+    fn of(region: &Region) -> Self {
+        let RegionSpec { guest, frontend, size, .. } = *region.spec();
+        Self { guest: guest.0, frontend: frontend.0, size, host: region.host_base() }
+    }
+
+    /// The part of `address..address + len` that lies in the region, which begins at `start`.
+    #[inline]
+    fn slice(&self, start: u64, address: u64, len: u64) -> Option<GuestSlice<'_>> {
+        let offset = address.wrapping_sub(start);
+        if offset >= self.size || len == 0 {
+            return None;
+        }
+        let part = len.min(self.size - offset);
+        // The region is mapped, so offsets and lengths within it fit in usize.
+        #[allow(clippy::cast_possible_truncation)]
+        let (offset, part) = (offset as usize, part as usize);
+        // SAFETY: offset + part <= size, and `Region::map` mapped `size` bytes from `host`; the
+        // slice borrows the table that the span is in, and with it the region, which unmaps only
+        // when dropped.
+        Some(unsafe { GuestSlice::new(self.host.wrapping_add(offset), part) })
+    }
+}
+
 /// An immutable table of regions, sorted by guest address.
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Arc<Region>>,
+    /// Of each region what a translation needs, side by side: it is looked up for every buffer.
+    spans: Vec<Span>,
     /// Where writes are logged, if they are.
     log: Option<Arc<DirtyLog>>,
 }
@@ -42,13 +83,18 @@ impl GuestMemory {
         }
         check_overlap(&mut regions, |spec| spec.frontend.0)?;
         check_overlap(&mut regions, |spec| spec.guest.0)?;
-        Ok(Self { regions, log: None })
+        Ok(Self::of(regions, None))
+    }
+
+    fn of(regions: Vec<Arc<Region>>, log: Option<Arc<DirtyLog>>) -> Self {
+        let spans = regions.iter().map(|region| Span::of(region)).collect();
+        Self { regions, spans, log }
     }
 
     /// The same regions, with writes logged to `log` from now on, or not.
     #[must_use]
     pub fn logged(&self, log: Option<Arc<DirtyLog>>) -> Self {
-        Self { regions: self.regions.clone(), log }
+        Self::of(self.regions.clone(), log)
     }
 
     /// Where writes are logged, if they are.
@@ -80,12 +126,17 @@ impl GuestMemory {
         };
         let index = regions.iter().position(same).ok_or(TableError::NotFound(spec.guest.0))?;
         regions.remove(index);
-        Ok(Self { regions, log: None })
+        Ok(Self::of(regions, None))
     }
 
     /// The regions, by guest address.
     pub fn regions(&self) -> impl ExactSizeIterator<Item = &RegionSpec> {
         self.regions.iter().map(|region| region.spec())
+    }
+
+    /// The regions, each with its file.
+    pub fn files(&self) -> impl Iterator<Item = (&RegionSpec, &File)> {
+        self.regions.iter().map(|region| (region.spec(), region.file()))
     }
 
     /// Whether one of the regions is exactly what `spec` and `file` describe.
@@ -113,18 +164,14 @@ impl GuestMemory {
     #[inline]
     #[must_use]
     pub fn translate(&self, address: GuestAddress, len: u32) -> Option<GuestSlice<'_>> {
-        self.regions
-            .iter()
-            .find_map(|region| slice_of(region, region.spec().guest.0, address.0, u64::from(len)))
+        self.spans.iter().find_map(|span| span.slice(span.guest, address.0, u64::from(len)))
     }
 
     /// All `len` bytes at `address`, a front-end address, which must lie in one region.
     #[must_use]
     pub fn translate_frontend(&self, address: FrontendAddress, len: u64) -> Option<GuestSlice<'_>> {
-        let slice = self
-            .regions
-            .iter()
-            .find_map(|region| slice_of(region, region.spec().frontend.0, address.0, len))?;
+        let mut spans = self.spans.iter();
+        let slice = spans.find_map(|span| span.slice(span.frontend, address.0, len))?;
         (slice.len() as u64 == len).then_some(slice)
     }
 
@@ -160,22 +207,6 @@ impl GuestMemory {
             left -= written;
         }
     }
-}
-
-/// The part of `address..address + len` that lies in `region`, which starts at `start`.
-#[inline]
-fn slice_of(region: &Region, start: u64, address: u64, len: u64) -> Option<GuestSlice<'_>> {
-    let offset = address.wrapping_sub(start);
-    if offset >= region.spec().size || len == 0 {
-        return None;
-    }
-    let part = len.min(region.spec().size - offset);
-    // The region is mapped, so offsets and lengths within it fit in usize.
-    #[allow(clippy::cast_possible_truncation)]
-    let (offset, part) = (offset as usize, part as usize);
-    // SAFETY: offset + part <= size, and `Region::map` mapped `size` bytes from host_base; the
-    // slice borrows the region, which unmaps only when dropped.
-    Some(unsafe { GuestSlice::new(region.host_base().wrapping_add(offset), part) })
 }
 
 /// Sort by `start` and refuse neighbours that overlap. Ends cannot wrap: `Region::map` checked.

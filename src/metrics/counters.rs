@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 /// Most counters of one kind.
-const COUNTERS_MAX: usize = 24;
+const COUNTERS_MAX: usize = 32;
 
 /// A kind of counters: an enum whose variants are numbered from 0 in the order of `NAMES`.
 pub trait Counter: Copy {
@@ -39,6 +39,8 @@ pub enum PortCounter {
     FromGuestDroppedDisabled,
     /// The uplink's transmit frames are all in flight.
     FromGuestDroppedUplinkFull,
+    /// The uplink's NIC is down or gone.
+    FromGuestDroppedUplinkDown,
     /// Addressed to itself, or no uplink queue on its worker.
     FromGuestDroppedNoRoute,
     /// Delivered to the guest.
@@ -75,6 +77,7 @@ impl Counter for PortCounter {
         "from_guest_dropped_oversize",
         "from_guest_dropped_disabled",
         "from_guest_dropped_uplink_full",
+        "from_guest_dropped_uplink_down",
         "from_guest_dropped_no_route",
         "to_guest_packets",
         "to_guest_bytes",
@@ -114,10 +117,28 @@ pub enum SocketCounter {
     TxBytes,
     /// Could not be transmitted: all frames in flight.
     TxDroppedFull,
+    /// Could not be transmitted: the NIC is down or gone.
+    TxDroppedDown,
+    /// Were with the kernel to be transmitted when their socket was closed.
+    TxFramesAbandoned,
+    /// Had been received and not been taken when their socket was closed.
+    RxFramesAbandoned,
+    /// Times that no frame came back from being transmitted.
+    TxStalls,
+    /// Times that the kernel found no frame to receive into, though it had got them.
+    RxStalls,
     /// Broadcast and multicast taken from the packet socket.
     MulticastPackets,
     /// Broadcast and multicast lost between the packet socket and the worker.
     MulticastDropped,
+    /// Given to the host by its VMs.
+    ToHostPackets,
+    /// Lost on the way to the host.
+    ToHostDropped,
+    /// Brought to the workers from the host.
+    FromHostPackets,
+    /// Lost on the way from the host.
+    FromHostDropped,
     /// All frames.
     FramesTotal,
     /// Ready to transmit with.
@@ -147,8 +168,17 @@ impl Counter for SocketCounter {
         "tx_packets",
         "tx_bytes",
         "tx_dropped_full",
+        "tx_dropped_down",
+        "tx_frames_abandoned",
+        "rx_frames_abandoned",
+        "tx_stalls",
+        "rx_stalls",
         "multicast_packets",
         "multicast_dropped",
+        "to_host_packets",
+        "to_host_dropped",
+        "from_host_packets",
+        "from_host_dropped",
         "frames_total",
         "frames_free",
         "frames_receiving",

@@ -1,7 +1,14 @@
 //! Which flow a frame is of, as a number.
 
 use super::Transport;
-use super::headers::{self, Network, clip};
+use super::headers::{self, Network};
+
+/// As far into an IP packet as [`flow_hash`] looks: an IPv6 header, thirty bytes of extension
+/// headers, and the ports. A packet whose ports come later counts by its addresses.
+const IP_BYTES_MAX: usize = 74;
+
+/// As far into a frame, behind an Ethernet header and two tags.
+pub const FLOW_BYTES_MAX: usize = 22 + IP_BYTES_MAX;
 
 /// A hash of the flow that a frame is of, the same for both of its directions: of addresses and
 /// ports; of the addresses alone if there are no ports, and for every fragment, since only the
@@ -12,7 +19,6 @@ use super::headers::{self, Network, clip};
 #[inline]
 #[must_use]
 pub fn flow_hash(start: &[u8]) -> u32 {
-    let start = clip(start);
     let (one, other) = ip_ends(start).unwrap_or_else(|| mac_ends(start));
     // A sum, unlike an exclusive or, does not make all flows from an end to itself one.
     let hash = mix(mix(one).wrapping_add(mix(other)));
@@ -23,6 +29,7 @@ pub fn flow_hash(start: &[u8]) -> u32 {
 #[inline]
 fn ip_ends(start: &[u8]) -> Option<(u64, u64)> {
     let (network, at) = headers::network(start)?;
+    let start = &start[..start.len().min(at + IP_BYTES_MAX)];
     let (one, other) = match network {
         Network::Ipv4 => {
             let [a, b, c, d, e, f, g, h] = *start.get(at + 12..)?.first_chunk()?;

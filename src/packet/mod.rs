@@ -18,7 +18,7 @@ mod headers;
 mod segment;
 
 pub use coalesce::{Piece, Pushed, TOKENS_MAX, TcpSegment, Train};
-pub use flow::flow_hash;
+pub use flow::{FLOW_BYTES_MAX, flow_hash};
 pub use headers::{Headers, Network, Transport};
 pub use segment::{SEGMENTS_MAX, Wanted, WantedKind, segment};
 

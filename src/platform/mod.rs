@@ -1,6 +1,8 @@
 //! PLATFORM: what the operating system asks of a well-behaved process.
 
+pub mod host;
 pub mod interrupt;
+pub mod privilege;
 pub mod text_file;
 pub mod unix_socket;
 

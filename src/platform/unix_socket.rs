@@ -178,6 +178,18 @@ impl SocketFile {
         &self.path
     }
 
+    /// The name of a listening socket that another process has claimed, and leaves to us.
+    ///
+    /// # Errors
+    /// There is no such name.
+    pub fn inherit(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        if !metadata.file_type().is_socket() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
+    }
+
     /// Open the socket to a group (a name in `/etc/group`, or a number) and set its permission
     /// bits; None leaves either as it is.
     ///

@@ -13,6 +13,7 @@
 
 mod catalog;
 pub mod export;
+pub mod frontend;
 mod lock;
 mod parse;
 mod rules;

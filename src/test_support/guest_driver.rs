@@ -12,7 +12,9 @@ use crate::device::offloads::Offloads;
 use crate::guest_memory::{
     DirtyLog, FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec,
 };
-use crate::virtqueue::{EventFd, Queue, QueueAddresses, QueueOptions, QueueSetup, Ring, RingKind};
+use crate::virtqueue::{
+    EventFd, Journal, Queue, QueueAddresses, QueueOptions, QueueSetup, Ring, RingKind,
+};
 
 /// Added to a guest address to make the front-end's, so that mixing them up is noticed.
 pub const FRONTEND_BASE: u64 = 0x7f00_0000_0000;
@@ -149,7 +151,7 @@ impl Place {
 type Piece = (u64, usize);
 
 /// The driver of one ring, split or packed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Driver {
     memory: Arc<GuestMemory>,
     /// Where the parts are, as guest addresses: descriptors, available, used (packed:
@@ -173,6 +175,8 @@ pub struct Driver {
     /// Every chain that was offered, by what the device calls it: each descriptor's own number
     /// and what it names.
     chains: BTreeMap<u16, Vec<(u16, Piece)>>,
+    /// Those that the device has not given back, in the order they were offered.
+    outstanding: Vec<u16>,
 }
 
 /// Bytes of the buffer that each descriptor has of its own.
@@ -202,7 +206,14 @@ impl Driver {
             buffers,
             free: (0..size).rev().collect(),
             chains: BTreeMap::new(),
+            outstanding: Vec::new(),
         }
+    }
+
+    /// This driver as it is now, in a copy of its guest's memory.
+    #[must_use]
+    pub fn over(&self, ram: &GuestRam) -> Self {
+        Self { memory: Arc::clone(&ram.memory), ..self.clone() }
     }
 
     /// What the front-end would say of this ring.
@@ -223,7 +234,7 @@ impl Driver {
     /// The device side of this ring.
     #[must_use]
     pub fn activate(&self) -> Queue {
-        self.setup().activate(&self.memory).unwrap()
+        self.setup().activate(&self.memory, Journal::private()).unwrap()
     }
 
     /// The device side with a call descriptor, enabled; and that descriptor, to read.
@@ -410,6 +421,7 @@ impl Driver {
     fn offer_chain(&mut self, chain: &[(u16, Piece)], flags: u16) -> u16 {
         let id = chain[0].0;
         self.chains.insert(id, chain.to_vec());
+        self.outstanding.push(id);
         if self.options.packed {
             self.offer_packed(id, chain, flags);
         } else {
@@ -450,12 +462,21 @@ impl Driver {
         self.free.len()
     }
 
+    /// The chains that the device has not given back, in the order they were offered.
+    #[must_use]
+    pub fn outstanding(&self) -> &[u16] {
+        &self.outstanding
+    }
+
     /// Take back what the device has completed, in order, and free its descriptors.
     pub fn completed(&mut self) -> Vec<Used> {
         let mut completed = Vec::new();
         while let Some(used) = self.next_used() {
             let chain = self.chains.get(&used.head);
             self.free.extend(chain.into_iter().flatten().map(|&(index, _)| index));
+            if let Some(place) = self.outstanding.iter().position(|&id| id == used.head) {
+                self.outstanding.remove(place);
+            }
             completed.push(used);
         }
         completed

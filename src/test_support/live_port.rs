@@ -12,8 +12,9 @@ use crate::datapath::{
     Attachment, Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, Route, Setup, UplinkId,
     Worker, WorkerHandle, WorkerId, frame_max, is_from_guest, pair_of,
 };
+use crate::guest_memory::GuestMemory;
 use crate::vhost_user::{HostError, PortHost, SessionBinding};
-use crate::virtqueue::{EventFd, EventKind, Ring};
+use crate::virtqueue::{EventFd, EventKind, QueueSetup, Ring};
 
 use super::ring_pair::{Wire, ring_pair};
 
@@ -118,6 +119,15 @@ impl PortHost for LivePort {
     ) -> Result<(), HostError> {
         self.handle.exchange((PORT, index), kind, event).unwrap();
         Ok(())
+    }
+
+    fn relocate(
+        &self,
+        index: u16,
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<bool, HostError> {
+        Ok(self.handle.relocate((PORT, index), setup, memory).unwrap().is_some())
     }
 
     fn announce(&self, _mac: [u8; 6]) {}

@@ -8,9 +8,11 @@
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
 
 pub mod dirty_log;
+pub mod echo_vm;
 pub mod frontend;
 pub mod guest_driver;
 pub mod live_port;
 pub mod rig;
 pub mod rig_guest;
 pub mod ring_pair;
+pub mod vm;

@@ -7,15 +7,17 @@ use crossbeam::channel::Receiver;
 
 use crate::datapath::{
     Forwarding, ForwardingBuilder, Handover, Inbox, PacketPool, PortId, RingReport, Route, Setup,
-    Target, UplinkId, Worker, WorkerHandle, WorkerId,
+    SocketReport, Target, UplinkId, Worker, WorkerHandle, WorkerId,
 };
+use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::virtqueue::{EventFd, EventKind, Ring};
+use crate::virtqueue::{EventFd, EventKind, QueueSetup, Ring};
+use crate::xdp::{Socket, Umem};
 
 use super::ring_pair::{Wire, ring_pair};
 
 /// Frames of each wire's queue.
-const FRAMES: u32 = 256;
+pub const FRAMES: u32 = 256;
 
 /// Workers, and one uplink queue per worker, each with a wire at its end.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Rig {
             workers.push(Worker::new(setup).unwrap());
             handles.push(handle);
         }
-        let sockets = workers.iter().flat_map(Worker::socket_counters).map(|(_, _, c)| c).collect();
+        let sockets = workers.iter().flat_map(Worker::socket_counters).map(|(_, c)| c).collect();
         let (ports, routes) = (Vec::new(), Vec::new());
         Self { workers, wires, lost: told, handles, sockets, ports, routes, pool }
     }
@@ -119,9 +121,51 @@ impl Rig {
         self.call(worker, move |handle| handle.exchange(ring, kind, event).unwrap());
     }
 
+    /// Have a worker go on with a ring in other memory; false if that cannot be.
+    pub fn relocate(
+        &mut self,
+        worker: usize,
+        ring: (PortId, u16),
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> bool {
+        let memory = Arc::clone(memory);
+        let relocate = move |handle: WorkerHandle| handle.relocate(ring, setup, &memory).unwrap();
+        self.call(worker, relocate).is_some()
+    }
+
     /// A worker's report of a port's rings.
     pub fn inspect(&mut self, worker: usize, port: PortId) -> Vec<RingReport> {
         self.call(worker, move |handle| handle.inspect(port).unwrap())
+    }
+
+    /// Take the sockets of an uplink from a worker.
+    pub fn take_sockets(&mut self, worker: usize, uplink: UplinkId) -> Vec<Socket> {
+        self.call(worker, move |handle| handle.take_sockets(uplink).unwrap())
+    }
+
+    /// Give a worker a socket of an uplink.
+    pub fn give_socket(&mut self, worker: usize, uplink: UplinkId, socket: Socket) {
+        self.call(worker, move |handle| handle.give_sockets(uplink, vec![socket]).unwrap());
+    }
+
+    /// Have all workers use this memory of an uplink.
+    pub fn set_memory(&mut self, uplink: UplinkId, umem: Option<&Arc<Umem>>) {
+        for worker in 0..self.handles.len() {
+            let umem = umem.map(Arc::clone);
+            self.call(worker, move |handle| handle.set_memory(uplink, umem).unwrap());
+        }
+    }
+
+    /// How far a worker's sockets are.
+    pub fn examine(&mut self, worker: usize) -> Vec<SocketReport> {
+        self.call(worker, move |handle| handle.examine().unwrap())
+    }
+
+    /// The control plane's handle on a worker, whose calls wait for the worker to turn.
+    #[must_use]
+    pub fn handle(&self, worker: usize) -> WorkerHandle {
+        self.handles[worker].clone()
     }
 
     /// Hand a packet to a worker, as the control plane does.

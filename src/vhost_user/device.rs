@@ -8,6 +8,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::FrontendReq;
@@ -23,6 +24,7 @@ use crate::virtqueue::QueueOptions;
 use super::device_state::{DeviceState, LastRun, StateError, state_of};
 use super::host::{PortHost, SessionBinding};
 use super::message::{Message, Request};
+use super::outage::{Outage, Turn};
 use super::refusal::Refusal;
 use super::rings::RingState;
 
@@ -39,17 +41,18 @@ pub(super) struct Device {
     pub(super) acknowledged: Option<FeatureSet>,
     /// SET_PROTOCOL_FEATURES.
     pub(super) protocol: FeatureSet,
-    status: u8,
+    pub(super) status: u8,
     pub(super) rings: Vec<RingState>,
     /// The regions in force, and the log if that is in force too.
     pub(super) memory: Arc<GuestMemory>,
     /// SET_LOG_BASE, whether in force or not.
     pub(super) log: Option<Arc<DirtyLog>>,
     /// What ran, for a state that is asked for when all has stopped.
-    last_run: LastRun,
+    pub(super) last_run: LastRun,
+    outage: Outage,
     /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
     /// for a failure.
-    _backend_channel: Option<OwnedFd>,
+    pub(super) backend_channel: Option<OwnedFd>,
     /// Why the last request was not done: the `vhost` crate's errors cannot carry it.
     pub(super) refusal: Option<Refusal>,
 }
@@ -68,7 +71,8 @@ impl Device {
             memory: Arc::default(),
             log: None,
             last_run: LastRun::default(),
-            _backend_channel: None,
+            outage: Outage::default(),
+            backend_channel: None,
             refusal: None,
         };
         device.publish();
@@ -207,7 +211,7 @@ impl Device {
         if (domain, kind) != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) {
             return Err(Refusal::NotASocket);
         }
-        self._backend_channel = Some(channel);
+        self.backend_channel = Some(channel);
         Ok(())
     }
 
@@ -225,11 +229,32 @@ impl Device {
         state_of(&self.profile, self.acknowledged.unwrap_or_default(), &self.last_run)
     }
 
+    /// These rings ran last, which another process noted, unless some run now.
+    pub fn ran(&mut self, ring_sizes: Vec<Option<u16>>) {
+        self.last_run = LastRun::of(ring_sizes);
+        self.publish();
+    }
+
     /// Whether a state may be transferred now: "when both the source and destination devices are
     /// suspended", which they are while all rings are stopped.
     pub fn check_suspended(&self) -> Result<(), StateError> {
         let started = self.rings.iter().position(|ring| ring.started);
         started.map_or(Ok(()), |ring| Err(StateError::Running(ring)))
+    }
+
+    /// Rings that are started.
+    pub fn started(&self) -> usize {
+        self.rings.iter().filter(|ring| ring.started).count()
+    }
+
+    /// A request was done in this time, and so many rings were started before it.
+    pub fn took(&mut self, code: FrontendReq, before: usize, elapsed: Duration) -> Option<Turn> {
+        let took = self.outage.took();
+        let turn = self.outage.note(code, (before, self.started()), elapsed);
+        if self.outage.took() != took {
+            self.publish();
+        }
+        turn
     }
 
     /// Tell the host what is agreed on by now.
@@ -244,6 +269,7 @@ impl Device {
             acknowledged: self.acknowledged.unwrap_or_default(),
             protocol_features: self.protocol,
             ring_sizes,
+            took: self.outage.took(),
             queue_pairs: u16::try_from(pairs).expect("at most queue_pairs_max, a u16"),
         });
     }

@@ -327,6 +327,11 @@ impl LastRun {
         }
     }
 
+    /// As another process noted it.
+    pub fn of(ring_sizes: Vec<Option<u16>>) -> Self {
+        Self { ring_sizes, over: true }
+    }
+
     /// Entries of each ring that was started.
     pub fn ring_sizes(&self) -> &[Option<u16>] {
         &self.ring_sizes

@@ -62,10 +62,7 @@ impl Device {
         if self.memory.log().is_none() {
             return Ok(());
         }
-        match self.take(index)? {
-            Some(ring) => self.move_ring(index, ring),
-            None => Ok(()),
-        }
+        self.move_ring(index)
     }
 
     /// Have the rings mark, or mark no more, as is agreed on now.

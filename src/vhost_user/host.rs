@@ -1,8 +1,13 @@
 //! What a session asks of the daemon. The session validates and owns its rings until they are
 //! started; the host passes them to the workers and back.
 
+use std::sync::Arc;
+
 use crate::device::features::FeatureSet;
-use crate::virtqueue::{EventFd, EventKind, Ring};
+use crate::guest_memory::GuestMemory;
+use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
+
+use super::outage::Took;
 
 /// The host could not do what a valid request asked for.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +30,12 @@ pub struct SessionBinding {
     pub ring_sizes: Vec<Option<u16>>,
     /// Queue pairs with both rings started and enabled.
     pub queue_pairs: u16,
+    /// What it took us to stop and to start the rings.
+    pub took: Took,
 }
 
-/// The port behind a session. A call returns when what it says is true: for `give`, `take` and
-/// `exchange`, when the worker has acknowledged.
+/// The port behind a session. A call returns when what it says is true: for `give`, `take`,
+/// `exchange` and `relocate`, when the worker has acknowledged.
 pub trait PortHost: Send + Sync {
     /// Hand ring `index` (even: to the guest, odd: from the guest) to its worker.
     ///
@@ -53,9 +60,33 @@ pub trait PortHost: Send + Sync {
         event: Option<EventFd>,
     ) -> Result<(), HostError>;
 
+    /// Go on with ring `index` in `memory`, as `setup` says but from where it is; false if it
+    /// cannot run there, or is not with its worker: nothing has changed then. The ring stays with
+    /// its worker, so that no frame finds it away; hosts through which no frames go may leave it
+    /// at this.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn relocate(
+        &self,
+        index: u16,
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<bool, HostError> {
+        let Some(mut ring) = self.take(index)? else { return Ok(false) };
+        let moved = ring.relocate(setup, memory).is_ok();
+        self.give(index, ring)?;
+        Ok(moved)
+    }
+
     /// Tell the network where the guest is now (SEND_RARP).
     fn announce(&self, mac: [u8; 6]);
 
     /// Record what is agreed on so far.
     fn bound(&self, binding: SessionBinding);
+
+    /// Where the positions of packed rings outlive this process; None where they need not.
+    fn journals(&self) -> Option<Arc<Journals>> {
+        None
+    }
 }

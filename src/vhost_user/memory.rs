@@ -1,7 +1,7 @@
 //! The memory messages: each makes a new table, whole, and moves the running rings to it.
 //!
 //! Everything is mapped and checked before any ring is touched, so that a refused table leaves
-//! everything as it was. Only when every ring was taken from its worker does the old table go.
+//! everything as it was. Only when every ring has left it does the old table go.
 
 #![forbid(unsafe_code)]
 
@@ -90,19 +90,14 @@ impl Device {
     /// Move all running rings to `memory`. Fails with the first one that it does not hold any
     /// more; the others run on.
     pub(super) fn move_rings(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
-        let mut taken = Vec::new();
-        for index in 0..self.rings.len() {
-            if let Some(ring) = self.take(index)? {
-                taken.push((index, ring));
-            }
-        }
-        self.memory = Arc::new(memory);
+        let before = std::mem::replace(&mut self.memory, Arc::new(memory));
         let mut failure = None;
-        for (index, ring) in taken {
-            if let Err(refusal) = self.move_ring(index, ring) {
+        for index in 0..self.rings.len() {
+            if let Err(refusal) = self.move_ring(index) {
                 failure.get_or_insert(refusal);
             }
         }
+        drop(before);
         // A ring that still waits for its memory is no failure: regions may come one by one.
         let fatal = self.start_waiting().filter(Refusal::ends_session);
         self.publish();

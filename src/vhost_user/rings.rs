@@ -17,7 +17,8 @@ use crate::device::net_header;
 use crate::device::offloads::Offloads;
 use crate::guest_memory::{FrontendAddress, GuestAddress};
 use crate::virtqueue::{
-    ActivateError, EventFd, EventKind, QueueAddresses, QueueSetup, Ring, RingKind, check_size,
+    ActivateError, EventFd, EventKind, Journal, QueueAddresses, QueueSetup, Ring, RingKind,
+    check_size,
 };
 
 use super::device::Device;
@@ -70,7 +71,7 @@ pub(super) struct RingState {
 }
 
 /// VHOST_VRING_F_LOG: writes to the ring are to be logged.
-const RING_LOGGED: u32 = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
+pub(super) const RING_LOGGED: u32 = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
 
 // ---- checks before a request is passed on -------------------------------------------------------
 
@@ -227,8 +228,8 @@ impl Device {
     pub(super) fn stop(&mut self, index: usize) -> Result<u32, Refusal> {
         let ring = self.take(index)?;
         let state = &mut self.rings[index];
-        if let Some(ring) = ring {
-            state.base = ring.queue.ring().position();
+        if let Some(mut ring) = ring {
+            state.base = ring.queue.ring_mut().retire();
             state.err = ring.err;
         }
         state.kick = Kick::Unset;
@@ -261,6 +262,12 @@ impl Device {
         })
     }
 
+    /// Where the ring's position is kept.
+    fn journal(&self, index: usize) -> Journal {
+        let journals = self.host.journals();
+        journals.map_or_else(Journal::private, |journals| journals.ring(number(index)))
+    }
+
     /// Start the ring if nothing is missing any more.
     fn start_if_ready(&mut self, index: usize) -> Result<(), Refusal> {
         let state = &self.rings[index];
@@ -270,7 +277,7 @@ impl Device {
         }
         let Some(setup) = self.setup(index) else { return Ok(()) };
         let queue = setup
-            .activate(&self.memory)
+            .activate(&self.memory, self.journal(index))
             .map_err(|source| Refusal::Activate { ring: index, source })?;
         let kind = ring_kind(self.acknowledged.unwrap_or_default(), index);
         let state = &mut self.rings[index];
@@ -299,15 +306,29 @@ impl Device {
         first
     }
 
-    /// Resolve a ring taken from its worker against the memory that is now in force, and give it
-    /// back. Where that cannot be, the ring stops, the front-end hears of it by its error
-    /// descriptor, and the ring starts again by itself if its memory comes back: front-ends
-    /// remove and add a region to change it.
-    pub(super) fn move_ring(&mut self, index: usize, ring: Ring) -> Result<(), Refusal> {
+    /// Have a ring, if it runs, go on in the memory that is now in force.
+    pub(super) fn move_ring(&mut self, index: usize) -> Result<(), Refusal> {
+        if !self.rings[index].started {
+            return Ok(());
+        }
+        let setup = self.setup(index).expect("a ring that ran has all its settings");
+        if self.host.relocate(number(index), setup, &self.memory)? {
+            return Ok(());
+        }
+        match self.take(index)? {
+            Some(ring) => self.strand(index, ring),
+            None => Ok(()),
+        }
+    }
+
+    /// A ring, taken from its worker, that cannot run in the memory that is now in force stops, the
+    /// front-end hears of it by its error descriptor, and the ring starts again by itself if its
+    /// memory comes back: front-ends remove and add a region to change it.
+    fn strand(&mut self, index: usize, ring: Ring) -> Result<(), Refusal> {
         let position = ring.queue.ring().position();
         self.rings[index].base = position;
         let setup = self.setup(index).expect("a ring that ran has all its settings");
-        match setup.activate(&self.memory) {
+        match setup.activate(&self.memory, self.journal(index)) {
             Ok(queue) => self.give(index, Ring { queue, ..ring }),
             Err(source) => {
                 if let Some(err) = &ring.err {
@@ -355,7 +376,7 @@ fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
 }
 
 /// The ring's number, as the host counts.
-fn number(index: usize) -> u16 {
+pub(super) fn number(index: usize) -> u16 {
     u16::try_from(index).expect("rings are numbered by a u8 on the wire")
 }
 

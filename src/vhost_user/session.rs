@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::message::FrontendReq;
@@ -21,12 +22,16 @@ use super::device::Device;
 use super::device_state::{DeviceState, StateError};
 use super::host::PortHost;
 use super::message::{Answerer, Message, Request};
+use super::outage::Turn;
+use super::pause::{Connection, Inheritance};
+use super::record::Record;
 use super::refusal::Refusal;
 use super::relay::Relay;
 use super::transfer::Transfer;
 use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
 
-/// Refusals of one session that are logged, and states; a front-end must not fill the disk.
+/// Refusals of one session that are logged, states, and starts and stops; a front-end must not fill
+/// the disk.
 const LOGGED_MAX: u32 = 32;
 
 /// Why a session ended.
@@ -59,6 +64,15 @@ pub enum SessionEnd {
     /// No descriptors left for the session to begin with.
     #[error("cannot start a session; raise the limit of open files")]
     Setup(#[source] io::Error),
+    /// What was said in it to another process does not hold here.
+    #[error("the session cannot be gone on with: {request}")]
+    Inherited {
+        /// The request's name.
+        request: String,
+        /// Why.
+        #[source]
+        source: Refusal,
+    },
 }
 
 impl From<TransportError> for SessionEnd {
@@ -79,25 +93,35 @@ pub fn serve(
     host: Arc<dyn PortHost>,
     name: &str,
 ) -> SessionEnd {
-    let device = Arc::new(Mutex::new(Device::new(profile, host)));
-    let relay = match Relay::new(Arc::clone(&device)) {
-        Ok(relay) => relay,
-        Err(error) => return SessionEnd::Setup(error),
+    match Session::new(stream, None, profile, host, name) {
+        Ok(mut session) => session.run(),
+        Err(end) => end,
+    }
+}
+
+/// The same for a connection of a [`PortSocket`](super::PortSocket), which may have begun with
+/// another process and may go on with another.
+pub fn serve_connection(
+    connection: &mut Connection,
+    profile: Arc<Profile>,
+    host: Arc<dyn PortHost>,
+    name: &str,
+) -> SessionEnd {
+    let inherited = connection.take_inherited();
+    let stream: &UnixStream = connection;
+    let mut session = match Session::new(stream, Some(connection), profile, host, name) {
+        Ok(session) => session,
+        Err(end) => return end,
     };
-    let mut session = Session {
-        stream,
-        device,
-        relay,
-        transfer: Transfer::Idle,
-        port: name,
-        refused: 0,
-        states: 0,
-    };
-    loop {
-        if let Err(end) = session.turn() {
+    if let Some(Inheritance { record, followed, ours }) = inherited {
+        if let Err(end) = session.follow(record) {
             return end;
         }
+        // Nobody waits any more only if the process ends.
+        let _ = followed.send(());
+        let _ = ours.recv();
     }
+    session.run()
 }
 
 /// What goes back when a request was done.
@@ -115,6 +139,8 @@ enum Answer {
 
 struct Session<'s> {
     stream: &'s UnixStream,
+    /// Where it is told to pause, if it can be.
+    connection: Option<&'s Connection>,
     device: Arc<Mutex<Device>>,
     relay: Relay,
     /// A state of the device, out or in.
@@ -124,14 +150,49 @@ struct Session<'s> {
     refused: u32,
     /// States given and taken so far.
     states: u32,
+    /// Starts and stops so far.
+    turns: u32,
 }
 
-impl Session<'_> {
+impl<'s> Session<'s> {
+    fn new(
+        stream: &'s UnixStream,
+        connection: Option<&'s Connection>,
+        profile: Arc<Profile>,
+        host: Arc<dyn PortHost>,
+        port: &'s str,
+    ) -> Result<Self, SessionEnd> {
+        let device = Arc::new(Mutex::new(Device::new(profile, host)));
+        let relay = Relay::new(Arc::clone(&device)).map_err(SessionEnd::Setup)?;
+        let transfer = Transfer::Idle;
+        let (refused, states, turns) = (0, 0, 0);
+        Ok(Self { stream, connection, device, relay, transfer, port, refused, states, turns })
+    }
+
+    fn run(&mut self) -> SessionEnd {
+        loop {
+            if let Err(end) = self.turn() {
+                return end;
+            }
+        }
+    }
+
+    /// Have all done that was said to another process; nobody waits for the answers.
+    fn follow(&mut self, record: Record) -> Result<(), SessionEnd> {
+        for said in record.said {
+            let mut message = said.into_message();
+            let followed = self.answer(&mut message);
+            followed.map_err(|source| SessionEnd::Inherited { request: message.name(), source })?;
+        }
+        self.device().ran(record.ran);
+        Ok(())
+    }
+
     /// One message, from reading it to its answer.
     fn turn(&mut self) -> Result<(), SessionEnd> {
         self.await_message()?;
         let mut message = read_message(self.stream)?;
-        let answer = self.answer(&mut message);
+        let answer = self.timed(&mut message);
         // Closed before the answer, so that none is ours any more when the front-end has it.
         message.descriptors.clear();
         // An acknowledgement is due if the request's own features say so after it was done:
@@ -155,25 +216,45 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Wait until the front-end says something; meanwhile take what it writes of a state, of which
-    /// there may be more than the channel holds.
+    /// Wait until the front-end says something. Meanwhile take what it writes of a state, of which
+    /// there may be more than the channel holds, and pause if that is asked for.
     fn await_message(&mut self) -> Result<(), SessionEnd> {
-        while let Some(channel) = self.transfer.incoming() {
-            let mut fds = [self.stream.as_fd(), channel]
+        loop {
+            // poll(2) wants descriptors; where there is nothing to watch, watch the stream twice.
+            let stream = self.stream.as_fd();
+            let channel = self.transfer.incoming();
+            let connection = self.connection.filter(|_| self.transfer.is_idle());
+            let pausing = connection.map_or(stream, Connection::asked_to_pause);
+            let mut fds = [stream, channel.unwrap_or(stream), pausing]
                 .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(TransportError::Io(error.into()).into()),
             }
-            let [message, state] = fds.map(|fd| !fd.revents().is_empty());
+            let [message, state, pause] = fds.map(|fd| !fd.revents().is_empty());
+            // First, so that a message that has come is whoever goes on's.
+            if pause && let Some(connection) = connection {
+                connection.pause(|| self.device().record());
+                continue;
+            }
             if message {
-                break;
+                return Ok(());
             }
             if state && let Err(error) = self.transfer.receive() {
                 self.log("SET_DEVICE_STATE_FD", &error.into());
             }
         }
-        Ok(())
+    }
+
+    /// Do what `message` asks for, and note how long it took.
+    fn timed(&mut self, message: &mut Message) -> Result<Answer, Refusal> {
+        let (begun, before) = (Instant::now(), self.device().started());
+        let answer = self.answer(message);
+        if let Some(request) = message.request() {
+            let turn = self.device().took(request.code, before, begun.elapsed());
+            self.log_turn(turn);
+        }
+        answer
     }
 
     /// Do what `message` asks for.
@@ -288,6 +369,19 @@ impl Session<'_> {
         self.states = self.states.saturating_add(1);
         if self.states <= LOGGED_MAX {
             tracing::info!(port = self.port, %state, "{what}");
+        }
+    }
+
+    fn log_turn(&mut self, turn: Option<Turn>) {
+        let Some(turn) = turn else { return };
+        self.turns = self.turns.saturating_add(1);
+        if self.turns > LOGGED_MAX {
+            return;
+        }
+        let port = self.port;
+        match turn {
+            Turn::Started(took) => tracing::info!(port, us = took.as_micros(), "rings started"),
+            Turn::Stopped(took) => tracing::info!(port, us = took.as_micros(), "rings stopped"),
         }
     }
 

@@ -1,8 +1,12 @@
 //! A port's socket: gets connections, one session at a time, until stopped.
 //!
 //! One thread waits (for a connection, for the end of the session, for `stop`); each session runs
-//! on another. As a server the socket accepts; as a client it connects, and tries again every
-//! half second. Both take any number of disconnects and reconnects, whoever starts first.
+//! on another. As a server the socket accepts; as a client it connects, and tries again: soon at
+//! first, since a front-end that lost us listens again at once, then every half second. Both take
+//! any number of disconnects and reconnects, whoever starts first.
+//!
+//! It can stand still (`rest`) for another process to go on, with the session it has; and begin so,
+//! to go on (`resume`) with the session that another process had.
 //!
 //! Does not make or remove socket paths: a server's listener comes bound.
 
@@ -11,22 +15,34 @@
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use super::pause::{Bell, Connection, Inheritance, InheritedSession, Pauser, SessionAtRest};
 use super::session::SessionEnd;
 
-/// Between two attempts to connect.
-const RETRY: Duration = Duration::from_millis(500);
+/// Between the first two attempts to connect; then twice as long each time.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
+/// The longest time between two.
+const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How long a new connection waits for the session before it to end.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Between the beginnings of two sessions. QEMU 7.2 connects anew at once, thousands of times a
+/// second, to a backend that has fewer queue pairs than it wants (`net_vhost_user_init` of its
+/// net/vhost-user.c waits for a connection that it accepts).
+const PACE: Duration = Duration::from_millis(20);
+/// A session that was shorter is one that came and went, ...
+const SHORT: Duration = Duration::from_secs(1);
+/// ... of which so many in a row are logged.
+const LOGGED_MAX: u32 = 8;
 
 /// Where connections come from.
 #[derive(Debug)]
@@ -37,14 +53,35 @@ pub enum SocketSource {
     Connect(PathBuf),
     /// One connection that is there already.
     Stream(UnixStream),
+    /// The connection of the session that it resumes with, and no other.
+    Inherited,
 }
 
 /// Runs one session to its end.
-type Serve = Arc<dyn Fn(&UnixStream) -> SessionEnd + Send + Sync>;
+type Serve = Arc<dyn Fn(&mut Connection) -> SessionEnd + Send + Sync>;
+
+/// What the waiting thread is told.
+enum Order {
+    Stop,
+    Rest { done: Sender<Option<SessionAtRest>>, resume: Receiver<Resumption> },
+}
+
+/// How a socket that rests goes on.
+struct Resumption {
+    /// With this session of another process's.
+    session: Option<(InheritedSession, Sender<()>)>,
+    /// When the other's sender is gone.
+    ours: Receiver<()>,
+}
 
 /// A port's socket; stopped when dropped.
 pub struct PortSocket {
-    wake: Arc<OwnedFd>,
+    bell: Arc<Bell>,
+    orders: Sender<Order>,
+    /// Where front-ends connect, if they do, for another process to have.
+    listener: Option<OwnedFd>,
+    /// While it rests: the way to have it go on.
+    resting: Option<Sender<Resumption>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,32 +100,112 @@ impl PortSocket {
     pub fn start(
         source: SocketSource,
         name: &str,
-        serve: impl Fn(&UnixStream) -> SessionEnd + Send + Sync + 'static,
+        serve: impl Fn(&mut Connection) -> SessionEnd + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let wake = Arc::new(event()?);
-        let mut keeper = Keeper {
+        let (socket, keeper) = Self::new(name, Arc::new(serve))?;
+        socket.keep(keeper, source)
+    }
+
+    /// The same, but take none before [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at_rest(
+        source: SocketSource,
+        name: &str,
+        serve: impl Fn(&mut Connection) -> SessionEnd + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let (mut socket, keeper) = Self::new(name, Arc::new(serve))?;
+        socket.ask_to_rest();
+        socket.keep(keeper, source)
+    }
+
+    fn new(name: &str, serve: Serve) -> io::Result<(Self, Keeper)> {
+        let bell = Arc::new(Bell::new()?);
+        let (orders, told) = unbounded();
+        let keeper = Keeper {
             name: name.to_owned(),
-            serve: Arc::new(serve),
-            stop: Arc::clone(&wake),
+            serve,
+            bell: Arc::clone(&bell),
+            orders: told,
             live: None,
             waiting: None,
-            attempted: None,
+            attempt: (Instant::now(), RETRY_FIRST),
+            begun: None,
+            short: 0,
             failed: false,
         };
+        Ok((Self { bell, orders, listener: None, resting: None, thread: None }, keeper))
+    }
+
+    fn keep(mut self, mut keeper: Keeper, source: SocketSource) -> io::Result<Self> {
         if let SocketSource::Listener(listener) = &source {
             listener.set_nonblocking(true)?;
+            self.listener = Some(listener.as_fd().try_clone_to_owned()?);
         }
         let thread = std::thread::Builder::new()
-            .name(format!("port {name}"))
+            .name(format!("port {}", keeper.name))
             .spawn(move || keeper.run(source))?;
-        Ok(Self { wake, thread: Some(thread) })
+        self.thread = Some(thread);
+        Ok(self)
+    }
+
+    /// Where front-ends connect, if they do.
+    #[must_use]
+    pub fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Take no connection, and have the session stand still between two messages, so that another
+    /// process can go on with both. The session, if there is one; one that does not come to stand
+    /// still goes on.
+    pub fn rest(&mut self) -> Option<SessionAtRest> {
+        // A socket that has stopped has none.
+        self.ask_to_rest().recv().ok().flatten()
+    }
+
+    fn ask_to_rest(&mut self) -> Receiver<Option<SessionAtRest>> {
+        let (done, at_rest) = bounded(1);
+        let (goes_on, resume) = bounded(1);
+        self.resting = Some(goes_on);
+        self.order(Order::Rest { done, resume });
+        at_rest
+    }
+
+    /// Go on, as if nothing had been.
+    pub fn resume(&mut self) {
+        self.resting = None;
+    }
+
+    /// Go on where another process rests: with the session that it had, if it had one, and with
+    /// what front-ends say and connect as soon as the sender of `ours` is gone. Answers what tells
+    /// that the session is followed, or has ended because it could not be.
+    pub fn inherit(
+        &mut self,
+        session: Option<InheritedSession>,
+        ours: Receiver<()>,
+    ) -> Receiver<()> {
+        let (followed, outcome) = bounded(1);
+        let session = session.map(|session| (session, followed));
+        if let Some(resting) = self.resting.take() {
+            // Fails only if the socket has stopped.
+            let _ = resting.send(Resumption { session, ours });
+        }
+        outcome
+    }
+
+    fn order(&self, order: Order) {
+        // Nobody hears it if the socket has stopped, which is as good.
+        let _ = self.orders.send(order);
+        self.bell.ring();
     }
 
     /// End the session, if there is one, and take no more. Returns when its rings are back with
     /// nobody. Does nothing the second time.
     pub fn stop(&mut self) {
+        self.resting = None;
         if let Some(thread) = self.thread.take() {
-            signal(&self.wake);
+            self.order(Order::Stop);
             if thread.join().is_err() {
                 tracing::error!("the thread of a port's socket has panicked");
             }
@@ -105,27 +222,33 @@ impl Drop for PortSocket {
 /// A session that runs.
 struct Live {
     stream: UnixStream,
+    pauser: Pauser,
     thread: JoinHandle<()>,
-    done: Arc<OwnedFd>,
+    done: Arc<Bell>,
 }
 
 /// The waiting thread's own.
 struct Keeper {
     name: String,
     serve: Serve,
-    stop: Arc<OwnedFd>,
+    bell: Arc<Bell>,
+    orders: Receiver<Order>,
     live: Option<Live>,
     /// A connection that came during a session, and until when it may wait.
     waiting: Option<(UnixStream, Instant)>,
-    /// When a connection was last tried for.
-    attempted: Option<Instant>,
+    /// When a connection is to be tried for, and how long to wait if that fails.
+    attempt: (Instant, Duration),
+    /// When the last session began.
+    begun: Option<Instant>,
+    /// Short sessions in a row.
+    short: u32,
     /// Whether the last attempt failed, which was logged then.
     failed: bool,
 }
 
 /// What a wait ended with.
 struct Ready {
-    stop: bool,
+    ordered: bool,
     done: bool,
     connection: bool,
 }
@@ -136,6 +259,7 @@ impl Keeper {
             SocketSource::Listener(listener) => self.run_server(&listener),
             SocketSource::Connect(path) => self.run_client(&path),
             SocketSource::Stream(stream) => self.run_once(stream),
+            SocketSource::Inherited => self.run_inherited(),
         };
         if let Err(error) = result {
             tracing::error!(port = self.name, %error, "the port's socket cannot go on");
@@ -146,9 +270,8 @@ impl Keeper {
 
     fn run_server(&mut self, listener: &UnixListener) -> io::Result<()> {
         loop {
-            let deadline = self.waiting.as_ref().map(|(_, deadline)| *deadline);
-            let ready = self.wait(Some(listener).filter(|_| self.waiting.is_none()), deadline)?;
-            if ready.stop {
+            let ready = self.wait(Some(listener).filter(|_| self.waiting.is_none()), self.due())?;
+            if ready.ordered && self.obey() {
                 return Ok(());
             }
             if ready.done {
@@ -158,6 +281,15 @@ impl Keeper {
                 self.accept(listener);
             }
             self.serve_waiting();
+        }
+    }
+
+    /// When something is to be done about the connection that waits.
+    fn due(&self) -> Option<Instant> {
+        let (_, deadline) = self.waiting.as_ref()?;
+        match self.begun {
+            Some(begun) if self.live.is_none() => Some(begun + PACE),
+            _ => Some(*deadline),
         }
     }
 
@@ -179,9 +311,10 @@ impl Keeper {
     /// Begin the session of a connection that waits, or give up on it.
     fn serve_waiting(&mut self) {
         let Some((stream, deadline)) = self.waiting.take() else { return };
-        if self.live.is_none() {
+        let too_soon = self.begun.is_some_and(|begun| begun.elapsed() < PACE);
+        if self.live.is_none() && !too_soon {
             self.begin_session(stream);
-        } else if Instant::now() < deadline {
+        } else if self.live.is_none() || Instant::now() < deadline {
             self.waiting = Some((stream, deadline));
         } else {
             tracing::warn!(
@@ -193,24 +326,33 @@ impl Keeper {
     }
 
     fn run_client(&mut self, path: &Path) -> io::Result<()> {
+        // It may be told to rest before it connects.
+        if self.obey() {
+            return Ok(());
+        }
         loop {
-            let due = self.attempted.map(|attempted| attempted + RETRY);
-            if self.live.is_none() && due.is_none_or(|due| due <= Instant::now()) {
+            let (due, _) = self.attempt;
+            if self.live.is_none() && due <= Instant::now() {
                 self.try_connect(path);
                 continue;
             }
-            let ready = self.wait(None, due.filter(|_| self.live.is_none()))?;
-            if ready.stop {
+            let ready = self.wait(None, Some(due).filter(|_| self.live.is_none()))?;
+            if ready.ordered && self.obey() {
                 return Ok(());
             }
             if ready.done {
                 self.end_session();
+                // A front-end that hangs up on us at once is not asked ever so often.
+                if due + RETRY_MAX < Instant::now() {
+                    self.attempt = (Instant::now() + RETRY_FIRST, RETRY_FIRST);
+                }
             }
         }
     }
 
     fn try_connect(&mut self, path: &Path) {
-        self.attempted = Some(Instant::now());
+        let (_, pause) = self.attempt;
+        self.attempt = (Instant::now() + pause, (2 * pause).min(RETRY_MAX));
         match connect_to(path) {
             Ok(stream) => {
                 self.failed = false;
@@ -232,15 +374,66 @@ impl Keeper {
         self.begin_session(stream);
         while self.live.is_some() {
             let ready = self.wait(None, None)?;
-            if ready.stop || ready.done {
+            let stop = ready.ordered && self.obey();
+            if stop || ready.done {
                 self.end_session();
             }
         }
         Ok(())
     }
 
+    /// The session that another process had, and no more.
+    fn run_inherited(&mut self) -> io::Result<()> {
+        while !self.obey() && self.live.is_some() {
+            if self.wait(None, None)?.done {
+                self.end_session();
+            }
+        }
+        Ok(())
+    }
+
+    /// Do as told, and answer whether that is to stop.
+    fn obey(&mut self) -> bool {
+        self.bell.hush();
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Stop => return true,
+                Order::Rest { done, resume } => self.rest(&done, &resume),
+            }
+        }
+        false
+    }
+
+    fn rest(&mut self, done: &Sender<Option<SessionAtRest>>, resume: &Receiver<Resumption>) {
+        let (session, goes_on) = self.live.as_ref().and_then(Live::rest).unzip();
+        // Whoever asked may only want to have it go on later.
+        let _ = done.send(session);
+        if let Ok(Resumption { session, ours }) = resume.recv() {
+            if let Some((InheritedSession { stream, record }, followed)) = session {
+                let ours = ours.clone();
+                self.begin(stream, Some(Inheritance { record, followed, ours }));
+            }
+            let _ = ours.recv();
+        }
+        drop(goes_on);
+    }
+
     fn begin_session(&mut self, stream: UnixStream) {
-        match self.spawn(stream) {
+        let now = Instant::now();
+        let short = self.begun.replace(now).is_some_and(|begun| now - begun < SHORT);
+        self.short = if short { self.short.saturating_add(1) } else { 0 };
+        if self.short == LOGGED_MAX {
+            tracing::warn!(
+                port = self.name,
+                "front-ends come and go, which is logged no more: is queues= of QEMU's netdev more \
+                 than the profile's queue pairs?"
+            );
+        }
+        self.begin(stream, None);
+    }
+
+    fn begin(&mut self, stream: UnixStream, inherited: Option<Inheritance>) {
+        match self.spawn(stream, inherited) {
             Ok(live) => self.live = Some(live),
             Err(error) => {
                 tracing::error!(port = self.name, %error, "cannot start a session");
@@ -248,17 +441,22 @@ impl Keeper {
         }
     }
 
-    fn spawn(&self, stream: UnixStream) -> io::Result<Live> {
-        let done = Arc::new(event()?);
+    fn spawn(&self, stream: UnixStream, inherited: Option<Inheritance>) -> io::Result<Live> {
+        let done = Arc::new(Bell::new()?);
         let (ours, serve, name) = (stream.try_clone()?, Arc::clone(&self.serve), self.name.clone());
+        let (mut connection, pauser) = Connection::new(stream, inherited)?;
         let signal_done = SignalOnDrop(Arc::clone(&done));
+        let (logged, begun) = (self.short < LOGGED_MAX, Instant::now());
         let thread =
             std::thread::Builder::new().name(format!("session {name}")).spawn(move || {
                 let _signal_done = signal_done;
-                tracing::info!(port = name, "front-end connected");
-                match serve(&stream) {
+                if logged {
+                    tracing::info!(port = name, "front-end connected");
+                }
+                match serve(&mut connection) {
+                    SessionEnd::Disconnected if !logged && begun.elapsed() < SHORT => {}
                     SessionEnd::Disconnected => {
-                        tracing::info!(port = name, "front-end disconnected")
+                        tracing::info!(port = name, "front-end disconnected");
                     }
                     end => {
                         let error: &(dyn std::error::Error + 'static) = &end;
@@ -266,7 +464,7 @@ impl Keeper {
                     }
                 }
             })?;
-        Ok(Live { stream: ours, thread, done })
+        Ok(Live { stream: ours, pauser, thread, done })
     }
 
     /// Have the session end, if there is one, and wait until it has.
@@ -285,10 +483,10 @@ impl Keeper {
         listener: Option<&UnixListener>,
         deadline: Option<Instant>,
     ) -> io::Result<Ready> {
-        // poll(2) wants descriptors; where there is nothing to watch, watch `stop` twice.
-        let done = self.live.as_ref().map_or(self.stop.as_fd(), |live| live.done.as_fd());
-        let listening = listener.map_or(self.stop.as_fd(), AsFd::as_fd);
-        let mut fds = [self.stop.as_fd(), done, listening]
+        // poll(2) wants descriptors; where there is nothing to watch, watch the bell twice.
+        let done = self.live.as_ref().map_or(self.bell.as_fd(), |live| live.done.as_fd());
+        let listening = listener.map_or(self.bell.as_fd(), AsFd::as_fd);
+        let mut fds = [self.bell.as_fd(), done, listening]
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -298,9 +496,9 @@ impl Keeper {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [stop, done, connection] = fds.map(|fd| !fd.revents().is_empty());
+        let [ordered, done, connection] = fds.map(|fd| !fd.revents().is_empty());
         Ok(Ready {
-            stop,
+            ordered,
             done: done && self.live.is_some(),
             connection: connection && listener.is_some(),
         })
@@ -308,21 +506,21 @@ impl Keeper {
 }
 
 /// Tells the keeper that a session's thread ends, however it ends.
-struct SignalOnDrop(Arc<OwnedFd>);
+struct SignalOnDrop(Arc<Bell>);
 
 impl Drop for SignalOnDrop {
     fn drop(&mut self) {
-        signal(&self.0);
+        self.0.ring();
     }
 }
 
-fn event() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-fn signal(event: &OwnedFd) {
-    // Fails only when the counter is full, and then the other side has its signal.
-    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+impl Live {
+    /// Have the session stand still until what comes with it is dropped; None if it does not.
+    fn rest(&self) -> Option<(SessionAtRest, Sender<()>)> {
+        let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
+        let (record, goes_on) = self.pauser.pause()?;
+        Some((SessionAtRest { stream, record }, goes_on))
+    }
 }
 
 /// Connect without blocking: a listener with a full backlog would hold us, and `stop` with us.

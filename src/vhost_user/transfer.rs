@@ -61,6 +61,11 @@ impl Transfer {
         Ok(theirs)
     }
 
+    /// Whether there is none: of one that is under way nobody else could go on.
+    pub fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+
     /// The channel that something may come from.
     pub fn incoming(&self) -> Option<BorrowedFd<'_>> {
         match self {

@@ -7,17 +7,11 @@ use crate::guest_memory::{GuestAddress, GuestMemory, GuestSlice};
 
 use super::Fault;
 
-/// Pieces of one chain that we keep: the longest that QEMU itself allows.
+/// Pieces of the chains of one packet that we keep: the longest chain that QEMU itself allows.
 const CHAIN_SEGMENTS_MAX: usize = 1024;
 
-/// Pieces after which no more chains are taken into the same [`Segments`], so that the next one
-/// has room, however long it is.
-pub const BATCH_SEGMENTS: usize = 64;
-
-const SEGMENTS_MAX: usize = BATCH_SEGMENTS + CHAIN_SEGMENTS_MAX;
-
 /// The pieces of guest memory that one or more chains name, in order.
-pub type Segments<'m> = ArrayVec<GuestSlice<'m>, SEGMENTS_MAX>;
+pub type Segments<'m> = ArrayVec<GuestSlice<'m>, CHAIN_SEGMENTS_MAX>;
 
 /// Bytes of a descriptor, in either layout and in indirect tables.
 pub(super) const DESCRIPTOR_BYTES: usize = 16;

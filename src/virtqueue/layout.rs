@@ -1,13 +1,24 @@
 //! What a ring does, whatever its layout; and the ring of a started queue, of either.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use arrayvec::ArrayVec;
 
 use crate::guest_memory::{GuestMemory, GuestSlice};
 
 use super::Fault;
 use super::chain::{Chain, Direction, Segments};
+use super::journal::Journal;
 use super::packed::PackedRing;
 use super::split::SplitRing;
+
+/// Most chains taken at once by [`Layout::take_run`].
+pub const RUN: usize = 32;
+const _: () = assert!(RUN <= super::TAKEN_MAX, "a journal has room for them");
+
+/// Chains of one descriptor, each with its buffer, which is in one piece.
+pub type Run<'m> = ArrayVec<(Chain, GuestSlice<'m>), RUN>;
 
 /// The device side of one ring. Hot loops are generic over it, so that each layout has its own
 /// compiled loop of the one written.
@@ -18,6 +29,10 @@ pub trait Layout {
     /// What GET_VRING_BASE answers: the next entry to take; of a packed ring both positions and
     /// both wrap counters (vhost-user, "Vring state description").
     fn position(&self) -> u32;
+
+    /// End the ring's life with this device, and answer its position, which is the front-end's to
+    /// remember from now on.
+    fn retire(&mut self) -> u32;
 
     /// Whether there is a chain to take.
     ///
@@ -46,26 +61,54 @@ pub trait Layout {
         direction: Direction,
     ) -> Option<(Chain, GuestSlice<'m>)>;
 
+    /// Take the next chains into `run`, `most` at most, up to the first that is not there or not of
+    /// the usual kind: what it is [`has_available`](Self::has_available) and [`take`](Self::take)
+    /// say. Then all that follows of them can be on its way while the first is worked on.
+    #[inline]
+    fn take_run<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+        most: usize,
+        run: &mut Run<'m>,
+    ) {
+        while run.len() < most && !run.is_full() && self.has_available() == Ok(true) {
+            let Some(taken) = self.take_one(memory, direction) else { return };
+            run.push(taken);
+        }
+    }
+
     /// Give back the chain taken last, as if it had not been.
     fn untake(&mut self, chain: Chain);
 
     /// Say that a chain is done and `written` bytes of it were written. Chains are completed in
-    /// the order they were taken. The driver sees it with the next [`publish`](Self::publish).
+    /// the order they were taken, and at most [`TAKEN_MAX`](super::TAKEN_MAX) are taken before the
+    /// first of them is. The driver sees it with the next [`publish`](Self::publish), or, when very
+    /// many are done, once all that were taken are.
     fn complete(&mut self, chain: Chain, written: u32);
 
-    /// Whether chains were completed that the driver has not been shown.
+    /// Whether [`publish`](Self::publish) would have something to answer for.
     fn has_unpublished(&self) -> bool;
 
-    /// Show the driver all that was completed. Answers whether there was anything.
+    /// Show the driver all that was completed. Answers whether there was anything that this had not
+    /// been answered for.
     fn publish(&mut self) -> bool;
 
     /// Whether the driver wants an interrupt for what was published since the last decision. Ask
-    /// once per burst, after `publish`.
+    /// once per burst, after `publish` and then [`settle`].
     fn needs_notification(&mut self) -> bool;
 
     /// Ask the driver to kick us for new entries, or not to. After asking, look at
     /// [`has_available`](Self::has_available) again before sleeping.
     fn want_kicks(&mut self, wanted: bool);
+}
+
+/// Have what was published seen by the drivers of all rings before their wishes are read. Pairs
+/// with a driver's barrier between setting its wish and looking for what was published (virtio
+/// 1.2, 2.7.7.2, 2.8.10). One is enough for any number of rings.
+#[inline]
+pub fn settle() {
+    fence(Ordering::SeqCst);
 }
 
 /// A ring of either layout.
@@ -78,6 +121,14 @@ pub enum DeviceRing {
 }
 
 impl DeviceRing {
+    /// The journal of the same ring in other memory; a split ring needs none.
+    pub(super) fn journal(&self) -> Journal {
+        match self {
+            Self::Split(_) => Journal::private(),
+            Self::Packed(ring) => ring.journal(),
+        }
+    }
+
     /// [`Layout::has_available`] of either.
     #[inline]
     pub fn has_available(&mut self) -> Result<bool, Fault> {
@@ -123,6 +174,11 @@ impl Queue {
     #[inline]
     pub fn parts(&mut self) -> (&GuestMemory, &mut DeviceRing) {
         (&self.memory, &mut self.ring)
+    }
+
+    /// The journal of the same ring in other memory.
+    pub(super) fn journal(&self) -> Journal {
+        self.ring.journal()
     }
 
     /// The ring, for what is not done per packet.

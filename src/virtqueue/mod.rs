@@ -6,6 +6,9 @@
 //! once, over that. A [`Ring`] is a queue with its event descriptors: the unit that a session
 //! hands to a worker and takes back, and that only its present owner may touch.
 //!
+//! If we are killed, another process goes on where we were: a split ring says itself how far we
+//! were, a packed one in its [`Journal`].
+//!
 //! While the memory is logged, a ring marks what it writes to itself; whoever writes to the buffers
 //! marks those.
 //!
@@ -16,6 +19,8 @@
 
 mod chain;
 mod fault;
+mod journal;
+mod journals;
 mod layout;
 mod log;
 mod packed;
@@ -23,9 +28,11 @@ mod ring;
 mod setup;
 mod split;
 
-pub use chain::{BATCH_SEGMENTS, Chain, Direction, Segments};
+pub use chain::{Chain, Direction, Segments};
 pub use fault::Fault;
-pub use layout::{DeviceRing, Layout, Queue};
+pub use journal::{Journal, TAKEN_MAX};
+pub use journals::{JournalError, Journals};
+pub use layout::{DeviceRing, Layout, Queue, RUN, Run, settle};
 pub use packed::PackedRing;
 pub use ring::{EventFd, EventFdError, EventKind, Ring, RingKind};
 pub use setup::{

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Whether a descriptor is available or used is told by two of its flags, compared with a wrap
-//! counter that flips each time around (2.8.1).
+//! counter that flips each time around (2.8.1). Where we are, only we know: it is kept in a
+//! [`Journal`], through which all that is completed goes.
 
 use std::ptr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use super::chain::{
     Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
     indirect_table, only_piece, push, read_entry,
 };
+use super::journal::{COMPLETIONS_MAX, Completion, Journal, State, TAKEN_MAX};
 use super::layout::Layout;
 use super::log::{RingLog, runs};
 use super::setup::QueueSetup;
@@ -42,6 +44,12 @@ const WRAP: u16 = 1 << 15;
 /// Where the flags are in a descriptor and in an event area, bytes.
 const DESCRIPTOR_FLAGS: usize = 14;
 const EVENT_FLAGS: usize = 2;
+/// Where the ring's mark is in our event area: in place of an event's offset, which drivers look at
+/// only when the flags say EVENTS_DESCRIPTOR (2.8.10), as ours never do.
+const MARK: usize = 0;
+
+/// Completions after which the driver is shown them before more chains are taken.
+const SHOWN_AT: usize = COMPLETIONS_MAX - TAKEN_MAX;
 
 /// A place in the ring, and how often we came around, modulo 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +118,16 @@ pub struct PackedRing {
     indirect: bool,
     available: Cursor,
     used: Cursor,
-    /// The first descriptor marked used since the last publication, and its flags, withheld: the
-    /// driver looks at no later one before it (2.8.6).
-    withheld: Option<(u16, u16)>,
-    /// Descriptors marked used since the last notification decision; None before the first, which
+    /// Where the driver has seen us: behind `used` by what is noted in the journal.
+    published: Cursor,
+    /// Completions noted.
+    noted: usize,
+    /// The driver was shown some that nobody has asked about: there were many.
+    shown: bool,
+    journal: Journal,
+    /// The ring's mark, as in the journal.
+    mark: u16,
+    /// Descriptors completed since the last notification decision; None before the first, which
     /// always notifies: whether the driver was told of earlier ones is not known then.
     undecided: Option<u16>,
     log: Option<RingLog>,
@@ -136,6 +150,7 @@ impl PackedRing {
         parts: [*mut u8; 3],
         setup: &QueueSetup,
         log: Option<RingLog>,
+        journal: Journal,
     ) -> Self {
         let [descriptors, driver_area, device_area] = parts;
         let start = Cursor::from_base(setup.base);
@@ -147,15 +162,24 @@ impl PackedRing {
             event_idx: setup.options.event_idx,
             indirect: setup.options.indirect,
             available: start,
-            // We complete what we take within one burst, so both cursors are where we left off.
             used: start,
-            withheld: None,
+            published: start,
+            noted: 0,
+            shown: false,
+            journal,
+            mark: 0,
             undecided: None,
             log,
             _memory: memory,
         };
+        ring.begin(setup);
         ring.want_kicks(true);
         ring
+    }
+
+    /// Its journal, for the same ring in other memory.
+    pub(super) fn journal(&self) -> Journal {
+        self.journal.again()
     }
 
     /// The 16-bit field `offset` bytes into a part.
@@ -181,6 +205,16 @@ impl PackedRing {
         Descriptor::parse(unsafe { ptr::read_volatile(self.descriptors.add(offset).cast()) })
     }
 
+    /// Whether the driver has made the descriptor at a cursor available, in the cursor's round.
+    #[inline]
+    fn is_available(&self, at: Cursor) -> bool {
+        // Acquire pairs with the driver's write barrier before it makes the first descriptor of a
+        // chain available, all others being so already (2.8.21.1).
+        let flags = u16::from_le(self.flags(at.index).load(Ordering::Acquire));
+        let (available, used) = (flags & AVAILABLE != 0, flags & USED != 0);
+        available == at.wrap && used != at.wrap
+    }
+
     /// Write length and id of used descriptor `index`; its flags are written apart.
     #[inline]
     fn write_used(&mut self, index: u16, id: u16, written: u32) {
@@ -194,9 +228,94 @@ impl PackedRing {
     }
 }
 
+// ---- beginning, and showing the driver what is done ---------------------------------------------
+
 impl PackedRing {
-    /// Mark the descriptors that were marked used, from `first` to where we are now. A chain's
-    /// first is the one that is written; the others lie between.
+    /// Go on where this ring was left, or begin a new one where the front-end says.
+    fn begin(&mut self, setup: &QueueSetup) {
+        let mark = u16::from_le(self.atomic(self.device_area, MARK).load(Ordering::Relaxed));
+        if let Some(left) = self.journal.left(setup, mark) {
+            self.mark = mark;
+            return self.resume(left);
+        }
+        self.mark = self.journal.new_mark();
+        self.atomic(self.device_area, MARK).store(self.mark.to_le(), Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.device_part(MARK, 2);
+        }
+        // Ordered after the mark by the first store of it.
+        self.journal.open(setup, self.mark);
+    }
+
+    /// Finish a publication that was announced, unless it was done but for the last store.
+    fn resume(&mut self, left: State) {
+        self.published = Cursor::from_base(left.position);
+        self.used = self.published;
+        self.noted = usize::from(left.count);
+        for place in 0..self.noted {
+            let Completion { descriptors, .. } = self.journal.completion(place);
+            self.used.advance(descriptors, self.size);
+        }
+        if self.noted > 0 {
+            if self.is_available(self.published) {
+                self.mark_used();
+            }
+            self.settle();
+        }
+        self.available = self.used;
+    }
+
+    /// Show the driver all that is noted. Answers whether there was anything.
+    #[inline]
+    fn show(&mut self) -> bool {
+        if self.noted == 0 {
+            return false;
+        }
+        // At most COMPLETIONS_MAX, which `note` sees to.
+        #[allow(clippy::cast_possible_truncation)]
+        let count = self.noted as u16;
+        self.journal.store(State { position: self.published.to_base(), count, mark: self.mark });
+        self.mark_used();
+        self.settle();
+        true
+    }
+
+    /// Write what is noted to the ring, the flags of the first descriptor last: the driver looks at
+    /// no later one before it (2.8.6).
+    #[inline]
+    fn mark_used(&mut self) {
+        let (first, mut cursor) = (self.published, self.published);
+        let mut first_flags = 0;
+        for place in 0..self.noted {
+            let Completion { id, descriptors, written } = self.journal.completion(place);
+            self.write_used(cursor.index, id, written);
+            let used = if cursor.wrap { AVAILABLE | USED } else { 0 };
+            let flags = used | if written > 0 { flag::WRITE } else { 0 };
+            if place == 0 {
+                first_flags = flags;
+            } else {
+                // Ordered before the first one's flags by the release below.
+                self.flags(cursor.index).store(flags.to_le(), Ordering::Relaxed);
+            }
+            // What is in a file may change; the cursor stays in the ring all the same.
+            cursor.advance(descriptors.min(self.size), self.size);
+        }
+        // Release pairs with the driver's read barrier after it has read the flags (2.8.22).
+        self.flags(first.index).store(first_flags.to_le(), Ordering::Release);
+    }
+
+    /// The driver has seen all that was noted.
+    #[inline]
+    fn settle(&mut self) {
+        if let Some(log) = &self.log {
+            self.log_published(log, self.published.index);
+        }
+        self.journal.store(State { position: self.used.to_base(), count: 0, mark: self.mark });
+        (self.published, self.noted) = (self.used, 0);
+    }
+
+    /// Mark in the log the descriptors that were marked used, from `first` to where we are now. A
+    /// chain's first is the one that is written; the others lie between.
     #[cold]
     fn log_published(&self, log: &RingLog, first: u16) {
         let ahead = self.used.index.wrapping_sub(first);
@@ -249,13 +368,17 @@ impl Layout for PackedRing {
         u32::from(self.available.to_base()) | u32::from(self.used.to_base()) << 16
     }
 
+    fn retire(&mut self) -> u32 {
+        self.journal.close();
+        self.position()
+    }
+
     #[inline]
     fn has_available(&mut self) -> Result<bool, Fault> {
-        // Acquire pairs with the driver's write barrier before it makes the first descriptor of a
-        // chain available, all others being so already (2.8.21.1).
-        let flags = u16::from_le(self.flags(self.available.index).load(Ordering::Acquire));
-        let (available, used) = (flags & AVAILABLE != 0, flags & USED != 0);
-        Ok(available == self.available.wrap && used != self.available.wrap)
+        if self.noted >= SHOWN_AT && self.available == self.used {
+            self.shown |= self.show();
+        }
+        Ok(self.is_available(self.available))
     }
 
     #[inline]
@@ -303,45 +426,30 @@ impl Layout for PackedRing {
 
     #[inline]
     fn complete(&mut self, chain: Chain, written: u32) {
-        let Cursor { index, wrap } = self.used;
-        self.write_used(index, chain.id, written);
-        let used = if wrap { AVAILABLE | USED } else { 0 };
-        let flags = used | if written > 0 { flag::WRITE } else { 0 };
-        if self.withheld.is_none() {
-            self.withheld = Some((index, flags));
-        } else {
-            // Ordered before the first one's flags by the release in `publish`.
-            self.flags(index).store(flags.to_le(), Ordering::Relaxed);
-        }
-        self.used.advance(chain.descriptors, self.size);
+        let Chain { id, descriptors } = chain;
+        self.journal.note(self.noted, Completion { id, descriptors, written });
+        self.noted += 1;
+        self.used.advance(descriptors, self.size);
         if let Some(undecided) = &mut self.undecided {
-            *undecided = undecided.wrapping_add(chain.descriptors);
+            *undecided = undecided.wrapping_add(descriptors);
         }
     }
 
     #[inline]
     fn has_unpublished(&self) -> bool {
-        self.withheld.is_some()
+        self.noted > 0 || self.shown
     }
 
     /// One store of the first descriptor's flags.
     #[inline]
     fn publish(&mut self) -> bool {
-        let Some((index, flags)) = self.withheld.take() else { return false };
-        // Release pairs with the driver's read barrier after it has read the flags (2.8.22).
-        self.flags(index).store(flags.to_le(), Ordering::Release);
-        if let Some(log) = &self.log {
-            self.log_published(log, index);
-        }
-        true
+        let shown = std::mem::take(&mut self.shown);
+        self.show() || shown
     }
 
     /// By the driver's event suppression area (2.8.10, 2.8.14).
     #[inline]
     fn needs_notification(&mut self) -> bool {
-        // Our flags must be visible before we read what the driver wants; pairs with the driver's
-        // barrier between setting its wish and re-checking the ring.
-        fence(Ordering::SeqCst);
         let moved = self.undecided.replace(0);
         let flags =
             u16::from_le(self.atomic(self.driver_area, EVENT_FLAGS).load(Ordering::Relaxed));

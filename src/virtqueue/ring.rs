@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::device::net_header;
 use crate::device::offloads::Offloads;
+use crate::guest_memory::GuestMemory;
 
-use super::{Fault, Queue};
+use super::{ActivateError, Fault, Queue, QueueSetup};
 
 /// Why a descriptor that came with a message cannot serve as an event.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,14 @@ impl EventFd {
         rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK)
             .map_err(io::Error::from)?;
         Ok(Self(file))
+    }
+
+    /// The same event, for whoever else has to do with it.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
     }
 
     /// Signal the other side. A full counter is a signal that was not yet read; any other
@@ -91,8 +101,9 @@ impl Default for RingKind {
     }
 }
 
-/// One virtqueue of a started session. It belongs to the session or to one worker, never both:
-/// to change anything, the session takes it back, changes it, and hands it over again.
+/// One virtqueue of a started session. It belongs to the session or to one worker, never both: to
+/// change anything but its memory and its descriptors, the session takes it back, changes it, and
+/// hands it over again.
 #[derive(Debug)]
 pub struct Ring {
     /// The ring itself.
@@ -125,6 +136,24 @@ impl Ring {
         }
     }
 
+    /// Go on in `memory`, as `setup` says but from where the ring is; to be done between two
+    /// bursts. Gives the queue as it was, which keeps its memory mapped until it is dropped.
+    ///
+    /// # Errors
+    /// [`ActivateError`]; the ring is as it was then.
+    pub fn relocate(
+        &mut self,
+        setup: QueueSetup,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<Queue, ActivateError> {
+        // Of a packed ring's two positions the one that available entries are taken from: nothing
+        // is taken and not yet used between two bursts.
+        let [low, high, ..] = self.queue.ring().position().to_le_bytes();
+        let base = u16::from_le_bytes([low, high]);
+        let queue = QueueSetup { base, ..setup }.activate(memory, self.queue.journal())?;
+        Ok(std::mem::replace(&mut self.queue, queue))
+    }
+
     /// Use another event descriptor from now on.
     pub fn set_event(&mut self, kind: EventKind, event: Option<EventFd>) {
         match kind {
@@ -143,7 +172,8 @@ impl Ring {
         self.call.as_ref().map_or(Ok(()), EventFd::signal)
     }
 
-    /// Signal the driver if it wants to hear of what was published; answers whether it did.
+    /// Signal the driver if it wants to hear of what was published and [settled](super::settle);
+    /// answers whether it did.
     ///
     /// # Errors
     /// As [`EventFd::signal`].

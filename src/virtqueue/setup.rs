@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory};
 
+use super::journal::Journal;
 use super::layout::{DeviceRing, Queue};
 use super::log::RingLog;
 use super::packed::PackedRing;
@@ -125,16 +126,21 @@ pub fn check_size(entries: u32, packed: bool) -> Result<u16, ActivateError> {
 }
 
 impl QueueSetup {
-    /// Check all of it against `memory` and make the queue.
+    /// Check all of it against `memory` and make the queue, whose position is kept in `journal`.
     ///
     /// A split ring's used index is in the ring itself, and the next entry to take is set equal to
     /// it: we complete what we take within one burst, so after a crash (ours or the front-end's)
     /// the used index alone says what was done, and `base` may be stale. A packed ring has no such
-    /// index, and `base` is both positions.
+    /// index: it goes on where the journal has it, if the journal is of that very ring, and else
+    /// `base` is both positions.
     ///
     /// # Errors
     /// [`ActivateError`]; nothing has been touched then.
-    pub fn activate(&self, memory: &Arc<GuestMemory>) -> Result<Queue, ActivateError> {
+    pub fn activate(
+        &self,
+        memory: &Arc<GuestMemory>,
+        journal: Journal,
+    ) -> Result<Queue, ActivateError> {
         let packed = self.options.packed;
         check_size(u32::from(self.size), packed)?;
         let index = self.base & !(1 << 15);
@@ -154,7 +160,7 @@ impl QueueSetup {
         // terms, and lie in `memory`; so was the base.
         let ring = unsafe {
             if packed {
-                DeviceRing::Packed(PackedRing::new(keep, resolved, self, log))
+                DeviceRing::Packed(PackedRing::new(keep, resolved, self, log, journal))
             } else {
                 DeviceRing::Split(SplitRing::new(keep, resolved, self, log))
             }

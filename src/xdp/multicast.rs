@@ -57,6 +57,12 @@ impl MulticastTap {
         Ok(tap)
     }
 
+    /// The socket that another process has opened.
+    #[must_use]
+    pub fn inherit(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
     /// Receive one frame, waiting for it; its VLAN tag is put back where it was. Returns its
     /// length; None for one that does not fit, which is lost.
     ///
@@ -97,6 +103,21 @@ impl MulticastTap {
         }))
     }
 
+    /// How many frames were lost since this was last asked, for want of room in the socket.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn lost(&self) -> io::Result<u64> {
+        // SAFETY: a struct of integers, for which zeroes are valid.
+        let mut statistics: libc::tpacket_stats = unsafe { std::mem::zeroed() };
+        let mut len = libc::socklen_t::try_from(size_of_val(&statistics)).expect("8");
+        let (fd, name) = (self.socket.as_raw_fd(), libc::PACKET_STATISTICS);
+        let pointer = (&raw mut statistics).cast();
+        // SAFETY: the struct outlives the call and is `len` bytes long.
+        let result = unsafe { libc::getsockopt(fd, libc::SOL_PACKET, name, pointer, &raw mut len) };
+        if result == 0 { Ok(statistics.tp_drops.into()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Accept only frames whose first byte has the group bit: a classic BPF program of
     /// `ldb [0]; jset #1, accept, reject`.
     fn filter_multicast(&self) -> io::Result<()> {
@@ -114,6 +135,11 @@ impl MulticastTap {
         ];
         let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
         self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
+    }
+
+    /// Accept what this program accepts, which takes the place of the filter.
+    pub(super) fn filter_with(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &program.as_raw_fd())
     }
 
     fn ignore_outgoing(&self) -> io::Result<()> {

@@ -35,6 +35,14 @@ pub struct RingParts {
     pub keep: Arc<dyn Any + Send + Sync>,
 }
 
+#[cfg(test)]
+impl RingParts {
+    fn again(&self) -> Self {
+        let Self { producer, consumer, flags, entries, size, .. } = *self;
+        Self { producer, consumer, flags, entries, size, keep: Arc::clone(&self.keep) }
+    }
+}
+
 impl fmt::Debug for RingParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RingParts").field("size", &self.size).finish_non_exhaustive()
@@ -63,6 +71,11 @@ impl<T: Copy> View<T> {
     unsafe fn new(parts: RingParts) -> Self {
         assert!(parts.size.is_power_of_two());
         Self { parts, own: 0, other: 0, entry: std::marker::PhantomData }
+    }
+
+    /// Go on where `which`, our side's index, is in the ring: another process was our side before.
+    fn resume(&mut self, which: *mut u32) {
+        self.own = self.index(which).load(Ordering::Acquire);
     }
 
     #[inline]
@@ -152,6 +165,17 @@ impl Fill {
         Self(unsafe { View::new(parts) })
     }
 
+    /// Where it is, for a test to look at it as another process does.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> RingParts {
+        self.0.parts.again()
+    }
+
+    /// Go on where our side is in the ring.
+    pub(super) fn resume(&mut self) {
+        self.0.resume(self.0.parts.producer);
+    }
+
     /// Give a frame. There is always room: a socket has no more receive frames than entries.
     #[inline]
     #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
@@ -184,6 +208,17 @@ impl Rx {
     pub unsafe fn new(parts: RingParts) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { View::new(parts) })
+    }
+
+    /// Where it is, for a test to look at it as another process does.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> RingParts {
+        self.0.parts.again()
+    }
+
+    /// Go on where our side is in the ring.
+    pub(super) fn resume(&mut self) {
+        self.0.resume(self.0.parts.consumer);
     }
 
     /// How many frames are there, each a packet or a piece of one.
@@ -226,6 +261,17 @@ impl Tx {
         Self(unsafe { View::new(parts) })
     }
 
+    /// Where it is, for a test to look at it as another process does.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> RingParts {
+        self.0.parts.again()
+    }
+
+    /// Go on where our side is in the ring.
+    pub(super) fn resume(&mut self) {
+        self.0.resume(self.0.parts.producer);
+    }
+
     /// Give a frame with `len` bytes of a packet, and say whether the packet has `more`. There is
     /// always room: a socket has no more transmit frames than entries.
     #[inline]
@@ -265,6 +311,17 @@ impl Completion {
     pub unsafe fn new(parts: RingParts) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { View::new(parts) })
+    }
+
+    /// Where it is, for a test to look at it as another process does.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> RingParts {
+        self.0.parts.again()
+    }
+
+    /// Go on where our side is in the ring.
+    pub(super) fn resume(&mut self) {
+        self.0.resume(self.0.parts.consumer);
     }
 
     /// How many frames are there.

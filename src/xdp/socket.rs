@@ -1,32 +1,37 @@
 //! One AF_XDP socket: one queue of a NIC, with its four rings and its frames.
 
-use std::any::Any;
 use std::io;
-use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::ptr;
-use std::str::FromStr;
+use std::ops::Add;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use xsk_rs::config::{
-    BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig,
-    UmemConfig,
-};
-use xsk_rs::socket::SocketCreateError;
-use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
+use rustix::net::xdp::SocketAddrXdpFlags;
+use serde::{Deserialize, Serialize};
 
-use super::ring::{Completion, Fill, RingParts, Rx, Tx};
+use super::interface::Interface;
+use super::raw;
+use super::ring::{Completion, Fill, Rx, Tx};
 use super::umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
 
 /// Entries of each of a socket's rings, and frames it has in each direction.
 pub const RING_ENTRIES: u32 = 2048;
+/// Frames of one socket, in both directions.
+const FRAMES_PER_SOCKET: usize = 2 * RING_ENTRIES as usize;
 
 /// The kernel transmits at most this many frames per call in copy mode (TX_BATCH_SIZE of
 /// net/xdp/xsk.c); a larger backlog takes more calls.
 const COPY_MODE_BATCH: u32 = 32;
 
+/// How long a queue may have another socket: the kernel lets go of one that was closed, or whose
+/// process was killed, some time after (`xp_put_pool` leaves it to a work queue).
+const RELEASE_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How often it is asked.
+const RELEASE_RETRY: Duration = Duration::from_millis(2);
+
 /// How packets move between the NIC and our frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SocketMode {
     /// The NIC reads and writes the frames itself.
     ZeroCopy,
@@ -37,16 +42,39 @@ pub enum SocketMode {
 /// Why a socket could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The frame memory could not be registered.
-    #[error("cannot create the frame memory ({bytes} bytes); see `ulimit -l` and free memory")]
+    /// The frame memory could not be made or registered.
+    #[error(
+        "cannot create the frame memory ({bytes} bytes): it is locked, so see `ulimit -l`, or \
+         CAP_IPC_LOCK, and free memory"
+    )]
     Umem {
         /// Wanted.
         bytes: u64,
         /// The kernel's reason.
         #[source]
-        source: xsk_rs::umem::UmemCreateError,
+        source: io::Error,
     },
-    /// The socket could not be created or bound.
+    /// A descriptor that was to be a socket is none.
+    #[error("descriptor {number} is no AF_XDP socket that this process was started with")]
+    Inherit {
+        /// As configured.
+        number: u32,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket or its rings could not be made.
+    #[error("cannot create an AF_XDP socket for queue {queue} of {interface}")]
+    Create {
+        /// NIC.
+        interface: String,
+        /// Queue.
+        queue: u32,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket could not be bound.
     #[error("cannot bind an AF_XDP socket to queue {queue} of {interface} in {mode:?} mode")]
     Bind {
         /// NIC.
@@ -57,19 +85,19 @@ pub enum SocketError {
         mode: SocketMode,
         /// The kernel's reason.
         #[source]
-        source: SocketCreateError,
-    },
-    /// The kernel refused the second view of the rings.
-    #[error("cannot map the rings of queue {queue} of {interface}")]
-    Map {
-        /// NIC.
-        interface: String,
-        /// Queue.
-        queue: u32,
-        /// The kernel's reason.
-        #[source]
         source: io::Error,
     },
+}
+
+impl SocketError {
+    /// Whether a queue has another socket, perhaps of a process that has just ended.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::Bind { source, .. } if is_busy(source))
+    }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
 }
 
 /// The four rings of a socket.
@@ -83,6 +111,18 @@ pub struct SocketParts {
     pub fill: Fill,
     /// Transmitted frames.
     pub completion: Completion,
+}
+
+/// A socket between two turns, as another process goes on with it: what is not in its rings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketAtRest {
+    /// The queue.
+    pub queue: u32,
+    /// The frames that are in none of the rings.
+    free: Vec<u64>,
+    receiving: u64,
+    transmitting: u64,
+    cutting: bool,
 }
 
 /// Where a socket's frames are, for the accounts: the sum is always the number it started with.
@@ -119,28 +159,69 @@ pub struct KernelStatistics {
     pub invalid: u64,
 }
 
+impl Add for KernelStatistics {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            rx_dropped: self.rx_dropped + other.rx_dropped,
+            rx_ring_full: self.rx_ring_full + other.rx_ring_full,
+            fill_ring_empty: self.fill_ring_empty + other.fill_ring_empty,
+            invalid: self.invalid + other.invalid,
+        }
+    }
+}
+
+/// How far a socket is: what does not change while it stands still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketProgress {
+    /// Frames that are with the kernel to be transmitted.
+    pub transmitting: u64,
+    /// Frames that came back from that.
+    pub completed: u64,
+    /// Packets received.
+    pub received: u64,
+    /// Times the kernel found no frame to receive into.
+    pub fill_ring_empty: u64,
+}
+
+/// Frames in the rings of a socket that is about to be closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Received and not taken.
+    pub received: u64,
+    /// With the kernel to be transmitted.
+    pub transmitting: u64,
+}
+
 /// One queue of an uplink. Owned by one worker.
 #[derive(Debug)]
 pub struct Socket {
     queue: u32,
     umem: Arc<Umem>,
     parts: SocketParts,
+    /// How many there are of its own, wherever they are.
+    frames: u64,
     free: Vec<Frame>,
     census: FrameCensus,
     /// Packets put since the last `flush`.
     unflushed: bool,
     /// Packets that the kernel transmits in one call.
     call_batch: u32,
+    /// Our calls drive the NIC: one each turn.
+    busy_polled: bool,
     /// Longest packet, bytes.
     packet_max: u32,
+    /// Frames that came back from being transmitted.
+    completed: u64,
+    /// Packets received.
+    received: u64,
     /// In the middle of a received packet of too many frames, whose rest is dropped.
     cutting: bool,
     /// Received packets of too many frames.
     dropped_fragments: u64,
-    /// The socket's descriptor, to wake the kernel; None for a ring pair in memory.
-    fd: Option<RawFd>,
-    /// Closes the socket when dropped; after the rings, which are mapped from it.
-    owner: Option<XskQueues>,
+    /// The socket itself; None for a ring pair in memory.
+    fd: Option<OwnedFd>,
 }
 
 /// The longest packet of a socket in this mode with at most `frames` frames to a packet.
@@ -148,7 +229,8 @@ pub struct Socket {
 /// What limits it is what a frame holds of a received packet. In zero-copy mode that is less where
 /// packets have several: the kernel keeps 320 bytes at the end of each for itself, struct
 /// skb_shared_info, and gives drivers a multiple of 128 (`xsk_pool_get_rx_frame_size`).
-fn packet_max(mode: SocketMode, frames: usize) -> u32 {
+#[must_use]
+pub fn packet_max(mode: SocketMode, frames: usize) -> u32 {
     const SHARED_INFO: u32 = 320;
     let frames = u32::try_from(frames.min(FRAGMENTS_MAX)).expect("a small constant");
     match mode {
@@ -157,15 +239,6 @@ fn packet_max(mode: SocketMode, frames: usize) -> u32 {
         }
         SocketMode::ZeroCopy | SocketMode::Copy => frames * FRAME_PACKET_MAX,
     }
-}
-
-/// What xsk-rs made; held for its destructors.
-#[derive(Debug)]
-struct XskQueues {
-    tx: TxQueue,
-    _rx: RxQueue,
-    _fill: FillQueue,
-    _completion: CompQueue,
 }
 
 impl Socket {
@@ -177,20 +250,9 @@ impl Socket {
         frames: impl IntoIterator<Item = Frame>,
         packet_max: u32,
     ) -> Self {
-        let mut socket = Self {
-            queue,
-            umem,
-            parts,
-            free: frames.into_iter().collect(),
-            census: FrameCensus::default(),
-            unflushed: false,
-            call_batch: COPY_MODE_BATCH,
-            packet_max,
-            cutting: false,
-            dropped_fragments: 0,
-            fd: None,
-            owner: None,
-        };
+        let mut socket = Self::without_frames(queue, umem, parts, packet_max);
+        socket.free = frames.into_iter().collect();
+        socket.frames = socket.free.len() as u64;
         for frame in socket.free.split_off(socket.free.len() / 2) {
             socket.parts.fill.put(frame);
             socket.census.receiving += 1;
@@ -200,11 +262,86 @@ impl Socket {
         socket
     }
 
+    /// A socket that moves nothing in its rings, which may be another process's.
+    fn without_frames(queue: u32, umem: Arc<Umem>, parts: SocketParts, packet_max: u32) -> Self {
+        Self {
+            queue,
+            umem,
+            parts,
+            frames: 0,
+            free: Vec::new(),
+            census: FrameCensus::default(),
+            unflushed: false,
+            call_batch: COPY_MODE_BATCH,
+            busy_polled: false,
+            packet_max,
+            completed: 0,
+            received: 0,
+            cutting: false,
+            dropped_fragments: 0,
+            fd: None,
+        }
+    }
+
     /// A socket that has all frames of its own UMEM, for packets of many frames.
     #[must_use]
     pub fn of_whole(queue: u32, umem: Arc<Umem>, parts: SocketParts) -> Self {
         let frames: Vec<_> = umem.divide().collect();
         Self::new(queue, umem, parts, frames, packet_max(SocketMode::Copy, FRAGMENTS_MAX))
+    }
+
+    /// The socket of `queue` that another process has bound, its rings mapped. It has no frames
+    /// until it [goes on](Self::resume).
+    ///
+    /// # Errors
+    /// The kernel's; before 6.4 it refuses.
+    pub(super) fn adopt(
+        fd: OwnedFd,
+        queue: u32,
+        umem: Arc<Umem>,
+        packet_max: u32,
+    ) -> io::Result<Self> {
+        let parts = raw::map_rings(fd.as_fd(), RING_ENTRIES)?;
+        let mut socket = Self::without_frames(queue, umem, parts, packet_max);
+        socket.frames = FRAMES_PER_SOCKET as u64;
+        socket.call_batch = widen_call_batch(fd.as_fd());
+        socket.fd = Some(fd);
+        Ok(socket)
+    }
+
+    /// Show the kernel everything, and say where the frames are: another process may go on now, if
+    /// this one does nothing more with the socket.
+    pub fn rest(&mut self) -> SocketAtRest {
+        self.unflushed = true;
+        self.flush();
+        let FrameCensus { receiving, transmitting, .. } = self.census;
+        SocketAtRest {
+            queue: self.queue,
+            free: self.free.iter().map(Frame::address).collect(),
+            receiving,
+            transmitting,
+            cutting: self.cutting,
+        }
+    }
+
+    /// Go on where another process has left it; false, and nothing is done, if what is said of its
+    /// frames cannot be.
+    pub fn resume(&mut self, at_rest: &SocketAtRest) -> bool {
+        let SocketAtRest { receiving, transmitting, cutting, .. } = *at_rest;
+        let Some(free) = self.umem.adopt(&at_rest.free) else { return false };
+        if free.len() as u64 + receiving + transmitting != self.frames {
+            return false;
+        }
+        let SocketParts { rx, tx, fill, completion } = &mut self.parts;
+        rx.resume();
+        tx.resume();
+        fill.resume();
+        completion.resume();
+        self.census = FrameCensus { free: free.len() as u64, receiving, transmitting, away: 0 };
+        (self.free, self.cutting) = (free, cutting);
+        // The kernel may sleep on what was put last.
+        self.unflushed = true;
+        true
     }
 
     /// Which queue of the NIC.
@@ -219,11 +356,15 @@ impl Socket {
         &self.umem
     }
 
+    /// How packets move, by the kernel's word; None for a ring pair in memory.
+    pub(super) fn mode(&self) -> Option<SocketMode> {
+        mode_of(self.fd()?).ok()
+    }
+
     /// The descriptor to wait on; None for a ring pair in memory.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the descriptor is open while `owner` lives, which is as long as `self`.
-        self.fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+        self.fd.as_ref().map(AsFd::as_fd)
     }
 
     /// The longest packet that this socket sends and receives, bytes.
@@ -238,6 +379,12 @@ impl Socket {
         self.dropped_fragments
     }
 
+    /// How many frames are its own, with it or away, here or still with another process.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
     /// Where the frames are.
     #[must_use]
     pub fn census(&self) -> FrameCensus {
@@ -247,12 +394,12 @@ impl Socket {
     /// What the kernel counts of the socket; None for a ring pair in memory.
     #[must_use]
     pub fn kernel_statistics(&self) -> Option<KernelStatistics> {
-        let statistics = self.owner.as_ref()?.tx.fd().xdp_statistics().ok()?;
+        let statistics = raw::statistics(self.fd()?).ok()?;
         Some(KernelStatistics {
-            rx_dropped: statistics.rx_dropped(),
-            rx_ring_full: statistics.rx_ring_full(),
-            fill_ring_empty: statistics.rx_fill_ring_empty_descs(),
-            invalid: statistics.rx_invalid_descs() + statistics.tx_invalid_descs(),
+            rx_dropped: statistics.rx_dropped,
+            rx_ring_full: statistics.rx_ring_full.unwrap_or_default(),
+            fill_ring_empty: statistics.rx_fill_ring_empty_descs.unwrap_or_default(),
+            invalid: statistics.rx_invalid_descs + statistics.tx_invalid_descs,
         })
     }
 
@@ -281,6 +428,7 @@ impl Socket {
             self.parts.rx.release();
             self.census.receiving -= u64::from(taken);
             self.census.away += u64::from(taken);
+            self.received += u64::from(packets);
         }
         packets
     }
@@ -386,18 +534,51 @@ impl Socket {
         self.parts.completion.release();
         self.census.transmitting -= u64::from(count);
         self.census.free += u64::from(count);
+        self.completed += u64::from(count);
+    }
+
+    /// How far it is. The kernel is woken for what it still has to transmit, so that what stands
+    /// still after this was not merely forgotten.
+    pub fn examine(&mut self) -> SocketProgress {
+        self.reclaim();
+        if self.census.transmitting > 0 {
+            self.retry();
+        }
+        SocketProgress {
+            transmitting: self.census.transmitting,
+            completed: self.completed,
+            received: self.received,
+            fill_ring_empty: self.kernel_statistics().unwrap_or_default().fill_ring_empty,
+        }
+    }
+
+    /// What is in its rings and will be lost when it is dropped. Of the frames to be transmitted
+    /// the kernel may have sent some and not said so yet.
+    pub fn abandoned(&mut self) -> Abandoned {
+        self.reclaim();
+        let received = u64::from(self.parts.rx.acquire());
+        Abandoned { received, transmitting: self.census.transmitting }
+    }
+
+    /// Drive the NIC with a call at each flush from now on, which has it take at most so many
+    /// packets.
+    pub(super) fn poll_busily(&mut self, budget: u16) -> io::Result<()> {
+        let Some(fd) = self.fd() else { return Ok(()) };
+        raw::set_busy_poll(fd, budget)?;
+        self.busy_polled = true;
+        Ok(())
     }
 
     /// Show the kernel what was put since the last time, and wake it if it asks for that.
     #[inline]
     pub fn flush(&mut self) {
-        if !std::mem::take(&mut self.unflushed) {
+        if !std::mem::take(&mut self.unflushed) && !self.busy_polled {
             return;
         }
         self.parts.fill.release();
         self.parts.tx.release();
-        if let Some(fd) = self.fd {
-            self.wake(fd);
+        if self.fd.is_some() {
+            self.wake();
         }
         self.reclaim();
     }
@@ -414,235 +595,148 @@ impl Socket {
     }
 
     #[inline(never)]
-    fn wake(&mut self, fd: RawFd) {
+    fn wake(&mut self) {
+        let Some(fd) = &self.fd else { return };
         if self.parts.tx.needs_wakeup() {
             let calls = self.parts.tx.backlog().div_ceil(self.call_batch);
             for _ in 0..calls {
-                if !wake_transmit(fd) {
+                if !raw::wake_transmit(fd.as_fd()) {
                     break;
                 }
             }
         }
-        if self.parts.fill.needs_wakeup() {
-            // SAFETY: a receive of nothing into nothing on our own socket.
-            unsafe {
-                libc::recvfrom(
-                    fd,
-                    ptr::null_mut(),
-                    0,
-                    libc::MSG_DONTWAIT,
-                    ptr::null_mut(),
-                    ptr::null_mut(),
-                )
-            };
+        // Busy polled, it is this call that has the driver look at its queue.
+        if self.parts.fill.needs_wakeup() || self.busy_polled {
+            raw::wake_receive(fd.as_fd());
+        }
+        // Still there: virtio_net transmits by another NAPI instance than it receives by.
+        if self.busy_polled && self.parts.tx.backlog() > 0 {
+            raw::wake_polled_transmit(fd.as_fd());
         }
     }
 }
 
-/// One wake-up call. False when more of them are useless now: EBUSY and ENOBUFS say that the
-/// driver's queue is full, ENETDOWN and ENXIO that the NIC is down or gone. What was not taken
-/// stays in the ring for the next turn. EAGAIN says that the batch limit was reached.
-fn wake_transmit(fd: RawFd) -> bool {
-    // SAFETY: a send of nothing on our own socket.
-    let sent = unsafe { libc::sendto(fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
-    sent >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
-}
-
 // ---- opening ------------------------------------------------------------------------------------
 
-/// Open one socket per queue in `mode`, on one UMEM, for packets of at most `frames` frames.
+/// What sockets are bound as.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Binding {
+    /// None: zero-copy where the driver has it, by the kernel's choice.
+    pub mode: Option<SocketMode>,
+    /// Most frames of a packet.
+    pub frames: usize,
+}
+
+/// Open one socket per queue, on one UMEM: those that were `inherited`, if any were, or new ones.
+/// Queues whose socket was just closed are waited for.
 pub(super) fn open_all(
-    interface: &str,
+    interface: &Interface,
     queues: &[u32],
-    mode: SocketMode,
-    frames: usize,
+    binding: Binding,
+    inherited: Option<Vec<OwnedFd>>,
 ) -> Result<Vec<Socket>, SocketError> {
-    let packet_max = packet_max(mode, frames);
-    let flags = bind_flags(mode, frames);
-    let frames_per_socket = 2 * RING_ENTRIES;
-    let count = u32::try_from(queues.len()).unwrap_or(u32::MAX).saturating_mul(frames_per_socket);
-    let (xsk_umem, umem) = create_umem(count)?;
-    let umem = Arc::new(umem);
+    let mut inherited = inherited.map(Vec::into_iter);
+    let deadline = Instant::now() + RELEASE_WAIT_MAX;
+    let umem = create_umem(queues.len())?;
     let mut undealt = umem.divide();
-    let mut sockets = Vec::with_capacity(queues.len());
+    let mut sockets: Vec<Socket> = Vec::with_capacity(queues.len());
     for &queue in queues {
-        let bind_error = |source| {
-            let interface = interface.to_owned();
-            SocketError::Bind { interface, queue, mode, source }
+        let own = undealt.by_ref().take(FRAMES_PER_SOCKET);
+        let name = || interface.name.clone();
+        let create_error = |source| SocketError::Create { interface: name(), queue, source };
+        // Where the choice is the kernel's, copy mode is what it tries last.
+        let mode = binding.mode.unwrap_or(SocketMode::Copy);
+        let bind_error = |source| SocketError::Bind { interface: name(), queue, mode, source };
+        let fd = match &mut inherited {
+            Some(sockets) => sockets.next().expect("as many as queues"),
+            None => raw::socket().map_err(create_error)?,
         };
-        let owner = bind(&xsk_umem, interface, queue, flags).map_err(bind_error)?;
-        let fd = owner.tx.fd().as_raw_fd();
-        let map_error =
-            |source| SocketError::Map { interface: interface.to_owned(), queue, source };
-        let parts = map_rings(fd).map_err(map_error)?;
-        let own = undealt.by_ref().take(frames_per_socket as usize);
+        let first = sockets.first().and_then(Socket::fd);
+        if first.is_none() {
+            register(fd.as_fd(), &umem)?;
+        }
+        let parts = equip(fd.as_fd()).map_err(create_error)?;
+        let address = (interface.index, queue);
+        bind(fd.as_fd(), address, bind_flags(binding), first, deadline).map_err(bind_error)?;
+        let mode = mode_of(fd.as_fd()).map_err(bind_error)?;
+        let packet_max = packet_max(mode, binding.frames);
         let mut socket = Socket::new(queue, Arc::clone(&umem), parts, own, packet_max);
+        socket.call_batch = widen_call_batch(fd.as_fd());
         socket.fd = Some(fd);
-        socket.call_batch = widen_call_batch(fd);
-        socket.owner = Some(owner);
         sockets.push(socket);
     }
     Ok(sockets)
 }
 
-/// Let one call transmit all that the ring holds, in copy mode. Linux before 6.17 cannot, and goes
-/// on with its own batch. Answers what one call transmits.
-fn widen_call_batch(fd: RawFd) -> u32 {
-    /// XDP_MAX_TX_SKB_BUDGET of linux/if_xdp.h.
-    const MAX_TX_SKB_BUDGET: libc::c_int = 9;
-    let (value, len) = (RING_ENTRIES, libc::socklen_t::try_from(size_of::<u32>()).expect("4"));
-    let pointer = (&raw const value).cast();
-    // SAFETY: the value outlives the call and is `len` bytes long.
-    let result = unsafe { libc::setsockopt(fd, libc::SOL_XDP, MAX_TX_SKB_BUDGET, pointer, len) };
-    if result == 0 { RING_ENTRIES } else { COPY_MODE_BATCH }
+/// The sockets that a launcher made, by their descriptors' numbers. All of them are looked at
+/// before one is used: one that was given memory has it for good.
+pub(super) fn inherit(numbers: &[u32]) -> Result<Vec<OwnedFd>, SocketError> {
+    let inherited = |&number: &u32| {
+        raw::inherited_socket(number).map_err(|source| SocketError::Inherit { number, source })
+    };
+    numbers.iter().map(inherited).collect()
 }
 
-fn create_umem(frames: u32) -> Result<(xsk_rs::Umem, Umem), SocketError> {
-    let size = QueueSize::new(RING_ENTRIES).expect("a power of two");
-    let config = UmemConfig::builder()
-        .frame_size(FrameSize::new(FRAME_BYTES).expect("a power of two above 2048"))
-        .fill_queue_size(size)
-        .comp_queue_size(size)
-        .build()
-        .expect("the frame has room for the headroom");
-    let frames = NonZeroU32::new(frames.max(1)).expect("at least 1");
-    let bytes = u64::from(frames.get()) * u64::from(FRAME_BYTES);
-    let (xsk_umem, descriptors) = xsk_rs::Umem::new(config, frames, false)
-        .map_err(|source| SocketError::Umem { bytes, source })?;
-    // SAFETY: the descriptor is this UMEM's, and nothing else touches the fresh memory.
-    let data = unsafe { xsk_umem.data(&descriptors[0]) };
-    let base = data.contents().as_ptr().cast_mut().wrapping_sub(descriptors[0].addr());
-    let bytes = usize::try_from(bytes).expect("it was just mapped");
-    // SAFETY: `base` is where xsk-rs mapped `bytes` bytes, which stay while a clone of its handle
-    // lives; the descriptors it made are dropped here, so only our tokens name frames.
-    let umem = unsafe { Umem::new(base, bytes, Box::new(xsk_umem.clone())) };
-    Ok((xsk_umem, umem))
+/// What the kernel says of a bound socket.
+fn mode_of(fd: BorrowedFd<'_>) -> io::Result<SocketMode> {
+    let zero_copy = raw::is_zero_copy(fd)?;
+    Ok(if zero_copy { SocketMode::ZeroCopy } else { SocketMode::Copy })
+}
+
+/// Frame memory for so many sockets.
+fn create_umem(sockets: usize) -> Result<Arc<Umem>, SocketError> {
+    let bytes = (sockets * FRAMES_PER_SOCKET) as u64 * u64::from(FRAME_BYTES);
+    Umem::create(bytes).map(Arc::new).map_err(|source| SocketError::Umem { bytes, source })
+}
+
+/// Bring the frame memory to the kernel, by the first of the sockets that share it.
+fn register(fd: BorrowedFd<'_>, umem: &Umem) -> Result<(), SocketError> {
+    umem.register(fd).map_err(|source| SocketError::Umem { bytes: umem.bytes(), source })
+}
+
+/// Give a socket that is bound to nothing yet its rings.
+fn equip(fd: BorrowedFd<'_>) -> io::Result<SocketParts> {
+    raw::make_rings(fd, RING_ENTRIES)?;
+    raw::map_rings(fd, RING_ENTRIES)
 }
 
 /// Of the first socket of a UMEM; the kernel takes them over for the others that share it.
-fn bind_flags(mode: SocketMode, frames: usize) -> BindFlags {
+fn bind_flags(Binding { mode, frames }: Binding) -> SocketAddrXdpFlags {
     let copy = match mode {
-        SocketMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
-        SocketMode::Copy => BindFlags::XDP_COPY,
+        Some(SocketMode::ZeroCopy) => SocketAddrXdpFlags::XDP_ZEROCOPY,
+        Some(SocketMode::Copy) => SocketAddrXdpFlags::XDP_COPY,
+        None => SocketAddrXdpFlags::empty(),
     };
-    let several = if frames > 1 { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
-    copy | several | BindFlags::XDP_USE_NEED_WAKEUP
+    let several =
+        if frames > 1 { SocketAddrXdpFlags::XDP_USE_SG } else { SocketAddrXdpFlags::empty() };
+    copy | several | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP
 }
 
+/// Bind, and wait until `deadline` for a queue that has another socket.
 fn bind(
-    umem: &xsk_rs::Umem,
-    interface: &str,
-    queue: u32,
-    flags: BindFlags,
-) -> Result<XskQueues, SocketCreateError> {
-    let size = QueueSize::new(RING_ENTRIES).expect("a power of two");
-    let config = SocketConfig::builder()
-        .rx_queue_size(size)
-        .tx_queue_size(size)
-        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(flags)
-        .build();
-    let name = XskInterface::from_str(interface).expect("an existing interface's name has no NUL");
-    // SAFETY: each queue is bound once per UMEM, and the program load is inhibited.
-    let (tx, rx, own) = unsafe { xsk_rs::Socket::new(config, umem, &name, queue) }?;
-    let (fill, completion) = own.expect("a queue bound once has its own fill and completion rings");
-    Ok(XskQueues { tx, _rx: rx, _fill: fill, _completion: completion })
-}
-
-/// Map the socket's four rings a second time. Our view takes over from here: xsk-rs never moves
-/// an index of the rings it made.
-fn map_rings(fd: RawFd) -> io::Result<SocketParts> {
-    let offsets = mmap_offsets(fd)?;
-    let frame_ring = size_of::<u64>();
-    let packet_ring = size_of::<libc::xdp_desc>();
-    let rx = map_ring(fd, libc::XDP_PGOFF_RX_RING, &offsets.rx, packet_ring)?;
-    let tx = map_ring(fd, libc::XDP_PGOFF_TX_RING, &offsets.tx, packet_ring)?;
-    let fill = map_ring(fd, fill_offset(), &offsets.fr, frame_ring)?;
-    let completion = map_ring(fd, completion_offset(), &offsets.cr, frame_ring)?;
-    // SAFETY: the kernel laid the rings out so, and nobody else moves our side's indices.
-    unsafe {
-        Ok(SocketParts {
-            rx: Rx::new(rx),
-            tx: Tx::new(tx),
-            fill: Fill::new(fill),
-            completion: Completion::new(completion),
-        })
+    fd: BorrowedFd<'_>,
+    address: (u32, u32),
+    flags: SocketAddrXdpFlags,
+    shared: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> io::Result<()> {
+    loop {
+        match raw::bind(fd, address, flags, shared) {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                std::thread::sleep(RELEASE_RETRY);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
-// linux/if_xdp.h gives these two as 64-bit constants; off_t has their size on the 64-bit hosts we
-// serve.
-#[allow(clippy::cast_possible_wrap)]
-fn fill_offset() -> libc::off_t {
-    libc::XDP_UMEM_PGOFF_FILL_RING as libc::off_t
-}
-
-#[allow(clippy::cast_possible_wrap)]
-fn completion_offset() -> libc::off_t {
-    libc::XDP_UMEM_PGOFF_COMPLETION_RING as libc::off_t
-}
-
-fn mmap_offsets(fd: RawFd) -> io::Result<libc::xdp_mmap_offsets> {
-    // SAFETY: a struct of integers, for which zeroes are valid.
-    let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
-    let mut len = libc::socklen_t::try_from(size_of_val(&offsets)).expect("a few dozen bytes");
-    // SAFETY: the buffer is as long as `len` says and outlives the call.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_XDP,
-            libc::XDP_MMAP_OFFSETS,
-            (&raw mut offsets).cast(),
-            &raw mut len,
-        )
-    };
-    if result == 0 { Ok(offsets) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A mapping of one ring; unmapped when the last part of it is dropped.
-#[derive(Debug)]
-struct RingMapping {
-    base: *mut libc::c_void,
-    bytes: usize,
-}
-
-// SAFETY: an address range that is only unmapped through this value.
-unsafe impl Send for RingMapping {}
-// SAFETY: as above; nothing is reachable through a shared reference.
-unsafe impl Sync for RingMapping {}
-
-impl Drop for RingMapping {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `map_ring` mapped.
-        unsafe { libc::munmap(self.base, self.bytes) };
+/// Let one call transmit all that the ring holds, in copy mode. Linux before 6.17 cannot, and goes
+/// on with its own batch. Answers what one call transmits.
+fn widen_call_batch(fd: BorrowedFd<'_>) -> u32 {
+    match raw::set_transmit_budget(fd, RING_ENTRIES) {
+        Ok(()) => RING_ENTRIES,
+        Err(_unknown) => COPY_MODE_BATCH,
     }
-}
-
-fn map_ring(
-    fd: RawFd,
-    page: libc::off_t,
-    offset: &libc::xdp_ring_offset,
-    entry_bytes: usize,
-) -> io::Result<RingParts> {
-    let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
-    let bytes = at(offset.desc)? + RING_ENTRIES as usize * entry_bytes;
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
-    // SAFETY: a new mapping chosen by the kernel.
-    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, flags, fd, page) };
-    if base == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let keep = Arc::new(RingMapping { base, bytes });
-    let part = |offset: usize| base.cast::<u8>().wrapping_add(offset);
-    Ok(RingParts {
-        producer: part(at(offset.producer)?).cast(),
-        consumer: part(at(offset.consumer)?).cast(),
-        flags: part(at(offset.flags)?).cast(),
-        entries: part(at(offset.desc)?),
-        size: RING_ENTRIES,
-        keep: keep as Arc<dyn Any + Send + Sync>,
-    })
 }
 
 #[cfg(test)]
@@ -695,6 +789,71 @@ mod tests {
         assert_eq!(socket.census(), home);
         let longest = bytes(FRAME_PACKET_MAX as usize * EACH_WAY, 0);
         assert!(wire.arrive(&longest), "a receive frame was lost");
+    }
+
+    /// A second view of the same rings, as another process has them.
+    fn successor(socket: &Socket) -> Socket {
+        let SocketParts { rx, tx, fill, completion } = &socket.parts;
+        // SAFETY: the first view is not used any more where this one is.
+        let parts = unsafe {
+            SocketParts {
+                rx: Rx::new(rx.parts()),
+                tx: Tx::new(tx.parts()),
+                fill: Fill::new(fill.parts()),
+                completion: Completion::new(completion.parts()),
+            }
+        };
+        let umem = Arc::clone(&socket.umem);
+        let mut other = Socket::without_frames(socket.queue, umem, parts, socket.packet_max);
+        other.frames = socket.frames;
+        other
+    }
+
+    #[test]
+    fn another_process_goes_on_where_a_socket_rests() {
+        let (mut first, mut wire) = ring_pair(0, FRAMES);
+        for seed in 0..100 {
+            assert!(wire.arrive(&bytes(60, seed)));
+            receive(&mut first, 1);
+            assert!(send(&mut first, &bytes(5000, seed)));
+            first.flush();
+            wire.departed();
+        }
+        // Received and not taken yet; sent, and neither transmitted nor given back.
+        assert!(wire.arrive(&bytes(9000, 7)));
+        assert!(send(&mut first, &bytes(70, 8)));
+        // It is there before the first one rests, and touches nothing.
+        let mut second = successor(&first);
+        let at_rest = first.rest();
+        assert!(second.resume(&at_rest));
+        assert_eq!(second.census().total(), u64::from(FRAMES));
+        assert_eq!(receive(&mut second, 8), [bytes(9000, 7)]);
+        assert_eq!(wire.departed(), [bytes(70, 8)]);
+        assert!(send(&mut second, &bytes(80, 9)));
+        second.flush();
+        assert_eq!(wire.departed(), [bytes(80, 9)]);
+        assert_home(&mut second, &mut wire);
+    }
+
+    #[test]
+    fn frames_that_cannot_be_where_they_are_said_to_be_are_not_gone_on_with() {
+        let (mut socket, _wire) = ring_pair(0, FRAMES);
+        let at_rest = socket.rest();
+        let wrong = |change: fn(&mut SocketAtRest)| {
+            let mut changed = at_rest.clone();
+            change(&mut changed);
+            changed
+        };
+        for wrong in [
+            wrong(|left| left.free[1] = left.free[0]),
+            wrong(|left| left.free[1] += 1),
+            wrong(|left| left.free[1] = u64::from(FRAMES * FRAME_BYTES)),
+            wrong(|left| left.free.truncate(1)),
+            wrong(|left| left.transmitting += 1),
+        ] {
+            assert!(!socket.resume(&wrong), "{wrong:?}");
+        }
+        assert!(socket.resume(&at_rest));
     }
 
     #[test]

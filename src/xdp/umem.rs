@@ -1,7 +1,11 @@
 //! Frame memory and the token for a frame in it.
 
 use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::slice;
+
+use super::raw::{self, Mapping};
 
 /// Bytes of one frame; a packet and the headroom before it fit in one.
 pub const FRAME_BYTES: u32 = 4096;
@@ -51,11 +55,24 @@ pub struct Received {
 pub struct Umem {
     base: *mut u8,
     bytes: usize,
-    /// Unmaps the memory when dropped.
-    _owner: Box<dyn Any + Send + Sync>,
+    owner: Owner,
 }
 
-// SAFETY: the memory is plain bytes, valid while `_owner` lives; which thread may touch which part
+/// Whose the memory is: it goes when this is dropped.
+#[derive(Debug)]
+enum Owner {
+    /// A file of ours, mapped: the kernel and other processes can have it too.
+    File {
+        /// All of it.
+        mapping: Mapping,
+        /// The file.
+        file: OwnedFd,
+    },
+    /// Anything else.
+    Other { _keep: Box<dyn Any + Send + Sync> },
+}
+
+// SAFETY: the memory is plain bytes, valid while `owner` lives; which thread may touch which part
 // of it is decided by who holds the frame's token.
 unsafe impl Send for Umem {}
 // SAFETY: as above: through a shared reference only frames whose token one holds are reachable.
@@ -66,13 +83,67 @@ impl Umem {
     /// `base` must be the start of `bytes` readable and writable bytes that stay mapped while
     /// `owner` lives, and that nobody but the kernel and the holders of frame tokens touches.
     pub unsafe fn new(base: *mut u8, bytes: usize, owner: Box<dyn Any + Send + Sync>) -> Self {
-        Self { base, bytes, _owner: owner }
+        Self { base, bytes, owner: Owner::Other { _keep: owner } }
+    }
+
+    /// Fresh memory of so many bytes, all of it there.
+    ///
+    /// # Errors
+    /// The kernel has not so much.
+    pub(super) fn create(bytes: u64) -> io::Result<Self> {
+        Self::of_file(raw::memory_file(bytes)?)
+    }
+
+    /// The memory that another process has created; its sockets have it registered.
+    ///
+    /// # Errors
+    /// The file is not one of ours, or cannot be mapped.
+    pub(super) fn of_file(file: OwnedFd) -> io::Result<Self> {
+        let bytes = usize::try_from(raw::memory_size(&file)?).map_err(io::Error::other)?;
+        let mapping = Mapping::new(&file, bytes, 0)?;
+        Ok(Self { base: mapping.base(), bytes, owner: Owner::File { mapping, file } })
+    }
+
+    /// The file that the memory is of; None for plain memory.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.owner {
+            Owner::File { file, .. } => Some(file.as_fd()),
+            Owner::Other { .. } => None,
+        }
+    }
+
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    /// Make it a socket's, and that of all that share it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn register(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        match &self.owner {
+            Owner::File { mapping, .. } => raw::register(socket, mapping, FRAME_BYTES),
+            Owner::Other { .. } => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Divide the memory into frames: the only place where tokens are made from nothing.
     pub(super) fn divide(&self) -> impl Iterator<Item = Frame> + use<> {
         (0..(self.bytes as u64) / u64::from(FRAME_BYTES))
             .map(|index| Frame::at(index * u64::from(FRAME_BYTES)))
+    }
+
+    /// The tokens of these frames, which another process had; None if it cannot have had them.
+    pub(super) fn adopt(&self, addresses: &[u64]) -> Option<Vec<Frame>> {
+        let mut sorted = addresses.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let frame = u64::from(FRAME_BYTES);
+        let ours = |&address: &u64| address < self.bytes as u64 && address.is_multiple_of(frame);
+        let all = sorted.len() == addresses.len() && sorted.iter().all(ours);
+        all.then(|| addresses.iter().copied().map(Frame::at).collect())
     }
 
     /// What was received in a frame.

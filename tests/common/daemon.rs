@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use super::{Bed, Finished, Process, cpu_ticks, run, run_to_end, wait_for};
+use super::{Bed, Finished, Process, ServiceManager, cpu_ticks, run, run_to_end, wait_for};
 
 /// The profile that the tests bind.
 pub const PROFILE: &str = "org.isonic.net.v1";
@@ -77,21 +78,38 @@ pub struct Configuration {
     pub mode: &'static str,
     /// The uplinks' `coalesce`.
     pub coalesce: bool,
+    /// The uplinks' `host`.
+    pub host: bool,
+    /// The uplinks' `link_to_guests`.
+    pub link_to_guests: bool,
+    /// More lines of the uplinks.
+    pub uplink_lines: &'static str,
 }
 
 impl Configuration {
     /// All uplinks of the bed, one worker, these ports.
     pub fn new(bed: &Bed, ports: Vec<PortSpec>) -> Self {
         let uplinks = bed.uplinks.iter().map(|uplink| (uplink.nic.clone(), None)).collect();
-        let (worker_cpus, mode, coalesce) = (Vec::new(), "auto", true);
-        Self { uplinks, ports, workers: 1, worker_cpus, profile_dir: None, mode, coalesce }
+        Self {
+            uplinks,
+            ports,
+            workers: 1,
+            worker_cpus: Vec::new(),
+            profile_dir: None,
+            mode: "auto",
+            coalesce: true,
+            host: false,
+            link_to_guests: false,
+            uplink_lines: "",
+        }
     }
 
     fn text(&self, bed: &Bed) -> String {
         let mut text = format!(
-            "api_socket = {:?}\nstate_dir = {:?}\nworkers = {}\n",
+            "api_socket = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nworkers = {}\n",
             bed.path("api.sock"),
             bed.path("state"),
+            bed.path("run"),
             self.workers
         );
         if !self.worker_cpus.is_empty() {
@@ -101,10 +119,12 @@ impl Configuration {
             let _ = writeln!(text, "profile_dir = {directory:?}");
         }
         for (interface, queues) in &self.uplinks {
-            let Self { mode, coalesce, .. } = self;
+            let Self { mode, coalesce, host, link_to_guests, uplink_lines, .. } = self;
             let _ = write!(
                 text,
-                "\n[[uplinks]]\ninterface = {interface:?}\nmode = {mode:?}\ncoalesce = {coalesce}\n"
+                "\n[[uplinks]]\ninterface = {interface:?}\nmode = {mode:?}\n\
+                 coalesce = {coalesce}\nhost = {host}\nlink_to_guests = {link_to_guests}\n\
+                 {uplink_lines}\n"
             );
             if let Some(queues) = queues {
                 let _ = writeln!(text, "queues = {queues:?}");
@@ -143,24 +163,27 @@ impl Configuration {
 #[derive(Debug)]
 pub struct Daemon<'bed> {
     bed: &'bed Bed,
+    /// What starts it: a command that executes the one after it.
+    launcher: Vec<String>,
     process: Process,
 }
 
 impl<'bed> Daemon<'bed> {
     /// Starts it and waits until its API answers.
     pub fn start(bed: &'bed Bed, configuration: &Configuration) -> Self {
-        configuration.write(bed);
-        Self { bed, process: Self::launch(bed) }
+        // As many descriptors as a shell usually gives, and as many as the hard limit allows.
+        let launcher = ["prlimit", "--nofile=1024:", BINARY].map(str::to_owned);
+        Self::start_by(bed, configuration, &launcher)
     }
 
-    fn launch(bed: &Bed) -> Process {
-        let config = bed.path("isonic.toml").display().to_string();
-        // As many descriptors as a shell usually gives, and as many as the hard limit allows.
-        let limit = ["prlimit", "--nofile=1024:"];
-        let command_line = [&limit[..], &[BINARY, "run", "--config", &config]].concat();
-        let command_line: Vec<String> = command_line.into_iter().map(str::to_owned).collect();
-        let log = bed.path("isonic.log");
-        let mut process = Process::start("isonic", bed.host.name(), &command_line, &log);
+    /// The same by a command that ends in the path of isonic's binary.
+    pub fn start_by(bed: &'bed Bed, configuration: &Configuration, launcher: &[String]) -> Self {
+        configuration.write(bed);
+        Self { bed, launcher: launcher.to_vec(), process: Self::launch(bed, launcher) }
+    }
+
+    fn launch(bed: &Bed, launcher: &[String]) -> Process {
+        let mut process = Self::spawn(bed, launcher);
         wait_for("isonic's API answers", 10, || {
             if let Some(status) = process.ended() {
                 panic!("isonic ended with {status}");
@@ -170,10 +193,25 @@ impl<'bed> Daemon<'bed> {
         process
     }
 
+    fn spawn(bed: &Bed, launcher: &[String]) -> Process {
+        let config = bed.path("isonic.toml").display().to_string();
+        let arguments = ["run", "--config", &config].map(str::to_owned);
+        let command_line = [launcher, &arguments].concat();
+        let log = bed.path("isonic.log");
+        Process::start("isonic", bed.host.name(), &command_line, &log)
+    }
+
     /// Runs `isonic run` where it is expected to refuse; panics if it keeps running.
     pub fn refused(bed: &Bed, configuration: &Configuration) -> Finished {
+        Self::refused_by(bed, configuration, &[BINARY.to_owned()])
+    }
+
+    /// The same by a command that ends in the path of isonic's binary.
+    pub fn refused_by(bed: &Bed, configuration: &Configuration, launcher: &[String]) -> Finished {
         let config = configuration.write(bed).display().to_string();
-        let command_line = ["timeout", "10", BINARY, "run", "--config", &config];
+        let launcher: Vec<&str> = launcher.iter().map(String::as_str).collect();
+        let command_line =
+            [&["timeout", "10"], &launcher[..], &["run", "--config", &config]].concat();
         run_to_end(&mut bed.host.command(&command_line))
     }
 
@@ -218,6 +256,15 @@ impl<'bed> Daemon<'bed> {
         });
     }
 
+    /// Has another process go on with everything; what the command answers.
+    pub fn upgrade(&mut self, arguments: &[&str]) -> Value {
+        Process::adopt_orphans();
+        let answer = self.json(&[&["upgrade"], arguments].concat());
+        let id = answer["pid"].as_u64().and_then(|id| u32::try_from(id).ok());
+        self.process.succeeded_by(id.expect("a process id"));
+        answer
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.process.id()
@@ -239,9 +286,54 @@ impl<'bed> Daemon<'bed> {
         self.process.kill();
     }
 
+    /// The same, without waiting for more than the process.
+    pub fn launch_again(&mut self) {
+        self.process = Self::spawn(self.bed, &self.launcher);
+    }
+
+    /// Starts it as a service manager does, with what that keeps for it.
+    pub fn start_as_service(
+        bed: &'bed Bed,
+        configuration: &Configuration,
+        manager: &mut ServiceManager,
+    ) -> Self {
+        configuration.write(bed);
+        let launcher = Vec::new();
+        Self { bed, launcher, process: Self::spawn_as_service(bed, manager) }
+    }
+
+    /// The same, again.
+    pub fn start_again_as_service(&mut self, manager: &mut ServiceManager) {
+        self.process = Self::spawn_as_service(self.bed, manager);
+    }
+
+    fn spawn_as_service(bed: &Bed, manager: &mut ServiceManager) -> Process {
+        // What is kept comes as descriptor 3 (sd_listen_fds(3)), and stays kept meanwhile.
+        let kept = manager.kept.get("isonic").map(|kept| kept.try_clone().expect("descriptor"));
+        let listen = if kept.is_some() { "LISTEN_FDS=1 LISTEN_FDNAMES=isonic" } else { "" };
+        let script = format!("exec 3<&0 </dev/null; LISTEN_PID=$$ {listen} exec \"$@\"");
+        let config = bed.path("isonic.toml").display().to_string();
+        let environment = manager.environment();
+        let words = ["env", &environment[0], &environment[1], "sh", "-c", &script, "sh"];
+        let command_line = [&words[..], &[BINARY, "run", "--config", &config]].concat();
+        let command_line: Vec<String> = command_line.into_iter().map(str::to_owned).collect();
+        let (log, stdin) = (bed.path("isonic.log"), kept.map_or(Stdio::null(), Stdio::from));
+        let process = Process::start_with("isonic", bed.host.name(), &command_line, &log, stdin);
+        manager.hear("READY=1");
+        process
+    }
+
     /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill), same configuration.
     pub fn start_again(&mut self) {
-        self.process = Self::launch(self.bed);
+        self.process = Self::launch(self.bed, &self.launcher);
+    }
+
+    /// Stops it and starts it as if it were another: with this configuration, and no state.
+    pub fn replace(&mut self, configuration: &Configuration) {
+        self.stop();
+        fs::remove_dir_all(self.bed.path("state")).expect("state directory");
+        configuration.write(self.bed);
+        self.start_again();
     }
 
     /// Open descriptors and mappings: what a leak would let grow.

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Bed, Netns, PortSpec, Process, Uplink, repository, run, wait_for};
+use super::{Agent, Bed, Monitor, Netns, PortSpec, Process, Uplink, repository, run, wait_for};
 
 /// Seconds for a boot; it takes three under emulation on an idle core.
 const BOOT_SECONDS: u64 = 90;
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a guest's kernel tells when it panics: all tasks, and a backtrace of every CPU.
+const PANIC_PRINT: u32 = 0x41;
+const QEMU_10: &str = "cache/qemu-10/qemu";
 
 /// What to boot.
 #[derive(Clone, Debug)]
@@ -31,14 +31,16 @@ pub struct GuestSpec {
     pub msix: bool,
     /// MiB. It is taken from the host only where the guest writes.
     pub memory: u32,
+    /// The folder of cache/ with the kernel.
+    pub image: &'static str,
 }
 
 impl GuestSpec {
     /// A guest with two queue pairs on this port.
     pub fn new(port: &PortSpec, uplink: &Uplink, number: u8) -> Self {
         let address = uplink.guest_address(number);
-        let port = port.clone();
-        Self { port, address, queue_pairs: 2, profile_dir: None, msix: false, memory: 192 }
+        let (port, profile_dir, image) = (port.clone(), None, "guest");
+        Self { port, address, queue_pairs: 2, profile_dir, msix: false, memory: 192, image }
     }
 }
 
@@ -49,8 +51,8 @@ pub struct Guest {
     pub spec: GuestSpec,
     process: Process,
     console: PathBuf,
-    agent: UnixStream,
-    commands: u32,
+    agent: Agent,
+    monitor: Monitor,
 }
 
 impl Guest {
@@ -67,24 +69,31 @@ impl Guest {
     /// Starts QEMU, which may have to wait for its backend; to be followed by
     /// [`ready`](Self::ready).
     pub fn launch(bed: &Bed, spec: &GuestSpec) -> Self {
-        let image = repository("cache/guest");
-        assert!(image.join("stamp").exists(), "no guest to boot: run scripts/guest-image");
+        Self::start(bed, spec, &[])
+    }
+
+    /// Starts a QEMU that waits for a guest to arrive.
+    pub fn await_arrival(bed: &Bed, spec: &GuestSpec) -> Self {
+        Self::start(bed, spec, &["-incoming", "defer"])
+    }
+
+    fn start(bed: &Bed, spec: &GuestSpec, options: &[&str]) -> Self {
+        let image = repository("cache").join(spec.image);
+        assert!(image.join("stamp").exists(), "no {}: run scripts/guest-image", image.display());
+        assert!(!spec.msix || repository(QEMU_10).exists(), "no QEMU 10 here: run scripts/qemu-10");
         let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name));
-        let (console, agent) = (file("console"), file("agent"));
-        let _ = fs::remove_file(&console);
-        let _ = fs::remove_file(&agent);
-        let command_line = command_line(bed, spec);
+        let (console, agent, monitor) = (file("console"), file("agent"), file("monitor"));
+        // Of one that ran before.
+        for path in [&console, &agent, &monitor, &file("qemu")] {
+            let _ = fs::remove_file(path);
+        }
+        let mut command_line = command_line(bed, spec);
+        command_line.extend(options.iter().map(|&option| option.to_owned()));
         let name = format!("QEMU of {}", spec.port.name);
         let process = Process::start(&name, bed.wire.name(), &command_line, &file("qemu"));
-        let mut channel = None;
-        // The socket is there before QEMU listens on it.
-        wait_for("QEMU makes the command channel", 20, || {
-            channel = UnixStream::connect(&agent).ok();
-            channel.is_some()
-        });
-        let agent = channel.expect("command channel");
-        agent.set_read_timeout(Some(COMMAND_TIMEOUT)).expect("timeout");
-        Self { spec: spec.clone(), process, console, agent, commands: 0 }
+        let agent = Agent::connect(&agent);
+        let monitor = Monitor::new(monitor);
+        Self { spec: spec.clone(), process, console, agent, monitor }
     }
 
     /// Waits until the guest is up.
@@ -106,29 +115,25 @@ impl Guest {
 
     /// Runs a command in the guest's shell: its output, and its exit status.
     pub fn run(&mut self, command: &str) -> (String, i32) {
-        self.commands += 1;
-        let line = format!("RUN {} {command}\n", self.commands);
-        self.agent.write_all(line.as_bytes()).expect("command channel");
-        let mark = format!("\nDONE {} ", self.commands);
-        let mut answer = String::new();
-        loop {
-            if let Some((output, status)) = answer.split_once(&mark)
-                && let Some(status) = status.strip_suffix('\n')
-            {
-                return (output.to_owned(), status.parse().expect("exit status"));
-            }
-            let mut buffer = [0; 4096];
-            let length = self.agent.read(&mut buffer);
-            let length = length.unwrap_or_else(|error| panic!("{command:?} in the guest: {error}"));
-            assert!(length > 0, "{command:?} in the guest: QEMU hung up");
-            answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        self.agent.try_run(command).unwrap_or_else(|error| {
+            self.explain();
+            panic!("{command:?} in {}: {error}", self.spec.port.name);
+        })
+    }
+
+    /// Makes a guest that does not answer any more tell its console what its tasks and CPUs are
+    /// at (the kernel's `unknown_nmi_panic`), so that it is known why.
+    fn explain(&mut self) {
+        if self.process.ended().is_none() {
+            self.monitor.query("inject-nmi");
+            std::thread::sleep(Duration::from_secs(10));
         }
     }
 
     /// Runs a command that must succeed.
     pub fn check(&mut self, command: &str) -> String {
         let (output, status) = self.run(command);
-        assert_eq!(status, 0, "{command:?} in the guest: {output}");
+        assert_eq!(status, 0, "{command:?} in {}: {output}", self.spec.port.name);
         output
     }
 
@@ -165,9 +170,18 @@ impl Guest {
 
     /// What the guest sees of its interface (`scripts/guest/guest-facts`).
     pub fn facts(&mut self) -> BTreeMap<String, String> {
-        let facts = self.check("guest-facts");
-        let pairs = facts.lines().filter_map(|line| line.split_once('='));
-        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+        self.agent.facts()
+    }
+
+    /// All that the guest can tell of its interface, and that must never change: facts, ethtool's
+    /// tables, the driver's name and place, offloads, queues, how often its link has changed.
+    pub fn view(&mut self) -> String {
+        // A link that has just come up is told with some delay.
+        self.check("until grep -q up /sys/class/net/eth0/operstate; do sleep 0.1; done");
+        let tables = "for table in -g -l -i -k; do ethtool $table eth0 || exit 1; done";
+        let system = "cd /sys/class/net/eth0 && ls queues && for fact in address mtu carrier \
+                      carrier_changes tx_queue_len type flags; do echo $fact $(cat $fact); done";
+        self.check(&format!("guest-facts && {tables} && {system} && ip address show eth0"))
     }
 
     /// Reboots from inside and waits until it is up again; to be done once.
@@ -181,6 +195,23 @@ impl Guest {
         let driver = "/sys/bus/virtio/drivers/virtio_net";
         self.check(&format!("echo virtio0 >{driver}/unbind && [ ! -e /sys/class/net/eth0 ]"));
         self.check(&format!("echo virtio0 >{driver}/bind && guest-network"));
+    }
+
+    /// QEMU's monitor.
+    pub fn monitor(&mut self) -> &mut Monitor {
+        &mut self.monitor
+    }
+
+    /// All that QEMU has written.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Waits until QEMU has ended by itself, and not well; gives what it has written.
+    pub fn gave_up(&mut self) -> String {
+        let status = self.process.wait(30);
+        assert!(!status.success(), "QEMU ended with {status}");
+        self.log()
     }
 
     /// QEMU's process id.
@@ -205,7 +236,7 @@ impl Drop for Guest {
 }
 
 /// KVM only where `scripts/test` found that it boots this guest.
-fn accelerator() -> Vec<String> {
+pub(super) fn accelerator() -> Vec<String> {
     let found = fs::read_to_string(repository("cache/guest/accelerator")).unwrap_or_default();
     let words = if found.starts_with("kvm") {
         "-accel kvm -cpu host"
@@ -227,13 +258,26 @@ fn exported_device(spec: &GuestSpec) -> String {
     arguments.trim_end().replace('\n', " ")
 }
 
+/// A ring of 256 posted buffers takes up to a megabyte.
+///
+/// And never a multiple of 256 KiB: of such memory QEMU before 9.0 clears the dirty bits of 64
+/// pages at a time when a migration asks for them, and forgets that its emulated processors
+/// remember in their TLBs which pages are dirty already. What they write next to those pages does
+/// not travel (QEMU's commit 03bfc2188f06, "physmem: Fix migration dirty bitmap coherency with TCG
+/// memory access"). Page by page it does not forget.
+fn memory_kib(spec: &GuestSpec) -> u32 {
+    /// The least that QEMU rounds to.
+    const ODD_KIB: u32 = 8;
+    1024 * spec.memory.max(4 * spec.queue_pairs) + ODD_KIB
+}
+
 fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
-    let image = repository("cache/guest");
+    let image = repository("cache").join(spec.image);
     let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name)).display().to_string();
     let socket = file("sock");
     // A port in client mode connects to QEMU; QEMU does not wait for it.
     let side = if spec.port.mode == "client" { "server=on,wait=on" } else { "reconnect=1" };
-    let qemu_10 = repository("cache/qemu-10/qemu").display().to_string();
+    let qemu_10 = repository(QEMU_10).display().to_string();
     let (qemu, vectors) = match accelerator()[1].as_str() {
         "kvm" => ("qemu-system-x86_64", ""),
         _ if spec.msix => (&*qemu_10, ""),
@@ -241,22 +285,25 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     };
     let device = exported_device(spec);
     let words = format!(
-        "{qemu} -machine q35,memory-backend=memory -smp {cpus} -m {size} \
-         -object memory-backend-memfd,id=memory,size={size}M,share=on -nodefaults -no-user-config \
+        "{qemu} -machine q35,memory-backend=memory -smp {cpus} -m {size}K \
+         -object memory-backend-memfd,id=memory,size={size}K,share=on -nodefaults -no-user-config \
          -kernel {image}/vmlinux -initrd {image}/initrd -display none \
          -chardev socket,id=vhost,path={socket},{side} \
          {device},romfile={vectors} \
          -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
-         -serial chardev:agent",
+         -serial chardev:agent \
+         -chardev socket,id=monitor,path={monitor},server=on,wait=off \
+         -mon chardev=monitor,mode=control",
         cpus = spec.queue_pairs.min(4),
-        // A ring of 256 posted buffers takes up to a megabyte.
-        size = spec.memory.max(4 * spec.queue_pairs),
+        size = memory_kib(spec),
         image = image.display(),
         console = file("console"),
         agent = file("agent"),
+        monitor = file("monitor"),
     );
     let append = format!(
-        "console=ttyS0 quiet panic=-1 no_timer_check iomem=relaxed isonic.ip={}/24",
+        "console=ttyS0 quiet panic=-1 unknown_nmi_panic panic_print={PANIC_PRINT:#x} \
+         no_timer_check iomem=relaxed isonic.ip={}/24",
         spec.address
     );
     let mut command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();

@@ -1,6 +1,8 @@
 //! The harness of the tests that need a machine: network namespaces, the daemon, QEMU guests and
 //! DPDK's virtio-user, all real.
 //!
+//! (`Libvirtd` is Debian's libvirtd, in directories of its own.)
+//!
 //! A test makes a [`Bed`], starts a [`Daemon`] and its counterparts on it, and asserts. Everything
 //! started is recorded by process id and ended on drop, by a panic too; what a killed run left is
 //! removed by the next. Beds exclude each other over all processes of this machine, because two
@@ -12,25 +14,47 @@
 
 #![allow(dead_code, unused_imports, reason = "every test binary uses its own part")]
 
+mod agent;
 mod bed;
 mod capture;
 mod daemon;
+mod echo_flow;
+mod exchange;
+mod flows;
 mod guest;
+mod inner_host;
+mod libvirt;
+mod migration;
+mod monitor;
 mod netns;
 mod packet_socket;
 mod process;
+mod scene;
+mod service_manager;
 mod testpmd;
 mod traffic;
+mod xsk;
 
-pub use bed::{Bed, NIC, Uplink};
+pub use agent::Agent;
+pub use bed::{BRIDGE, Bed, NIC, Uplink};
 pub use capture::{Capture, Checksums, TcpFrame};
 pub use daemon::{Configuration, Daemon, PROFILE, PortSpec};
+pub use echo_flow::{EchoFlow, Tally};
+pub use exchange::exchange;
+pub use flows::{Flow, Flows, Outage, Report};
 pub use guest::{Guest, GuestSpec};
+pub use inner_host::{InnerHost, InnerNic, tap, uplink};
+pub use libvirt::{Libvirtd, Qemu, open_to};
+pub use migration::{Migration, Refused};
+pub use monitor::Monitor;
 pub use netns::Netns;
 pub use packet_socket::PacketSocket;
 pub use process::{Finished, Process, cpu_ticks, run, run_to_end};
+pub use scene::{Moves, Scene};
+pub use service_manager::ServiceManager;
 pub use testpmd::{Testpmd, VirtioUser};
 pub use traffic::{echo_datagrams, echo_stream, ping, receive_stream, send_stream, wait_reachable};
+pub use xsk::{XskFacts, xsk_facts};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

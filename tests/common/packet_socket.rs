@@ -34,6 +34,16 @@ impl PacketSocket {
         assert_eq!(sent, frame.len(), "a frame goes whole or not at all");
     }
 
+    /// Whether the kernel drops a frame that is to be sent.
+    pub fn is_refused(&mut self, frame: &[u8]) -> bool {
+        self.file.write(frame).is_err()
+    }
+
+    /// Sends a frame that may be lost on the spot, which the interface counts.
+    pub fn offer(&mut self, frame: &[u8]) {
+        let _ = self.file.write(frame);
+    }
+
     /// The next frame that arrives, if one does in time.
     pub fn receive(&mut self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 1 << 16];

@@ -1,9 +1,12 @@
 //! Child processes that never outlive the test, with their output kept for the report.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// How long a command that should end by itself may take.
 const COMMAND_SECONDS: u64 = 60;
@@ -78,6 +81,8 @@ pub fn cpu_ticks(process: u32) -> u64 {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
+    /// The one that has taken its place.
+    successor: Option<Pid>,
     name: String,
     log: PathBuf,
 }
@@ -85,23 +90,49 @@ pub struct Process {
 impl Process {
     /// Starts `program` with `arguments` in the namespace; stdin is a pipe. `log` is appended to.
     pub fn start(name: &str, namespace: &str, command_line: &[String], log: &Path) -> Self {
+        Self::start_with(name, namespace, command_line, log, Stdio::piped())
+    }
+
+    /// The same with this standard input.
+    pub fn start_with(
+        name: &str,
+        namespace: &str,
+        command_line: &[String],
+        log: &Path,
+        stdin: Stdio,
+    ) -> Self {
         let file = File::options().create(true).append(true).open(log).expect("log file");
         // setpriv: should the test be killed, so is the child. Neither it nor ip forks: the
         // process id stays.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "ip", "netns", "exec", namespace])
             .args(command_line)
-            .stdin(Stdio::piped())
+            .stdin(stdin)
             .stdout(file.try_clone().expect("log file"))
             .stderr(file)
             .spawn()
             .unwrap_or_else(|error| panic!("starting {name}: {error}"));
-        Self { child, name: name.to_owned(), log: log.to_owned() }
+        Self { child, successor: None, name: name.to_owned(), log: log.to_owned() }
     }
 
     /// Its process id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        match self.successor {
+            Some(successor) => successor.as_raw_nonzero().get().try_into().expect("positive"),
+            None => self.child.id(),
+        }
+    }
+
+    /// Processes that children leave behind become ours, so that they can be waited for.
+    pub fn adopt_orphans() {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("prctl");
+    }
+
+    /// It has ended well and left its place to another process: that one is meant from now on.
+    pub fn succeeded_by(&mut self, id: u32) {
+        let status = self.wait(10);
+        assert!(status.success(), "{} ended with {status}", self.name);
+        self.successor = Pid::from_raw(id.try_into().expect("a process id"));
     }
 
     /// Its standard input.
@@ -116,11 +147,21 @@ impl Process {
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("wait")
+        match self.successor {
+            Some(successor) => {
+                let ended = waitpid(Some(successor), WaitOptions::NOHANG).expect("wait");
+                ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()))
+            }
+            None => self.child.try_wait().expect("wait"),
+        }
     }
 
     /// SIGKILL, and waits for the end.
     pub fn kill(&mut self) {
+        if let Some(successor) = self.successor {
+            let _ = kill_process(successor, Signal::KILL);
+            let _ = waitpid(Some(successor), WaitOptions::empty());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -133,8 +174,17 @@ impl Process {
 
     /// Waits for the end: at most `seconds`.
     pub fn wait(&mut self, seconds: u64) -> ExitStatus {
-        let status = wait_bounded(&mut self.child, seconds);
-        status.unwrap_or_else(|| panic!("{} did not end in {seconds} s", self.name))
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            if Instant::now() >= deadline {
+                self.kill();
+                panic!("{} did not end in {seconds} s", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

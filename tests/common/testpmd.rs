@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::{Bed, PortSpec, Process, wait_for};
+use super::{Bed, Netns, PortSpec, Process, wait_for};
 
 /// How virtio-user is started as a port's front-end.
 #[derive(Clone, Debug)]
@@ -46,28 +46,39 @@ impl Testpmd {
         let testpmd = format!(
             "--nb-cores=1 --rxq={queue_pairs} --txq={queue_pairs} --forward-mode={mode} {testpmd}"
         );
-        Self::launch(bed, &port.name, &format!("{environment} --vdev={device}"), &testpmd)
+        let environment = format!("{environment} --vdev={device}");
+        Self::launch(bed, &bed.wire, &port.name, &environment, &testpmd)
     }
 
     /// Starts it as a backend with default options that listens on this socket of the bed's.
     pub fn backend(bed: &Bed, socket: &str) -> Self {
         let device = format!("--vdev=net_vhost0,iface={}", bed.path(socket).display());
-        Self::launch(bed, socket, &device, "--nb-cores=1")
+        Self::launch(bed, &bed.wire, socket, &device, "--nb-cores=1")
     }
 
-    fn launch(bed: &Bed, name: &str, environment: &str, options: &str) -> Self {
+    /// Starts it as the backend of a host: between this socket of the bed's and the host's uplink,
+    /// forwarding everything, one queue pair.
+    pub fn switch(bed: &Bed, socket: &str) -> Self {
+        let vhost = format!("--vdev=net_vhost0,iface={}", bed.path(socket).display());
+        let uplink = format!("--vdev=net_af_packet0,iface={}", bed.uplinks[0].nic);
+        let options = "--nb-cores=1 --forward-mode=io --auto-start";
+        Self::launch(bed, &bed.host, socket, &format!("{vhost} {uplink}"), options)
+    }
+
+    fn launch(bed: &Bed, namespace: &Netns, name: &str, environment: &str, options: &str) -> Self {
         // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then
         // one memfd, which vhost-user can share, and the machine needs no huge pages.
         let words = format!(
             "stdbuf --output=L dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
-             --file-prefix=isonic-{id} {environment} -- -i --total-num-mbufs=8192 {options}",
+             --file-prefix=isonic-{id}-{host} {environment} -- -i --total-num-mbufs=8192 {options}",
             id = std::process::id(),
+            host = namespace.name(),
         );
         let command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         let log = bed.path(&format!("{name}.testpmd"));
         // Of one that ran before; what is waited for must be this one's.
         let _ = std::fs::remove_file(&log);
-        let mut process = Process::start("dpdk-testpmd", bed.wire.name(), &command_line, &log);
+        let mut process = Process::start("dpdk-testpmd", namespace.name(), &command_line, &log);
         wait_for("dpdk-testpmd is ready", 30, || {
             if let Some(status) = process.ended() {
                 panic!("dpdk-testpmd ended with {status}");

@@ -1,0 +1,160 @@
+//! What one process leaves to the next, as data: JSON, and beside it descriptors, which it names by
+//! their place.
+//!
+//! Two documents. The [`Foundation`] is what stays as it is, and is given while packets still move:
+//! the next process maps and makes all it can from it. The [`Traffic`] is where everything stood
+//! when it stopped.
+//!
+//! Fields are added, with a default, and ignored by those who do not know them; [`VERSION`] changes
+//! when that is not enough, and then the next process refuses. A session is a list of vhost-user
+//! messages, whose form is not ours to change.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::vhost_user::{Record, Said};
+use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
+
+/// Of both documents.
+pub(super) const VERSION: u32 = 1;
+
+/// The place of a descriptor.
+pub(super) type Place = usize;
+
+/// What stays as it is.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Foundation {
+    pub version: u32,
+    pub uplinks: Vec<UplinkPart>,
+    /// The API's listening socket.
+    pub api: Option<Place>,
+    pub listeners: Vec<ListenerPart>,
+}
+
+/// One NIC.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct UplinkPart {
+    pub interface: String,
+    pub index: u32,
+    pub attach_mode: AttachMode,
+    pub socket_mode: SocketMode,
+    pub reason: String,
+    pub packet_max: u32,
+    pub link: Place,
+    pub tap: Place,
+    pub umem: Place,
+    /// By queue.
+    pub sockets: Vec<(u32, Place)>,
+}
+
+/// One port's listening socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ListenerPart {
+    pub port: String,
+    pub path: PathBuf,
+    pub listener: Place,
+}
+
+/// Where everything stood.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Traffic {
+    pub version: u32,
+    /// When, by CLOCK_MONOTONIC, nanoseconds.
+    pub stopped_at: u64,
+    /// By interface.
+    pub sockets: Vec<(String, SocketAtRest)>,
+    /// Ports whose session did not come to stand still.
+    #[serde(default)]
+    pub reconnecting: Vec<String>,
+    /// Each a [`SessionPart`], on its own: what is not understood of one is that one's loss.
+    pub sessions: Vec<serde_json::Value>,
+}
+
+/// One session.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SessionPart {
+    pub port: String,
+    pub stream: Place,
+    pub said: Vec<SaidPart>,
+    pub ran: Vec<Option<u16>>,
+}
+
+/// One message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SaidPart {
+    pub code: u32,
+    pub body: Vec<u8>,
+    pub descriptors: Vec<Place>,
+}
+
+/// Descriptors on their way, each with its place.
+#[derive(Debug, Default)]
+pub(super) struct Descriptors(Vec<Option<OwnedFd>>);
+
+impl Descriptors {
+    /// As they came.
+    pub fn of(descriptors: Vec<OwnedFd>) -> Self {
+        Self(descriptors.into_iter().map(Some).collect())
+    }
+
+    /// Add one.
+    pub fn put(&mut self, descriptor: OwnedFd) -> Place {
+        self.0.push(Some(descriptor));
+        self.0.len() - 1
+    }
+
+    /// Take the one at a place; none if the document is wrong about it.
+    pub fn take(&mut self, place: Place) -> Option<OwnedFd> {
+        self.0.get_mut(place)?.take()
+    }
+
+    /// All that are still there.
+    pub fn iter(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.0.iter().flatten()
+    }
+}
+
+impl UplinkPart {
+    /// With its descriptors; None if they are not all there.
+    pub fn join(self, descriptors: &mut Descriptors) -> Option<InheritedUplink> {
+        let sockets = self.sockets.into_iter();
+        let sockets = sockets.map(|(queue, place)| Some((queue, descriptors.take(place)?)));
+        Some(InheritedUplink {
+            index: self.index,
+            attach_mode: self.attach_mode,
+            socket_mode: self.socket_mode,
+            reason: self.reason,
+            packet_max: self.packet_max,
+            sockets: sockets.collect::<Option<_>>()?,
+            link: descriptors.take(self.link)?,
+            tap: descriptors.take(self.tap)?,
+            umem: descriptors.take(self.umem)?,
+        })
+    }
+}
+
+impl SaidPart {
+    /// Apart from its descriptors.
+    pub fn part(said: Said, descriptors: &mut Descriptors) -> Self {
+        let Said { code, body, descriptors: own } = said;
+        let places = own.into_iter().map(|own| descriptors.put(own)).collect();
+        Self { code, body, descriptors: places }
+    }
+
+    fn join(self, descriptors: &mut Descriptors) -> Option<Said> {
+        let own = self.descriptors.into_iter().map(|place| descriptors.take(place));
+        Some(Said { code: self.code, body: self.body, descriptors: own.collect::<Option<_>>()? })
+    }
+}
+
+impl SessionPart {
+    /// With its descriptors: the port, the connection and what was said on it.
+    pub fn join(self, descriptors: &mut Descriptors) -> Option<(String, OwnedFd, Record)> {
+        let stream = descriptors.take(self.stream)?;
+        let said = self.said.into_iter().map(|said| said.join(descriptors));
+        let record = Record { said: said.collect::<Option<_>>()?, ran: self.ran };
+        Some((self.port, stream, record))
+    }
+}

@@ -1,0 +1,277 @@
+//! The successor's side: make everything beside the predecessor, then go on where it rests.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, bounded};
+
+use crate::datapath::{UplinkId, WorkerGone};
+use crate::platform::unix_socket::SocketFile;
+use crate::report::chain;
+use crate::vhost_user::InheritedSession;
+use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
+
+use super::super::ports::Registry;
+use super::channel::Channel;
+use super::document::{Descriptors, Foundation, SessionPart, Traffic, VERSION};
+use super::{Answer, PREDECESSOR_VARIABLE, Running, manager, now};
+
+/// How long a session may take to be followed: each message is microseconds.
+const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How long what was kept may take to be read.
+const KEPT_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Why we cannot go on where the predecessor rests; it goes on then.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// The way to it.
+    #[error("the way to the process before this one is broken")]
+    Channel(#[from] io::Error),
+    /// Another version's documents.
+    #[error("it speaks version {found} of the succession, and this isonic {VERSION}")]
+    Version {
+        /// As it says.
+        found: u32,
+    },
+    /// Its frames are not as it says.
+    #[error("its sockets' frames are not where it says")]
+    Frames,
+    /// A worker has ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerGone),
+    /// The XDP program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+/// What the predecessor leaves that stays as it is.
+#[derive(Debug, Default)]
+pub struct Estate {
+    uplinks: BTreeMap<String, InheritedUplink>,
+    api: Option<UnixListener>,
+    listeners: BTreeMap<String, (PathBuf, UnixListener)>,
+}
+
+impl Estate {
+    fn of(foundation: Foundation, mut descriptors: Descriptors) -> Self {
+        let mut estate = Self::default();
+        for part in foundation.uplinks {
+            let interface = part.interface.clone();
+            if let Some(uplink) = part.join(&mut descriptors) {
+                estate.uplinks.insert(interface, uplink);
+            }
+        }
+        estate.api = foundation.api.and_then(|place| descriptors.take(place)).map(Into::into);
+        for part in foundation.listeners {
+            if let Some(listener) = descriptors.take(part.listener) {
+                estate.listeners.insert(part.port, (part.path, listener.into()));
+            }
+        }
+        estate
+    }
+
+    /// The uplink of this name.
+    pub fn take_uplink(&mut self, interface: &str) -> Option<InheritedUplink> {
+        self.uplinks.remove(interface)
+    }
+
+    /// The API's socket, if it is at this path.
+    pub fn take_api(&mut self, path: &Path) -> Option<UnixListener> {
+        let listener = self.api.take()?;
+        let address = listener.local_addr().ok()?;
+        (address.as_pathname() == Some(path)).then_some(listener)
+    }
+
+    /// A port's socket, if it is at this path.
+    pub fn take_listener(&mut self, port: &str, path: &Path) -> Option<UnixListener> {
+        let (at, listener) = self.listeners.remove(port)?;
+        (at == path).then_some(listener)
+    }
+}
+
+/// The process before this one.
+#[derive(Debug)]
+pub struct Predecessor {
+    channel: Channel,
+    /// It waits for what we say. Else it is gone, and what it left was kept for us.
+    waits: bool,
+}
+
+impl Predecessor {
+    /// The one that has started this process for it to go on, or that has left everything with the
+    /// service manager; None if this process begins anew.
+    ///
+    /// # Errors
+    /// [`TakeError`], where it waits.
+    pub fn find() -> Result<Option<(Self, Estate)>, TakeError> {
+        if std::env::var_os(PREDECESSOR_VARIABLE).is_some() {
+            return Self::waiting().map(Some);
+        }
+        let Some(end) = manager::kept() else { return Ok(None) };
+        let predecessor = Self { channel: Channel::of(end), waits: false };
+        match predecessor.foundation() {
+            Ok(estate) => Ok(Some((predecessor, estate))),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(
+                    error,
+                    "nothing can be made of what was kept: front-ends reconnect"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    fn waiting() -> Result<(Self, Estate), TakeError> {
+        let end = std::io::stdin().as_fd().try_clone_to_owned()?;
+        let predecessor = Self { channel: Channel::of(end), waits: true };
+        // Else the channel would stay open for as long as we live.
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
+        let estate = predecessor.foundation();
+        let estate = estate.inspect_err(|error| predecessor.refuse(&error.to_string()))?;
+        Ok((predecessor, estate))
+    }
+
+    fn foundation(&self) -> Result<Estate, TakeError> {
+        let (foundation, descriptors) = self.channel.receive::<Foundation>(self.patience())?;
+        if foundation.version != VERSION {
+            return Err(TakeError::Version { found: foundation.version });
+        }
+        Ok(Estate::of(foundation, descriptors))
+    }
+
+    /// What was kept is there.
+    fn patience(&self) -> Option<Duration> {
+        if self.waits { None } else { Some(KEPT_WAIT_MAX) }
+    }
+
+    /// Say why we do not go on.
+    pub fn refuse(&self, reason: &str) {
+        // Then it sees that we end.
+        let _ = self.answer(&Answer::Refused { reason: reason.to_owned() });
+    }
+
+    fn answer(&self, answer: &Answer) -> io::Result<()> {
+        if !self.waits {
+            return Ok(());
+        }
+        self.channel.send(answer, &Descriptors::default())
+    }
+
+    /// Go on where it rests: ports are made, and they and the workers are at rest.
+    ///
+    /// # Errors
+    /// [`TakeError`]; nothing has moved, and nothing may: the process has to end.
+    pub fn take_over(&self, registry: &Registry) -> Result<(), TakeError> {
+        self.answer(&Answer::Ready)?;
+        let (traffic, descriptors) = self.channel.receive::<Traffic>(self.patience())?;
+        let Traffic { version, stopped_at, sockets, mut reconnecting, sessions } = traffic;
+        if version != VERSION {
+            return Err(TakeError::Version { found: version });
+        }
+        let sessions = join(sessions, descriptors);
+        // Forgotten rather than dropped where this fails: what is at rest must not go on.
+        let (commit, ours) = bounded(0);
+        let commit = std::mem::ManuallyDrop::new(commit);
+        let (followed, lost) = follow(registry, sessions, &ours);
+        reconnecting.extend(lost);
+        if !registry.fabric.adopt(by_number(registry, sockets))? {
+            return Err(TakeError::Frames);
+        }
+        for nic in registry.nics.iter() {
+            nic.replace_program()?;
+        }
+        self.answer(&Answer::Taken)?;
+        registry.fabric.resume()?;
+        let outage_nanoseconds = now().saturating_sub(stopped_at);
+        drop(std::mem::ManuallyDrop::into_inner(commit));
+        own_names(registry);
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let sessions = followed;
+        tracing::info!(
+            us = outage_nanoseconds / 1000,
+            sessions,
+            ?reconnecting,
+            "went on where the process before this one rests"
+        );
+        let running = Running { version, outage_nanoseconds, sessions, reconnecting };
+        // It has ended already if it does not hear it.
+        let _ = self.answer(&Answer::Running(running));
+        Ok(())
+    }
+}
+
+/// The sessions, by port. One that is not understood is left out, and its front-end connects anew.
+fn join(
+    sessions: Vec<serde_json::Value>,
+    mut descriptors: Descriptors,
+) -> BTreeMap<String, InheritedSession> {
+    let mut joined = BTreeMap::new();
+    for session in sessions {
+        let part = serde_json::from_value::<SessionPart>(session).ok();
+        match part.and_then(|part| part.join(&mut descriptors)) {
+            Some((port, stream, record)) => {
+                joined.insert(port, InheritedSession { stream: UnixStream::from(stream), record });
+            }
+            None => tracing::error!("a session is not understood: its front-end connects anew"),
+        }
+    }
+    joined
+}
+
+/// Have every port follow its session: how many do, and the ports whose front-ends are to connect
+/// anew.
+fn follow(
+    registry: &Registry,
+    mut sessions: BTreeMap<String, InheritedSession>,
+    ours: &Receiver<()>,
+) -> (usize, Vec<String>) {
+    let mut ports = registry.ports();
+    let mut outcomes = Vec::new();
+    for (name, port) in ports.iter_mut() {
+        let session = sessions.remove(name);
+        let expected = session.is_some();
+        let outcome = port.socket.inherit(session, ours.clone());
+        if expected {
+            outcomes.push((name.clone(), outcome));
+        }
+    }
+    // Of ports that are not served here.
+    let mut reconnecting: Vec<String> = sessions.into_keys().collect();
+    let deadline = Instant::now() + FOLLOW_WAIT_MAX;
+    let mut followed = 0;
+    for (name, outcome) in outcomes {
+        match outcome.recv_deadline(deadline) {
+            Ok(()) => followed += 1,
+            Err(_) => reconnecting.push(name),
+        }
+    }
+    (followed, reconnecting)
+}
+
+fn by_number(
+    registry: &Registry,
+    sockets: Vec<(String, SocketAtRest)>,
+) -> Vec<(UplinkId, SocketAtRest)> {
+    let number = |(interface, socket): (String, SocketAtRest)| {
+        Some((registry.nics.by_name(&interface)?.id, socket))
+    };
+    sockets.into_iter().filter_map(number).collect()
+}
+
+/// The names of the sockets are ours to remove from now on.
+fn own_names(registry: &Registry) {
+    for port in registry.ports().values_mut() {
+        if port.file.is_none() && port.socket.listener().is_some() {
+            port.file = SocketFile::inherit(&port.config.socket).ok();
+        }
+    }
+    *registry.estate.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}

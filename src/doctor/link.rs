@@ -1,0 +1,139 @@
+//! Whether the interface can be had: its state, who else has it, what the host does on it.
+
+use super::Subject;
+use super::finding::{Finding, list};
+use crate::xdp::nic::Manager;
+
+pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
+    let mut findings = vec![driver(subject), up(subject), program(subject)];
+    findings.extend(master(subject));
+    findings.extend(uppers(subject));
+    findings.extend(addresses(subject));
+    findings.extend(manager(subject));
+    findings
+}
+
+fn driver(subject: &Subject<'_>) -> Finding {
+    let nic = subject.nic;
+    let part = |what: &str, version: &Option<String>| {
+        version.as_ref().map(|version| format!(", {what} {version}")).unwrap_or_default()
+    };
+    let (version, firmware) =
+        (part("version", &nic.driver_version), part("firmware", &nic.firmware));
+    Finding::ok("driver", format!("{}{version}{firmware}", nic.link.driver))
+}
+
+fn up(subject: &Subject<'_>) -> Finding {
+    let (name, link) = (subject.name, &subject.nic.link);
+    if !link.up {
+        return Finding::problem("link", "down")
+            .means("nothing can be bound to it")
+            .mend(format!("ip link set dev {name} up"));
+    }
+    if !link.carrier {
+        return Finding::warning("link", "up, without a carrier")
+            .means("nothing comes in and nothing goes out until there is another end")
+            .mend(format!("ethtool {name}"));
+    }
+    Finding::ok("link", "up")
+}
+
+fn program(subject: &Subject<'_>) -> Finding {
+    let (name, id) = (subject.name, "xdp-program");
+    let Some(program) = &subject.nic.link.program else {
+        return match subject.served {
+            None => Finding::ok(id, "none is attached"),
+            Some(_) => Finding::warning(id, "that of the running isonic is gone")
+                .means("VMs receive nothing from the wire")
+                .mend("restart isonic"),
+        };
+    };
+    let called = program.name.as_deref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+    let found = format!("program {}{called} is attached", list(&program.ids));
+    if let Some(view) = subject.served {
+        let mode = format!("{:?}, {:?}", view.xdp_mode, view.socket_mode).to_lowercase();
+        return Finding::ok(id, format!("that of the running isonic: {mode}; {}", view.reason));
+    }
+    if subject.candidate.wanted.handed.is_some() {
+        return Finding::ok(id, format!("{found}, the launcher's"));
+    }
+    let finding = Finding::problem(id, found);
+    if program.is_ours() {
+        return finding
+            .means("another isonic has the interface, and its API is not the one that was asked")
+            .mend("--api-socket of that isonic, or stop it");
+    }
+    finding
+        .means("two programs cannot be attached by two owners")
+        .mend(format!("bpftool net show dev {name}; then ip link set dev {name} xdp off"))
+}
+
+fn master(subject: &Subject<'_>) -> Option<Finding> {
+    let (name, id) = (subject.name, "master");
+    let master = subject.nic.link.master.as_ref()?;
+    let found = format!("a port of the {} {}", master.kind, master.interface);
+    let meaning = match master.kind.as_str() {
+        "bond" | "team" => {
+            "VMs would use this one link of several, and lose it when the bond changes to another"
+        }
+        _ => {
+            "VMs' frames go past it: they do not reach what is connected to it, and their \
+             addresses are learnt on no port of it"
+        }
+    };
+    Some(
+        Finding::warning(id, found).means(meaning).mend(format!("ip link set dev {name} nomaster")),
+    )
+}
+
+fn uppers(subject: &Subject<'_>) -> Option<Finding> {
+    let uppers = &subject.nic.link.uppers;
+    if uppers.is_empty() {
+        return None;
+    }
+    let names: Vec<String> =
+        uppers.iter().map(|upper| format!("{} ({})", upper.interface, upper.kind)).collect();
+    let finding = Finding::note("on-top", format!("{} on it", list(&names)));
+    Some(finding.means("their traffic passes to them, but for what a wire port takes"))
+}
+
+/// A wire port takes what comes, the host's own frames too.
+fn addresses(subject: &Subject<'_>) -> Option<Finding> {
+    let addresses = &subject.nic.link.addresses;
+    if addresses.is_empty() {
+        return None;
+    }
+    let found = format!("{} on it", list(addresses));
+    let everything = subject.candidate.wires.iter().any(|queues| {
+        let queues = queues.as_ref().unwrap_or(&subject.queues);
+        (0..subject.nic.receive_queues()).all(|queue| queues.contains(&queue))
+    });
+    if everything {
+        let finding = Finding::warning("host-addresses", found);
+        return Some(
+            finding
+                .means("a wire port takes every queue, so that the host is cut off from these")
+                .mend("give the wire port queues = [...], or the host another interface"),
+        );
+    }
+    Some(Finding::note("host-addresses", found).means("the host goes on using them"))
+}
+
+fn manager(subject: &Subject<'_>) -> Option<Finding> {
+    let name = subject.name;
+    let (who, remedy) = match subject.nic.manager? {
+        Manager::NetworkManager => {
+            ("NetworkManager", format!("nmcli device set {name} managed no"))
+        }
+        Manager::Networkd => (
+            "systemd-networkd",
+            format!("Unmanaged=yes in the [Link] section of {name}'s .network file"),
+        ),
+    };
+    let finding = Finding::note("managed", format!("{who} manages it"));
+    Some(
+        finding
+            .means("it may set the interface down, its MTU or its queues, at its own time")
+            .mend(remedy),
+    )
+}

@@ -1,0 +1,475 @@
+//! libvirt's hook of QEMU domains (hooks.html): a VM that is about to run here gets its ports, one
+//! that has gone gives them back, and one that this host cannot have is refused while it can still
+//! stay where it is.
+//!
+//! | operation | what is done |
+//! |---|---|
+//! | `migrate`, `restore` | all is checked, nothing made; the sockets' paths become this host's |
+//! | `prepare` | the ports are made |
+//! | `start` | they must be there, and free |
+//! | `started` | what QEMU has connected to must be the profile that is stored |
+//! | `release` | the domain's ports are removed |
+//! | `reconnect` | libvirt was restarted: ports that are missing are made |
+//!
+//! A failed `reconnect` would have libvirt kill a running VM: whoever calls [`run`] must tell of it
+//! and go on. Ports are known as the domain's by their owner, `libvirt:UUID`: a domain that is
+//! refused is released as well, and must not take another's ports with it.
+//!
+//! libvirt is never called; it waits for us. The daemon is asked over its API.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
+use crate::control::Request;
+use crate::control::api::{Deleted, ErrorCode, PortState, PortView, ProfileView};
+use crate::control::client::{Client, ClientError};
+use crate::device::mac::{MacAddress, MacAddressError};
+
+use super::document::{self, Edits};
+pub use super::domain::may_be_ours;
+use super::domain::{Domain, DomainError, Interface, Record};
+use super::interface::Mode;
+
+/// What this host says of every domain.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Where sockets are on this host; None leaves them where they were.
+    pub socket_directory: Option<PathBuf>,
+    /// The group that owns them, which QEMU's user must be in.
+    pub socket_group: Option<String>,
+    /// Their permissions; if None, 0660 with a group and 0600 without.
+    pub socket_permissions: Option<SocketPermissions>,
+    /// The interface behind each uplink that a domain may name, beside those that have its name.
+    pub uplinks: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Where the socket of a domain that comes from elsewhere is here.
+    fn arriving(&self, socket: &str) -> String {
+        let file = Path::new(socket).file_name().unwrap_or_default();
+        match &self.socket_directory {
+            Some(directory) => directory.join(file).display().to_string(),
+            None => socket.to_owned(),
+        }
+    }
+}
+
+/// Why the domain must not run here, or not now.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// Its XML.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// An interface has no address that a port could have.
+    #[error("interface {interface} has the address {mac}")]
+    Mac {
+        /// The interface.
+        interface: String,
+        /// As written.
+        mac: String,
+        /// What is wrong with it.
+        source: MacAddressError,
+    },
+    /// The daemon did not answer.
+    #[error("isonic cannot be asked for the ports of this domain")]
+    Daemon(#[from] ClientError),
+    /// This host does not know the profile.
+    #[error("interface {interface} cannot be had on this host")]
+    Profile {
+        /// The interface.
+        interface: String,
+        /// What the daemon says.
+        source: ClientError,
+    },
+    /// It knows another one under the name.
+    #[error(
+        "interface {interface} has the profile {profile} with digest {stamped}, and this host has \
+         another interface under that name, with digest {found}"
+    )]
+    Digest {
+        /// The interface.
+        interface: String,
+        /// Its profile.
+        profile: String,
+        /// As stored with the domain.
+        stamped: String,
+        /// As it is here.
+        found: String,
+    },
+    /// It cannot keep it.
+    #[error(
+        "interface {interface} has the profile {profile}, which this host cannot keep on {uplink}: \
+         {reasons}"
+    )]
+    Blocked {
+        /// The interface.
+        interface: String,
+        /// Its profile.
+        profile: String,
+        /// The uplink.
+        uplink: String,
+        /// Every reason.
+        reasons: String,
+    },
+    /// The uplink's name says nothing here.
+    #[error(
+        "interface {interface} wants the uplink \"{wanted}\", and this host has {}; say which it \
+         is with --uplink {wanted}=INTERFACE of `isonic libvirt install-hook`",
+        present.join(", ")
+    )]
+    UnknownUplink {
+        /// The interface.
+        interface: String,
+        /// As stored.
+        wanted: String,
+        /// Those of the daemon.
+        present: Vec<String>,
+    },
+    /// It names none, and there is a choice.
+    #[error(
+        "interface {interface} names no uplink, and this host has {}; stamp the domain with \
+         --uplink",
+        present.join(", ")
+    )]
+    WhichUplink {
+        /// The interface.
+        interface: String,
+        /// Those of the daemon.
+        present: Vec<String>,
+    },
+    /// Somebody has its port.
+    #[error("port \"{port}\" of interface {interface} {problem}")]
+    Taken {
+        /// The port.
+        port: String,
+        /// The interface.
+        interface: String,
+        /// What is the matter with it.
+        problem: String,
+    },
+    /// The daemon does not make its port.
+    #[error("port \"{port}\" of interface {interface} cannot be made")]
+    Port {
+        /// The port.
+        port: String,
+        /// The interface.
+        interface: String,
+        /// What the daemon says.
+        source: ClientError,
+    },
+}
+
+/// Do what `operation` asks for, for the domain with this XML. Gives the XML that libvirt is to go
+/// on with, where that is another.
+///
+/// # Errors
+/// [`HookError`], which libvirt shows to whoever wanted the operation.
+pub fn run(
+    operation: &str,
+    text: &str,
+    settings: &Settings,
+    daemon: &Client,
+) -> Result<Option<String>, HookError> {
+    // Before it is read: what stands in the XML of others is none of our business.
+    if !may_be_ours(text) {
+        return Ok(None);
+    }
+    let document = document::parse(text).map_err(DomainError::from)?;
+    let domain = Domain::new(&document)?;
+    let stamped = domain.stamped()?;
+    if stamped.is_empty() {
+        return Ok(None);
+    }
+    let owner = format!("libvirt:{}", domain.text("uuid")?);
+    let hook = Hook { operation, owner, settings, daemon };
+    match operation {
+        "migrate" | "restore" => {
+            hook.check(&stamped)?;
+            let mut edits = Edits::new(&document);
+            for (interface, _) in &stamped {
+                let socket = settings.arriving(interface.socket()?);
+                edits.set(interface.source()?, "path", &socket);
+            }
+            let changed = edits.apply();
+            return Ok((changed != text).then_some(changed));
+        }
+        "prepare" | "reconnect" => hook.make(&stamped)?,
+        "start" => hook.verify(&stamped, PortState::Waiting)?,
+        "started" => hook.verify(&stamped, PortState::Running)?,
+        "release" => hook.remove()?,
+        // `stopped`, `attach`, and what later versions may call.
+        _ => {}
+    }
+    Ok(None)
+}
+
+type Stamped<'d, 't> = [(Interface<'d, 't>, Record)];
+
+struct Hook<'h> {
+    operation: &'h str,
+    owner: String,
+    settings: &'h Settings,
+    daemon: &'h Client,
+}
+
+impl Hook<'_> {
+    /// Whether all ports could be made.
+    fn check(&self, stamped: &Stamped<'_, '_>) -> Result<(), HookError> {
+        let ports = self.ports()?;
+        for (interface, record) in stamped {
+            let wanted = self.wanted(*interface, record)?;
+            self.place(&wanted, *interface, &record.digest, &ports)?;
+        }
+        Ok(())
+    }
+
+    /// Make the ports: all of them or none.
+    fn make(&self, stamped: &Stamped<'_, '_>) -> Result<(), HookError> {
+        let ports = self.ports()?;
+        let mut made = Vec::new();
+        for (interface, record) in stamped {
+            let outcome = self.make_one(*interface, record, &ports);
+            match outcome {
+                Ok(port) => made.extend(port),
+                Err(error) => {
+                    for port in made {
+                        // The first reason is the one to tell.
+                        let _: Result<Deleted, _> = self.daemon.call(&Request::DeletePort(port));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Make one port if it is not there; its name if it was made.
+    fn make_one(
+        &self,
+        interface: Interface<'_, '_>,
+        record: &Record,
+        ports: &[PortView],
+    ) -> Result<Option<String>, HookError> {
+        let wanted = self.wanted(interface, record)?;
+        match self.place(&wanted, interface, &record.digest, ports)? {
+            Place::Ready => return Ok(None),
+            Place::Left => {
+                let name = wanted.name.clone();
+                self.daemon.call::<Deleted>(&Request::DeletePort(name))?;
+            }
+            Place::Free => {}
+        }
+        let name = wanted.name.clone();
+        let made = self.daemon.call::<PortView>(&Request::AddPort(wanted));
+        let (port, interface) = (name.clone(), interface.name());
+        made.map_err(|source| HookError::Port { port, interface, source })?;
+        Ok(Some(name))
+    }
+
+    /// What is where a port should be.
+    fn place(
+        &self,
+        wanted: &PortConfig,
+        interface: Interface<'_, '_>,
+        digest: &str,
+        ports: &[PortView],
+    ) -> Result<Place, HookError> {
+        let Some(present) = ports.iter().find(|port| port.name == wanted.name) else {
+            return Ok(Place::Free);
+        };
+        let is_ours = present.owner.as_deref() == Some(self.owner.as_str());
+        let taken = |problem: String| {
+            let (port, interface) = (wanted.name.clone(), interface.name());
+            Err(HookError::Taken { port, interface, problem })
+        };
+        let is_ready = is_same(present, wanted, digest) && (is_ours || present.owner.is_none());
+        let is_in_use = matches!(present.state, PortState::Connected | PortState::Running);
+        if is_in_use && !(is_ready && self.operation == "reconnect") {
+            let whose = present.owner.as_deref().unwrap_or("somebody");
+            return taken(format!("has a front-end connected, and is that of {whose}"));
+        }
+        if is_ready {
+            return Ok(Place::Ready);
+        }
+        if is_ours {
+            return Ok(Place::Left);
+        }
+        taken(match &present.owner {
+            Some(owner) => format!("is that of {owner}; see `isonic port show {}`", wanted.name),
+            None => {
+                format!("is there with another interface; see `isonic port show {}`", wanted.name)
+            }
+        })
+    }
+
+    /// The ports must be there, with the profiles that are stored, and as far as `state` at most.
+    fn verify(&self, stamped: &Stamped<'_, '_>, state: PortState) -> Result<(), HookError> {
+        let ports = self.ports()?;
+        for (interface, record) in stamped {
+            let port = interface.port()?;
+            let problem = match ports.iter().find(|present| present.name == port) {
+                None => Some("is not there any more".to_owned()),
+                Some(present) => problem(present, record, state),
+            };
+            if let Some(problem) = problem {
+                let (port, interface) = (port.to_owned(), interface.name());
+                return Err(HookError::Taken { port, interface, problem });
+            }
+        }
+        Ok(())
+    }
+
+    /// Remove the domain's ports, those too that were plugged in while it ran.
+    fn remove(&self) -> Result<(), HookError> {
+        let of_domain = |port: &PortView| port.owner.as_deref() == Some(self.owner.as_str());
+        let mut outcome = Ok(());
+        for port in self.ports()?.into_iter().filter(of_domain) {
+            let deleted: Result<Deleted, _> = self.daemon.call(&Request::DeletePort(port.name));
+            outcome = match deleted {
+                Err(ClientError::Refused(gone)) if gone.code == ErrorCode::NotFound => outcome,
+                Err(error) => Err(error.into()),
+                Ok(_) => outcome,
+            };
+        }
+        outcome
+    }
+
+    fn ports(&self) -> Result<Vec<PortView>, HookError> {
+        Ok(self.daemon.call(&Request::ListPorts)?)
+    }
+
+    /// The port of an interface on this host, which can keep its profile.
+    fn wanted(
+        &self,
+        interface: Interface<'_, '_>,
+        record: &Record,
+    ) -> Result<PortConfig, HookError> {
+        let profile = self.profile(interface, record)?;
+        let uplink = self.uplink(interface, record, &profile)?;
+        let reasons = profile.uplinks.get(&uplink).unwrap_or(&profile.blockers);
+        if !reasons.is_empty() {
+            let (profile, reasons) = (record.profile.clone(), reasons.join("; "));
+            return Err(HookError::Blocked {
+                interface: interface.name(),
+                profile,
+                uplink,
+                reasons,
+            });
+        }
+        let Settings { socket_group, socket_permissions, .. } = self.settings;
+        let group_may = socket_group.as_ref().map(|_| SocketPermissions(0o660));
+        Ok(PortConfig {
+            name: interface.port()?.to_owned(),
+            socket: match self.operation {
+                "migrate" | "restore" => self.settings.arriving(interface.socket()?).into(),
+                // libvirt does not ask for the XML any more.
+                _ => interface.socket()?.into(),
+            },
+            mode: match interface.mode()? {
+                Mode::Client => SocketMode::Server,
+                Mode::Server => SocketMode::Client,
+            },
+            profile: record.profile.clone(),
+            allow_draft: record.draft,
+            uplink,
+            attach: Attach::Switch,
+            mac: Some(mac(interface)?),
+            queues: None,
+            socket_group: socket_group.clone(),
+            socket_permissions: socket_permissions.or(group_may),
+            owner: Some(self.owner.clone()),
+        })
+    }
+
+    /// The daemon's word on a profile, which must be the one that is stored.
+    fn profile(
+        &self,
+        interface: Interface<'_, '_>,
+        record: &Record,
+    ) -> Result<ProfileView, HookError> {
+        let asked = self.daemon.call(&Request::ShowProfile(record.profile.clone()));
+        let profile: ProfileView = asked.map_err(|source| match source {
+            ClientError::Refused(_) => HookError::Profile { interface: interface.name(), source },
+            _ => HookError::Daemon(source),
+        })?;
+        if profile.digest == record.digest {
+            return Ok(profile);
+        }
+        Err(HookError::Digest {
+            interface: interface.name(),
+            profile: record.profile.clone(),
+            stamped: record.digest.clone(),
+            found: profile.digest,
+        })
+    }
+
+    /// The interface behind the port: what the domain's word for it means here, or the only one.
+    fn uplink(
+        &self,
+        interface: Interface<'_, '_>,
+        record: &Record,
+        profile: &ProfileView,
+    ) -> Result<String, HookError> {
+        let present: Vec<String> = profile.uplinks.keys().cloned().collect();
+        let Some(wanted) = &record.uplink else {
+            return match <[String; 1]>::try_from(present) {
+                Ok([only]) => Ok(only),
+                Err(present) => {
+                    Err(HookError::WhichUplink { interface: interface.name(), present })
+                }
+            };
+        };
+        let meant = self.settings.uplinks.get(wanted).unwrap_or(wanted);
+        if present.contains(meant) {
+            return Ok(meant.clone());
+        }
+        let wanted = wanted.clone();
+        Err(HookError::UnknownUplink { interface: interface.name(), wanted, present })
+    }
+}
+
+/// What is where a port should be.
+enum Place {
+    /// Nothing.
+    Free,
+    /// The port.
+    Ready,
+    /// One that an earlier life of the domain left.
+    Left,
+}
+
+fn mac(interface: Interface<'_, '_>) -> Result<MacAddress, HookError> {
+    let mac = interface.mac().ok_or_else(|| interface.wrong("has no <mac>"))?;
+    mac.parse().map_err(|source| {
+        let (interface, mac) = (interface.name(), mac.to_owned());
+        HookError::Mac { interface, mac, source }
+    })
+}
+
+/// Whether a port is as wanted. (Group and permissions are not shown, and no guest sees them.)
+fn is_same(present: &PortView, wanted: &PortConfig, digest: &str) -> bool {
+    present.state != PortState::Refused
+        && present.socket == wanted.socket
+        && present.mode == wanted.mode
+        && present.profile_digest == digest
+        && present.uplink == wanted.uplink
+        && Some(present.mac) == wanted.mac
+}
+
+/// Why a port is not as it has to be.
+fn problem(present: &PortView, record: &Record, state: PortState) -> Option<String> {
+    if let Some(refusal) = &present.refusal {
+        return Some(format!("is refused: {refusal}"));
+    }
+    let bound = present.binding.as_ref().map(|binding| &binding.digest);
+    let digest = bound.unwrap_or(&present.profile_digest);
+    if *digest != record.digest {
+        return Some(format!(
+            "has the interface with digest {digest}, and the domain that of {}, with digest {}",
+            record.profile, record.digest
+        ));
+    }
+    (state == PortState::Waiting && present.state != PortState::Waiting)
+        .then(|| "has a front-end connected already".to_owned())
+}

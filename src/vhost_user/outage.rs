@@ -1,0 +1,119 @@
+//! Our own part of the time for which a guest stands still when it migrates: what the requests take
+//! that stop its rings here, and those that start them there.
+//!
+//! Counted is from when a request has been read until it was done, so that neither the front-end
+//! nor the network is in it.
+
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use vhost::vhost_user::message::FrontendReq;
+
+/// See the module's header.
+#[derive(Debug, Default)]
+pub(super) struct Outage {
+    phase: Phase,
+    /// In this phase so far.
+    spent: Duration,
+    took: Took,
+}
+
+/// What the last stop and the last start took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Took {
+    /// From the first GET_VRING_BASE until no ring was started any more; of a device of one pair,
+    /// QEMU stops both rings at once, by SET_STATUS.
+    pub stopping: Option<Duration>,
+    /// From SET_FEATURES until the ring was started that was started last.
+    pub starting: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Steady,
+    Stopping,
+    Starting,
+}
+
+/// What a request has done to the rings, where that is worth a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The first was started.
+    Started(Duration),
+    /// The last was stopped.
+    Stopped(Duration),
+}
+
+impl Outage {
+    /// A request was done: how many rings were started before and after it, and how long it took.
+    pub fn note(
+        &mut self,
+        code: FrontendReq,
+        (before, after): (usize, usize),
+        elapsed: Duration,
+    ) -> Option<Turn> {
+        if after < before && self.phase != Phase::Stopping {
+            self.begin(Phase::Stopping);
+        } else if before == 0 && code == FrontendReq::SET_FEATURES {
+            // A device is started by its features, memory and rings, in this order, for each pair.
+            self.begin(Phase::Starting);
+        }
+        self.spent += elapsed;
+        match self.phase {
+            Phase::Stopping if after == 0 => {
+                self.phase = Phase::Steady;
+                self.took.stopping = Some(self.spent);
+                Some(Turn::Stopped(self.spent))
+            }
+            Phase::Starting if after > before => {
+                self.took.starting = Some(self.spent);
+                (before == 0).then_some(Turn::Started(self.spent))
+            }
+            _ => None,
+        }
+    }
+
+    fn begin(&mut self, phase: Phase) {
+        (self.phase, self.spent) = (phase, Duration::ZERO);
+    }
+
+    /// What the last stop and the last start took.
+    pub fn took(&self) -> Took {
+        self.took
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_start_is_counted_from_the_features_to_the_last_ring_and_a_stop_from_the_first_ring() {
+        let mut outage = Outage::default();
+        let mut note = |code, rings| outage.note(code, rings, MS);
+        // What a front-end asks when it connects is no part of a start.
+        assert_eq!(note(FrontendReq::GET_FEATURES, (0, 0)), None);
+        assert_eq!(note(FrontendReq::SET_FEATURES, (0, 0)), None);
+        assert_eq!(note(FrontendReq::SET_MEM_TABLE, (0, 0)), None);
+        assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 1)), Some(Turn::Started(3 * MS)));
+        assert_eq!(note(FrontendReq::SET_VRING_KICK, (1, 2)), None);
+        assert_eq!(outage.took().starting, Some(4 * MS));
+        let mut note = |code, rings| outage.note(code, rings, MS);
+        // Nor is what comes between.
+        assert_eq!(note(FrontendReq::SET_LOG_BASE, (2, 2)), None);
+        assert_eq!(note(FrontendReq::SET_FEATURES, (2, 2)), None);
+        assert_eq!(note(FrontendReq::GET_VRING_BASE, (2, 1)), None);
+        assert_eq!(note(FrontendReq::GET_VRING_BASE, (1, 0)), Some(Turn::Stopped(2 * MS)));
+        assert_eq!(note(FrontendReq::GET_VRING_BASE, (0, 0)), None);
+        assert_eq!(note(FrontendReq::SET_FEATURES, (0, 0)), None);
+        assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 2)), Some(Turn::Started(2 * MS)));
+        assert_eq!(note(FrontendReq::SET_STATUS, (2, 0)), Some(Turn::Stopped(MS)));
+        assert_eq!(note(FrontendReq::GET_VRING_BASE, (0, 0)), None);
+        let took = Took { stopping: Some(MS), starting: Some(2 * MS) };
+        assert_eq!(outage.took(), took);
+    }
+}

@@ -1,0 +1,197 @@
+//! A session as what was said in it, for another process to go on with its connection.
+//!
+//! It is handed over as the messages that would make it anew, in the protocol's own form. So
+//! whoever goes on has each of them checked as if the front-end had said it just now, against its
+//! own profiles; no other format has to be kept the same from version to version; and what it
+//! cannot follow ends that session, whose front-end connects anew.
+//!
+//! Of a ring that runs its worker knows more than its session: [`started`] has the rest.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use vhost::vhost_user::message::FrontendReq;
+
+use crate::device::features::{PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_FEATURES, PROTOCOL_STATUS};
+use crate::guest_memory::RegionSpec;
+use crate::virtqueue::EventKind;
+
+use super::device::Device;
+use super::message::Message;
+use super::rings::{Kick, RING_LOGGED, RingState, number};
+
+/// A message that was said, or might have been.
+#[derive(Debug)]
+pub struct Said {
+    /// The request's number.
+    pub code: u32,
+    /// Its body.
+    pub body: Vec<u8>,
+    /// Its descriptors.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A session, between two messages.
+#[derive(Debug)]
+pub struct Record {
+    /// What makes it what it is, in order.
+    pub said: Vec<Said>,
+    /// Entries of each ring that ran last, which a stopped device tells in its state.
+    pub ran: Vec<Option<u16>>,
+}
+
+impl Said {
+    fn new(code: FrontendReq, body: &[u64]) -> Self {
+        let body = body.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        Self { code: code.into(), body, descriptors: Vec::new() }
+    }
+
+    /// Of a ring: u32 index, u32 value.
+    fn of_ring(code: FrontendReq, index: u16, value: u32) -> Self {
+        let body = [u32::from(index), value].map(u32::to_ne_bytes).concat();
+        Self { code: code.into(), body, descriptors: Vec::new() }
+    }
+
+    fn of_event(kind: EventKind, index: u16, event: Option<OwnedFd>) -> Self {
+        let code = match kind {
+            EventKind::Kick => FrontendReq::SET_VRING_KICK,
+            EventKind::Call => FrontendReq::SET_VRING_CALL,
+            EventKind::Err => FrontendReq::SET_VRING_ERR,
+        };
+        let no_descriptor = if event.is_some() { 0 } else { 0x100 };
+        Self::new(code, &[u64::from(index) | no_descriptor]).with(event)
+    }
+
+    fn with(mut self, descriptors: impl IntoIterator<Item = OwnedFd>) -> Self {
+        self.descriptors.extend(descriptors);
+        self
+    }
+
+    /// As if it had just come.
+    pub(super) fn into_message(self) -> Message {
+        const VERSION: u32 = 1;
+        let Self { code, body, descriptors } = self;
+        Message { code, flags: VERSION, body, descriptors, descriptors_cut: false }
+    }
+}
+
+/// What starts a ring, of which the session has said the rest: where it is, and its events. A
+/// broken one is not started: that is its front-end's to do.
+pub fn started(
+    (index, position, broken): (u16, u32, bool),
+    [kick, call, err]: [Option<OwnedFd>; 3],
+) -> impl Iterator<Item = Said> {
+    let base = Said::of_ring(FrontendReq::SET_VRING_BASE, index, position);
+    let event =
+        |kind, event: Option<OwnedFd>| event.map(|event| Said::of_event(kind, index, Some(event)));
+    let (call, err) = (event(EventKind::Call, call), event(EventKind::Err, err));
+    // Last, since with it the ring starts.
+    let kick = (!broken).then(|| Said::of_event(EventKind::Kick, index, kick));
+    [Some(base), call, err, kick].into_iter().flatten()
+}
+
+impl Device {
+    /// All that was said, but for what workers have.
+    pub(super) fn record(&self) -> io::Result<Record> {
+        let mut said = self.said_of_features();
+        said.extend(self.said_of_memory()?);
+        // Before the features that have it written to: what was marked until now is marked.
+        if let Some(log) = &self.log {
+            let body = [log.size(), log.file_offset()];
+            let file = OwnedFd::from(log.file().try_clone()?);
+            said.push(Said::new(FrontendReq::SET_LOG_BASE, &body).with([file]));
+        }
+        if let Some(acknowledged) = self.acknowledged {
+            said.push(Said::new(FrontendReq::SET_FEATURES, &[acknowledged.0]));
+        }
+        if self.protocol.has(PROTOCOL_STATUS) && self.status != 0 {
+            said.push(Said::new(FrontendReq::SET_STATUS, &[u64::from(self.status)]));
+        }
+        if let Some(channel) = &self.backend_channel {
+            let channel = channel.try_clone()?;
+            said.push(Said::new(FrontendReq::SET_BACKEND_REQ_FD, &[]).with([channel]));
+        }
+        for (index, ring) in self.rings.iter().enumerate() {
+            said.extend(self.said_of_ring(number(index), ring)?);
+        }
+        Ok(Record { said, ran: self.last_run.ring_sizes().to_vec() })
+    }
+
+    fn said_of_features(&self) -> Vec<Said> {
+        let mut said =
+            vec![Said::new(FrontendReq::SET_OWNER, &[]), Said::new(FrontendReq::GET_FEATURES, &[])];
+        if !self.protocol.is_empty() {
+            said.push(Said::new(FrontendReq::GET_PROTOCOL_FEATURES, &[]));
+            said.push(Said::new(FrontendReq::SET_PROTOCOL_FEATURES, &[self.protocol.0]));
+        }
+        said
+    }
+
+    fn said_of_memory(&self) -> io::Result<Vec<Said>> {
+        let words =
+            |spec: &RegionSpec| [spec.guest.0, spec.size, spec.frontend.0, spec.file_offset];
+        let mut regions = Vec::new();
+        for (spec, file) in self.memory.files() {
+            regions.push((words(spec), OwnedFd::from(file.try_clone()?)));
+        }
+        if self.protocol.has(PROTOCOL_CONFIGURE_MEM_SLOTS) {
+            let add = |(words, file): ([u64; 4], OwnedFd)| {
+                let body = [&[0], &words[..]].concat();
+                Said::new(FrontendReq::ADD_MEM_REG, &body).with([file])
+            };
+            return Ok(regions.into_iter().map(add).collect());
+        }
+        if regions.is_empty() {
+            return Ok(Vec::new());
+        }
+        // A count in the lower half of the first word, as it lies in memory.
+        let count = u32::try_from(regions.len()).expect("a table has at most 64 regions");
+        let [a, b, c, d] = count.to_ne_bytes();
+        let count = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
+        let body = regions.iter().flat_map(|(words, _)| words);
+        let body: Vec<u64> = [count].into_iter().chain(body.copied()).collect();
+        let files = regions.into_iter().map(|(_, file)| file);
+        Ok(vec![Said::new(FrontendReq::SET_MEM_TABLE, &body).with(files)])
+    }
+
+    fn said_of_ring(&self, index: u16, ring: &RingState) -> io::Result<Vec<Said>> {
+        let mut said = Vec::new();
+        if let Some(size) = ring.size {
+            said.push(Said::of_ring(FrontendReq::SET_VRING_NUM, index, size.into()));
+        }
+        if let Some(addresses) = ring.addresses {
+            let flags = if ring.log.is_some() { RING_LOGGED } else { 0 };
+            let parts = [addresses.descriptors, addresses.used, addresses.available];
+            let log = ring.log.map_or(0, |log| log.0);
+            let address = Said::of_ring(FrontendReq::SET_VRING_ADDR, index, flags);
+            let words = parts.map(|part| part.0).into_iter().chain([log]);
+            let body = [address.body, words.flat_map(u64::to_ne_bytes).collect()].concat();
+            said.push(Said { body, ..address });
+        }
+        let has_enable = self.acknowledged.is_none_or(|features| features.has(PROTOCOL_FEATURES));
+        if ring.enabled && has_enable {
+            said.push(Said::of_ring(FrontendReq::SET_VRING_ENABLE, index, 1));
+        }
+        if ring.started {
+            return Ok(said);
+        }
+        if ring.base != 0 {
+            said.push(Said::of_ring(FrontendReq::SET_VRING_BASE, index, ring.base));
+        }
+        for (kind, event) in [(EventKind::Call, &ring.call), (EventKind::Err, &ring.err)] {
+            if let Some(event) = event {
+                said.push(Said::of_event(kind, index, Some(event.duplicate()?)));
+            }
+        }
+        match &ring.kick {
+            Kick::Unset => {}
+            Kick::Polling => said.push(Said::of_event(EventKind::Kick, index, None)),
+            Kick::Event(event) => {
+                said.push(Said::of_event(EventKind::Kick, index, Some(event.duplicate()?)));
+            }
+        }
+        Ok(said)
+    }
+}

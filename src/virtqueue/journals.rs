@@ -1,0 +1,236 @@
+//! The file with the journals of all rings of one port.
+//!
+//! ```text
+//! 0      magic, version and rings, owner                u64 each
+//! 4096   a slot per ring
+//! ```
+//!
+//! A file of another version, port or number of rings is not read and not changed: it is replaced
+//! by a new one, so that whoever has it mapped still keeps what is theirs. All of its pages are
+//! there from the start; a file system that is full later takes nothing away.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+use sha2::{Digest, Sha256};
+use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionError};
+
+use super::journal::{Journal, Slot};
+
+/// "isonring" as it lies in the file.
+const MAGIC: u64 = u64::from_le_bytes(*b"isonring");
+/// Of the slots' layout; what another version has left is not read.
+const VERSION: u32 = 1;
+/// Where the slots begin, bytes.
+const SLOTS: usize = 4096;
+
+/// Why a port's file is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system refused.
+    #[error(
+        "cannot keep the ring positions of the port in {}; make room there, or choose another \
+         runtime_dir",
+        path.display()
+    )]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be mapped.
+    #[error("cannot map {}", path.display())]
+    Map {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: MmapRegionError,
+    },
+}
+
+/// The journals of a port's rings.
+#[derive(Debug)]
+pub struct Journals {
+    mapping: Arc<MmapRegion>,
+    rings: u16,
+}
+
+impl Journals {
+    /// Map the file at `path`, for `rings` rings of the port that `owner` tells from all others on
+    /// this host. What was left in it is found by rings that begin.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open(path: &Path, owner: &str, rings: u16) -> Result<Self, JournalError> {
+        let header = header(owner, rings);
+        let file = open_or_make(path, &header, length(rings))
+            .map_err(|source| JournalError::File { path: path.to_owned(), source })?;
+        let mapping = MmapRegion::build(
+            Some(FileOffset::new(file, 0)),
+            length(rings),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+        );
+        let mapping =
+            mapping.map_err(|source| JournalError::Map { path: path.to_owned(), source })?;
+        Ok(Self { mapping: Arc::new(mapping), rings })
+    }
+
+    /// The journal of ring `index`.
+    ///
+    /// # Panics
+    /// If the port has no such ring.
+    #[must_use]
+    pub fn ring(&self, index: u16) -> Journal {
+        assert!(index < self.rings, "ring {index} of {}", self.rings);
+        let offset = SLOTS + usize::from(index) * size_of::<Slot>();
+        let slot = self.mapping.as_ptr().wrapping_add(offset).cast::<Slot>();
+        // SAFETY: inside the mapping, which is as long as all slots, starts at a page and lives as
+        // long as the Arc; a slot is made of atomics, of which any bits are valid.
+        unsafe { Journal::new(slot, Arc::clone(&self.mapping) as _) }
+    }
+
+    /// Remove the file at `path`, of a port that is gone.
+    pub fn remove(path: &Path) {
+        if let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "a port's ring positions stay behind");
+        }
+    }
+}
+
+fn length(rings: u16) -> usize {
+    SLOTS + usize::from(rings) * size_of::<Slot>()
+}
+
+fn header(owner: &str, rings: u16) -> [u8; 24] {
+    let owner = Sha256::digest(owner.as_bytes());
+    let kind = u64::from(VERSION) << 32 | u64::from(rings);
+    let mut header = [0; 24];
+    header[..8].copy_from_slice(&MAGIC.to_le_bytes());
+    header[8..16].copy_from_slice(&kind.to_le_bytes());
+    header[16..].copy_from_slice(&owner[..8]);
+    header
+}
+
+/// The file that begins with `header`, or a new one in place of whatever is there.
+fn open_or_make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
+    // Not through a link, and without waiting for whoever else is at a pipe.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    if let Ok(mut file) = File::options().read(true).write(true).custom_flags(flags).open(path) {
+        let data = file.metadata()?;
+        let mut found = vec![0; header.len()];
+        if data.is_file()
+            && data.len() == length as u64
+            && file.read_exact(&mut found).is_ok()
+            && found == header
+        {
+            return Ok(file);
+        }
+    }
+    make(path, header, length)
+}
+
+fn make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = File::options();
+    let mut file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length as u64)?;
+    file.write_all(header)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::State;
+    use super::*;
+    use crate::guest_memory::FrontendAddress;
+    use crate::virtqueue::{QueueAddresses, QueueOptions, QueueSetup};
+
+    const SETUP: QueueSetup = QueueSetup {
+        size: 8,
+        addresses: QueueAddresses {
+            descriptors: FrontendAddress(0x1000),
+            available: FrontendAddress(0x2000),
+            used: FrontendAddress(0x3000),
+        },
+        base: 0x8000,
+        options: QueueOptions::NONE,
+        log: None,
+    };
+
+    fn leave(journals: &Journals, index: u16) {
+        let journal = journals.ring(index);
+        journal.open(&SETUP, 7);
+        journal.store(State { position: 0x8000 | index, count: 0, mark: 7 });
+    }
+
+    fn left(journals: &Journals, index: u16) -> Option<u16> {
+        journals.ring(index).left(&SETUP, 7).map(|state| state.position)
+    }
+
+    #[test]
+    fn the_next_process_finds_what_each_ring_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rings/vm1");
+        let journals = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
+        assert_eq!(left(&journals, 3), None);
+        leave(&journals, 3);
+        leave(&journals, 1);
+        drop(journals);
+        let journals = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
+        let found: Vec<_> = (0..4).map(|index| left(&journals, index)).collect();
+        assert_eq!(found, [None, Some(0x8001), None, Some(0x8003)]);
+        Journals::remove(&path);
+        let journals = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
+        assert_eq!(left(&journals, 3), None, "of a port that was removed in between");
+    }
+
+    #[test]
+    fn a_file_that_is_not_this_ports_is_replaced_and_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm1");
+        for (owner, rings) in [("/run/vm1.sock", 2), ("/other/vm1.sock", 4)] {
+            let theirs = Journals::open(&path, owner, rings).unwrap();
+            leave(&theirs, 1);
+            let ours = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
+            assert_eq!(left(&ours, 1), None);
+            assert_eq!(left(&theirs, 1), Some(0x8001));
+        }
+        for text in ["", "no such file", &"x".repeat(length(4))] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(left(&Journals::open(&path, "/run/vm1.sock", 4).unwrap(), 1), None);
+        }
+    }
+
+    #[test]
+    fn links_pipes_and_full_disks_are_no_journals() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("vm1"), directory.path().join("other"));
+        fs::write(&other, "theirs").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        Journals::open(&path, "p", 1).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"theirs");
+        fs::remove_file(&path).unwrap();
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        Journals::open(&path, "p", 1).unwrap();
+        let refused = Journals::open(Path::new("/proc/vm1"), "p", 1).unwrap_err();
+        assert!(refused.to_string().contains("/proc/vm1"), "{refused}");
+    }
+}

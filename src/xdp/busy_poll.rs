@@ -1,0 +1,197 @@
+//! Busy polling (Documentation/networking/napi.rst of the kernel, since Linux 5.11): a worker's own
+//! system calls drive the NIC, and its interrupts stay off as long as they come.
+//!
+//! Three socket options ask for it, and two settings of the NIC let it take effect. Those are the
+//! host's: they are put back when the uplink goes, and what they were is written down first, so
+//! that after a death without notice whoever starts next puts them back.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::platform::text_file::{self, FileError};
+
+use super::interface::Interface;
+use super::napi::{self, Deferral, Napi};
+
+/// What the kernel's own example for AF_XDP and DPDK's driver use: the worker may be away for a
+/// fifth of a millisecond before the kernel polls instead, and twice that before interrupts are on.
+const POLLED: Deferral = Deferral { defer_hard_irqs: 2, gro_flush_timeout: 200_000 };
+
+/// What a note's name ends in, after the interface.
+const NOTE: &str = ".json";
+/// Longest note that is read, bytes: a thousand instances have a tenth of it.
+const NOTE_BYTES_MAX: u64 = 1 << 20;
+
+/// How an uplink is polled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BusyPoll {
+    /// Most packets that one call has the NIC's driver take.
+    pub budget: u16,
+    /// Where the NIC's settings are written down while ours are in force; nowhere if None, and then
+    /// nobody puts them back after a death without notice.
+    pub notes: Option<PathBuf>,
+}
+
+/// Why a NIC cannot be polled so.
+#[derive(Debug, thiserror::Error)]
+pub enum BusyPollError {
+    /// A socket does not take the options.
+    #[error("the kernel refuses busy polling; it needs Linux 5.11 and us CAP_NET_ADMIN")]
+    Socket(#[source] io::Error),
+    /// The NIC's settings cannot be read or changed.
+    #[error(
+        "cannot defer the interrupts of {interface}: before Linux 6.13 it takes files below \
+         /sys/class/net to be written, which is root's"
+    )]
+    Settings {
+        /// NIC.
+        interface: String,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// They cannot be written down.
+    #[error("cannot write down the interrupt settings of {interface}")]
+    Note {
+        /// NIC.
+        interface: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What was written down cannot be read.
+    #[error("cannot read what interrupt settings a NIC had")]
+    Unreadable(#[from] FileError),
+    /// What was written down says nothing to us.
+    #[error(
+        "{} does not say what interrupt settings a NIC had; remove it if they are well",
+        path.display()
+    )]
+    Unknown {
+        /// The note.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// What a NIC had before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+enum Former {
+    /// Each instance its own.
+    Instances(Vec<Napi>),
+    /// All of them the same: where the kernel has no others.
+    Device(Deferral),
+}
+
+/// Interrupts that give way to polling, until this is dropped.
+#[derive(Debug)]
+pub struct Deferred {
+    interface: String,
+    former: Former,
+    note: Option<PathBuf>,
+}
+
+impl Deferred {
+    /// Defer the interrupts of a NIC whose sockets are bound: that may have made new instances.
+    pub(super) fn start(interface: &Interface, wish: &BusyPoll) -> Result<Self, BusyPollError> {
+        let name = || interface.name.clone();
+        let settings = |source| BusyPollError::Settings { interface: name(), source };
+        let former = Former::read(interface).map_err(settings)?;
+        let note = wish.notes.as_deref().map(|notes| note_of(notes, &interface.name));
+        if let Some(note) = &note {
+            former
+                .write(note)
+                .map_err(|source| BusyPollError::Note { interface: name(), source })?;
+        }
+        // From here on dropping it puts all back.
+        let deferred = Self { interface: interface.name.clone(), former, note };
+        deferred.former.replaced_by(POLLED).set(&interface.name).map_err(settings)?;
+        Ok(deferred)
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        put_back(&self.former, &self.interface);
+        if let Some(note) = &self.note {
+            let _ = fs::remove_file(note);
+        }
+    }
+}
+
+/// Put back what isonic left that ended without notice. Before any uplink is opened.
+///
+/// # Errors
+/// [`BusyPollError`].
+pub fn recover(notes: &Path) -> Result<(), BusyPollError> {
+    for entry in fs::read_dir(notes).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // Another ending has a note that was not written to its end: nothing had been set then.
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(interface) = name.and_then(|name| name.strip_suffix(NOTE)) else { continue };
+        let text = text_file::read_text(&path, NOTE_BYTES_MAX)?;
+        let former: Former = serde_json::from_str(&text)
+            .map_err(|source| BusyPollError::Unknown { path: path.clone(), source })?;
+        put_back(&former, interface);
+        let _ = fs::remove_file(&path);
+    }
+    Ok(())
+}
+
+/// A NIC may be gone, and an instance with it: what there is then has no settings of ours.
+fn put_back(former: &Former, interface: &str) {
+    if let Err(error) = former.set(interface) {
+        tracing::warn!(interface, %error, "the interrupt settings may not be what they were");
+    }
+}
+
+fn note_of(notes: &Path, interface: &str) -> PathBuf {
+    notes.join(format!("{interface}{NOTE}"))
+}
+
+impl Former {
+    fn read(interface: &Interface) -> io::Result<Self> {
+        match napi::instances(interface.index) {
+            Ok(instances) if !instances.is_empty() => Ok(Self::Instances(instances)),
+            // The kernel does not know the question, or has no answer to it.
+            _ => Ok(Self::Device(napi::of_device(&interface.name)?)),
+        }
+    }
+
+    fn write(&self, note: &Path) -> io::Result<()> {
+        if let Some(directory) = note.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let text = serde_json::to_string(self).expect("numbers");
+        text_file::replace(note, text.as_bytes())
+    }
+
+    /// The same with these settings.
+    fn replaced_by(&self, deferral: Deferral) -> Self {
+        match self {
+            Self::Instances(instances) => {
+                Self::Instances(instances.iter().map(|&napi| Napi { deferral, ..napi }).collect())
+            }
+            Self::Device(_) => Self::Device(deferral),
+        }
+    }
+
+    /// All that are still there, whatever became of those before; the first error.
+    fn set(&self, interface: &str) -> io::Result<()> {
+        let outcomes = match self {
+            Self::Instances(instances) => {
+                instances.iter().map(|&napi| napi::set_instance(napi)).collect()
+            }
+            Self::Device(deferral) => vec![napi::set_device(interface, *deferral)],
+        };
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let failed = |outcome: io::Result<()>| outcome.err().filter(|error| !is_gone(error));
+        outcomes.into_iter().find_map(failed).map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,95 @@
+//! Commands in a guest, over its second serial port (`scripts/guest/guest-agent`): they need no
+//! network.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::wait_for;
+
+/// How long a command may be silent.
+const COMMAND_SECONDS: u64 = 60;
+/// How long until the channel is asked whether it still works.
+const NUDGE_SECONDS: u64 = 5;
+
+/// A command channel.
+#[derive(Debug)]
+pub struct Agent {
+    stream: UnixStream,
+    commands: u32,
+}
+
+impl Agent {
+    /// Connects to QEMU's end, when it is there.
+    pub fn connect(path: &Path) -> Self {
+        let mut channel = None;
+        // The socket is there before QEMU listens on it.
+        wait_for("QEMU makes the command channel", 20, || {
+            channel = UnixStream::connect(path).ok();
+            channel.is_some()
+        });
+        let stream = channel.expect("command channel");
+        stream.set_read_timeout(Some(Duration::from_secs(NUDGE_SECONDS))).expect("timeout");
+        Self { stream, commands: 0 }
+    }
+
+    /// Runs a command in the guest's shell: its output, and its exit status.
+    pub fn run(&mut self, command: &str) -> (String, i32) {
+        self.try_run(command).unwrap_or_else(|error| panic!("{command:?} in the guest: {error}"))
+    }
+
+    /// Runs a command: what it gave, if the guest answers.
+    pub fn try_run(&mut self, command: &str) -> io::Result<(String, i32)> {
+        self.commands += 1;
+        let line = format!("RUN {} {command}\n", self.commands);
+        self.stream.write_all(line.as_bytes())?;
+        let mark = format!("\nDONE {} ", self.commands);
+        let mut answer = String::new();
+        loop {
+            if let Some((output, status)) = answer.split_once(&mark)
+                && let Some(status) = status.strip_suffix('\n')
+            {
+                return Ok((output.to_owned(), status.parse().expect("exit status")));
+            }
+            answer.push_str(&self.receive()?);
+        }
+    }
+
+    /// What has come.
+    ///
+    /// Under emulation this channel has fallen silent, in 3 of 70 runs of guests under load, for a
+    /// reason that is not known: the one guest that was asked was idle, its agent waiting for the
+    /// next command. If it was an interrupt of the emulated port's that got lost, another byte
+    /// brings one, and an empty line is no command. That has not been seen to help; if it does
+    /// not, the test fails, and [`Guest::run`](super::Guest::run) says what the guest was at.
+    fn receive(&mut self) -> io::Result<String> {
+        let mut buffer = [0; 4096];
+        for _ in 0..COMMAND_SECONDS / NUDGE_SECONDS {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(io::Error::other("QEMU hung up")),
+                Ok(length) => return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.write_all(b"\n")?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    /// Runs a command that must succeed.
+    pub fn check(&mut self, command: &str) -> String {
+        let (output, status) = self.run(command);
+        assert_eq!(status, 0, "{command:?} in the guest: {output}");
+        output
+    }
+
+    /// What the guest sees of its interface (`scripts/guest/guest-facts`).
+    pub fn facts(&mut self) -> BTreeMap<String, String> {
+        let facts = self.check("guest-facts");
+        let pairs = facts.lines().filter_map(|line| line.split_once('='));
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+}

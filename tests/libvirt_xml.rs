@@ -1,0 +1,204 @@
+//! `isonic libvirt` without a daemon or libvirtd: what libvirt's schema says of what is printed,
+//! and what happens to bad input.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const V1: &str = "org.isonic.net.v1";
+
+/// What a user begins with, as libvirt prints it.
+const DOMAIN: &str = "<domain type='qemu'>
+  <name>vm1</name>
+  <uuid>11111111-2222-4333-8444-555555555555</uuid>
+  <metadata>
+    <app:note xmlns:app='http://example.com/app/1'>somebody else's</app:note>
+  </metadata>
+  <memory unit='MiB'>256</memory>
+  <vcpu>2</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+  </os>
+  <devices>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+";
+
+fn isonic(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isonic"));
+    command.args(["libvirt"]).args(arguments).env_remove("RUST_LOG").env_remove("ISONIC_API");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // It may end before it has read all.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+fn printed(arguments: &[&str], input: &str) -> String {
+    let output = isonic(arguments, input);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(arguments: &[&str], input: &str) -> String {
+    let output = isonic(arguments, input);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A call of the hook, beside no daemon.
+fn hook<'w>(domain: &'w str, operation: &'w str) -> [&'w str; 8] {
+    ["hook", "--api-socket", "/no/such", "--", domain, operation, "begin", "-"]
+}
+
+/// libvirt's own program finds nothing wrong with it.
+fn assert_valid(domain: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("domain.xml");
+    fs::write(&file, domain).unwrap();
+    let output = Command::new("virt-xml-validate").arg(&file).arg("domain").output();
+    let output = output.expect("no virt-xml-validate on this machine: run scripts/setup libvirt");
+    assert!(output.status.success(), "{domain}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_stamped_domain_is_valid_and_the_same_when_stamped_again() {
+    assert_valid(DOMAIN);
+    for profile in [V1, "latest", "org.dpdk.v22.11", "org.openvswitch.v3.1,in_order=on"] {
+        let stamp = ["stamp", "-", "--profile", profile, "--uplink", "blue"];
+        let stamped = printed(&stamp, DOMAIN);
+        assert_valid(&stamped);
+        assert_eq!(printed(&stamp, &stamped), stamped);
+        assert_eq!(printed(&["stamp", "-"], &stamped), stamped);
+        let two = printed(&["stamp", "-", "--add", "--profile", profile], &stamped);
+        assert_valid(&two);
+        assert_eq!(two.matches("<interface type='vhostuser'>").count(), 2);
+        assert!(two.contains("somebody else's"));
+    }
+}
+
+#[test]
+fn a_file_is_stamped_as_standard_input_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vm1.xml");
+    fs::write(&file, DOMAIN).unwrap();
+    let from_file = printed(&["stamp", file.to_str().unwrap(), "--profile", V1], "");
+    assert_eq!(from_file, printed(&["stamp", "-", "--profile", V1], DOMAIN));
+    assert_eq!(fs::read_to_string(&file).unwrap(), DOMAIN, "the file is left alone");
+}
+
+#[test]
+fn the_interface_of_a_profile_is_that_of_profile_export() {
+    let mac = ["--mac", "52:54:00:00:00:01", "--queue-pairs", "2", "--socket", "/run/a.sock"];
+    let xml = printed(&[&["xml", "--profile", V1][..], &mac].concat(), "");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_isonic"));
+    export.args(["profile", "export", V1, "--format", "libvirt"]).args(mac);
+    assert_eq!(xml, String::from_utf8(export.output().unwrap().stdout).unwrap());
+    let device = printed(&[&["xml", "--device", "--profile", V1][..], &mac].concat(), "");
+    assert!(device.starts_with("<interface type='vhostuser'>\n  <mac address"), "{device}");
+    assert!(!device.contains("qemu:") && !device.contains("<alias"), "{device}");
+}
+
+#[test]
+fn hostile_and_mistaken_input_is_refused_and_told() {
+    let bomb = "<!DOCTYPE d [<!ENTITY a 'aa'><!ENTITY b '&a;&a;'>]><domain>&b;</domain>";
+    for (input, told) in [
+        ("", "cannot be read"),
+        ("<domain>", "cannot be read"),
+        (bomb, "DTD"),
+        ("<network/>", "not of a <domain>"),
+        ("<domain><name>a</name></domain>", "no <devices>"),
+        ("<domain><devices/></domain>", "no <name>"),
+    ] {
+        let error = refused(&["stamp", "-"], input);
+        assert!(error.contains(told), "{input}: {error}");
+    }
+    let large = DOMAIN.replace("somebody", &"x".repeat(10 << 20));
+    assert!(refused(&["stamp", "-"], &large).contains("at most 4194304"));
+    assert!(refused(&["stamp", "/dev/zero"], "").contains("no regular file"));
+    assert!(refused(&["stamp", "-", "--profile", "nobodys"], DOMAIN).contains("known: "));
+}
+
+#[test]
+fn the_hook_leaves_other_peoples_domains_alone_whatever_is_in_them() {
+    let large = "x".repeat(10 << 20);
+    for operation in ["prepare", "start", "started", "stopped", "release", "migrate", "restore"] {
+        for input in ["", "no XML", DOMAIN, "<!DOCTYPE d [<!ENTITY a 'a'>]><d>&a;</d>"] {
+            let arguments = hook("vm", operation);
+            assert_eq!(printed(&arguments, input), "", "{operation}");
+        }
+        let arguments = hook("-vm", operation);
+        assert_eq!(printed(&arguments, &large), "", "{operation}");
+    }
+}
+
+#[test]
+fn the_hook_refuses_a_domain_of_ours_that_it_cannot_serve_but_never_a_reconnect() {
+    let stamped = printed(&["stamp", "-", "--profile", V1], DOMAIN);
+    let broken = stamped.replace("</domain>", "");
+    let newer = stamped.replace("/libvirt/1'", "/libvirt/2'");
+    for (input, told) in [
+        (&stamped, "cannot reach the daemon at /no/such"),
+        (&broken, "cannot be read"),
+        (&newer, "update isonic"),
+    ] {
+        for operation in ["prepare", "migrate", "restore"] {
+            let hook = hook("vm", operation);
+            let error = refused(&hook, input);
+            assert!(error.contains(told), "{operation}: {error}");
+        }
+        let hook = hook("vm", "reconnect");
+        let output = isonic(&hook, input);
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains(told));
+    }
+}
+
+#[test]
+fn the_hook_is_installed_beside_others_and_over_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let hooks = directory.path().join("hooks");
+    let install = |more: &[&str]| {
+        let arguments = ["install-hook", "--directory", hooks.to_str().unwrap()];
+        isonic(&[&arguments[..], more].concat(), "")
+    };
+    let path = hooks.join("qemu.d/isonic");
+    let more = ["--socket-group", "kvm", "--uplink", "blue=eth1", "--uplink", "red=eth2"];
+    assert!(install(&more).status.success());
+    let first = fs::read_to_string(&path).unwrap();
+    for word in ["'--socket-group'", "'kvm'", "'blue=eth1'", "'red=eth2'"] {
+        assert!(first.contains(word), "{word} is not in {first}");
+    }
+    // It is called as libvirt does, and does as the hook does.
+    let call = |operation: &str, input: &str| {
+        let mut command = Command::new(&path);
+        command.args(["vm", operation, "begin", "-"]).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    assert!(install(&["--api-socket", "/no/such"]).status.success(), "ours is written anew");
+    assert_ne!(fs::read_to_string(&path).unwrap(), first);
+    assert!(call("prepare", DOMAIN).status.success());
+    let stamped = printed(&["stamp", "-", "--profile", V1], DOMAIN);
+    assert_eq!(call("prepare", &stamped).status.code(), Some(1));
+    assert!(call("reconnect", &stamped).status.success());
+    for foreign in ["#!/bin/sh\nexit 0\n", ""] {
+        fs::write(&path, foreign).unwrap();
+        let output = install(&[]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("not ours"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
+    }
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+    assert!(!install(&[]).status.success());
+    assert!(Path::new("/etc/passwd").exists());
+}

@@ -1,0 +1,150 @@
+//! A session of one port's socket is gone on with by another's, as another process does it: what it
+//! has then, and what the front-end notices, which is nothing.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use crossbeam::channel::bounded;
+use isonic::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF};
+use isonic::profile::Profile;
+use isonic::test_support::frontend::{
+    Frontend, GuestFile, RecordingHost, addresses, code, event, pair, profile,
+};
+use isonic::vhost_user::{
+    Connection, InheritedSession, PortHost, PortSocket, SessionAtRest, SessionBinding,
+    SocketSource, Took, serve_connection, started,
+};
+
+fn with_log() -> Profile {
+    let features = FeatureSet(profile().features.0 | 1 << LOG_ALL);
+    Profile { features, ..profile() }
+}
+
+fn serving(
+    profile: Profile,
+) -> (Arc<RecordingHost>, impl Fn(&mut Connection) -> isonic::vhost_user::SessionEnd) {
+    let host = Arc::new(RecordingHost::default());
+    let (profile, port_host) = (Arc::new(profile), Arc::clone(&host) as Arc<dyn PortHost>);
+    let serve = move |connection: &mut Connection| {
+        serve_connection(connection, Arc::clone(&profile), Arc::clone(&port_host), "isonic-test")
+    };
+    (host, serve)
+}
+
+fn memory() -> GuestFile {
+    GuestFile::new(0x4000_0000, 0x7f00_0000_0000, 0x10_0000)
+}
+
+/// A front-end with two running rings, and who serves it.
+fn running(profile: Profile, memory: &GuestFile) -> (Frontend, PortSocket, Arc<RecordingHost>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (host, serve) = serving(profile);
+    let socket = PortSocket::start(SocketSource::Stream(theirs), "isonic-test", serve).unwrap();
+    let frontend = Frontend::over(ours);
+    frontend.start(memory, 2);
+    (frontend, socket, host)
+}
+
+/// Who is to go on.
+fn successor(profile: Profile) -> (PortSocket, Arc<RecordingHost>) {
+    let (host, serve) = serving(profile);
+    let source = SocketSource::Inherited;
+    (PortSocket::start_at_rest(source, "isonic-test", serve).unwrap(), host)
+}
+
+/// What another process gets of a session whose rings are with the host.
+fn left(session: SessionAtRest, host: &RecordingHost) -> InheritedSession {
+    let SessionAtRest { stream, mut record } = session;
+    for (&index, ring) in host.rings().iter() {
+        let event = |event: &Option<isonic::virtqueue::EventFd>| -> Option<OwnedFd> {
+            event.as_ref().map(|event| event.duplicate().unwrap())
+        };
+        let events = [event(&ring.kick), event(&ring.call), event(&ring.err)];
+        let position = ring.queue.ring().position();
+        record.said.extend(started((index, position, ring.broken.is_some()), events));
+    }
+    InheritedSession { stream: UnixStream::from(stream), record }
+}
+
+#[test]
+fn another_process_has_what_was_said_and_the_front_end_notices_nothing() {
+    let memory = memory();
+    let (frontend, mut before, host) = running(with_log(), &memory);
+    // A ring that is disabled, one that has only begun to be set up, and a log with a mark in it.
+    frontend.ok(code::SET_VRING_ENABLE, &pair(1, 0), &[]);
+    frontend.ok(code::SET_VRING_NUM, &pair(2, 128), &[]);
+    frontend.ok(code::SET_VRING_CALL, &2_u64.to_ne_bytes(), &[&event()]);
+    frontend.ok(code::SET_STATUS, &0xf_u64.to_ne_bytes(), &[]);
+    let log = GuestFile::new(0, 0, 0x10000);
+    let body = [0x10000_u64, 0].map(u64::to_ne_bytes).concat();
+    assert!(frontend.send(code::SET_LOG_BASE, 1, &body, &[&log.file]));
+    assert!(frontend.reply(code::SET_LOG_BASE).is_some());
+    let marks = marks(&log.file);
+
+    let session = left(before.rest().expect("a session between two messages"), &host);
+    let (mut after, next) = successor(with_log());
+    let (commit, ours) = bounded(0);
+    after.inherit(Some(session), ours).recv().expect("it is followed");
+    assert_eq!(next.indices(), [0, 1]);
+    // What it took to start the rings is the other's.
+    let bound = SessionBinding { took: Took::default(), ..host.binding.lock().unwrap().clone() };
+    assert_eq!(*next.binding.lock().unwrap(), bound);
+    let enabled = |host: &RecordingHost| [0, 1].map(|ring| host.rings()[&ring].enabled);
+    assert_eq!((enabled(&next), enabled(&host)), ([true, false], [true, false]));
+    assert_eq!(self::marks(&log.file), marks, "nothing that was not written is marked");
+
+    // What is said meanwhile waits for whoever goes on.
+    assert!(frontend.send(code::GET_STATUS, 1, &[], &[]));
+    std::mem::forget(before);
+    drop(commit);
+    assert_eq!(frontend.reply(code::GET_STATUS), Some(0xf_u64.to_ne_bytes().to_vec()));
+    // The ring that was begun with is set up to its end.
+    frontend.ok(code::SET_VRING_ADDR, &addresses(2, 0, memory.ring(2)), &[]);
+    frontend.ok(code::SET_VRING_KICK, &2_u64.to_ne_bytes(), &[&event()]);
+    assert_eq!(next.rings()[&2].queue.ring().size(), 128);
+    assert!(next.rings()[&2].call.is_some());
+    assert_eq!(frontend.stop_ring(0), Some(0));
+}
+
+fn marks(log: &File) -> Vec<u8> {
+    let mut bytes = vec![0; 0x10000];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn what_does_not_hold_there_is_not_followed_and_the_first_goes_on_if_the_other_does_not() {
+    let memory = memory();
+    let (frontend, mut before, host) = running(profile(), &memory);
+    let session = left(before.rest().expect("a session between two messages"), &host);
+    let narrower = FeatureSet(profile().features.0 & !(1 << MRG_RXBUF));
+    let (mut after, next) = successor(Profile { features: narrower, ..profile() });
+    let (_never, ours) = bounded(0);
+    assert!(after.inherit(Some(session), ours).recv().is_err(), "a feature it does not offer");
+    assert!(next.indices().is_empty());
+    // As if the other process had ended.
+    std::mem::forget(after);
+    before.resume();
+    assert_eq!(host.indices(), [0, 1]);
+    assert_eq!(frontend.stop_ring(1), Some(0));
+    before.stop();
+}
+
+#[test]
+fn a_session_in_the_middle_of_a_message_does_not_stand_still_and_is_served_on() {
+    let memory = memory();
+    let (frontend, mut before, _host) = running(profile(), &memory);
+    let message = [code::GET_FEATURES, 1, 0].map(u32::to_ne_bytes).concat();
+    assert!(frontend.send_bytes(&message[..5], &[]));
+    // Until it is read, whoever goes on can read it.
+    while before.rest().is_some() {
+        before.resume();
+    }
+    before.resume();
+    assert!(frontend.send_bytes(&message[5..], &[]));
+    assert!(frontend.reply(code::GET_FEATURES).is_some());
+    before.stop();
+}

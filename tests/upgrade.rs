@@ -1,0 +1,347 @@
+//! Another process goes on in place of a running one, under guests and front-ends with traffic that
+//! see no end of their connection: every message numbered, every packet counted.
+//!
+//! `ISONIC_UPGRADES=100` makes more of them, for a soak. What is printed is not asserted.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::{
+    Bed, Configuration, Daemon, Flows, Guest, GuestSpec, NIC, PacketSocket, PortSpec,
+    ServiceManager, Testpmd, ping, wait_for,
+};
+use isonic::test_support::frontend::{Frontend, GuestFile, code};
+use isonic::test_support::rig_guest::{frame, mac};
+use isonic::test_support::vm::Vm;
+
+const SPLIT: &str = "org.isonic.net.v3,ring_packed=off";
+const PACKED: &str = "org.isonic.net.v3";
+
+/// Between two messages of a flow, each way.
+const PAUSE: Duration = Duration::from_micros(500);
+
+fn upgrades() -> usize {
+    std::env::var("ISONIC_UPGRADES").map_or(10, |text| text.parse().expect("ISONIC_UPGRADES"))
+}
+
+/// What each outage was, in milliseconds, for people.
+fn print(profile: &str, mut outages: Vec<u64>) {
+    outages.sort_unstable();
+    let milliseconds = |at: usize| outages[at] as f64 / 1000.0;
+    let (middle, last) = (outages.len() / 2, outages.len() - 1);
+    println!(
+        "{profile}: outage of {} upgrades: {} to {} ms, median {} ms",
+        outages.len(),
+        milliseconds(0),
+        milliseconds(last),
+        milliseconds(middle)
+    );
+}
+
+/// Upgrades again and again; the outages, and the packets that the guest had no buffers for, when
+/// it got all at once that had waited.
+fn upgrade_again_and_again(daemon: &mut Daemon<'_>, sessions: u64) -> (Vec<u64>, u64) {
+    let (mut outages, mut dropped) = (Vec::new(), 0);
+    for upgrade in 1..=upgrades() {
+        std::thread::sleep(Duration::from_millis(500));
+        let before = daemon.id();
+        // Each process counts for itself.
+        dropped += daemon.port_counters("vm1", "to_guest_dropped");
+        let answer = daemon.upgrade(&[]);
+        assert_ne!(daemon.id(), before, "upgrade {upgrade}");
+        assert_eq!(answer["sessions"], sessions, "upgrade {upgrade}: {answer}");
+        assert_eq!(answer["reconnecting"], serde_json::json!([]), "upgrade {upgrade}");
+        outages.push(answer["outage_microseconds"].as_u64().expect("an outage"));
+    }
+    (outages, dropped)
+}
+
+/// What the kernel had no room for on the way to the guest: in the sockets, in the veth pair.
+fn dropped_on_the_way(bed: &Bed, daemon: &Daemon<'_>) -> u64 {
+    let uplink = &daemon.json(&["stats"])["uplinks"][NIC];
+    let sockets = ["kernel_rx_dropped", "kernel_rx_ring_full"];
+    let sockets = sockets.map(|counter| uplink[counter].as_u64().expect("a counter"));
+    let peer = &bed.uplinks[0].peer;
+    let statistic = |namespace: &common::Netns, interface: &str, name: &str| -> u64 {
+        let path = format!("/sys/class/net/{interface}/statistics/{name}");
+        namespace.run(&["cat", &path]).trim().parse().expect("a number")
+    };
+    let pair = [statistic(&bed.host, NIC, "rx_dropped"), statistic(&bed.wire, peer, "tx_dropped")];
+    sockets.into_iter().chain(pair).sum()
+}
+
+fn under_a_guest(profile: &str, queue_pairs: u32) {
+    let bed = Bed::new(1, 2);
+    let port = PortSpec::switch(NIC, 1).with_profile(profile);
+    let configuration =
+        Configuration { workers: 2, ..Configuration::new(&bed, vec![port.clone()]) };
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let spec = GuestSpec { queue_pairs, ..GuestSpec::new(&port, &bed.uplinks[0], 1) };
+    let mut guest = Guest::boot(&bed, &spec);
+    let facts = guest.facts();
+    let connections = connections(guest.id());
+    let flows = Flows::start(&bed, &mut guest, 4, PAUSE);
+    let (outages, mut dropped) = upgrade_again_and_again(&mut daemon, 1);
+    let report = flows.end(&mut guest);
+    dropped += daemon.port_counters("vm1", "to_guest_dropped") + dropped_on_the_way(&bed, &daemon);
+    print(profile, outages);
+    println!("  {} messages, lost to the guest {}", report.sent(), report.lost_to_guest());
+    report.assert_exact();
+    // What was taken from the guest is on the wire. What waited on the wire was brought, but for
+    // what somebody had no room for, who says so.
+    assert_eq!(report.lost_from_guest(), 0);
+    let lost = u64::try_from(report.lost_to_guest()).expect("a number");
+    assert!(lost <= dropped, "{lost} messages to the guest lost, and {dropped} packets dropped");
+    assert_eq!(connections, self::connections(guest.id()), "QEMU has connected anew");
+    assert_eq!(guest.facts(), facts);
+    daemon.wait_state("vm1", "running");
+    assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);
+    daemon.frames();
+    guest.ping(&bed.uplinks[0].wire_address);
+}
+
+/// The sockets of a process, by inode: a connection that is made anew is another.
+fn connections(process: u32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{process}/fd")).expect("descriptors");
+    let target = |entry: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok()
+    };
+    let mut sockets: Vec<String> =
+        entries.filter_map(target).filter(|target| target.starts_with("socket:")).collect();
+    sockets.sort();
+    sockets
+}
+
+#[test]
+fn a_guest_with_packed_rings_loses_nothing_over_ten_upgrades() {
+    under_a_guest(PACKED, 2);
+}
+
+#[test]
+fn a_guest_with_split_rings_loses_nothing_over_ten_upgrades() {
+    under_a_guest(SPLIT, 1);
+}
+
+/// DPDK's driver sends as fast as it can, and what it sends is counted on the wire.
+fn under_full_load(profile: &str, options: &str) {
+    let bed = Bed::new(1, 1);
+    let port = PortSpec::switch(NIC, 1).with_profile(profile);
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let mut testpmd = Testpmd::start(&bed, &port, 1, "txonly", options);
+    daemon.wait_state("vm1", "running");
+    let before = bed.wire_received(0);
+    testpmd.command("start", "nb forwarding cores");
+    let mut outages = Vec::new();
+    // Counters begin anew with each process, so what it had counted is asked for before it goes.
+    let mut dropped = 0;
+    for _ in 0..upgrades() {
+        std::thread::sleep(Duration::from_millis(300));
+        dropped += daemon.port_counters("vm1", "from_guest_dropped");
+        outages.push(daemon.upgrade(&[])["outage_microseconds"].as_u64().expect("an outage"));
+    }
+    testpmd.command("stop", "Done.");
+    let sent = testpmd.counter("TX-packets");
+    print(profile, outages);
+    dropped += daemon.port_counters("vm1", "from_guest_dropped");
+    // What the veth pair itself lost, its sending end has counted.
+    let lost = || -> u64 {
+        let path = format!("/sys/class/net/{NIC}/statistics/tx_dropped");
+        bed.host.run(&["cat", &path]).trim().parse().expect("a number")
+    };
+    let arrived = || bed.wire_received(0) - before;
+    wait_for("all that was taken from the guest is on the wire", 10, || {
+        arrived() + lost() + dropped >= sent
+    });
+    println!("  {sent} packets sent, {} arrived, {dropped} dropped", arrived());
+    assert_eq!(arrived() + lost() + dropped, sent);
+    assert!(!daemon.log().contains("front-end disconnected"), "a connection has ended");
+    assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);
+    daemon.frames();
+}
+
+#[test]
+fn dpdk_goes_on_at_full_load_with_split_and_packed_rings() {
+    under_full_load("org.isonic.net.v1", "");
+    under_full_load("org.isonic.net.v2", ",packed_vq=1");
+}
+
+#[test]
+fn a_program_that_does_not_start_changes_nothing() {
+    let bed = Bed::new(1, 1);
+    let port = PortSpec::switch(NIC, 1);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![port.clone()]));
+    let memory = GuestFile::new(0, 0x7f00_0000_0000, 0x10_0000);
+    let frontend = Frontend::over(UnixStream::connect(bed.path("vm1.sock")).expect("connect"));
+    frontend.start(&memory, 2);
+    daemon.wait_state("vm1", "running");
+    let broken = bed.path("broken");
+    std::fs::write(&broken, "#!/bin/sh\nexit 7\n").expect("a program");
+    std::fs::set_permissions(&broken, PermissionsExt::from_mode(0o755)).expect("permissions");
+    for (binary, reason) in [
+        (broken.display().to_string(), "before it was ready"),
+        ("/nonexistent/isonic".to_owned(), "cannot start /nonexistent/isonic"),
+        ("/bin/true".to_owned(), "before it was ready"),
+    ] {
+        let refusal = daemon.refusal(&["upgrade", "--binary", &binary]);
+        assert!(refusal.contains(reason), "{binary}: {refusal}");
+    }
+    // The configuration of the next process is what is there now: it cannot have this NIC.
+    let text = std::fs::read_to_string(bed.path("isonic.toml")).expect("configuration");
+    let path = bed.path("isonic.toml");
+    std::fs::write(&path, text.replace("workers = 1", "workers = 0")).expect("configuration");
+    let refusal = daemon.refusal(&["upgrade"]);
+    assert!(refusal.contains("before it was ready"), "{refusal}");
+    std::fs::write(&path, text).expect("configuration");
+    // The same process serves the same session.
+    assert_eq!(frontend.stop_ring(0), Some(0));
+    frontend.start_ring(&memory, 0);
+    daemon.wait_state("vm1", "running");
+    ping(&bed.host, &bed.uplinks[0].wire_address, &[]);
+}
+
+#[test]
+fn a_session_that_cannot_be_gone_on_with_ends_and_all_others_go_on() {
+    let bed = Bed::new(1, 1);
+    let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports.to_vec()));
+    let [lost, kept] = [1, 2].map(|number| {
+        let memory = GuestFile::new(0, 0x7f00_0000_0000, 0x20_0000);
+        let path = bed.path(&format!("vm{number}.sock"));
+        let frontend = Frontend::over(UnixStream::connect(path).expect("connect"));
+        frontend.start(&memory, 2);
+        daemon.wait_state(&format!("vm{number}"), "running");
+        (frontend, memory)
+    });
+    // A front-end that takes part of its memory away, where nobody looks: to map it again is
+    // refused.
+    lost.1.file.set_len(0x10_0000).expect("a shorter file");
+    let answer = daemon.upgrade(&[]);
+    assert_eq!(answer["reconnecting"], serde_json::json!(["vm1"]), "{answer}");
+    assert_eq!(answer["sessions"], 1);
+    assert_eq!(lost.0.number(code::GET_FEATURES), None, "its connection has ended");
+    daemon.wait_state("vm1", "waiting");
+    let again = Frontend::over(UnixStream::connect(bed.path("vm1.sock")).expect("connect"));
+    again.start(&GuestFile::new(0, 0x7f00_0000_0000, 0x10_0000), 2);
+    daemon.wait_state("vm1", "running");
+    daemon.wait_state("vm2", "running");
+    assert_eq!(kept.0.stop_ring(1), Some(0));
+    drop(again);
+    // Who has half a message on the way is not waited for either.
+    assert!(kept.0.send_bytes(&[1, 0, 0, 0, 1], &[]));
+    let answer = daemon.upgrade(&[]);
+    assert_eq!(answer["reconnecting"], serde_json::json!(["vm2"]), "{answer}");
+    daemon.stop();
+    assert!(!bed.path("vm1.sock").exists() && !bed.path("api.sock").exists(), "names stayed");
+}
+
+fn wait_uplink(daemon: &Daemon<'_>, state: &str) {
+    wait_for(&format!("the uplink is {state}"), 10, || {
+        daemon.json(&["uplink", "list"])[0]["state"] == state
+    });
+}
+
+#[test]
+fn an_uplink_that_cannot_go_over_is_named_and_whoever_goes_on_follows_its_link() {
+    let bed = Bed::new(1, 1);
+    let mut configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let set = |state: &str| drop(bed.host.run(&["ip", "link", "set", NIC, state]));
+    set("down");
+    wait_uplink(&daemon, "down");
+    let refusal = daemon.refusal(&["upgrade"]);
+    assert!(refusal.contains(NIC) && refusal.contains("it is not up"), "{refusal}");
+    for _ in 0..2 {
+        set("up");
+        wait_uplink(&daemon, "up");
+        daemon.upgrade(&[]);
+        set("down");
+        wait_uplink(&daemon, "down");
+    }
+    set("up");
+    wait_uplink(&daemon, "up");
+    daemon.frames();
+    daemon.stop();
+    configuration.uplink_lines = "busy_poll = true";
+    let daemon = Daemon::start(&bed, &configuration);
+    let refusal = daemon.refusal(&["upgrade"]);
+    assert!(refusal.contains("it is busy polled; restart isonic instead"), "{refusal}");
+}
+
+#[test]
+fn host_and_vm_reach_each_other_whatever_becomes_of_an_upgrade() {
+    let bed = Bed::new(1, 1);
+    let ports = vec![PortSpec::switch(NIC, 1)];
+    let configuration = Configuration { host: true, ..Configuration::new(&bed, ports) };
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let mut vm = Vm::connect(&bed.path("vm1.sock"), 1);
+    let address = bed.host.run(&["cat", &format!("/sys/class/net/{NIC}/address")]);
+    let bytes = address.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hex"));
+    let host: [u8; 6] = bytes.collect::<Vec<u8>>().try_into().expect("six bytes");
+    let mut exchange = || {
+        let mut socket = PacketSocket::open(&bed.host, NIC, Duration::from_millis(100));
+        let (out, back) = (frame(host, mac(1), 200), frame(mac(1), host, 300));
+        vm.send(&out);
+        wait_for("the host has the VM's frame", 10, || socket.receive().as_ref() == Some(&out));
+        socket.send(&back);
+        wait_for("the VM has the host's frame", 10, || vm.received().contains(&back));
+    };
+    exchange();
+    daemon.refusal(&["upgrade", "--binary", "/bin/true"]);
+    exchange();
+    for _ in 0..2 {
+        daemon.upgrade(&[]);
+        exchange();
+    }
+}
+
+/// A service that is restarted, or upgraded, under a manager that keeps what it leaves.
+#[test]
+fn a_restart_under_a_service_manager_loses_nothing() {
+    let bed = Bed::new(1, 1);
+    let port = PortSpec::switch(NIC, 1).with_profile(PACKED);
+    let configuration = Configuration::new(&bed, vec![port.clone()]);
+    let mut manager = ServiceManager::new(&bed);
+    let mut daemon = Daemon::start_as_service(&bed, &configuration, &mut manager);
+    let mut guest = Guest::boot(&bed, &GuestSpec::new(&port, &bed.uplinks[0], 1));
+    let connections = connections(guest.id());
+    let flows = Flows::start(&bed, &mut guest, 2, PAUSE);
+    for restart in 0..3 {
+        std::thread::sleep(Duration::from_millis(500));
+        let hears = std::thread::scope(|scope| {
+            let hears = scope.spawn(|| manager.hear("BARRIER=1"));
+            daemon.stop();
+            hears.join()
+        });
+        hears.expect("it heard a barrier");
+        assert_eq!(manager.kept.len(), 1, "restart {restart}");
+        daemon.start_again_as_service(&mut manager);
+        assert_eq!(manager.kept.len(), 0, "restart {restart}: what was taken is kept no more");
+    }
+    let answer = daemon.upgrade(&[]);
+    // By the old process; the new one is ready before or after.
+    let main = format!("MAINPID={}", daemon.id());
+    manager.hear("READY=1");
+    if !manager.said.contains(&main) {
+        manager.hear(&main);
+    }
+    assert_eq!(answer["sessions"], 1);
+    let report = flows.end(&mut guest);
+    println!("{} messages, lost to the guest {}", report.sent(), report.lost_to_guest());
+    report.assert_exact();
+    assert_eq!(report.lost_from_guest(), 0);
+    assert_eq!(connections, self::connections(guest.id()), "QEMU has connected anew");
+    daemon.frames();
+    // Stopped for good: the manager closes what it keeps.
+    std::thread::scope(|scope| {
+        scope.spawn(|| manager.hear("BARRIER=1"));
+        daemon.stop();
+    });
+    assert!(bed.host.run(&["ip", "-details", "link"]).contains("xdp"), "the program is kept");
+    manager.kept.clear();
+    wait_for("the NIC is the host's alone", 10, || {
+        !bed.host.run(&["ip", "-details", "link"]).contains("xdp")
+    });
+}

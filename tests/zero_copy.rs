@@ -1,0 +1,235 @@
+//! Zero-copy, copy and generic mode on NICs whose drivers have all three: isonic itself in a guest
+//! whose NICs QEMU emulates ([`InnerHost`]), with VMs of our own at its ports, and frames from
+//! outside that they send back.
+
+mod common;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use common::{Bed, InnerHost, InnerNic, PROFILE, exchange, tap, uplink, xsk_facts};
+use isonic::test_support::echo_vm::EchoVm;
+
+/// Both with a queue for each of the guest's two CPUs. virtio_net has zero-copy where the device
+/// uses the DMA interface of the kernel, which `iommu_platform` asks for.
+const NICS: [InnerNic; 2] = [
+    InnerNic { device: "igb", queues: 1, driver: "igb", received: "rx_queue_N_packets" },
+    InnerNic {
+        device: "virtio-net-pci,mq=on,vectors=6,iommu_platform=on,disable-legacy=on",
+        queues: 2,
+        driver: "virtio_net",
+        received: "rxN_xdp_packets",
+    },
+];
+const QUEUES: u32 = 2;
+/// From the shortest to the longest of an MTU of 1500.
+const LENGTHS: [usize; 5] = [60, 61, 594, 1300, 1514];
+const FRAMES: u32 = 1000;
+
+/// What an uplink is to be.
+struct Mode {
+    /// In the configuration.
+    wish: &'static str,
+    more: &'static str,
+    xdp: &'static str,
+    socket: &'static str,
+    /// In the reason.
+    because: &'static str,
+}
+
+const MODES: [Mode; 4] = [
+    Mode {
+        wish: "auto",
+        more: "",
+        xdp: "native",
+        socket: "zerocopy",
+        because: "the driver has zero-copy",
+    },
+    Mode {
+        wish: "zerocopy",
+        more: "busy_poll = true",
+        xdp: "native",
+        socket: "zerocopy",
+        because: "the driver has zero-copy",
+    },
+    Mode { wish: "copy", more: "", xdp: "native", socket: "copy", because: "as configured" },
+    Mode { wish: "generic", more: "", xdp: "generic", socket: "copy", because: "as configured" },
+];
+
+#[test]
+fn every_mode_is_what_is_told_and_brings_every_frame_on_drivers_with_zero_copy() {
+    let bed = Bed::new(0, 1);
+    let programs = [PathBuf::from(env!("CARGO_BIN_EXE_isonic")), this_program()];
+    let mut host = InnerHost::boot(&bed, &NICS, &programs);
+    for mode in &MODES {
+        println!("{} with {:?}", mode.wish, mode.more);
+        start(&mut host, mode);
+        assert_modes(&mut host, mode);
+        for nic in 0..NICS.len() {
+            exchange_through(&bed, &mut host, nic, mode);
+        }
+        stop(&mut host);
+    }
+    jumbo_frames_go_through_virtio_net(&bed, &mut host);
+}
+
+/// isonic with a port on each NIC, and their VMs.
+fn start(host: &mut InnerHost, mode: &Mode) {
+    let mut configuration = "workers = 2\n".to_owned();
+    for nic in 0..NICS.len() {
+        configuration += &uplink_and_port(nic, mode, PROFILE);
+    }
+    host.start_isonic(&configuration);
+    for nic in 0..NICS.len() {
+        start_vm(host, nic);
+    }
+}
+
+fn uplink_and_port(nic: usize, Mode { wish, more, .. }: &Mode, profile: &str) -> String {
+    format!(
+        "[[uplinks]]\ninterface = \"{uplink}\"\nmode = \"{wish}\"\n{more}\n\
+         [[ports]]\nname = \"vm{nic}\"\nsocket = \"/run/isonic/vm{nic}.sock\"\n\
+         profile = \"{profile}\"\nuplink = \"{uplink}\"\nmac = \"{mac}\"\n",
+        uplink = uplink(nic),
+        mac = mac_text(nic),
+    )
+}
+
+fn start_vm(host: &mut InnerHost, nic: usize) {
+    let program = program("echo_vm");
+    host.start(&format!("vm{nic}"), &format!("ISONIC_VM={nic} {program}"));
+    host.wait_running(&format!("vm{nic}"));
+}
+
+fn stop(host: &mut InnerHost) {
+    host.stop("isonic");
+    for nic in 0..NICS.len() {
+        host.stop(&format!("vm{nic}"));
+    }
+}
+
+/// What isonic says of its uplinks, and what the kernel says of its sockets.
+fn assert_modes(host: &mut InnerHost, mode: &Mode) {
+    let uplinks = host.json("uplink list");
+    for (number, nic) in NICS.iter().enumerate() {
+        let uplink = &uplinks[number];
+        assert_eq!(uplink["driver"], nic.driver, "{uplink}");
+        assert_eq!(uplink["queues"], serde_json::json!([0, 1]), "{uplink}");
+        assert_eq!(uplink["xdp_mode"], mode.xdp, "{uplink}");
+        assert_eq!(uplink["socket_mode"], mode.socket, "{uplink}");
+        let reason = uplink["reason"].as_str().expect("a reason");
+        assert!(reason.contains(mode.because), "{uplink}");
+    }
+    let sockets = host.xsk_facts(&program("sockets_of_isonic"));
+    assert_eq!(sockets.len(), NICS.len() * QUEUES as usize, "{sockets:?}");
+    for socket in &sockets {
+        assert_eq!(socket.zero_copy, mode.socket == "zerocopy", "{sockets:?}");
+        assert_eq!(socket.prefer_busy_poll, !mode.more.is_empty(), "{sockets:?}");
+    }
+}
+
+/// Every frame comes back, and all that is counted adds up: by isonic, and by the NIC's driver.
+/// (virtio_net counts what it gives to native programs.) igb spreads flows over its queues by
+/// itself; before virtio_net a tap does, by where answers came from, which may be one of them.
+fn exchange_through(bed: &Bed, host: &mut InnerHost, nic: usize, mode: &Mode) {
+    let received = |host: &mut InnerHost| host.queue_packets(nic, NICS[nic].received, QUEUES);
+    let before = received(host);
+    let began = Instant::now();
+    exchange(&mut tap(bed, nic), mac(nic), FRAMES, &LENGTHS);
+    let took = began.elapsed();
+    let of_queues = received(host).into_iter().zip(before);
+    let of_queues: Vec<u64> = of_queues.map(|(after, before)| after - before).collect();
+    let driver = NICS[nic].driver;
+    println!("{driver}: {FRAMES} frames there and back in {took:?}, by queue {of_queues:?}");
+    if mode.xdp == "native" {
+        assert_eq!(of_queues.iter().sum::<u64>(), u64::from(FRAMES), "{of_queues:?}");
+        let spreads = driver == "igb";
+        assert!(!spreads || of_queues.iter().all(|&packets| packets > 0), "{of_queues:?}");
+    }
+    assert_accounts(&host.json("stats"), nic, FRAMES);
+}
+
+/// All frames went in and out and were counted as such, nothing else was, and no frame of the
+/// UMEM is lost.
+fn assert_accounts(stats: &Value, nic: usize, frames: u32) {
+    let (port, uplink) = (&stats["ports"][format!("vm{nic}")], &stats["uplinks"][uplink(nic)]);
+    for (counters, name) in [
+        (port, "to_guest_packets"),
+        (port, "from_guest_packets"),
+        (uplink, "rx_packets"),
+        (uplink, "tx_packets"),
+    ] {
+        assert_eq!(counters[name], frames, "{name}: {stats}");
+    }
+    for counters in [port, uplink] {
+        for (name, value) in counters.as_object().expect("counters") {
+            let is_loss = ["dropped", "kernel_", "faults"].iter().any(|part| name.contains(part));
+            // The driver finds no frame to receive into for a moment while a socket is bound.
+            let is_loss = is_loss && name != "kernel_fill_ring_empty";
+            assert!(!is_loss || value == 0, "{name}: {stats}");
+        }
+    }
+    let place = |name: &str| uplink[name].as_u64().expect("a counter");
+    let places = ["frames_free", "frames_receiving", "frames_transmitting", "frames_away"];
+    assert_eq!(places.map(place).iter().sum::<u64>(), place("frames_total"), "{stats}");
+}
+
+/// In several frames of the UMEM, which virtio_net has in copy mode.
+fn jumbo_frames_go_through_virtio_net(bed: &Bed, host: &mut InnerHost) {
+    let nic = 1;
+    host.check(&format!("ip link set {} mtu 9000", uplink(nic)));
+    let mode = Mode { wish: "copy", ..MODES[2] };
+    host.start_isonic(&uplink_and_port(nic, &mode, &format!("{PROFILE},mtu=9000")));
+    start_vm(host, nic);
+    let facts = &host.json("uplink list")[0];
+    assert_eq!(facts["multi_buffer"], true, "{facts}");
+    exchange(&mut tap(bed, nic), mac(nic), FRAMES / 10, &[60, 3841, 9014]);
+    assert_accounts(&host.json("stats"), nic, FRAMES / 10);
+    host.stop("isonic");
+    host.stop(&format!("vm{nic}"));
+}
+
+// ---- what runs inside ---------------------------------------------------------------------------
+
+fn this_program() -> PathBuf {
+    std::env::current_exe().expect("this program's path")
+}
+
+/// The command that runs one of the functions below inside.
+fn program(function: &str) -> String {
+    let file = this_program().file_name().expect("a name").to_string_lossy().into_owned();
+    format!("{file} --exact {function} --ignored --nocapture")
+}
+
+fn mac(nic: usize) -> [u8; 6] {
+    [0x52, 0x54, 0, 0, 0, u8::try_from(nic + 1).expect("a few")]
+}
+
+fn mac_text(nic: usize) -> String {
+    mac(nic).map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn variable(name: &str) -> u32 {
+    let value = std::env::var(name).unwrap_or_else(|_| panic!("no {name}: this runs in a guest"));
+    value.parse().expect("a number")
+}
+
+#[test]
+#[ignore = "no test: the VM that runs inside"]
+fn echo_vm() {
+    let nic = variable("ISONIC_VM") as usize;
+    let mut vm = EchoVm::start(format!("/run/isonic/vm{nic}.sock").as_ref(), mac(nic));
+    loop {
+        vm.turn();
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+#[ignore = "no test: tells the sockets of a process that runs inside"]
+fn sockets_of_isonic() {
+    let facts = xsk_facts(variable("ISONIC_PROCESS"));
+    println!("sockets: {}", serde_json::to_string(&facts).expect("JSON"));
+}
