@@ -148,7 +148,9 @@ kvm_boots() {
     console=$(mktemp)
     qemu-system-x86_64 -machine q35 -accel kvm -cpu host -m 256 -nodefaults -display none \
         -kernel "$guest_directory/vmlinux" -initrd "$guest_directory/initrd" \
-        -no-reboot -append "console=ttyS0 quiet panic=-1" -serial "file:$console" >/dev/null 2>&1 &
+        -no-reboot -append "console=ttyS0 quiet panic=-1" -serial "file:$console" \
+        -chardev null,id=agent -device virtio-serial-pci -device virtserialport,chardev=agent \
+        >/dev/null 2>&1 &
     pid=$!
     wait_for 10 kvm_probe_ended "$pid" "$console" || true
     grep --quiet GUEST-UP "$console" || status=1

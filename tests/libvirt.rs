@@ -166,10 +166,10 @@ fn bare(bed: &Bed, name: &str, qemu: Qemu) -> String {
       <source path='{}'/>
       <target port='0'/>
     </serial>
-    <serial type='unix'>
+    <channel type='unix'>
       <source mode='bind' path='{}'/>
-      <target port='1'/>
-    </serial>
+      <target type='virtio' name='isonic.agent'/>
+    </channel>
     <memballoon model='none'/>
   </devices>
 </domain>

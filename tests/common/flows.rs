@@ -99,8 +99,6 @@ impl Flows {
     pub fn end(mut self, guest: &mut Guest) -> Report {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.take().expect("once").join().expect("sending");
-        // One command that waits, not many that ask: under emulation the guest's serial port loses
-        // an interrupt now and then when one command follows the other at once.
         let ended = "until [ -e /tmp/flow ]; do sleep 0.1; done; cat /tmp/flow";
         let told = guest.check(&format!("kill -TERM {}; {ended}", self.id));
         let guest = parse(&told);

@@ -291,7 +291,7 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
          -chardev socket,id=vhost,path={socket},{side} \
          {device},romfile={vectors} \
          -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
-         -serial chardev:agent \
+         -device virtio-serial-pci{vectors} -device virtserialport,chardev=agent \
          -chardev socket,id=monitor,path={monitor},server=on,wait=off \
          -mon chardev=monitor,mode=control",
         cpus = spec.queue_pairs.min(4),

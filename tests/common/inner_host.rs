@@ -207,7 +207,7 @@ fn command_line(bed: &Bed, nics: &[InnerNic]) -> Vec<String> {
     let mut words = format!(
         "{qemu} -machine q35 -smp 2 -m 1024 -nodefaults -no-user-config -display none -no-reboot \
          -kernel {image}/vmlinux -initrd {initrd} -serial file:{console} \
-         -chardev socket,id=agent,path={agent},server=on,wait=off -serial chardev:agent",
+         -chardev socket,id=agent,path={agent},server=on,wait=off",
         qemu = repository(QEMU_10).display(),
         image = repository("cache").join(IMAGE).display(),
         initrd = file("initrd"),
@@ -221,6 +221,7 @@ fn command_line(bed: &Bed, nics: &[InnerNic]) -> Vec<String> {
             mac = mac(number)
         );
     }
+    words += " -device virtio-serial-pci -device virtserialport,chardev=agent";
     let mut command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
     command_line.extend(accelerator());
     let append = "console=ttyS0 quiet panic=-1 no_timer_check";
