@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Bed, Configuration, Daemon, NIC, Netns, PacketSocket, PortSpec, wait_for};
-use isonic::test_support::rig_guest::{OUTSIDE, frame, mac};
+use isonic::test_support::rig_guest::{OUTSIDE, datagram, frame, mac};
 use isonic::test_support::vm::Vm;
 use serde_json::Value;
 
@@ -101,6 +101,12 @@ fn sum(counters: &Value, beginnings: &[&str]) -> u64 {
     named.filter_map(|(_, value)| value.as_u64()).sum()
 }
 
+/// What the XDP program did: redirected, passed, without a socket.
+fn verdicts(stats: &Value) -> [u64; 3] {
+    ["xdp_redirected", "xdp_passed", "xdp_no_socket"]
+        .map(|name| stats["uplinks"][NIC][name].as_u64().expect("a counter"))
+}
+
 #[test]
 fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
     let bed = Bed::with_mtu(1, 2, MTU);
@@ -117,6 +123,7 @@ fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
         [lost_to_nic, lost_to_wire, counted(&bed.wire, &uplink.peer, "rx_packets")]
     };
     let before = kernel();
+    let before_all = verdicts(&daemon.json(&["stats"]));
 
     // All at once. The first guest takes nothing after its first buffers.
     let mut received = [0, 0];
@@ -154,6 +161,8 @@ fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
     }
     let more = count_passed(&mut host);
     let passed: [u64; 2] = std::array::from_fn(|at| passed[at] + more[at]);
+    let now = verdicts(&stats);
+    let [redirected, let_pass, no_socket] = std::array::from_fn(|at| now[at] - before_all[at]);
     let of_uplink = &stats["uplinks"][NIC];
     let of_ports = [&stats["ports"]["vm1"], &stats["ports"]["vm2"]];
     let uplink = |names: &[&str]| sum(of_uplink, names);
@@ -162,9 +171,12 @@ fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
 
     // From the wire to our sockets, or to the host.
     let sent: u64 = WIRE.iter().map(|(_, _, count)| count).sum();
-    let redirected = uplink(&["rx_packets", "rx_dropped_fragments"]);
+    assert_eq!(sent, lost_to_nic + redirected + let_pass);
+    assert_eq!(no_socket, 0);
+    let taken = uplink(&["rx_packets", "rx_dropped_fragments"]);
     let refused = uplink(&["kernel_rx_dropped", "kernel_rx_ring_full"]);
-    assert_eq!(sent, lost_to_nic + redirected + refused + passed[0]);
+    assert_eq!(redirected, taken + refused);
+    assert_eq!(let_pass, passed[0]);
     // To groups: to the host, and a copy to us.
     assert_eq!(passed[1], uplink(&["multicast_packets", "multicast_dropped"]));
     // From our sockets and from guests to the guests.
@@ -189,4 +201,27 @@ fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
     // It was an overload.
     assert!(sum(of_ports[0], &["to_guest_dropped_no_buffers"]) > 0);
     daemon.frames();
+}
+
+/// One of two queues is ours, and datagrams of many flows come in on both.
+#[test]
+fn a_frame_for_a_vm_on_a_queue_without_a_socket_is_counted() {
+    const FLOWS: u16 = 64;
+    let bed = Bed::new(1, 2);
+    let ports = vec![PortSpec::switch(NIC, 1)];
+    let uplinks = vec![(NIC.to_owned(), Some(vec![0]))];
+    let configuration = Configuration { uplinks, ..Configuration::new(&bed, ports) };
+    let daemon = Daemon::start(&bed, &configuration);
+    let mut vm = Vm::connect(&bed.path("vm1.sock"), 1);
+    let before = verdicts(&daemon.json(&["stats"]));
+    let peer = &bed.uplinks[0].peer;
+    let mut wire = PacketSocket::open(&bed.wire, peer, Duration::from_millis(1));
+    (0..FLOWS).for_each(|flow| wire.send(&datagram(mac(1), flow)));
+    (0..FLOWS).for_each(|_| wire.send(&frame(UNKNOWN, OUTSIDE, 200)));
+    let now = verdicts(&settled(&daemon));
+    let [redirected, passed, no_socket] = std::array::from_fn(|at| now[at] - before[at]);
+    assert_eq!(redirected + no_socket, u64::from(FLOWS));
+    assert_eq!(passed, u64::from(FLOWS));
+    assert!(redirected > 0 && no_socket > 0, "{redirected} and {no_socket}");
+    assert_eq!(vm.received().len() as u64, redirected);
 }

@@ -11,7 +11,7 @@ use common::{
     Bed, Configuration, Daemon, Guest, GuestSpec, NIC, PacketSocket, PortSpec, ping, wait_for,
     wait_reachable,
 };
-use isonic::test_support::rig_guest::{OUTSIDE, frame, mac};
+use isonic::test_support::rig_guest::{OUTSIDE, datagram, frame, mac};
 use isonic::test_support::vm::Vm;
 use serde_json::Value;
 
@@ -83,6 +83,14 @@ impl<'bed> Scene<'bed> {
         wait_for(&format!("uplink {uplink} is {state}"), 10, || {
             self.uplink(uplink)["state"] == state
         });
+    }
+
+    /// Waits until an uplink that was open all the time has been closed and opened.
+    fn wait_open_again(&self, uplink: usize) {
+        wait_for("it is opened again", 10, || {
+            self.daemon.log().matches("uplink is open ").count() == self.bed.uplinks.len() + 1
+        });
+        self.wait_state(uplink, "up");
     }
 
     /// What ports and uplinks count has not become less, and every frame of the uplinks, of which
@@ -349,20 +357,7 @@ fn one_of_two_uplinks_is_removed_and_the_other_loses_no_packet() {
     scene.assert_accounts(frames(2));
 }
 
-/// A datagram to the first VM; by its flow it comes in on one queue or the other, of which one
-/// belongs to the worker that does not have the VM's ring.
-fn datagram(flow: u16) -> Vec<u8> {
-    let mut bytes = frame(mac(1), OUTSIDE, 200);
-    let headers = [
-        &[0x08, 0x00, 0x45, 0, 0, 186, 0, 0, 0, 0, 64, 17, 0, 0, 10, 77, 0, 1, 10, 77, 0, 101][..],
-        &flow.to_be_bytes(),
-        &[0, 9, 0, 166, 0, 0],
-    ]
-    .concat();
-    bytes[12..12 + headers.len()].copy_from_slice(&headers);
-    bytes
-}
-
+/// On two queues, of which one belongs to the worker that does not have the VM's ring.
 #[test]
 fn what_happens_under_load_loses_no_frame_for_good() {
     let bed = Bed::new(1, 2);
@@ -378,7 +373,7 @@ fn what_happens_under_load_loses_no_frame_for_good() {
         std::thread::scope(|scope| {
             let _stop = StopOnDrop(&stopped);
             scope.spawn(|| {
-                let datagrams: Vec<_> = (0..64).map(datagram).collect();
+                let datagrams: Vec<_> = (0..64).map(|flow| datagram(mac(1), flow)).collect();
                 while !stopped.load(Ordering::Relaxed) {
                     datagrams.iter().for_each(|datagram| wire.offer(datagram));
                 }
@@ -430,6 +425,57 @@ fn uplinks_share_workers_and_workers_share_uplinks() {
     for uplink in 0..2 {
         assert_eq!(scene.uplink(uplink)["queues"], serde_json::json!([0, 1, 2]));
     }
+}
+
+/// The id of the link that a process has its XDP program attached by.
+fn xdp_link(process: u32) -> u32 {
+    let descriptors = std::fs::read_dir(format!("/proc/{process}/fdinfo")).expect("descriptors");
+    let facts = descriptors.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let id = |facts: String| -> Option<u32> {
+        let value = |name| facts.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        value("link_type:").filter(|&kind| kind == "xdp")?;
+        value("link_id:")?.parse().ok()
+    };
+    facts.filter_map(id).next().expect("a link")
+}
+
+#[test]
+fn a_program_that_somebody_detaches_is_put_back() {
+    let bed = Bed::new(1, 2);
+    let mut scene = Scene::new(&bed);
+    scene.exchange(0);
+    scene.assert_accounts(frames(2));
+    scene.host(&format!("bpftool link detach id {}", xdp_link(scene.daemon.id())));
+    wait_for("it is seen", 10, || scene.daemon.log().contains("detached the uplink's XDP program"));
+    scene.wait_open_again(0);
+    scene.exchange(0);
+    scene.assert_accounts(frames(2));
+    scene.assert_logged_once(&["detached the uplink's XDP program"]);
+}
+
+/// A fault below the view of a ring: what the daemon has told the kernel of frames to receive into
+/// is not what the kernel finds.
+#[test]
+fn a_fill_ring_that_the_kernel_finds_empty_is_seen_told_of_counted_and_opened_again() {
+    let bed = Bed::new(1, 1);
+    let mut scene = Scene::new(&bed);
+    scene.exchange(0);
+    scene.assert_accounts(frames(1));
+    common::spoil_fill_rings(scene.daemon.id());
+    let mut wire = scene.wire(0);
+    let into = frame(mac(1), OUTSIDE, 300);
+    let stats = |daemon: &Daemon<'_>, counter: &str| {
+        daemon.json(&["stats"])["uplinks"][NIC][counter].as_u64().expect("a number")
+    };
+    wait_for("it is seen", 10, || {
+        wire.send(&into);
+        stats(&scene.daemon, "rx_stalls") == 1
+    });
+    scene.wait_open_again(0);
+    scene.exchange(0);
+    scene.assert_accounts(frames(1));
+    scene.assert_logged_once(&["the kernel finds no frame to receive into"]);
+    assert_eq!(stats(&scene.daemon, "rx_stalls"), 1);
 }
 
 /// Frames that nobody lets go of: a bridge passes them on to a queue that sends a byte a second,

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Bed, InnerHost, InnerNic, PROFILE, exchange, tap, uplink};
+use common::{Bed, InnerHost, InnerNic, PROFILE, exchange, tap, uplink, wait_for};
 use isonic::test_support::echo_vm::EchoVm;
 use serde_json::json;
 
@@ -59,7 +59,10 @@ fn a_table_is_set_so_that_every_frame_finds_a_socket_and_put_back_in_the_end_and
     stop(&mut host);
     // What somebody else has set meanwhile stays.
     start(&mut host, "set");
+    assert_eq!(host.json("uplink list")[0]["unserved_queues"], json!([]));
     host.check(&format!("ethtool --set-rxfh-indir {} equal 2", uplink(0)));
+    wait_for("it is seen", 20, || host.json("uplink list")[0]["unserved_queues"] == json!([0]));
+    assert!(host.log("isonic").contains("queues receive and have no socket"));
     stop(&mut host);
     let even: Vec<u32> = (0..128).map(|entry| entry % 2).collect();
     assert_eq!(table(&mut host, 0), even);

@@ -6,7 +6,7 @@
 //!   Up ◀─────────────▶ Down ────────────────────▶ Gone ◀── removed ──┐
 //!    │   link up        ▲                          │ there again     │
 //!    │                  └───────── opened ─────────┴── cannot be ──▶ Failed
-//!    └─ stands still, or has more queues: closed and opened ─▶           (tried again)
+//!    └─ stands still, has more queues or no program: closed and opened ─▶ (tried again)
 //! ```
 //!
 //! While the uplink is not Up its sockets are here and not with the workers: what guests send there
@@ -26,8 +26,8 @@ use super::ports::Registry;
 use super::stall::{Stall, Suspicion, Trust};
 use super::uplinks::{Nic, NicState};
 
-/// Between two looks at what nobody may have told of: the number of queues, and whether an uplink
-/// that failed can be opened by now.
+/// Between two looks at what nobody may have told of: queues and which of them receive, whether the
+/// program is still there, and whether an uplink that failed can be opened by now.
 const OTHER_LOOKS: Duration = Duration::from_secs(5);
 
 /// One uplink as its watcher knows it.
@@ -73,7 +73,7 @@ impl NicLife {
         reports: &[SocketReport],
     ) -> Result<(), WorkerGone> {
         let Some(nic) = registry.nics.iter().find(|nic| nic.id == self.id) else { return Ok(()) };
-        nic.count_lost_multicast();
+        nic.count();
         let reports: Vec<_> = reports.iter().filter(|report| report.uplink == nic.id).collect();
         let other = self.other_look <= Instant::now();
         if other {
@@ -109,6 +109,8 @@ impl NicLife {
             match link {
                 Some(link) if other => {
                     self.follow(registry, nic, &link)?;
+                    self.look_at_program(registry, nic, &link)?;
+                    nic.look_at_steering();
                     return self.look_at_queues(registry, nic, &link);
                 }
                 Some(link) => return self.follow(registry, nic, &link),
@@ -155,6 +157,24 @@ impl NicLife {
         }
     }
 
+    /// Without our program nothing arrives. No message tells of that.
+    fn look_at_program(
+        &mut self,
+        registry: &Registry,
+        nic: &Nic,
+        link: &Link,
+    ) -> Result<(), WorkerGone> {
+        if !nic.program_is_lost() {
+            return Ok(());
+        }
+        tracing::error!(
+            uplink = nic.config.interface,
+            "somebody has detached the uplink's XDP program: it is closed and opened again"
+        );
+        self.close(registry, nic)?;
+        self.open(registry, nic, link)
+    }
+
     /// Frames that arrive on a new queue would pass us by. The kernel keeps those that we have
     /// (`ethnl_set_channels` of net/ethtool/channels.c).
     fn look_at_queues(
@@ -165,7 +185,9 @@ impl NicLife {
     ) -> Result<(), WorkerGone> {
         let had = nic.status().queues.len();
         let has = Interface::read(&link.name).map(|interface| interface.receive_queues as usize);
-        if !link.running || nic.config.queues.is_some() || !has.is_ok_and(|has| has > had) {
+        let open = nic.status().is_open();
+        let more = nic.config.queues.is_none() && has.is_ok_and(|has| has > had);
+        if !link.running || !open || !more {
             return Ok(());
         }
         let uplink = &nic.config.interface;

@@ -204,6 +204,7 @@ impl DaemonService {
         let fabric = &self.registry.fabric;
         // Any port: all counters are published.
         let _ = fabric.inspect(crate::datapath::PortId(0));
+        nic.count();
         let sockets = fabric.socket_counters(nic.id);
         let mut counters = sum(sockets.iter().chain([&nic.counters]).map(|counters| &**counters));
         if let Some(host) = fabric.host(nic.id) {

@@ -1,5 +1,5 @@
-//! The NICs' indirection tables: looked at when an uplink is opened, and set where that is wanted,
-//! so that no frame for a VM arrives on a queue without a socket.
+//! The NICs' indirection tables: looked at when an uplink is opened and every few seconds, and set
+//! where that is wanted, so that no frame for a VM arrives on a queue without a socket.
 //!
 //! What was set is put back in the end. Before it is set, what was there is noted in
 //! `runtime_dir`, so that the next isonic puts it back if this one is killed. A table that is no
@@ -74,6 +74,16 @@ impl Steered {
                 set.spread(queues)?;
                 Ok(Self { unserved: Vec::new(), set: Some(set) })
             }
+        }
+    }
+
+    /// Look again: drivers lose a table, and administrators change it. What is told is told once.
+    pub fn look(&mut self, interface: &Interface, queues: &[u32]) {
+        let name = interface.name.as_str();
+        let unserved = Steering::read(name).unserved(interface.receive_queues, queues);
+        if self.unserved != unserved {
+            tell(name, &unserved);
+            self.unserved = unserved;
         }
     }
 

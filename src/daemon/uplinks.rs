@@ -18,7 +18,7 @@ use crate::profile::UplinkFacts;
 use crate::xdp::{
     AttachMode, BusyPoll, Deferred, FRAME_PACKET_MAX, Handed, HostDevice, Interface, Link,
     ModeWish, MulticastTap, ProgramError, QueueUse, Redirect, Socket, SocketMode, Umem, Uplink,
-    UplinkError,
+    UplinkError, Verdicts,
 };
 
 use super::fabric::Fabric;
@@ -121,6 +121,8 @@ struct Inner {
     redirect: Option<Redirect>,
     /// MACs in the program, so that only differences are written.
     macs: Vec<[u8; 6]>,
+    /// What of the program's verdicts is in the counters.
+    verdicts: Verdicts,
     /// None while it is not open.
     tap: Option<Arc<MulticastTap>>,
     /// The sockets' frame memory; None while it is not open.
@@ -170,8 +172,8 @@ impl Inner {
             steering_set: steered.is_set(),
         };
         let (umem, tap, host) = (Some(umem), tap.map(Arc::new), host.map(Arc::new));
-        let (macs, threads) = (Vec::new(), Vec::new());
-        Self { status, deferred, redirect, macs, tap, umem, host, steered, threads }
+        let (macs, verdicts, threads) = (Vec::new(), Verdicts::default(), Vec::new());
+        Self { status, deferred, redirect, macs, verdicts, tap, umem, host, steered, threads }
     }
 }
 
@@ -405,15 +407,42 @@ impl Nic {
         redirect.replace(&status.interface.name)
     }
 
-    /// Count the multicast that its packet socket had no room for.
-    pub fn count_lost_multicast(&self) {
-        let lost = self.inner().tap.as_ref().and_then(|tap| tap.lost().ok());
+    /// Look again at which of its queues receive.
+    pub fn look_at_steering(&self) {
+        let Inner { status, steered, .. } = &mut *self.inner();
+        let queues: Vec<u32> = status.queues.iter().map(|&(queue, _)| queue).collect();
+        steered.look(&status.interface, &queues);
+        status.unserved_queues.clone_from(&steered.unserved);
+    }
+
+    /// Whether somebody has taken our program off it.
+    pub fn program_is_lost(&self) -> bool {
+        self.inner().redirect.as_ref().is_some_and(|redirect| !redirect.is_attached())
+    }
+
+    /// Count what the kernel has since: the XDP program's verdicts, and the multicast that the
+    /// packet socket had no room for.
+    pub fn count(&self) {
+        self.count_kernels(&mut self.inner());
+    }
+
+    fn count_kernels(&self, inner: &mut Inner) {
+        let lost = inner.tap.as_ref().and_then(|tap| tap.lost().ok());
         self.counters.add(SocketCounter::MulticastDropped, lost.unwrap_or_default());
+        let Some(Ok(now)) = inner.redirect.as_ref().map(Redirect::verdicts) else { return };
+        let counted = std::mem::replace(&mut inner.verdicts, now);
+        let counters = [
+            (SocketCounter::XdpRedirected, now.redirected - counted.redirected),
+            (SocketCounter::XdpPassed, now.passed - counted.passed),
+            (SocketCounter::XdpNoSocket, now.no_socket - counted.no_socket),
+        ];
+        counters.into_iter().for_each(|(counter, more)| self.counters.add(counter, more));
     }
 
     /// Take the program off the NIC and bring no more multicast. What it was is still known.
     pub fn close(&self) {
         let mut inner = self.inner();
+        self.count_kernels(&mut inner);
         let threads = std::mem::take(&mut inner.threads);
         let (steered, deferred) = (std::mem::take(&mut inner.steered), inner.deferred.take());
         let nic = (inner.host.take(), inner.tap.take(), inner.redirect.take());
@@ -491,19 +520,13 @@ fn set_macs(
     Ok(())
 }
 
-/// A wire port's queue is its own; the others are switched if there is anybody to switch to.
+/// A wire port's queue is its own; the others are the host's and of all switch ports.
 fn queue_use(queue: u32, routes: &[&Route]) -> QueueUse {
     let owns = |route: &&Route| match &route.attachment {
         Attachment::Wire { queues } => queues.contains(&queue),
         Attachment::Switch { .. } => false,
     };
-    if routes.iter().any(owns) {
-        QueueUse::Wire
-    } else if routes.iter().any(|route| matches!(route.attachment, Attachment::Switch { .. })) {
-        QueueUse::Switch
-    } else {
-        QueueUse::Kernel
-    }
+    if routes.iter().any(owns) { QueueUse::Wire } else { QueueUse::Shared }
 }
 
 fn open(

@@ -107,6 +107,12 @@ pub enum SocketCounter {
     RxPackets,
     /// Their bytes.
     RxBytes,
+    /// Given to a socket by the XDP program.
+    XdpRedirected,
+    /// Not for a VM: passed to the host by the XDP program.
+    XdpPassed,
+    /// For a VM, on a queue without a socket: passed to the host by the XDP program.
+    XdpNoSocket,
     /// Received for a MAC or queue that no port has (any more).
     RxDroppedNoPort,
     /// Received in more frames than a packet may have.
@@ -163,6 +169,9 @@ impl Counter for SocketCounter {
     const NAMES: &'static [&'static str] = &[
         "rx_packets",
         "rx_bytes",
+        "xdp_redirected",
+        "xdp_passed",
+        "xdp_no_socket",
         "rx_dropped_no_port",
         "rx_dropped_fragments",
         "tx_packets",

@@ -106,5 +106,19 @@ pub fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
     frame
 }
 
+/// A datagram of UDP to `to`, from outside: by its flow it arrives on one of a NIC's queues.
+#[must_use]
+pub fn datagram(to: [u8; 6], flow: u16) -> Vec<u8> {
+    let mut bytes = frame(to, OUTSIDE, 200);
+    let headers = [
+        &[0x08, 0x00, 0x45, 0, 0, 186, 0, 0, 0, 0, 64, 17, 0, 0, 10, 77, 0, 1, 10, 77, 0, 101][..],
+        &flow.to_be_bytes(),
+        &[0, 9, 0, 166, 0, 0],
+    ]
+    .concat();
+    bytes[12..12 + headers.len()].copy_from_slice(&headers);
+    bytes
+}
+
 /// An address that no guest has.
 pub const OUTSIDE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];

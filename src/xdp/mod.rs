@@ -36,7 +36,7 @@ pub use link::{Link, LinkNews, Links};
 pub use multicast::{MulticastTap, TapError};
 pub use napi::{Deferral, Napi, instances as napi_instances};
 pub use nic::NicFacts;
-pub use program::{AttachMode, ProgramError, QueueUse, Redirect};
+pub use program::{AttachMode, ProgramError, QueueUse, Redirect, Verdicts};
 pub use socket::{
     FrameCensus, KernelStatistics, RING_ENTRIES, Socket, SocketAtRest, SocketError, SocketMode,
     SocketParts, SocketProgress, packet_max,

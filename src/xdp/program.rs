@@ -32,12 +32,21 @@ pub enum AttachMode {
 /// How a queue is used: the values of `enum queue_use` in the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueUse {
-    /// Not ours.
-    Kernel = 0,
     /// Ours by destination MAC.
-    Switch = 1,
+    Shared = 0,
     /// Ours whole.
-    Wire = 2,
+    Wire = 1,
+}
+
+/// How many frames met which verdict: by the values of `enum verdict` in the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Came to a socket.
+    pub redirected: u64,
+    /// Not for us: passed to the host.
+    pub passed: u64,
+    /// For us, on a queue without a socket: passed to the host.
+    pub no_socket: u64,
 }
 
 /// Why the program is not in place.
@@ -90,6 +99,7 @@ pub struct Redirect {
     sockets: MapHandle,
     queue_uses: MapHandle,
     macs: MapHandle,
+    verdicts: MapHandle,
     link: Option<OwnedFd>,
 }
 
@@ -110,6 +120,7 @@ impl Redirect {
             sockets: handle(&skeleton.maps.sockets)?,
             queue_uses: handle(&skeleton.maps.queue_uses)?,
             macs: handle(&skeleton.maps.macs)?,
+            verdicts: handle(&skeleton.maps.verdicts)?,
             link: None,
         })
     }
@@ -158,6 +169,22 @@ impl Redirect {
     #[must_use]
     pub fn link(&self) -> Option<BorrowedFd<'_>> {
         self.link.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether it is still on the NIC: an administrator may detach what a link attached, and the
+    /// link stays with us without one.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        let Some(link) = &self.link else { return false };
+        let mut info = libbpf_sys::bpf_link_info::default();
+        let mut len = u32::try_from(size_of_val(&info)).expect("some hundred bytes");
+        let (fd, pointer) = (link.as_raw_fd(), (&raw mut info).cast());
+        // SAFETY: the buffer is as long as `len` says and outlives the call.
+        let result = unsafe { libbpf_sys::bpf_obj_get_info_by_fd(fd, pointer, &raw mut len) };
+        // SAFETY: a number, whichever kind of link it is.
+        let index = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+        // A kernel that does not answer (before 5.9) does not detach either.
+        result != 0 || index != 0
     }
 
     /// Have the link to the NIC that another process has made, whose program stays in force until
@@ -213,6 +240,21 @@ impl Redirect {
         self.queue_uses
             .update(&queue.to_ne_bytes(), &value, MapFlags::ANY)
             .map_err(|source| ProgramError::Map { what: "queues", source })
+    }
+
+    /// What became of the frames since the program was attached.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`].
+    pub fn verdicts(&self) -> Result<Verdicts, ProgramError> {
+        let unreadable = |source| ProgramError::Map { what: "verdicts", source };
+        let count = |verdict: u32| {
+            let cpus = self.verdicts.lookup_percpu(&verdict.to_ne_bytes(), MapFlags::ANY);
+            let cpus = cpus.map_err(unreadable)?.unwrap_or_default();
+            let number = |bytes: &Vec<u8>| bytes.first_chunk().map(|it| u64::from_ne_bytes(*it));
+            Ok(cpus.iter().filter_map(number).sum())
+        };
+        Ok(Verdicts { redirected: count(0)?, passed: count(1)?, no_socket: count(2)? })
     }
 
     /// Frames to this MAC come to us from now on.

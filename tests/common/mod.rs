@@ -54,7 +54,7 @@ pub use scene::{Moves, Scene};
 pub use service_manager::ServiceManager;
 pub use testpmd::{Testpmd, VirtioUser};
 pub use traffic::{echo_datagrams, echo_stream, ping, receive_stream, send_stream, wait_reachable};
-pub use xsk::{XskFacts, xsk_facts};
+pub use xsk::{XskFacts, spoil_fill_rings, xsk_facts};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,9 +1,12 @@
-//! What the kernel says of the AF_XDP sockets of another process, asked of the sockets themselves.
+//! What the kernel says of the AF_XDP sockets of another process, asked of the sockets themselves;
+//! and a fault in what they share with it.
 
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
+use rustix::net::sockopt;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +27,37 @@ pub struct XskFacts {
     pub busy_poll: u32,
 }
 
+/// XDP_UMEM_PGOFF_FILL_RING of linux/if_xdp.h, as /proc/PID/maps shows it.
+const FILL_RING: &str = " 100000000 ";
+/// Makes every entry of the fill rings of a process's sockets one that the kernel refuses: no frame
+/// is where they say.
+pub fn spoil_fill_rings(process: u32) {
+    let offsets = sockopt::xdp_mmap_offsets(&sockets(process)[0]).expect("XDP_MMAP_OFFSETS");
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("mappings");
+    let memory = fs::File::options().write(true).open(format!("/proc/{process}/mem"));
+    let memory = memory.expect("memory");
+    let rings: Vec<(u64, u64)> = maps.lines().filter_map(fill_ring).collect();
+    assert!(!rings.is_empty(), "{maps}");
+    for (start, end) in rings {
+        let entries = start + offsets.fr.desc;
+        let length = usize::try_from(end - entries).expect("some kilobytes");
+        memory.write_all_at(&vec![0xff; length], entries).expect("written");
+    }
+}
+
+/// From where to where a line of /proc/PID/maps says that a fill ring is.
+fn fill_ring(line: &str) -> Option<(u64, u64)> {
+    let (start, rest) = line.split_once('-').filter(|_| line.contains(FILL_RING))?;
+    let (end, _) = rest.split_once(' ')?;
+    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
+
 /// Those of a process.
 pub fn xsk_facts(process: u32) -> Vec<XskFacts> {
+    sockets(process).iter().map(facts).collect()
+}
+
+fn sockets(process: u32) -> Vec<OwnedFd> {
     let id = Pid::from_raw(process.try_into().expect("a process id")).expect("a process id");
     let pidfd = pidfd_open(id, PidfdFlags::empty()).expect("the process");
     let descriptors = fs::read_dir(format!("/proc/{process}/fd")).expect("descriptors");
@@ -33,7 +65,7 @@ pub fn xsk_facts(process: u32) -> Vec<XskFacts> {
     // One that was closed meanwhile is none.
     let copies = numbers
         .filter_map(|number: i32| pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok());
-    copies.filter(is_xsk).map(|socket| facts(&socket)).collect()
+    copies.filter(is_xsk).collect()
 }
 
 fn is_xsk(descriptor: &OwnedFd) -> bool {
