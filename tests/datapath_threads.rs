@@ -28,7 +28,7 @@ fn start() -> (WorkerHandle, Watched, Wire) {
     let setup = Setup {
         id: WorkerId(0),
         sockets: vec![(UplinkId(0), socket)],
-        umems: vec![Arc::clone(wire.umem())],
+        umems: vec![Some(Arc::clone(wire.umem()))],
         inboxes: vec![inbox],
         pool: PacketPool::new(),
         mailbox,

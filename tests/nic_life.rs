@@ -427,6 +427,67 @@ fn uplinks_share_workers_and_workers_share_uplinks() {
     }
 }
 
+/// What ports are placed by and checked against is known from before: a wire port of the second
+/// queue, and one of the host's.
+#[test]
+fn isonic_is_started_again_while_a_nic_is_away_and_the_other_uplinks_vms_have_theirs() {
+    let bed = Bed::new(2, 2);
+    let mut scene = Scene::with(&bed, 2, |configuration| {
+        configuration.host = true;
+        let away = &bed.uplinks[1].nic;
+        configuration.ports[1] = PortSpec { name: "vm2".into(), ..PortSpec::wire(away, 2, &[1]) };
+    });
+    scene.exchange(0);
+    scene.daemon.stop();
+    let away = &bed.uplinks[1];
+    scene.host(&format!("ip link delete {}", away.nic));
+    scene.daemon.start_again();
+    let connect = |number| Vm::connect(&bed.path(&format!("vm{number}.sock")), 1);
+    scene.vms = (1..=2).map(connect).collect();
+    assert_eq!(scene.uplink(1)["state"], "gone");
+    assert_eq!(scene.uplink(1)["queues"], serde_json::json!([0, 1]));
+    scene.exchange(0);
+    assert!(scene.vms[1].try_send(0, &frame(OUTSIDE, mac(2), 200)));
+    wait_for("it is counted", 5, || scene.dropped_down("vm2") == 1);
+    // A second start that does not see it either knows it all the same.
+    scene.daemon.stop();
+    scene.daemon.start_again();
+    scene.vms = (1..=2).map(connect).collect();
+    scene.exchange(0);
+
+    bed.join_again(1, 2);
+    scene.wait_state(1, "up");
+    let mut wire = scene.wire(1);
+    wait_for("both queues have sockets again", 5, || {
+        (0..16).for_each(|flow| wire.send(&datagram(mac(2), flow)));
+        !scene.vms[1].received().is_empty()
+    });
+    scene.exchange(0);
+    scene.counts = Value::Null;
+    scene.assert_accounts(frames(4));
+    let log = scene.daemon.log();
+    assert_eq!(log.matches("the uplink's NIC is away").count(), 2, "{log}");
+    // One that is down is waited for too.
+    scene.daemon.stop();
+    scene.host(&format!("ip link set {} down", away.nic));
+    scene.daemon.start_again();
+    let problem = scene.uplink(1)["problem"].to_string();
+    assert!(problem.contains("ip link set dev"), "{problem}");
+    scene.host(&format!("ip link set {} up", away.nic));
+    scene.wait_state(1, "up");
+}
+
+#[test]
+fn a_nic_that_was_never_there_is_an_error() {
+    let bed = Bed::new(1, 1);
+    let mut configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    daemon.stop();
+    configuration.uplinks.push(("isonic-none0".to_owned(), None));
+    let refused = Daemon::refused(&bed, &configuration);
+    assert!(refused.errors.contains("no interface \"isonic-none0\""), "{refused:?}");
+}
+
 /// The id of the link that a process has its XDP program attached by.
 fn xdp_link(process: u32) -> u32 {
     let descriptors = std::fs::read_dir(format!("/proc/{process}/fdinfo")).expect("descriptors");

@@ -17,7 +17,7 @@ use crate::datapath::{
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
-use crate::xdp::{Socket, SocketAtRest, Umem};
+use crate::xdp::{FRAMES_PER_SOCKET, Socket, SocketAtRest, Umem};
 
 use crate::platform::interrupt::InterruptibleThread;
 
@@ -94,12 +94,13 @@ impl Fabric {
         for (uplink, socket) in sockets.iter().flatten() {
             umems.insert(*uplink, Arc::clone(socket.umem()));
         }
-        let umems: Vec<Arc<Umem>> = umems.into_values().collect();
-        let frames = |sockets: &Dealt| {
-            let total = sockets.iter().map(|(_, socket)| socket.frames()).sum::<u64>();
-            usize::try_from(total).unwrap_or(usize::MAX)
+        let umems: Vec<_> = nics.iter().map(|nic| umems.remove(&nic.id)).collect();
+        // Those of an uplink that is away too, which come when it does.
+        let frames = |worker: WorkerId| {
+            FRAMES_PER_SOCKET * (sockets[worker.index()].len() + nics.expected(worker).len())
         };
-        let inboxes = sockets.iter().map(|sockets| Inbox::new(frames(sockets)).map(Arc::new));
+        let ids = (0u16..).map(WorkerId).take(sockets.len());
+        let inboxes = ids.map(|worker| Inbox::new(frames(worker)).map(Arc::new));
         let mut inboxes = inboxes.collect::<io::Result<Vec<_>>>()?;
         let mut hosts = Vec::new();
         for nic in nics.iter().filter(|nic| nic.config.host) {
@@ -116,6 +117,7 @@ impl Fabric {
             let (umems, inboxes, pool) = (umems.clone(), inboxes.clone(), pool.clone());
             let lost = lost.clone();
             let worker = Worker::new(Setup { id, sockets, umems, inboxes, pool, mailbox, lost })?;
+            let worker = worker.expecting(nics.expected(id));
             let worker = if at_rest { worker.at_rest() } else { worker };
             counters.extend(worker.socket_counters());
             let turns = worker.turns();

@@ -154,7 +154,8 @@ fn live(
     if let Some(notes) = interrupt_notes(config) {
         recover_interrupts(&notes)?;
     }
-    let (nics, sockets) = Nics::open(config, &mut estate)?;
+    let known = state.as_ref().map(|state| state.kept().uplinks.clone()).unwrap_or_default();
+    let (nics, sockets) = Nics::open(config, &mut estate, &known)?;
     let at_rest = predecessor.is_some();
     let fabric = Fabric::start(config, &nics, sockets, at_rest).map_err(DaemonError::Workers)?;
     let nics = Arc::new(nics);

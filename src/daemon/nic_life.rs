@@ -48,16 +48,16 @@ pub struct NicLife {
 }
 
 impl NicLife {
-    /// Of an uplink that is open and whose sockets are with the workers.
-    pub fn new(id: UplinkId) -> Self {
+    /// Of an uplink that is open and whose sockets are with the workers, or that is not there yet.
+    pub fn new(nic: &Nic) -> Self {
         Self {
-            id,
+            id: nic.id,
             held: Vec::new(),
             suspicions: BTreeMap::new(),
             zero_copy: Trust::default(),
             other_look: Instant::now() + OTHER_LOOKS,
             closings: 0,
-            shown_up: true,
+            shown_up: nic.status().state == NicState::Up,
         }
     }
 
@@ -273,6 +273,9 @@ impl NicLife {
             nic.close();
             self.fail(registry, nic, &problem);
             return Ok(());
+        }
+        if let Err(error) = registry.record() {
+            tracing::error!(error = chain(&error), "what the uplinks are like is not kept");
         }
         let umem = dealt.first().map(|(_, socket)| Arc::clone(socket.umem()));
         registry.fabric.set_memory(nic.id, umem.as_ref())?;

@@ -236,7 +236,7 @@ impl Registry {
         fabric: Arc<Fabric>,
         state: Option<StateFile>,
     ) -> Self {
-        let lives = nics.iter().map(|nic| NicLife::new(nic.id)).collect();
+        let lives = nics.iter().map(NicLife::new).collect();
         Self {
             config: config.clone(),
             catalog,
@@ -370,7 +370,7 @@ impl Registry {
         self.refused().insert(port.config.name.clone(), port);
     }
 
-    /// Keep what all ports are bound to.
+    /// Keep what all ports are bound to, and what the uplinks are like.
     ///
     /// # Errors
     /// [`StateError`].
@@ -661,6 +661,7 @@ impl Registry {
                 kept.ports.push(config.clone());
             }
         }
+        kept.uplinks = self.nics.known();
         state.save(kept)
     }
 

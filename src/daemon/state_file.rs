@@ -1,5 +1,5 @@
-//! What survives a restart: the ports added at run time, and what every port was bound to, in one
-//! JSON file.
+//! What survives a restart: the ports added at run time, what every port was bound to, and what the
+//! uplinks were like, in one JSON file.
 //!
 //! A binding holds the profile's digest, so that another version of the daemon, or an edited
 //! profile file, cannot give a VM another interface under the same name.
@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::PortConfig;
+use crate::device::mac::MacAddress;
 use crate::platform::text_file::replace;
+use crate::xdp::{AttachMode, SocketMode};
 
 /// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
 const VERSION: u32 = 2;
@@ -73,6 +75,26 @@ pub struct Bound {
     pub digest: String,
 }
 
+/// An uplink as it was opened last: what ports were checked against and placed by. With it they can
+/// be served while the NIC is away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownUplink {
+    /// Driver of its NIC.
+    pub driver: String,
+    /// The NIC's own MAC.
+    pub mac: MacAddress,
+    /// The NIC's MTU, bytes.
+    pub mtu: u32,
+    /// The longest packet, bytes.
+    pub packet_max: u32,
+    /// Where the program ran.
+    pub attach_mode: AttachMode,
+    /// How packets moved.
+    pub socket_mode: SocketMode,
+    /// Its queues with a socket.
+    pub queues: Vec<u32>,
+}
+
 /// All that is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
@@ -80,6 +102,8 @@ pub struct Kept {
     pub ports: Vec<PortConfig>,
     /// By port, those of the configuration file among them.
     pub bindings: BTreeMap<String, Bound>,
+    /// By the name in the configuration.
+    pub uplinks: BTreeMap<String, KnownUplink>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,6 +112,8 @@ struct Content {
     ports: Vec<PortConfig>,
     #[serde(default)]
     bindings: BTreeMap<String, Bound>,
+    #[serde(default)]
+    uplinks: BTreeMap<String, KnownUplink>,
 }
 
 /// The file.
@@ -119,8 +145,8 @@ impl StateFile {
         if !(1..=VERSION).contains(&content.version) {
             return Err(StateError::Version { path, found: content.version });
         }
-        let Content { ports, bindings, .. } = content;
-        Ok(Self { path, kept: Kept { ports, bindings } })
+        let Content { ports, bindings, uplinks, .. } = content;
+        Ok(Self { path, kept: Kept { ports, bindings, uplinks } })
     }
 
     /// What was kept when it was opened.
@@ -136,8 +162,8 @@ impl StateFile {
         self.write(kept).map_err(|source| StateError::Write { path: self.path.clone(), source })
     }
 
-    fn write(&self, Kept { ports, bindings }: Kept) -> io::Result<()> {
-        let content = Content { version: VERSION, ports, bindings };
+    fn write(&self, Kept { ports, bindings, uplinks }: Kept) -> io::Result<()> {
+        let content = Content { version: VERSION, ports, bindings, uplinks };
         replace(&self.path, &serde_json::to_vec_pretty(&content)?)
     }
 }
@@ -154,9 +180,19 @@ mod tests {
 
     fn kept(names: &[&str]) -> Kept {
         let bound = Bound { asked: "latest".into(), profile: "p".into(), digest: "d".into() };
+        let uplink = KnownUplink {
+            driver: "veth".into(),
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            packet_max: 3840,
+            attach_mode: AttachMode::Native,
+            socket_mode: SocketMode::Copy,
+            queues: vec![0, 1],
+        };
         Kept {
             ports: names.iter().map(|name| port(name)).collect(),
             bindings: names.iter().map(|&name| (name.to_owned(), bound.clone())).collect(),
+            uplinks: [("eth0".to_owned(), uplink)].into(),
         }
     }
 
@@ -189,7 +225,7 @@ mod tests {
         let text = serde_json::json!({ "version": 1, "ports": [port("old")] }).to_string();
         fs::write(directory.path().join("ports.json"), text).unwrap();
         let state = StateFile::open(directory.path()).unwrap();
-        assert_eq!(*state.kept(), Kept { ports: vec![port("old")], bindings: BTreeMap::new() });
+        assert_eq!(*state.kept(), Kept { ports: vec![port("old")], ..Kept::default() });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The NICs: opened at start and again whenever they come back, their queues dealt to the workers,
 //! their XDP programs kept in step with the ports.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::config::{self, Config, UplinkConfig, UplinkMode, steering_note};
 use crate::datapath::{Attachment, Handover, PACKET_BYTES_MAX, Route, Target, UplinkId, WorkerId};
+use crate::device::mac::MacAddress;
 use crate::metrics::{Published, SocketCounter};
 use crate::packet::Offload;
 use crate::profile::UplinkFacts;
+use crate::report::chain;
 use crate::xdp::{
     AttachMode, BusyPoll, Deferred, FRAME_PACKET_MAX, Handed, HostDevice, Interface, Link,
     ModeWish, MulticastTap, ProgramError, QueueUse, Redirect, Socket, SocketMode, Umem, Uplink,
@@ -23,6 +26,7 @@ use crate::xdp::{
 
 use super::fabric::Fabric;
 use super::host;
+use super::state_file::KnownUplink;
 use super::steering::Steered;
 use super::succession::Estate;
 
@@ -177,6 +181,61 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Of an uplink whose NIC cannot be opened for this reason, and that was so before.
+    fn away(
+        name: &str,
+        known: &KnownUplink,
+        error: &UplinkError,
+        worker_at: impl Fn(usize) -> WorkerId,
+    ) -> Self {
+        let reason = chain(error);
+        tracing::error!(
+            uplink = name,
+            reason,
+            "the uplink's NIC is away: its ports are served without it until it is back"
+        );
+        let interface = Interface {
+            name: name.to_owned(),
+            index: 0,
+            driver: known.driver.clone(),
+            mac: known.mac.0,
+            mtu: known.mtu,
+            up: false,
+            receive_queues: 0,
+            zero_copy_frames: 0,
+        };
+        let queues = known.queues.iter().enumerate();
+        let there = matches!(error, UplinkError::Down(_));
+        let status = NicStatus {
+            interface,
+            attach_mode: known.attach_mode,
+            socket_mode: known.socket_mode,
+            reason: "as it was before isonic was started".to_owned(),
+            packet_max: known.packet_max,
+            queues: queues.map(|(place, &queue)| (queue, worker_at(place))).collect(),
+            state: if there { NicState::Failed } else { NicState::Gone },
+            since: SystemTime::now(),
+            problem: if there { reason } else { String::new() },
+            host_device: None,
+            unserved_queues: Vec::new(),
+            steering_set: false,
+        };
+        Self {
+            status,
+            deferred: None,
+            redirect: None,
+            macs: Vec::new(),
+            verdicts: Verdicts::default(),
+            tap: None,
+            umem: None,
+            host: None,
+            steered: Steered::default(),
+            threads: Vec::new(),
+        }
+    }
+}
+
 /// What is left of an uplink to another process, but for its sockets.
 #[derive(Debug)]
 pub struct LeftUplink {
@@ -194,15 +253,16 @@ pub type Dealt = Vec<(UplinkId, Socket)>;
 pub struct Nics(Vec<Nic>);
 
 impl Nics {
-    /// Open all uplinks of the configuration, or go on with those that another process leaves.
-    /// Returns their sockets dealt to its workers, round robin, starting one worker later for each
-    /// uplink.
+    /// Open all uplinks of the configuration, or go on with those that another process leaves; one
+    /// that is `known` may be away. Returns their sockets dealt to its workers, round robin,
+    /// starting one worker later for each uplink.
     ///
     /// # Errors
     /// [`NicError`]; those opened before are given back.
     pub fn open(
         config: &Config,
         estate: &mut Option<Estate>,
+        known: &BTreeMap<String, KnownUplink>,
     ) -> Result<(Self, Vec<Dealt>), NicError> {
         let (workers, runtime_dir) = (config.workers, config.runtime_dir.as_deref());
         let interrupt_notes = interrupt_notes(config);
@@ -216,19 +276,16 @@ impl Nics {
                 Some(inherited) => Uplink::inherit(name, config.queues.as_deref(), inherited),
                 None => open(name, config, mode, interrupt_notes.as_deref()),
             };
-            let (uplink, sockets) = opened.map_err(failed)?;
-            let umem = Arc::clone(sockets[0].umem());
-            let host = join_host(config, &uplink).map_err(failed)?;
             let note = runtime_dir.map(|directory| steering_note(directory, &config.interface));
-            let steered = steer(config, &uplink, &sockets, note.clone()).map_err(failed)?;
-            let mut queues = Vec::new();
-            for (place, socket) in sockets.into_iter().enumerate() {
-                let worker = worker_at(id, place, workers);
-                queues.push((socket.queue(), worker));
-                dealt[worker.index()].push((id, socket));
-            }
-            let inner = Mutex::new(Inner::new(uplink, umem, (host, steered), queues));
-            let (config, counters) = (config.clone(), Arc::default());
+            let inner = match (opened, known.get(name)) {
+                (Err(error), Some(known)) if error.is_away() => {
+                    Inner::away(name, known, &error, |place| worker_at(id, place, workers))
+                }
+                (opened, _) => opened
+                    .and_then(|opened| deal(id, config, opened, note.clone(), &mut dealt))
+                    .map_err(failed)?,
+            };
+            let (config, counters, inner) = (config.clone(), Arc::default(), Mutex::new(inner));
             let (steering_note, interrupt_notes) = (note, interrupt_notes.clone());
             nics.push(Nic { id, config, steering_note, interrupt_notes, counters, inner });
         }
@@ -238,6 +295,22 @@ impl Nics {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Nic> {
         self.0.iter()
+    }
+
+    /// The queues whose sockets a worker is to get when their uplink is back.
+    pub fn expected(&self, worker: WorkerId) -> Vec<(UplinkId, u32)> {
+        let away = self.0.iter().map(|nic| (nic.id, nic.status()));
+        let away = away.filter(|(_, status)| !status.is_open());
+        let of_worker = |(id, status): (UplinkId, NicStatus)| {
+            let queues = status.queues.into_iter().filter(move |&(_, other)| other == worker);
+            queues.map(move |(queue, _)| (id, queue))
+        };
+        away.flat_map(of_worker).collect()
+    }
+
+    /// What they are like, for a start while one is away.
+    pub fn known(&self) -> BTreeMap<String, KnownUplink> {
+        self.0.iter().map(|nic| (nic.config.interface.clone(), nic.known())).collect()
     }
 
     /// What profiles need to know of them.
@@ -276,6 +349,19 @@ impl Nic {
     /// How it is.
     pub fn status(&self) -> NicStatus {
         self.inner().status.clone()
+    }
+
+    fn known(&self) -> KnownUplink {
+        let status = self.status();
+        KnownUplink {
+            driver: status.interface.driver,
+            mac: MacAddress(status.interface.mac),
+            mtu: status.interface.mtu,
+            packet_max: status.packet_max,
+            attach_mode: status.attach_mode,
+            socket_mode: status.socket_mode,
+            queues: status.queues.iter().map(|&(queue, _)| queue).collect(),
+        }
     }
 
     /// What profiles need to know of it, as it is now: an administrator may change the MTU.
@@ -547,6 +633,27 @@ fn open(
             Uplink::adopt(name, queues, &handed, mode, busy_poll.as_ref())
         }
     }
+}
+
+/// Deal the sockets of an uplink that has just been opened to the workers, of whom each has a place
+/// in `dealt`.
+fn deal(
+    id: UplinkId,
+    config: &UplinkConfig,
+    (uplink, sockets): (Uplink, Vec<Socket>),
+    note: Option<PathBuf>,
+    dealt: &mut [Dealt],
+) -> Result<Inner, UplinkError> {
+    let umem = Arc::clone(sockets[0].umem());
+    let host = join_host(config, &uplink)?;
+    let steered = steer(config, &uplink, &sockets, note)?;
+    let mut queues = Vec::new();
+    for (place, socket) in sockets.into_iter().enumerate() {
+        let worker = worker_at(id, place, dealt.len());
+        queues.push((socket.queue(), worker));
+        dealt[worker.index()].push((id, socket));
+    }
+    Ok(Inner::new(uplink, umem, (host, steered), queues))
 }
 
 /// Where the interrupt settings of NICs that are busy polled are written down.

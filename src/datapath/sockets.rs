@@ -61,10 +61,16 @@ pub struct SocketReport {
 
 impl WorkerSocket {
     fn new(uplink: UplinkId, socket: Socket) -> Self {
+        let queue = socket.queue();
+        Self { socket: Some(socket), ..Self::empty(uplink, queue) }
+    }
+
+    /// The place of a socket that is to come.
+    fn empty(uplink: UplinkId, queue: u32) -> Self {
         Self {
             uplink,
-            queue: socket.queue(),
-            socket: Some(socket),
+            queue,
+            socket: None,
             counters: Counters::new(),
             leaving: None,
             past: OwnCounts::default(),
@@ -147,6 +153,11 @@ impl Sockets {
     pub fn new(sockets: Vec<(UplinkId, Socket)>) -> Self {
         let place = |(uplink, socket)| WorkerSocket::new(uplink, socket);
         Self { places: sockets.into_iter().map(place).collect(), leaving: Vec::new() }
+    }
+
+    /// Have a place for the socket of an uplink's queue, which is to come.
+    pub fn expect(&mut self, uplink: UplinkId, queue: u32) {
+        self.places.push(WorkerSocket::empty(uplink, queue));
     }
 
     /// Answer `done` with the uplink's sockets, when all of their frames are home.

@@ -38,8 +38,8 @@ pub struct Setup {
     pub id: WorkerId,
     /// Its sockets and their uplinks.
     pub sockets: Vec<(UplinkId, Socket)>,
-    /// The frame memory of every uplink, by number.
-    pub umems: Vec<Arc<Umem>>,
+    /// The frame memory of every uplink, by number; None of one that is away.
+    pub umems: Vec<Option<Arc<Umem>>>,
     /// Every worker's inbox, its own too, by number.
     pub inboxes: Vec<Arc<Inbox>>,
     /// Buffers for handing packets over.
@@ -132,7 +132,7 @@ impl Worker {
         Ok(Self {
             id: setup.id,
             sockets: Sockets::new(setup.sockets),
-            umems: setup.umems.into_iter().map(Some).collect(),
+            umems: setup.umems,
             lent: 0,
             inboxes: setup.inboxes,
             pool: setup.pool,
@@ -158,6 +158,13 @@ impl Worker {
     #[must_use]
     pub fn at_rest(self) -> Self {
         Self { resting: true, ..self }
+    }
+
+    /// The same, with places for the sockets of uplinks that are away, by their queues.
+    #[must_use]
+    pub fn expecting(mut self, sockets: impl IntoIterator<Item = (UplinkId, u32)>) -> Self {
+        sockets.into_iter().for_each(|(uplink, queue)| self.sockets.expect(uplink, queue));
+        self
     }
 
     /// Where the socket counters are published, with the uplink.

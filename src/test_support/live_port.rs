@@ -41,7 +41,7 @@ impl LivePort {
         let setup = Setup {
             id: WorkerId(0),
             sockets: vec![(UplinkId(0), socket)],
-            umems: vec![Arc::clone(wire.umem())],
+            umems: vec![Some(Arc::clone(wire.umem()))],
             inboxes: vec![inbox],
             pool: PacketPool::new(),
             lost: unbounded().0,

@@ -42,7 +42,7 @@ impl Rig {
         let (sockets, wires): (Vec<_>, Vec<_>) =
             (0..u32::from(count)).map(|queue| ring_pair(queue, FRAMES)).unzip();
         // Each in-memory queue has its own UMEM, so each plays an uplink of its own number.
-        let umems: Vec<_> = wires.iter().map(|wire| Arc::clone(wire.umem())).collect();
+        let umems: Vec<_> = wires.iter().map(|wire| Some(Arc::clone(wire.umem()))).collect();
         let inboxes: Vec<_> =
             (0..count).map(|_| Arc::new(Inbox::new(FRAMES as usize).unwrap())).collect();
         let pool = PacketPool::new();

@@ -38,8 +38,8 @@ pub use napi::{Deferral, Napi, instances as napi_instances};
 pub use nic::NicFacts;
 pub use program::{AttachMode, ProgramError, QueueUse, Redirect, Verdicts};
 pub use socket::{
-    FrameCensus, KernelStatistics, RING_ENTRIES, Socket, SocketAtRest, SocketError, SocketMode,
-    SocketParts, SocketProgress, packet_max,
+    FRAMES_PER_SOCKET, FrameCensus, KernelStatistics, RING_ENTRIES, Socket, SocketAtRest,
+    SocketError, SocketMode, SocketParts, SocketProgress, packet_max,
 };
 pub use umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
 pub use uplink::{InheritedUplink, ModeWish, Uplink, UplinkError};

@@ -17,7 +17,7 @@ use super::umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received,
 /// Entries of each of a socket's rings, and frames it has in each direction.
 pub const RING_ENTRIES: u32 = 2048;
 /// Frames of one socket, in both directions.
-const FRAMES_PER_SOCKET: usize = 2 * RING_ENTRIES as usize;
+pub const FRAMES_PER_SOCKET: usize = 2 * RING_ENTRIES as usize;
 
 /// The kernel transmits at most this many frames per call in copy mode (TX_BATCH_SIZE of
 /// net/xdp/xsk.c); a larger backlog takes more calls.

@@ -100,6 +100,14 @@ pub enum UplinkError {
     },
 }
 
+impl UplinkError {
+    /// Whether the NIC is not there, or down: it may come back by itself.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Interface(InterfaceError::NotFound(_)) | Self::Down(_))
+    }
+}
+
 /// An uplink as another process has opened it.
 #[derive(Debug)]
 pub struct InheritedUplink {
