@@ -11,10 +11,11 @@ use serde_json::json;
 
 /// Both with a queue for each of the guest's two CPUs, and a table of 128 entries.
 const NICS: [InnerNic; 2] = [
-    InnerNic { device: "igb", queues: 1, driver: "igb", received: "rx_queue_N_packets" },
+    InnerNic { device: "igb", queues: 1, held: 0, driver: "igb", received: "rx_queue_N_packets" },
     InnerNic {
         device: "virtio-net-pci,mq=on,rss=on,vectors=6,iommu_platform=on,disable-legacy=on",
         queues: 2,
+        held: 0,
         driver: "virtio_net",
         received: "rxN_xdp_packets",
     },

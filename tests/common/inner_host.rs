@@ -31,6 +31,8 @@ pub struct InnerNic {
     pub device: &'static str,
     /// Queues of its tap.
     pub queues: u32,
+    /// Bytes of its frames that its tap holds at a time, before the NIC has to wait; 0 for any.
+    pub held: u32,
     /// Its driver's name.
     pub driver: &'static str,
     /// What that calls the packets received on a queue, in `ethtool -S`, with N for its number.
@@ -214,10 +216,10 @@ fn command_line(bed: &Bed, nics: &[InnerNic]) -> Vec<String> {
         console = file("console"),
         agent = file("agent"),
     );
-    for (number, InnerNic { device, queues, .. }) in nics.iter().enumerate() {
+    for (number, InnerNic { device, queues, held, .. }) in nics.iter().enumerate() {
         words += &format!(
             " -netdev tap,id=net{number},ifname=isonic-tap{number},script=no,downscript=no,\
-             vhost=off,queues={queues} -device {device},netdev=net{number},mac={mac},romfile=",
+             vhost=off,queues={queues},sndbuf={held} -device {device},netdev=net{number},mac={mac},romfile=",
             mac = mac(number)
         );
     }
