@@ -13,8 +13,11 @@ use isonic::xdp::{Deferral, Interface, napi_instances};
 const QUEUES: u32 = 2;
 const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 /// The administrator's own.
-const OWN: Deferral = Deferral { defer_hard_irqs: 7, gro_flush_timeout: 12_345 };
-const POLLED: Deferral = Deferral { defer_hard_irqs: 2, gro_flush_timeout: 200_000 };
+const OWN: Deferral =
+    Deferral { defer_hard_irqs: 7, gro_flush_timeout: 12_345, irq_suspend_timeout: 0 };
+const POLLED: Deferral =
+    Deferral { defer_hard_irqs: 2, gro_flush_timeout: 200_000, irq_suspend_timeout: 0 };
+const SUSPENDED: Deferral = Deferral { irq_suspend_timeout: 20_000_000, ..POLLED };
 
 /// A NIC with settings of its administrator's, whose queues are polled by the kernel, GRO being on,
 /// whether there is an XDP program or not.
@@ -97,6 +100,37 @@ fn the_nic_has_its_own_settings_again_however_isonic_ends() {
     assert_settings(&bed, OWN);
 }
 
+/// By an epoll instance for each socket, which the kernel tells apart by what it waits for.
+#[test]
+fn interrupts_are_suspended_while_packets_are_found_where_that_is_wanted() {
+    let bed = bed();
+    let lines = "busy_poll = true\nirq_suspend = true";
+    let configuration = Configuration { uplink_lines: lines, ..polled(&bed) };
+    let mut daemon = Daemon::start(&bed, &configuration);
+    assert_settings(&bed, SUSPENDED);
+    assert_eq!(instances_of_one(daemon.id()), QUEUES as usize);
+    let mut vm = EchoVm::start(&bed.path("vm1.sock"), VM_MAC);
+    let peer = &bed.uplinks[0].peer;
+    let mut socket = PacketSocket::open(&bed.wire, peer, Duration::from_secs(5));
+    vm.echo_while(|| exchange(&mut socket, VM_MAC, 5000, &[60, 594, 1514]));
+    daemon.frames();
+    daemon.kill();
+    assert_settings(&bed, SUSPENDED);
+    daemon.start_again();
+    daemon.stop();
+    assert_settings(&bed, OWN);
+    let mut daemon = Daemon::start(&bed, &polled(&bed));
+    assert_eq!(instances_of_one(daemon.id()), 0);
+    daemon.stop();
+}
+
+/// How many epoll instances of a process wait for one descriptor alone.
+fn instances_of_one(process: u32) -> usize {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).expect("descriptors");
+    let facts = descriptors.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
+    facts.filter(|facts| facts.matches("tfd:").count() == 1).count()
+}
+
 #[test]
 fn who_starts_after_a_kill_puts_them_back_though_it_does_not_poll() {
     let bed = bed();
@@ -115,7 +149,8 @@ fn settings_of_the_whole_nic_are_put_back_where_its_queues_have_none() {
     let note = r#"{"device":{"defer_hard_irqs":3,"gro_flush_timeout":4567}}"#;
     leave_note(&bed, note);
     let _daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![]));
-    assert_settings(&bed, Deferral { defer_hard_irqs: 3, gro_flush_timeout: 4567 });
+    let expected = Deferral { defer_hard_irqs: 3, gro_flush_timeout: 4567, ..OWN };
+    assert_settings(&bed, expected);
 }
 
 #[test]

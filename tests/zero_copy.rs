@@ -53,7 +53,7 @@ const MODES: [Mode; 4] = [
     },
     Mode {
         wish: "zerocopy",
-        more: "busy_poll = true",
+        more: "busy_poll = true\nirq_suspend = true",
         xdp: "native",
         socket: "zerocopy",
         because: "the driver has zero-copy",

@@ -184,6 +184,10 @@ fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
         |key: &'static str| section.optional::<bool>(key).is_some_and(|switch| switch.value);
     let (host, link_to_guests) = (switch("host"), switch("link_to_guests"));
     let busy_poll = busy_poll(section);
+    let irq_suspend = section.optional::<bool>("irq_suspend").filter(|suspend| suspend.value);
+    if let (Some(suspend), None) = (&irq_suspend, busy_poll) {
+        section.note(suspend.line, "irq_suspend without busy_poll = true does nothing");
+    }
     let handed = handed(section);
     let steering = section.optional::<UplinkSteering>("steering");
     let mut value = UplinkConfig {
@@ -194,6 +198,7 @@ fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
         host,
         link_to_guests,
         busy_poll,
+        irq_suspend: irq_suspend.is_some(),
         steering: steering.map(|steering| steering.value).unwrap_or_default(),
         handed: handed.as_ref().map(|handed| handed.value.clone()),
     };
@@ -449,6 +454,7 @@ link_to_guests = true
 steering = "set"
 busy_poll = true
 busy_poll_budget = 8
+irq_suspend = true
 [[ports]]
 name = "vm1"
 socket = "/run/vm1.sock"
@@ -472,7 +478,7 @@ socket_permissions = "0660"
         assert_eq!(config.uplinks[0].mode, UplinkMode::Zerocopy);
         assert!(config.uplinks[0].link_to_guests);
         assert_eq!(config.uplinks[0].steering, UplinkSteering::Set);
-        assert_eq!(config.uplinks[0].busy_poll, Some(8));
+        assert_eq!((config.uplinks[0].busy_poll, config.uplinks[0].irq_suspend), (Some(8), true));
         let port = &config.ports[0];
         assert_eq!((port.mode, port.attach), (SocketMode::Client, Attach::Wire));
         assert_eq!(port.profile, "org.isonic.net.v1,max_ring=256");
@@ -491,6 +497,7 @@ socket_permissions = "0660"
         assert_eq!(config.uplinks[0].busy_poll, Some(64));
         for (keys, word) in [
             ("busy_poll_budget = 8", "busy_poll = true"),
+            ("irq_suspend = true", "busy_poll = true"),
             ("busy_poll = true\nbusy_poll_budget = 0", "busy_poll_budget"),
             ("busy_poll = true\nbusy_poll_budget = 65536", "busy_poll_budget"),
             ("busy_poll = 1", "busy_poll"),

@@ -247,6 +247,8 @@ pub struct UplinkConfig {
     /// Have the workers' own calls drive the NIC, at most so many packets a call; interrupts do if
     /// None.
     pub busy_poll: Option<u16>,
+    /// Keep the NIC's interrupts off for longer while it is polled and has packets.
+    pub irq_suspend: bool,
     /// What is done about queues that receive and have no socket.
     pub steering: UplinkSteering,
     /// What a launcher hands in whose XDP program is on the NIC; None if ours is.
@@ -276,6 +278,7 @@ impl UplinkConfig {
             host: false,
             link_to_guests: false,
             busy_poll: None,
+            irq_suspend: false,
             steering: UplinkSteering::default(),
             handed: None,
         }

@@ -663,7 +663,7 @@ pub fn interrupt_notes(config: &Config) -> Option<PathBuf> {
 
 fn busy_poll(config: &UplinkConfig, notes: Option<&Path>) -> Option<BusyPoll> {
     let notes = notes.map(Path::to_owned);
-    config.busy_poll.map(|budget| BusyPoll { budget, notes })
+    config.busy_poll.map(|budget| BusyPoll { budget, suspend: config.irq_suspend, notes })
 }
 
 fn wish(mode: UplinkMode) -> ModeWish {

@@ -1,9 +1,10 @@
 //! Busy polling (Documentation/networking/napi.rst of the kernel, since Linux 5.11): a worker's own
 //! system calls drive the NIC, and its interrupts stay off as long as they come.
 //!
-//! Three socket options ask for it, and two settings of the NIC let it take effect. Those are the
-//! host's: they are put back when the uplink goes, and what they were is written down first, so
-//! that after a death without notice whoever starts next puts them back.
+//! Three socket options ask for it, and two settings of the NIC let it take effect; a third one has
+//! interrupts suspended for longer while packets are found. Those are the host's: they are put back
+//! when the uplink goes, and what they were is written down first, so that after a death without
+//! notice whoever starts next puts them back.
 
 use std::fs;
 use std::io;
@@ -18,7 +19,11 @@ use super::napi::{self, Deferral, Napi};
 
 /// What the kernel's own example for AF_XDP and DPDK's driver use: the worker may be away for a
 /// fifth of a millisecond before the kernel polls instead, and twice that before interrupts are on.
-const POLLED: Deferral = Deferral { defer_hard_irqs: 2, gro_flush_timeout: 200_000 };
+const POLLED: Deferral =
+    Deferral { defer_hard_irqs: 2, gro_flush_timeout: 200_000, irq_suspend_timeout: 0 };
+/// As the kernel's documentation has it (napi.rst, "IRQ suspension"), ns: how long a worker that
+/// found packets may be away.
+const SUSPENDED: u64 = 20_000_000;
 
 /// What a note's name ends in, after the interface.
 const NOTE: &str = ".json";
@@ -30,6 +35,8 @@ const NOTE_BYTES_MAX: u64 = 1 << 20;
 pub struct BusyPoll {
     /// Most packets that one call has the NIC's driver take.
     pub budget: u16,
+    /// Whether interrupts stay off for longer after packets were found (Linux 6.13).
+    pub suspend: bool,
     /// Where the NIC's settings are written down while ours are in force; nowhere if None, and then
     /// nobody puts them back after a death without notice.
     pub notes: Option<PathBuf>,
@@ -39,7 +46,10 @@ pub struct BusyPoll {
 #[derive(Debug, thiserror::Error)]
 pub enum BusyPollError {
     /// A socket does not take the options.
-    #[error("the kernel refuses busy polling; it needs Linux 5.11 and us CAP_NET_ADMIN")]
+    #[error(
+        "the kernel refuses busy polling; it needs Linux 5.11, 6.9 with irq_suspend, and us \
+         CAP_NET_ADMIN"
+    )]
     Socket(#[source] io::Error),
     /// The NIC's settings cannot be read or changed.
     #[error(
@@ -53,6 +63,12 @@ pub enum BusyPollError {
         #[source]
         source: io::Error,
     },
+    /// Its interrupts cannot be suspended.
+    #[error(
+        "cannot suspend the interrupts of {0}: it takes Linux 6.13, and a driver whose queues have \
+         settings of their own; leave out irq_suspend"
+    )]
+    Suspension(String),
     /// They cannot be written down.
     #[error("cannot write down the interrupt settings of {interface}")]
     Note {
@@ -103,6 +119,14 @@ impl Deferred {
         let name = || interface.name.clone();
         let settings = |source| BusyPollError::Settings { interface: name(), source };
         let former = Former::read(interface).map_err(settings)?;
+        if wish.suspend && !matches!(former, Former::Instances(_)) {
+            return Err(BusyPollError::Suspension(name()));
+        }
+        let polled = if wish.suspend {
+            Deferral { irq_suspend_timeout: SUSPENDED, ..POLLED }
+        } else {
+            POLLED
+        };
         let note = wish.notes.as_deref().map(|notes| note_of(notes, &interface.name));
         if let Some(note) = &note {
             former
@@ -111,7 +135,7 @@ impl Deferred {
         }
         // From here on dropping it puts all back.
         let deferred = Self { interface: interface.name.clone(), former, note };
-        deferred.former.replaced_by(POLLED).set(&interface.name).map_err(settings)?;
+        deferred.former.replaced_by(polled).set(&interface.name).map_err(settings)?;
         Ok(deferred)
     }
 }

@@ -57,7 +57,7 @@ impl Interface {
             let link = nic::link(name).await?;
             let channels = nic::channels(name).await;
             let interface = from_link(name, &link, channels.as_ref());
-            let zero_copy_frames = zero_copy_frames(nic::xdp_features(interface.index).await);
+            let zero_copy_frames = zero_copy_frames(nic::xdp_features(interface.index));
             Ok(Self { zero_copy_frames, ..interface })
         });
         facts.map_err(failed)?

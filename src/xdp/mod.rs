@@ -19,6 +19,7 @@ mod launcher;
 mod link;
 mod multicast;
 mod napi;
+mod netdev;
 pub mod nic;
 mod program;
 mod raw;

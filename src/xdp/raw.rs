@@ -8,11 +8,12 @@
 use std::any::Any;
 use std::ffi::c_void;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -165,6 +166,30 @@ pub(super) fn set_busy_poll(socket: BorrowedFd<'_>, budget: u16) -> io::Result<(
     set_option(socket, (libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET), budget.into())
 }
 
+/// An epoll instance that asks of a socket whether it has packets, and keeps the interrupts of its
+/// queue suspended while the answer is yes ([`suspend_interrupts`]). Linux 6.9.
+pub(super) fn suspender(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// struct epoll_params of linux/eventpoll.h.
+    #[repr(C)]
+    struct Params {
+        busy_poll_usecs: u32,
+        busy_poll_budget: u16,
+        prefer_busy_poll: u8,
+        pad: u8,
+    }
+    /// EPIOCSPARAMS.
+    const SET_PARAMS: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<Params>(0x8a, 1);
+    // It never polls by itself, for it is never waited on, but only so does it look for the queue.
+    let params = Params { busy_poll_usecs: 1, busy_poll_budget: 1, prefer_busy_poll: 1, pad: 0 };
+    let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    // SAFETY: the request takes a struct epoll_params, which has this layout, and only reads it.
+    unsafe {
+        rustix::ioctl::ioctl(&instance, rustix::ioctl::Setter::<SET_PARAMS, _>::new(params))?;
+    }
+    epoll::add(&instance, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    Ok(instance)
+}
+
 fn set_option(
     socket: BorrowedFd<'_>,
     (level, name): (libc::c_int, libc::c_int),
@@ -243,6 +268,15 @@ pub(super) fn wake_transmit(socket: BorrowedFd<'_>) -> bool {
 pub(super) fn wake_receive(socket: BorrowedFd<'_>) {
     // A receive of nothing into nothing; what it fails with is seen when transmitting.
     let _ = rustix::net::recv(socket, &mut [] as &mut [u8], RecvFlags::DONTWAIT);
+}
+
+/// Keep the interrupts of a queue off for its `irq_suspend_timeout` if its socket has packets: by
+/// the event that says so (`ep_suspend_napi_irqs` of fs/eventpoll.c, Linux 6.13).
+pub(super) fn suspend_interrupts(suspender: BorrowedFd<'_>) {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut event = [const { MaybeUninit::uninit() }; 1];
+    // It cannot fail, and without an event nothing is suspended.
+    let _ = epoll::wait(suspender, &mut event, Some(&at_once));
 }
 
 /// Have the kernel transmit on a socket that is busy polled. It leaves that to the poll of the

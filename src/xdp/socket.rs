@@ -210,6 +210,8 @@ pub struct Socket {
     call_batch: u32,
     /// Our calls drive the NIC: one each turn.
     busy_polled: bool,
+    /// What keeps the queue's interrupts off while packets are found, if they are busy polled for.
+    suspender: Option<OwnedFd>,
     /// Longest packet, bytes.
     packet_max: u32,
     /// Frames that came back from being transmitted.
@@ -274,6 +276,7 @@ impl Socket {
             unflushed: false,
             call_batch: COPY_MODE_BATCH,
             busy_polled: false,
+            suspender: None,
             packet_max,
             completed: 0,
             received: 0,
@@ -410,6 +413,11 @@ impl Socket {
     #[inline]
     pub fn receive(&mut self, limit: u32, mut each: impl FnMut(Received)) -> u32 {
         let there = self.parts.rx.acquire();
+        if there > 0
+            && let Some(suspender) = &self.suspender
+        {
+            raw::suspend_interrupts(suspender.as_fd());
+        }
         let (mut left, mut packets, mut taken) = (there, 0, 0);
         while left > 0 && packets < limit {
             let alone = !self.parts.rx.goes_on(0) && !self.cutting;
@@ -561,11 +569,12 @@ impl Socket {
     }
 
     /// Drive the NIC with a call at each flush from now on, which has it take at most so many
-    /// packets.
-    pub(super) fn poll_busily(&mut self, budget: u16) -> io::Result<()> {
-        let Some(fd) = self.fd() else { return Ok(()) };
-        raw::set_busy_poll(fd, budget)?;
+    /// packets; with the queue's interrupts suspended while it finds some, if that is wanted.
+    pub(super) fn poll_busily(&mut self, budget: u16, suspend: bool) -> io::Result<()> {
+        let Some(fd) = &self.fd else { return Ok(()) };
+        raw::set_busy_poll(fd.as_fd(), budget)?;
         self.busy_polled = true;
+        self.suspender = suspend.then(|| raw::suspender(fd.as_fd())).transpose()?;
         Ok(())
     }
 

@@ -301,7 +301,7 @@ fn poll_busily(
     wish: &BusyPoll,
 ) -> Result<Deferred, BusyPollError> {
     for socket in sockets {
-        socket.poll_busily(wish.budget).map_err(BusyPollError::Socket)?;
+        socket.poll_busily(wish.budget, wish.suspend).map_err(BusyPollError::Socket)?;
     }
     Deferred::start(interface, wish)
 }

@@ -219,7 +219,8 @@ fn command_line(bed: &Bed, nics: &[InnerNic]) -> Vec<String> {
     for (number, InnerNic { device, queues, held, .. }) in nics.iter().enumerate() {
         words += &format!(
             " -netdev tap,id=net{number},ifname=isonic-tap{number},script=no,downscript=no,\
-             vhost=off,queues={queues},sndbuf={held} -device {device},netdev=net{number},mac={mac},romfile=",
+             vhost=off,queues={queues},sndbuf={held} \
+             -device {device},netdev=net{number},mac={mac},romfile=",
             mac = mac(number)
         );
     }

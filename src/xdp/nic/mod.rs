@@ -1,6 +1,6 @@
 //! What the kernel says of a NIC and of its place on the host, before anything is bound.
 //!
-//! One file for each who is asked: `link` the route netlink family, `ethtool` and `netdev` the two
+//! One file for each who is asked: `link` the route netlink family, `ethtool` and `features` two
 //! generic ones, `ioctl` and `steering` what netlink does not have, `place` sysfs and the files of
 //! those who manage interfaces, `peer` the other end of a veth. Nothing here changes a NIC but
 //! [`steering`], and nothing opens a socket on one.
@@ -8,9 +8,9 @@
 //! What a driver does not tell is None. All of it blocks: for the control plane only.
 
 mod ethtool;
+mod features;
 mod ioctl;
 mod link;
-mod netdev;
 mod peer;
 mod place;
 pub mod steering;
@@ -20,15 +20,15 @@ use std::io;
 use serde::Serialize;
 
 pub use self::ethtool::{Channels, Offloads, Rings};
+pub use features::XdpFeatures;
 pub use link::{AttachedProgram, LinkFacts, Relative};
-pub use netdev::XdpFeatures;
 pub use peer::Peer;
 pub use place::{Manager, physical_interfaces};
 pub use steering::{FlowRule, Steering, SteeringError};
 
 pub(super) use self::ethtool::channels;
+pub(super) use features::xdp_features;
 pub(super) use link::{driver, link};
-pub(super) use netdev::xdp_features;
 
 use super::interface::InterfaceError;
 
@@ -77,7 +77,7 @@ impl NicFacts {
                 channels: channels(name).await,
                 rings: self::ethtool::rings(name).await,
                 offloads: self::ethtool::offloads(name).await,
-                xdp: xdp_features(link.index).await,
+                xdp: xdp_features(link.index),
                 link,
                 ..Self::default()
             })
