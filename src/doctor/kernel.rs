@@ -48,6 +48,11 @@ impl Version {
 /// Oldest kernel that loads our program, for packets in several buffers (`xdp.frags`).
 pub(super) const OLDEST: Version = Version::new(5, 18, 0);
 
+/// Oldest kernel on which the host can be joined to its VMs (tcx).
+pub(super) const HOST_SHARING: Version = Version::new(6, 6, 0);
+/// Oldest kernel that can suspend the interrupts of a queue.
+pub(super) const IRQ_SUSPENSION: Version = Version::new(6, 13, 0);
+
 /// What a kernel has that serves us, and since when.
 const FEATURES: [(Version, &str); 4] = [
     (Version::new(6, 3, 0), "drivers say whether they have zero-copy"),

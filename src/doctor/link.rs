@@ -2,6 +2,7 @@
 
 use super::Subject;
 use super::finding::{Finding, list};
+use super::kernel::HOST_SHARING;
 use crate::xdp::nic::Manager;
 
 pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
@@ -9,8 +10,32 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     findings.extend(master(subject));
     findings.extend(uppers(subject));
     findings.extend(addresses(subject));
+    findings.extend(host_sharing(subject));
     findings.extend(manager(subject));
     findings
+}
+
+/// What joins the host to its VMs (`host = true`).
+fn host_sharing(subject: &Subject<'_>) -> Option<Finding> {
+    let id = "host-sharing";
+    if !subject.candidate.wanted.host {
+        return None;
+    }
+    if subject.kernel().is_some_and(|kernel| kernel < HOST_SHARING) {
+        let found = format!("host = true on Linux {}", subject.facts.host.kernel);
+        return Some(
+            Finding::problem(id, found)
+                .means(format!("its programs are attached by tcx, since Linux {HOST_SHARING}"))
+                .mend("install a later kernel, or leave out `host`"),
+        );
+    }
+    Some(if subject.facts.host.tun {
+        Finding::ok(id, "host and VMs reach each other")
+    } else {
+        Finding::problem(id, "there is no /dev/net/tun")
+            .means("packets between the host and its VMs go through a TAP device")
+            .mend("modprobe tun")
+    })
 }
 
 fn driver(subject: &Subject<'_>) -> Finding {

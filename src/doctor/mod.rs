@@ -26,6 +26,8 @@ use crate::control::api::UplinkView;
 use crate::platform::host::HostFacts;
 use crate::xdp::NicFacts;
 
+use kernel::Version;
+
 pub use finding::{Finding, Status};
 pub use queues::spread_command;
 
@@ -200,6 +202,12 @@ impl<'f> Subject<'f> {
             .or_else(|| candidate.wanted.queues.clone())
             .unwrap_or_else(|| (0..nic.receive_queues()).collect());
         Self { facts, candidate, nic, name, served, queues }
+    }
+
+    /// The kernel's version, if its name says it.
+    fn kernel(&self) -> Option<Version> {
+        let HostFacts { kernel, kernel_build, .. } = &self.facts.host;
+        Version::parse(kernel, kernel_build)
     }
 }
 

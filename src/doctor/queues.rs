@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Subject;
 use super::finding::{Finding, list, ranges};
+use super::kernel::IRQ_SUSPENSION;
 use crate::config::UplinkSteering;
 
 /// Queues that the XDP program has places for.
@@ -11,7 +12,8 @@ const QUEUES_MAX: u32 = 256;
 
 pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     let mut findings = vec![queues(subject), steering(subject)];
-    findings.extend([left(subject), rules(subject), held_back(subject)].into_iter().flatten());
+    let others = [left(subject), rules(subject), suspension(subject), held_back(subject)];
+    findings.extend(others.into_iter().flatten());
     findings
 }
 
@@ -139,6 +141,17 @@ fn rules(subject: &Subject<'_>) -> Option<Finding> {
         finding
             .means("what they match stays with the host, which may be what they are for")
             .mend(format!("ethtool --show-ntuple {name}")),
+    )
+}
+
+/// What `irq_suspend` takes.
+fn suspension(subject: &Subject<'_>) -> Option<Finding> {
+    let wanted = subject.candidate.wanted.irq_suspend;
+    let kernel = subject.kernel().filter(|&kernel| wanted && kernel < IRQ_SUSPENSION)?;
+    Some(
+        Finding::problem("irq-suspension", format!("irq_suspend on Linux {kernel}"))
+            .means(format!("queues have that setting since Linux {IRQ_SUSPENSION}"))
+            .mend("install a later kernel, or leave out `irq_suspend`"),
     )
 }
 

@@ -420,6 +420,28 @@ fn a_kernel_fault_that_concerns_us_is_a_warning_and_one_that_does_not_is_a_note(
 }
 
 #[test]
+fn what_the_configuration_asks_of_the_kernel_is_there_or_a_problem() {
+    let on = |kernel: &str, tun: bool| {
+        let mut facts = facts(candidate(ice()));
+        facts.host = HostFacts { tun, ..host(kernel) };
+        let wanted = &mut facts.candidates[0].wanted;
+        (wanted.host, wanted.irq_suspend) = (true, true);
+        examine(&facts)
+    };
+    let good = on("6.18.44", true);
+    assert_eq!(status(&good, "host-sharing"), Status::Ok);
+    assert!(good.can_serve && good.uplinks[0].findings.iter().all(|it| it.id != "irq-suspension"));
+    assert_eq!(
+        found(&on("6.18.44", false), "host-sharing").remedy.as_deref(),
+        Some("modprobe tun")
+    );
+    let old = on("6.1.15", true);
+    assert!(found(&old, "host-sharing").meaning.contains("6.6"));
+    assert!(found(&old, "irq-suspension").meaning.contains("6.13"));
+    assert!(!old.can_serve);
+}
+
+#[test]
 fn what_drivers_are_known_for_is_told() {
     let virtio = examine(&facts(candidate(nic("virtio_net", 2, Some(native())))));
     assert!(found(&virtio, "driver-faults").meaning.contains("IOMMU"));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use rustix::system::uname;
@@ -32,6 +33,8 @@ pub struct HostFacts {
     pub nodes: BTreeMap<usize, u32>,
     /// CPUs that the scheduler leaves alone (`isolcpus=`).
     pub isolated: BTreeSet<usize>,
+    /// Whether TAP devices can be made: /dev/net/tun is there.
+    pub tun: bool,
     /// CPUs without a tick while one thread runs (`nohz_full=`).
     pub tickless: BTreeSet<usize>,
 }
@@ -63,6 +66,7 @@ impl HostFacts {
                 .collect(),
             nodes: nodes(),
             isolated: cpus("isolated"),
+            tun: Path::new("/dev/net/tun").exists(),
             tickless: cpus("nohz_full"),
         }
     }
