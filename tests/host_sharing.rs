@@ -10,6 +10,7 @@ use common::{
     Bed, Configuration, Daemon, Guest, GuestSpec, NIC, Netns, PacketSocket, PortSpec,
     echo_datagrams, echo_stream, ping, receive_stream, run_to_end, send_stream, wait_for,
 };
+use isonic::test_support::StopOnDrop;
 use isonic::test_support::rig_guest::{OUTSIDE, frame, mac};
 use isonic::test_support::vm::Vm;
 
@@ -74,12 +75,6 @@ fn times_at(vm: &mut Vm, frame: &[u8]) -> usize {
 
 /// Runs a test while a VM sends frames of all kinds as fast as it can.
 fn while_it_floods(vm: &mut Vm, test: impl FnOnce()) {
-    struct StopOnDrop<'a>(&'a AtomicBool);
-    impl Drop for StopOnDrop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let stopped = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -11,6 +11,7 @@ use common::{
     Bed, Configuration, Daemon, Guest, GuestSpec, NIC, PacketSocket, PortSpec, ping, wait_for,
     wait_reachable,
 };
+use isonic::test_support::StopOnDrop;
 use isonic::test_support::rig_guest::{OUTSIDE, datagram, frame, mac};
 use isonic::test_support::vm::Vm;
 use serde_json::Value;
@@ -401,15 +402,6 @@ fn what_happens_under_load_loses_no_frame_for_good() {
     scene.assert_accounts(frames(2));
     scene.assert_logged_once(&[]);
     assert_eq!(scene.daemon.port_counter("vm1", "ring_faults"), 0);
-}
-
-/// Has the threads of a scope end, by a panic too.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Three queues of each uplink over two workers.

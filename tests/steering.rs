@@ -5,7 +5,10 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Bed, InnerHost, InnerNic, PROFILE, exchange, tap, uplink, wait_for};
+use common::{
+    Bed, InnerHost, InnerNic, PROFILE, exchange, program, tap, this_program, uplink, variable,
+    wait_for,
+};
 use isonic::test_support::echo_vm::EchoVm;
 use serde_json::json;
 
@@ -136,16 +139,6 @@ fn findings(host: &mut InnerHost, id: &str) -> Vec<String> {
 
 // ---- what runs inside ---------------------------------------------------------------------------
 
-fn this_program() -> PathBuf {
-    std::env::current_exe().expect("this program's path")
-}
-
-/// The command that runs one of the functions below inside.
-fn program(function: &str) -> String {
-    let file = this_program().file_name().expect("a name").to_string_lossy().into_owned();
-    format!("{file} --exact {function} --ignored --nocapture")
-}
-
 fn mac(nic: usize) -> [u8; 6] {
     [0x52, 0x54, 0, 0, 0, u8::try_from(nic + 1).expect("a few")]
 }
@@ -153,8 +146,7 @@ fn mac(nic: usize) -> [u8; 6] {
 #[test]
 #[ignore = "no test: the VM that runs inside"]
 fn echo_vm() {
-    let nic = std::env::var("ISONIC_VM").expect("this runs in a guest");
-    let nic: usize = nic.parse().expect("a number");
+    let nic = variable("ISONIC_VM") as usize;
     let mut vm = EchoVm::start(format!("/run/isonic/vm{nic}.sock").as_ref(), mac(nic));
     loop {
         vm.turn();

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use common::{
-    Bed, InnerHost, InnerNic, PROFILE, PacketSocket, exchange, tap, uplink, wait_for, xsk_facts,
+    Bed, InnerHost, InnerNic, PROFILE, PacketSocket, exchange, program, tap, this_program, uplink,
+    variable, wait_for, xsk_facts,
 };
 use isonic::test_support::echo_vm::EchoVm;
 use isonic::test_support::rig_guest::{OUTSIDE, frame};
@@ -295,16 +296,6 @@ fn wait_until_sent_back(host: &mut InnerHost, before: &Value) {
 
 // ---- what runs inside ---------------------------------------------------------------------------
 
-fn this_program() -> PathBuf {
-    std::env::current_exe().expect("this program's path")
-}
-
-/// The command that runs one of the functions below inside.
-fn program(function: &str) -> String {
-    let file = this_program().file_name().expect("a name").to_string_lossy().into_owned();
-    format!("{file} --exact {function} --ignored --nocapture")
-}
-
 fn mac(nic: usize) -> [u8; 6] {
     [0x52, 0x54, 0, 0, 0, u8::try_from(nic + 1).expect("a few")]
 }
@@ -316,11 +307,6 @@ fn nic_mac(nic: usize) -> [u8; 6] {
 
 fn mac_text(nic: usize) -> String {
     mac(nic).map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn variable(name: &str) -> u32 {
-    let value = std::env::var(name).unwrap_or_else(|_| panic!("no {name}: this runs in a guest"));
-    value.parse().expect("a number")
 }
 
 #[test]

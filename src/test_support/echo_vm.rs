@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::StopOnDrop;
 use super::vm::Vm;
 
 /// What changes places in an Ethernet frame with IPv4 and UDP: where in it, and how many bytes.
@@ -29,12 +30,6 @@ impl EchoVm {
 
     /// Echo while `test` runs.
     pub fn echo_while<T>(&mut self, test: impl FnOnce() -> T) -> T {
-        struct StopOnDrop<'a>(&'a AtomicBool);
-        impl Drop for StopOnDrop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
         let stopped = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -15,4 +15,7 @@ pub mod live_port;
 pub mod rig;
 pub mod rig_guest;
 pub mod ring_pair;
+mod stop_on_drop;
 pub mod vm;
+
+pub use stop_on_drop::StopOnDrop;

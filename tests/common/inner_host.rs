@@ -179,6 +179,23 @@ impl Drop for InnerHost {
     }
 }
 
+/// The test that runs, to be run inside too.
+pub fn this_program() -> PathBuf {
+    std::env::current_exe().expect("this program's path")
+}
+
+/// The command that runs one of its functions inside, which is ignored outside.
+pub fn program(function: &str) -> String {
+    let file = this_program().file_name().expect("a name").to_string_lossy().into_owned();
+    format!("{file} --exact {function} --ignored --nocapture")
+}
+
+/// A number that a function inside was given by its environment.
+pub fn variable(name: &str) -> u32 {
+    let value = std::env::var(name).unwrap_or_else(|_| panic!("no {name}: this runs in a guest"));
+    value.parse().expect("a number")
+}
+
 /// The far end of a NIC.
 pub fn tap(bed: &Bed, number: usize) -> PacketSocket {
     PacketSocket::open(&bed.wire, &format!("isonic-tap{number}"), PATIENCE)

@@ -43,7 +43,7 @@ pub use echo_flow::{EchoFlow, Tally};
 pub use exchange::exchange;
 pub use flows::{Flow, Flows, Outage, Report};
 pub use guest::{Guest, GuestSpec};
-pub use inner_host::{InnerHost, InnerNic, tap, uplink};
+pub use inner_host::{InnerHost, InnerNic, program, tap, this_program, uplink, variable};
 pub use libvirt::{Libvirtd, Qemu, open_to};
 pub use migration::{Migration, Refused};
 pub use monitor::Monitor;
