@@ -54,7 +54,7 @@ enum Direction {
 /// number, and bytes that follow from it.
 fn frame([to, from]: [[u8; 6]; 2], len: usize, number: u32, direction: Direction) -> Vec<u8> {
     let flow = u8::try_from(number % FLOWS).expect("one of few");
-    let mut ends = [[10, 77, 9, flow], [10, 77, 9, 254]];
+    let mut ends = [source(flow), [10, 77, 9, 254]];
     let mut ports = [4000 + u16::from(flow), 7];
     if direction == Direction::FromVm {
         ends.reverse();
@@ -77,6 +77,15 @@ fn frame([to, from]: [[u8; 6]; 2], len: usize, number: u32, direction: Direction
         state.to_le_bytes()[1]
     });
     frame
+}
+
+/// Where a flow comes from. A NIC chooses the queue by one bit of a hash that is linear in the bits
+/// of addresses, with a key that is another at each boot: addresses that differ in four bits alone
+/// would have the same queue at one boot of sixteen.
+fn source(flow: u8) -> [u8; 4] {
+    let mixed = u32::from(flow).wrapping_add(1).wrapping_mul(0x9e37_79b9);
+    let [a, b, ..] = (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca6b).to_be_bytes();
+    [10, a, b, flow]
 }
 
 fn number_of(frame: &[u8]) -> u32 {
