@@ -80,7 +80,8 @@ impl Steered {
     /// Look again: drivers lose a table, and administrators change it. What is told is told once.
     pub fn look(&mut self, interface: &Interface, queues: &[u32]) {
         let name = interface.name.as_str();
-        let unserved = Steering::read(name).unserved(interface.receive_queues, queues);
+        let table = steering::table(name);
+        let unserved = steering::unserved(table.as_deref(), interface.receive_queues, queues);
         if self.unserved != unserved {
             tell(name, &unserved);
             self.unserved = unserved;

@@ -93,8 +93,7 @@ impl Steering {
     /// The queues of `all` that receive what no rule decides on and are not among those `served`.
     #[must_use]
     pub fn unserved(&self, all: u32, served: &[u32]) -> Vec<u32> {
-        let receives = |queue: &u32| self.table.as_ref().is_none_or(|table| table.contains(queue));
-        (0..all).filter(|queue| receives(queue) && !served.contains(queue)).collect()
+        unserved(self.table.as_deref(), all, served)
     }
 
     /// The rules that send frames to a queue that is not among those `served`.
@@ -102,6 +101,13 @@ impl Steering {
         let beside = |rule: &&FlowRule| rule.queue.is_some_and(|queue| !served.contains(&queue));
         self.rules.iter().filter(beside)
     }
+}
+
+/// The queues of `all` that a table leads to and that are not among those `served`.
+#[must_use]
+pub fn unserved(table: Option<&[u32]>, all: u32, served: &[u32]) -> Vec<u32> {
+    let receives = |queue: &u32| table.is_none_or(|table| table.contains(queue));
+    (0..all).filter(|queue| receives(queue) && !served.contains(queue)).collect()
 }
 
 /// An indirection table of `entries` entries that spreads over these queues alone, evenly.
