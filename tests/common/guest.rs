@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use super::emulator::note_lost_interrupt;
 use super::{Agent, Bed, Monitor, Netns, PortSpec, Process, Uplink, repository, run, wait_for};
 
 /// Seconds for a boot; it takes three under emulation on an idle core.
@@ -125,6 +126,7 @@ impl Guest {
     /// at (the kernel's `unknown_nmi_panic`), so that it is known why.
     fn explain(&mut self) {
         if self.process.ended().is_none() {
+            note_lost_interrupt(&mut self.monitor, cpus(&self.spec));
             self.monitor.query("inject-nmi");
             std::thread::sleep(Duration::from_secs(10));
         }
@@ -228,11 +230,19 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            if self.process.ended().is_none() {
+                note_lost_interrupt(&mut self.monitor, cpus(&self.spec));
+            }
             let console = fs::read(&self.console).unwrap_or_default();
             let console = String::from_utf8_lossy(&console);
             eprintln!("--- console of {} ---\n{console}", self.spec.port.name);
         }
     }
+}
+
+/// Linux begins with no more queue pairs than it has CPUs.
+fn cpus(spec: &GuestSpec) -> u32 {
+    spec.queue_pairs.min(4)
 }
 
 /// KVM only where `scripts/test` found that it boots this guest.
@@ -294,7 +304,7 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
          -device virtio-serial-pci{vectors} -device virtserialport,chardev=agent \
          -chardev socket,id=monitor,path={monitor},server=on,wait=off \
          -mon chardev=monitor,mode=control",
-        cpus = spec.queue_pairs.min(4),
+        cpus = cpus(spec),
         size = memory_kib(spec),
         image = image.display(),
         console = file("console"),

@@ -19,6 +19,7 @@ mod bed;
 mod capture;
 mod daemon;
 mod echo_flow;
+mod emulator;
 mod exchange;
 mod flows;
 mod guest;
