@@ -55,12 +55,17 @@ fn unwoken(monitor: &mut Monitor, cpu: u32) -> Option<String> {
     }
 }
 
+/// What Linux says of a timer of another CPU's that did not go off (kernel/rcu/tree_stall.h).
+const TOLD_BY_LINUX: &str = "Possible timer handling issue on cpu=";
+
 /// To be called of a test that fails: notes for `scripts/test` that QEMU lost an interrupt of its
-/// guest's, if it did.
-pub fn note_lost_interrupt(monitor: &mut Monitor, cpus: u32) {
+/// guest's, if it did. What the guest wrote to its console may say so too.
+pub fn note_lost_interrupt(monitor: &mut Monitor, cpus: u32, console: &str) {
+    let told = console.lines().find(|line| line.contains(TOLD_BY_LINUX)).map(str::to_owned);
     let looked = std::panic::AssertUnwindSafe(|| lost_interrupt(monitor, cpus));
     // QEMU may have ended, and its monitor with it.
-    let Ok(Some(what)) = std::panic::catch_unwind(looked) else { return };
+    let seen = told.or_else(|| std::panic::catch_unwind(looked).ok().flatten());
+    let Some(what) = seen else { return };
     eprintln!("--- QEMU has lost an interrupt: {what} ---");
     let faults = repository("target/emulator-faults");
     let test = std::thread::current().name().unwrap_or_default().to_owned();

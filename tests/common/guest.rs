@@ -109,9 +109,13 @@ impl Guest {
             if let Some(status) = self.process.ended() {
                 panic!("QEMU ended with {status}");
             }
-            let console = fs::read(&self.console).unwrap_or_default();
-            String::from_utf8_lossy(&console).matches("GUEST-UP").count() >= times
+            self.console().matches("GUEST-UP").count() >= times
         });
+    }
+
+    /// All that it has written to its console.
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
     /// Runs a command in the guest's shell: its output, and its exit status.
@@ -126,7 +130,8 @@ impl Guest {
     /// at (the kernel's `unknown_nmi_panic`), so that it is known why.
     fn explain(&mut self) {
         if self.process.ended().is_none() {
-            note_lost_interrupt(&mut self.monitor, cpus(&self.spec));
+            let console = self.console();
+            note_lost_interrupt(&mut self.monitor, cpus(&self.spec), &console);
             self.monitor.query("inject-nmi");
             std::thread::sleep(Duration::from_secs(10));
         }
@@ -230,11 +235,10 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let console = self.console();
             if self.process.ended().is_none() {
-                note_lost_interrupt(&mut self.monitor, cpus(&self.spec));
+                note_lost_interrupt(&mut self.monitor, cpus(&self.spec), &console);
             }
-            let console = fs::read(&self.console).unwrap_or_default();
-            let console = String::from_utf8_lossy(&console);
             eprintln!("--- console of {} ---\n{console}", self.spec.port.name);
         }
     }
