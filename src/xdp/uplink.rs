@@ -164,11 +164,7 @@ impl Uplink {
         wish: ModeWish,
         busy_poll: Option<&BusyPoll>,
     ) -> Result<(Self, Vec<Socket>), UplinkError> {
-        let interface = Interface::read(name)?;
-        if !interface.up {
-            return Err(UplinkError::Down(name.to_owned()));
-        }
-        let queues = chosen_queues(&interface, queues)?;
+        let (interface, queues) = usable(name, queues)?;
         let mut redirect = Redirect::load()?;
         let tap = MulticastTap::open(name, interface.index)?;
         let (attach_mode, attach_reason) = attach(&mut redirect, &interface, wish)?;
@@ -206,11 +202,7 @@ impl Uplink {
         wish: ModeWish,
         busy_poll: Option<&BusyPoll>,
     ) -> Result<(Self, Vec<Socket>), UplinkError> {
-        let interface = Interface::read(name)?;
-        if !interface.up {
-            return Err(UplinkError::Down(name.to_owned()));
-        }
-        let queues = chosen_queues(&interface, queues)?;
+        let (interface, queues) = usable(name, queues)?;
         let attach_mode = program::attached(interface.index);
         let attach_mode = attach_mode.ok_or_else(|| UplinkError::NoProgram(name.to_owned()))?;
         let map = map_of(handed, name)?;
@@ -342,6 +334,16 @@ fn bind_once(
         Handed::Map(_) | Handed::DevicePlugin(_) => None,
     };
     open_all(interface, queues, Binding { mode, frames }, inherited)
+}
+
+/// The NIC, which has to be up, and its queues that are wanted.
+fn usable(name: &str, queues: Option<&[u32]>) -> Result<(Interface, Vec<u32>), UplinkError> {
+    let interface = Interface::read(name)?;
+    if !interface.up {
+        return Err(UplinkError::Down(name.to_owned()));
+    }
+    let queues = chosen_queues(&interface, queues)?;
+    Ok((interface, queues))
 }
 
 fn chosen_queues(interface: &Interface, queues: Option<&[u32]>) -> Result<Vec<u32>, UplinkError> {
