@@ -20,12 +20,9 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 fn lost_interrupt(monitor: &mut Monitor, cpus: u32) -> Option<String> {
     let first: Vec<_> = (0..cpus).map(|cpu| unwoken(monitor, cpu)).collect();
     std::thread::sleep(BETWEEN_LOOKS);
-    let again = |cpu: u32, before: &Option<String>| {
-        before.as_ref().is_some_and(|before| unwoken(monitor, cpu).as_ref() == Some(before))
-    };
-    let mut again = again;
-    let stuck = (0..cpus).zip(&first).find(|&(cpu, before)| again(cpu, before));
-    stuck.map(|(cpu, what)| format!("CPU {cpu} is halted with {}", what.as_deref().unwrap_or("")))
+    let mut suspects = (0..cpus).zip(first).filter_map(|(cpu, what)| Some((cpu, what?)));
+    let stuck = suspects.find(|(cpu, what)| unwoken(monitor, *cpu).as_ref() == Some(what));
+    stuck.map(|(cpu, what)| format!("CPU {cpu} is halted with {what}"))
 }
 
 /// What a halted CPU should have been woken for.
