@@ -4,8 +4,8 @@
  *   guest-flow ADDRESS FLOWS MICROSECONDS
  *
  * Flow n is between port 6000 + n here and there; on each a message is sent every so many
- * microseconds. It goes on in the background, whose process id is printed, until SIGTERM; when
- * nothing has come for half a second then, /tmp/flow says what was sent and what has come, in the
+ * microseconds. It continues in the background, whose process id is printed, until SIGTERM. When
+ * nothing has come for two seconds then, /tmp/flow says what was sent and what has come, in the
  * order of arrival, as runs of numbers that follow each other:
  *
  *   flow N sent COUNT damaged COUNT
@@ -30,7 +30,8 @@
 #define RUNS_MAX 4096
 #define TO_GUEST 0
 #define FROM_GUEST 1
-#define SILENCE 500000
+/* Microseconds; a loaded host may hold the last messages up for longer than one second. */
+#define SILENCE 2000000
 
 struct flow {
 	uint32_t sent, damaged, runs;

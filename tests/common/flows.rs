@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,8 +17,11 @@ use super::{Bed, Guest};
 const PORT: u16 = 6000;
 const TO_GUEST: u64 = 0;
 const FROM_GUEST: u64 = 1;
-/// How long nothing must come until nothing more is expected.
-const SILENCE: Duration = Duration::from_millis(300);
+/// How often a receiver looks whether the guest has said how many messages it sent.
+const LOOK: Duration = Duration::from_millis(300);
+/// How many looks in a row without a message, once that is known, until what is missing is lost. A
+/// loaded machine may hold the last messages up for seconds.
+const QUIET_LOOKS_MAX: u32 = 20;
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// Running flows.
@@ -27,6 +30,8 @@ pub struct Flows {
     stop: Arc<AtomicBool>,
     sender: Option<JoinHandle<Vec<Vec<f64>>>>,
     receivers: Vec<JoinHandle<Received>>,
+    /// What the guest has sent of each flow, once it says so.
+    sent_there: Arc<OnceLock<Vec<u32>>>,
     /// Of the guest's end.
     id: u32,
 }
@@ -36,6 +41,12 @@ struct Received {
     damaged: u32,
     /// Number and time, as they came.
     arrivals: Vec<(u32, f64)>,
+}
+
+impl Received {
+    fn count(&self) -> usize {
+        self.arrivals.len() + self.damaged as usize
+    }
 }
 
 /// What came of all flows.
@@ -87,12 +98,13 @@ impl Flows {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let sender = std::thread::spawn(move || send_all(&sending, pause, &stopped));
+        let sent_there = Arc::<OnceLock<Vec<u32>>>::default();
         let receive = |(flow, socket): (u64, UdpSocket)| {
-            let stopped = Arc::clone(&stop);
-            std::thread::spawn(move || receive_all(flow, &socket, &stopped))
+            let sent = Arc::clone(&sent_there);
+            std::thread::spawn(move || receive_all(flow, &socket, &sent))
         };
         let receivers = (0..).zip(sockets).map(receive).collect();
-        Self { stop, sender: Some(sender), receivers, id }
+        Self { stop, sender: Some(sender), receivers, sent_there, id }
     }
 
     /// Ends them: what came of them.
@@ -102,6 +114,8 @@ impl Flows {
         let ended = "until [ -e /tmp/flow ]; do sleep 0.1; done; cat /tmp/flow";
         let told = guest.check(&format!("kill -TERM {}; {ended}", self.id));
         let guest = parse(&told);
+        let counts = guest.iter().map(|flow| flow.sent).collect();
+        self.sent_there.set(counts).expect("once");
         let mut report = Report { to_guest: Vec::new(), from_guest: Vec::new(), heard: Vec::new() };
         let receivers = std::mem::take(&mut self.receivers).into_iter();
         for ((receiver, times), there) in receivers.zip(sent).zip(guest) {
@@ -123,6 +137,8 @@ impl Flows {
 impl Drop for Flows {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // A test that failed does not wait for what the guest sends on.
+        let _ = self.sent_there.set(vec![0; self.receivers.len()]);
     }
 }
 
@@ -259,7 +275,7 @@ fn open_sockets(address: &str, count: u16) -> Vec<UdpSocket> {
         let socket = UdpSocket::bind(("0.0.0.0", PORT + flow)).expect("socket");
         set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES).expect("receive buffer");
         socket.connect((address, PORT + flow)).expect("connect");
-        socket.set_read_timeout(Some(SILENCE)).expect("timeout");
+        socket.set_read_timeout(Some(LOOK)).expect("timeout");
         socket
     };
     (0..count).map(open).collect()
@@ -299,17 +315,19 @@ fn send_all(sockets: &[UdpSocket], pause: Duration, stopped: &AtomicBool) -> Vec
     sent
 }
 
-fn receive_all(flow: u64, socket: &UdpSocket, stopped: &AtomicBool) -> Received {
+/// Receives until all has come that the guest has sent by its own word, or nothing comes any more.
+fn receive_all(flow: u64, socket: &UdpSocket, sent: &OnceLock<Vec<u32>>) -> Received {
     let mut received = Received::default();
     let mut buffer = vec![0; 4096];
-    let mut quiet = 0;
-    // The guest sends on until it is told to stop as well.
-    while quiet < 3 {
+    let mut quiet_looks = 0;
+    let place = usize::try_from(flow).expect("a small number");
+    let sent = || Some(sent.get()?[place] as usize);
+    while quiet_looks < QUIET_LOOKS_MAX && sent().is_none_or(|sent| received.count() < sent) {
         let Ok(length) = socket.recv(&mut buffer) else {
-            quiet += u32::from(stopped.load(Ordering::Relaxed));
+            quiet_looks += u32::from(sent().is_some());
             continue;
         };
-        quiet = 0;
+        quiet_looks = 0;
         let number = buffer[4..8].try_into().expect("four bytes");
         let number = u32::from_le_bytes(number);
         if buffer[..length] == message(FROM_GUEST, flow, number) {

@@ -135,7 +135,19 @@ impl<'beds> Scene<'beds> {
         let what = format!("{amiss:?}; {no_room} found no room");
         assert!(u64::try_from(amiss.len()).expect("a few") <= no_room, "{what}");
         let from_guest = (report.lost_from_guest(), report.late_from_guest());
-        assert_eq!(from_guest, (0, 0), "{:?}", report.from_guest);
+        assert_eq!(from_guest, (0, 0), "{:?}; {}", report.from_guest, self.kernel_drops());
+    }
+
+    /// What the kernel's counters say of messages that left isonic and did not reach the test: the
+    /// backlogs of the processors, and the sockets of the namespace "wire".
+    fn kernel_drops(&self) -> String {
+        let wire = &self.bed().wire;
+        let backlogs = wire.run(&["cat", "/proc/net/softnet_stat"]);
+        let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
+        let dropped: u64 = backlogs.lines().filter_map(dropped).sum();
+        let sockets = wire.run(&["grep", "Udp:", "/proc/net/snmp"]);
+        let links = wire.run(&["ip", "-stats", "-oneline", "link"]);
+        format!("backlogs dropped {dropped} since boot\n{sockets}\n{links}")
     }
 
     fn no_room(&self) -> u64 {
