@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 
 use isonic::test_support::guest_driver::{
-    Driver, GuestRam, INDIRECT, NEXT, WRITE, descriptor_bytes,
+    Driver, FRONTEND_BASE, GuestRam, INDIRECT, NEXT, WRITE, descriptor_bytes,
 };
 use isonic::virtqueue::{
     ActivateError, Chain, Direction, Fault, Journal, Journals, Queue, QueueOptions, QueueSetup,
-    Segments,
+    Segments, settle,
 };
 use proptest::prelude::*;
 
@@ -409,5 +409,110 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+// ---- what the backend before us did not give back ----------------------------------------------
+
+/// Takes the next chain and gives it back; answers whether the driver is to be interrupted.
+fn use_one(queue: &mut Queue) -> bool {
+    let (chain, _) = take(queue).unwrap();
+    let ring = queue.ring_mut();
+    ring.complete(chain, 0);
+    ring.publish();
+    settle();
+    ring.needs_notification()
+}
+
+/// Descriptors that each packet of [`migrated`] takes.
+const EACH: u16 = 2;
+
+/// A driver of a ring of 10 that is about to look at the second of five packets, and whose device
+/// before us used three; of the last `lost` of them the marks did not travel. It begins where the
+/// ring is gone around within the packets. Gives the position that the driver waits for.
+fn migrated(lost: u16) -> (GuestRam, Driver, Queue, u16) {
+    let (ram, mut driver, mut before) = driver(10, PACKED);
+    for _ in 0..3 {
+        driver.send(&[9; 60], &[30]);
+        use_one(&mut before);
+    }
+    driver.completed();
+    for packet in 0..5u8 {
+        driver.send(&[packet; 60], &[30]);
+    }
+    use_one(&mut before);
+    assert_eq!(driver.completed().len(), 1);
+    let low = |queue: &Queue| u16::try_from(queue.ring().position() & 0xffff).unwrap();
+    let awaited = low(&before);
+    driver.set_driver_area(awaited, DESCRIPTOR);
+    let descriptors = driver.setup().addresses.descriptors.0 - FRONTEND_BASE;
+    let mut lost_from = 2 - lost;
+    for _ in 0..2 {
+        let old = ram.read(descriptors, 160);
+        use_one(&mut before);
+        if lost_from > 0 {
+            lost_from -= 1;
+        } else {
+            ram.write(descriptors, &old);
+        }
+    }
+    let base = low(&before);
+    let setup = QueueSetup { base, ..driver.setup() };
+    let queue = setup.activate(&ram.memory, Journal::private()).unwrap();
+    (ram, driver, queue, awaited)
+}
+
+#[test]
+fn a_driver_gets_back_what_the_backend_before_us_used_and_did_not_log() {
+    let (_ram, mut driver, mut queue, _) = migrated(2);
+    assert!(use_one(&mut queue), "the first decision always interrupts");
+    assert!(driver.completed().is_empty(), "the driver waits for an earlier packet");
+    assert!(use_one(&mut queue), "there is news");
+    let written: Vec<u32> = driver.completed().iter().map(|used| used.written).collect();
+    assert_eq!(written, [0; 4], "the two that were lost, empty, and the two of now");
+    assert_eq!(queue.ring_mut().take_given_back(), 2 * EACH);
+    assert_eq!(queue.ring_mut().take_given_back(), 0, "told once");
+    driver.send(&[1; 60], &[30]);
+    use_one(&mut queue);
+    assert_eq!(driver.completed().len(), 1, "the ring goes around");
+}
+
+#[test]
+fn a_driver_that_is_merely_slow_gets_nothing_back_twice() {
+    for lost in [0, 1] {
+        // Of the two that it has not looked at, the first one's mark is there.
+        let (_ram, mut driver, mut queue, _) = migrated(lost);
+        use_one(&mut queue);
+        use_one(&mut queue);
+        assert_eq!(queue.ring_mut().take_given_back(), 0);
+        assert_eq!(driver.completed().len(), if lost == 0 { 4 } else { 1 });
+    }
+}
+
+#[test]
+fn a_driver_that_stumbles_later_gets_back_the_rest() {
+    let (_ram, mut driver, mut queue, awaited) = migrated(1);
+    use_one(&mut queue);
+    use_one(&mut queue);
+    assert_eq!(driver.completed().len(), 1);
+    // It asks for the next one, two descriptors on.
+    let wrap = if (awaited & 0x7fff) + EACH >= 10 { 0x8000 } else { 0 };
+    let next = ((awaited & 0x7fff) + EACH) % 10 | (awaited & 0x8000) ^ wrap;
+    driver.set_driver_area(next, DESCRIPTOR);
+    driver.send(&[1; 60], &[30]);
+    assert!(use_one(&mut queue));
+    assert_eq!(queue.ring_mut().take_given_back(), EACH);
+    assert_eq!(driver.completed().len(), 4);
+}
+
+#[test]
+fn nothing_is_given_back_where_the_driver_does_not_say_what_it_waits_for() {
+    for (position, flags) in [(0, ENABLE), (0, DISABLE), (10, DESCRIPTOR), (0x7fff, DESCRIPTOR)] {
+        let (_ram, mut driver, mut queue, _) = migrated(2);
+        driver.set_driver_area(position, flags);
+        use_one(&mut queue);
+        use_one(&mut queue);
+        assert_eq!(queue.ring_mut().take_given_back(), 0, "{position:#x}, {flags}");
+        assert!(driver.completed().is_empty());
     }
 }

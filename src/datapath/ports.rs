@@ -204,12 +204,30 @@ impl Ports {
             let Some(ring) = self.ring(port, index) else { continue };
             let notified = ring.notify();
             let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
+            let given_back = ring.queue.ring_mut().take_given_back();
+            if given_back > 0 {
+                self.tell_given_back(port, index, given_back);
+            }
             self.count_notification(port, notified == Ok(true));
             if let Some(fault) = gone.or(notified.err()) {
                 self.break_ring(port, index, fault);
             }
         }
         self.to_publish = rings;
+    }
+
+    /// A driver waited for descriptors that the backend before us had used: told once a ring.
+    #[cold]
+    fn tell_given_back(&mut self, port: PortId, index: u16, descriptors: u16) {
+        let Some(slot) = self.slot(port) else { return };
+        slot.counters.add(PortCounter::RingDescriptorsGivenBack, u64::from(descriptors));
+        tracing::warn!(
+            port = &*slot.name,
+            ring = index,
+            descriptors,
+            "the guest waited for descriptors that the backend before this one had used without \
+             logging them; they are given back without a packet"
+        );
     }
 
     /// Count a notification decision.

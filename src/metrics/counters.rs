@@ -65,6 +65,8 @@ pub enum PortCounter {
     NotificationsSuppressed,
     /// Rings broken by a fault of the guest.
     RingFaults,
+    /// Descriptors that a backend before us had used and its dirty log had lost, given back empty.
+    RingDescriptorsGivenBack,
 }
 
 impl Counter for PortCounter {
@@ -90,6 +92,7 @@ impl Counter for PortCounter {
         "notifications",
         "notifications_suppressed",
         "ring_faults",
+        "ring_descriptors_given_back",
     ];
 
     fn index(self) -> usize {

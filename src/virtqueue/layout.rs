@@ -98,6 +98,12 @@ pub trait Layout {
     /// once per burst, after `publish` and then [`settle`].
     fn needs_notification(&mut self) -> bool;
 
+    /// Descriptors that were given back in place of the backend before us, since this was last
+    /// asked: what it used last was lost in a migration, and the driver waited for it.
+    fn take_given_back(&mut self) -> u16 {
+        0
+    }
+
     /// Ask the driver to kick us for new entries, or not to. After asking, look at
     /// [`has_available`](Self::has_available) again before sleeping.
     fn want_kicks(&mut self, wanted: bool);

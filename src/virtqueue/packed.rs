@@ -80,6 +80,15 @@ impl Cursor {
         }
     }
 
+    /// Descriptors from here to `later`: modulo two rounds, which is all that cursors tell apart.
+    /// A guest's word may be no place of this ring; what comes out then is a number all the same.
+    fn distance(self, later: Self, size: u16) -> u16 {
+        let size = u32::from(size);
+        let place = |at: Self| u32::from(at.index) + if at.wrap { 0 } else { size };
+        let distance = (place(later) + 4 * size - place(self) % (2 * size)) % (2 * size);
+        u16::try_from(distance).unwrap_or(u16::MAX)
+    }
+
     /// `by` descriptors back, at most one round.
     #[inline]
     fn retreat(&mut self, by: u16, size: u16) {
@@ -130,6 +139,10 @@ pub struct PackedRing {
     /// Descriptors completed since the last notification decision; None before the first, which
     /// always notifies: whether the driver was told of earlier ones is not known then.
     undecided: Option<u16>,
+    /// Where the front-end had the ring begin, until its driver was seen to be there.
+    began: Option<Cursor>,
+    /// Descriptors given back in place of the backend before us.
+    given_back: u16,
     log: Option<RingLog>,
     /// Keeps the three pointers valid.
     _memory: Arc<GuestMemory>,
@@ -169,6 +182,8 @@ impl PackedRing {
             journal,
             mark: 0,
             undecided: None,
+            began: None,
+            given_back: 0,
             log,
             _memory: memory,
         };
@@ -238,6 +253,7 @@ impl PackedRing {
             self.mark = mark;
             return self.resume(left);
         }
+        self.began = Some(self.available);
         self.mark = self.journal.new_mark();
         self.atomic(self.device_area, MARK).store(self.mark.to_le(), Ordering::Relaxed);
         if let Some(log) = &self.log {
@@ -323,6 +339,66 @@ impl PackedRing {
         for (first, count) in runs(first, count, self.size) {
             log.descriptors(DESCRIPTOR_BYTES * first, DESCRIPTOR_BYTES * count);
         }
+    }
+}
+
+// ---- what another backend did not give back -----------------------------------------------------
+
+impl PackedRing {
+    /// Give back what the driver waits for behind the place where the ring began.
+    ///
+    /// A backend that a guest migrates away from may have used descriptors without marking their
+    /// pages in the dirty log: DPDK marks other pages than it writes (lib/vhost/virtio_net.c,
+    /// `vhost_flush_enqueue_shadow_packed`: the offset into the descriptors is added to the address
+    /// of the device area). What it used last is then still available here, and the driver waits
+    /// for it for ever. `wish` says where: a driver that asks for an event at a descriptor
+    /// (2.8.14) asks for the next one it looks at. From there on nothing was given back, or the
+    /// driver would not wait, so the driver writes none of it until we have.
+    ///
+    /// They are given back with nothing written, as of a packet that was lost. Answers whether any
+    /// was.
+    #[cold]
+    fn give_back(&mut self, began: Cursor, wish: Cursor) -> bool {
+        let behind = wish.distance(began, self.size);
+        if wish.index >= self.size || behind == 0 || behind > self.size {
+            // The driver is there, or asks for what does not exist.
+            self.began = None;
+            return false;
+        }
+        if !self.is_available(wish) {
+            // It was given back, and the driver is about to look.
+            return false;
+        }
+        self.began = None;
+        let mut cursor = wish;
+        while cursor != began && self.is_available(cursor) {
+            let Some((id, next)) = self.chain_end(cursor, began) else { break };
+            self.write_used(cursor.index, id, 0);
+            let used = if cursor.wrap { AVAILABLE | USED } else { 0 };
+            // Release pairs with the driver's read barrier after it has read the flags (2.8.22).
+            self.flags(cursor.index).store(used.to_le(), Ordering::Release);
+            self.given_back += cursor.distance(next, self.size);
+            cursor = next;
+        }
+        if let Some(log) = &self.log {
+            for (first, count) in runs(wish.index, behind, self.size) {
+                log.descriptors(DESCRIPTOR_BYTES * first, DESCRIPTOR_BYTES * count);
+            }
+        }
+        true
+    }
+
+    /// The id of the chain that starts at a cursor, and where the next one starts; None if it does
+    /// not end at `limit` at the latest.
+    fn chain_end(&self, mut cursor: Cursor, limit: Cursor) -> Option<(u16, Cursor)> {
+        while cursor != limit {
+            let Descriptor { buffer, id } = self.descriptor(cursor.index);
+            cursor.advance(1, self.size);
+            if buffer.flags & flag::NEXT == 0 {
+                return Some((id, cursor));
+            }
+        }
+        None
     }
 }
 
@@ -440,6 +516,11 @@ impl Layout for PackedRing {
         self.noted > 0 || self.shown
     }
 
+    #[inline]
+    fn take_given_back(&mut self) -> u16 {
+        std::mem::take(&mut self.given_back)
+    }
+
     /// One store of the first descriptor's flags.
     #[inline]
     fn publish(&mut self) -> bool {
@@ -458,6 +539,11 @@ impl Layout for PackedRing {
             (EVENTS_DESCRIPTOR, Some(moved)) if self.event_idx => {
                 let wish = u16::from_le(self.atomic(self.driver_area, 0).load(Ordering::Relaxed));
                 let wish = Cursor::from_base(wish);
+                if let Some(began) = self.began
+                    && self.give_back(began, wish)
+                {
+                    return true;
+                }
                 // A position of the round before ours is that much further back.
                 let back = if wish.wrap == self.used.wrap { 0 } else { self.size };
                 let event = wish.index.wrapping_sub(back);
