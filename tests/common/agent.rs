@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::wait_for;
 
-/// How long a command may be silent.
-const COMMAND_SECONDS: u64 = 60;
+/// How long a command may be silent; on a quiet machine none is for longer than some seconds.
+const COMMAND_SECONDS: u64 = 180;
 
 /// A command channel.
 #[derive(Debug)]

@@ -8,10 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::emulator::note_lost_interrupt;
-use super::{Agent, Bed, Monitor, Netns, PortSpec, Process, Uplink, repository, run, wait_for};
+use super::traffic::ANSWER_SECONDS;
+use super::{Agent, Bed, Monitor, Netns, PortSpec, Process, Uplink, holds_within, repository, run};
 
 /// Seconds for a boot; it takes three under emulation on an idle core.
-const BOOT_SECONDS: u64 = 90;
+const BOOT_SECONDS: u64 = 30;
 /// What a guest's kernel tells when it panics: all tasks, and a backtrace of every CPU.
 const PANIC_PRINT: u32 = 0x41;
 const QEMU_10: &str = "cache/qemu-10/qemu";
@@ -105,12 +106,16 @@ impl Guest {
 
     /// Waits until the guest has come up `times` times since QEMU was started.
     pub fn wait_boots(&mut self, times: usize) {
-        wait_for(&format!("{} is up", self.spec.port.name), BOOT_SECONDS, || {
+        let up = holds_within(BOOT_SECONDS, || {
             if let Some(status) = self.process.ended() {
                 panic!("QEMU ended with {status}");
             }
             self.console().matches("GUEST-UP").count() >= times
         });
+        if !up {
+            self.explain();
+            panic!("{} is not up: its console says how far it came", self.spec.port.name);
+        }
     }
 
     /// All that it has written to its console.
@@ -146,7 +151,7 @@ impl Guest {
 
     /// Echo requests from the guest; all must be answered.
     pub fn ping(&mut self, address: &str) {
-        let output = self.check(&format!("ping -c 5 -W 2 {address}"));
+        let output = self.check(&format!("ping -c 5 -W {ANSWER_SECONDS} {address}"));
         assert!(output.contains(" 5 packets received"), "{output}");
     }
 

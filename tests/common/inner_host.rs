@@ -20,9 +20,9 @@ use super::{Agent, Bed, PacketSocket, Process, XskFacts, repository, run, wait_f
 
 const IMAGE: &str = "guest-zerocopy";
 const QEMU_10: &str = "cache/qemu-10/qemu";
-const BOOT_SECONDS: u64 = 90;
+const BOOT_SECONDS: u64 = 30;
 /// How long a frame may take through an emulated machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A NIC of the inner host: its place, from 0, is that of its tap and of its name there.
 #[derive(Clone, Copy, Debug)]

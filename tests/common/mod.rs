@@ -60,13 +60,25 @@ pub use xsk::{XskFacts, spoil_fill_rings, xsk_facts};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Polls until `what` holds; panics with it after `seconds`.
-pub fn wait_for(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+/// How many times longer than on a quiet machine a thing may take: others may be at work here too.
+/// A test that passes does not wait for it.
+const PATIENCE: u64 = 4;
+
+/// Polls until `what` holds; panics with it after `seconds`, many times over on a quiet machine.
+pub fn wait_for(what: &str, seconds: u64, holds: impl FnMut() -> bool) {
+    assert!(holds_within(seconds, holds), "waited {} s in vain until {what}", PATIENCE * seconds);
+}
+
+/// Polls until something holds; answers whether it did, as in [`wait_for`].
+pub fn holds_within(seconds: u64, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(PATIENCE * seconds);
     while !holds() {
-        assert!(Instant::now() < deadline, "waited {seconds} s in vain until {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
+    true
 }
 
 /// A file of the repository.

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
+use super::PATIENCE;
+
 /// How long a command that should end by itself may take.
-const COMMAND_SECONDS: u64 = 60;
+const COMMAND_SECONDS: u64 = 240;
 
 /// What a command that ended left.
 #[derive(Debug)]
@@ -166,22 +168,22 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, and waits for the end: at most 10 s.
+    /// SIGTERM, and waits for the end: 10 s on a quiet machine.
     pub fn terminate(&mut self) -> ExitStatus {
         run(Command::new("kill").arg(self.id().to_string()));
         self.wait(10)
     }
 
-    /// Waits for the end: at most `seconds`.
+    /// Waits for the end: `seconds` on a quiet machine.
     pub fn wait(&mut self, seconds: u64) -> ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let deadline = Instant::now() + Duration::from_secs(PATIENCE * seconds);
         loop {
             if let Some(status) = self.ended() {
                 return status;
             }
             if Instant::now() >= deadline {
                 self.kill();
-                panic!("{} did not end in {seconds} s", self.name);
+                panic!("{} did not end in {} s", self.name, PATIENCE * seconds);
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -8,14 +8,17 @@ use super::{Netns, run_to_end, wait_for};
 
 /// How often a datagram is sent before it counts as lost for good: UDP may lose one.
 const ATTEMPTS: usize = 5;
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a stream of one test may be silent.
-const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
+const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the last answers to echo requests may be under way, seconds. Late is not lost.
+pub(super) const ANSWER_SECONDS: u32 = 10;
 
 /// Sends five echo requests with these further options; panics unless all are answered. ping
 /// itself compares the contents and says "wrong data byte".
 pub fn ping(from: &Netns, address: &str, options: &[&str]) {
-    let fixed = ["ping", "-c", "5", "-i", "0.2", "-W", "2", "-p", "5a"];
+    let answer = ANSWER_SECONDS.to_string();
+    let fixed = ["ping", "-c", "5", "-i", "0.2", "-W", &answer, "-p", "5a"];
     let command_line: Vec<&str> = fixed.iter().chain(options).copied().chain([address]).collect();
     let finished = run_to_end(&mut from.command(&command_line));
     let good = finished.output.contains(" 5 received") && !finished.output.contains("wrong data");
