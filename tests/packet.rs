@@ -188,9 +188,8 @@ fn segments(frame: &[u8], what: &Segmentation, checksum: PartialChecksum) -> Vec
         segments.push([headers, payload].concat());
     });
     assert_eq!(count as usize, segments.len());
-    for segment in &segments {
-        assert!(segment.len() <= what.segment_len_max() as usize);
-    }
+    let longest = segments.iter().map(Vec::len).max().unwrap();
+    assert_eq!(longest, what.longest(frame.len().try_into().unwrap()) as usize);
     segments
 }
 
@@ -489,7 +488,8 @@ proptest! {
         }
         // Not what was checked: nothing, or something, but no panic.
         let kind = [SegmentKind::Tcp4, SegmentKind::Udp6, SegmentKind::UdpFragments][kind % 3];
-        let what = Segmentation { kind, ecn, size, header_len: start, repeated_len: offset };
+        let (header_len, cut_at, repeated_len) = (start, offset, offset);
+        let what = Segmentation { kind, ecn, size, header_len, cut_at, repeated_len };
         segment(&frame, &what, checksum, 0, |_, _| {});
     }
 
@@ -958,7 +958,8 @@ fn the_first_fragment_has_all_headers() {
     let fits = |size| check(&frame, wanted(WantedKind::UdpFragments, size), partial);
     assert_eq!(fits(40), None, "a destination header of 40 bytes and UDP's of 8");
     let what = fits(48).unwrap();
-    assert_eq!(what.segment_len_max(), 18 + 40 + 8 + 48);
+    let len = u32::try_from(frame.len()).unwrap();
+    assert_eq!(what.longest(len), 18 + 40 + 8 + 48);
     let fragments = segments(&frame, &what, partial);
     assert_eq!(fragments[0].len(), 18 + 40 + 8 + 48);
 }

@@ -39,19 +39,19 @@ pub(super) struct Delivered {
     pub bytes: u64,
 }
 
-/// Copy `frames`, each of at most `longest` bytes, into receive buffers of `ring` and complete
-/// them, as [`deliver`] does, up to the first that is longer or has no buffer in one piece that is
-/// long enough: that is [`deliver`]'s to look at.
+/// Copy `frames` into receive buffers of `ring` and complete them, as [`deliver`] does, up to the
+/// first that is longer than `frame_max` allows or has no buffer in one piece that is long enough:
+/// that is [`deliver`]'s to look at.
 #[inline]
 pub(super) fn deliver_run(
     ring: &mut Ring,
     frames: &[impl CompleteFrame],
-    longest: u32,
+    frame_max: u32,
 ) -> Delivered {
     let header_len = ring.kind.header_len;
     match ring.queue.parts() {
-        (memory, DeviceRing::Split(ring)) => run_to(memory, ring, header_len, (frames, longest)),
-        (memory, DeviceRing::Packed(ring)) => run_to(memory, ring, header_len, (frames, longest)),
+        (memory, DeviceRing::Split(ring)) => run_to(memory, ring, header_len, (frames, frame_max)),
+        (memory, DeviceRing::Packed(ring)) => run_to(memory, ring, header_len, (frames, frame_max)),
     }
 }
 
@@ -60,16 +60,15 @@ fn run_to<F: CompleteFrame>(
     memory: &GuestMemory,
     ring: &mut impl Layout,
     header_len: usize,
-    (frames, longest): (&[F], u32),
+    (frames, frame_max): (&[F], u32),
 ) -> Delivered {
     let mut run = Run::new();
     ring.take_run(memory, Direction::ToGuest, frames.len(), &mut run);
     let fits = |(frame, (_, piece)): &(&F, &(Chain, GuestSlice<'_>))| {
-        let len = frame.frame_len();
-        let needed = header_len + len as usize;
+        let needed = header_len + frame.frame_len() as usize;
         // Another core had it last: it is on its way while those before it are written.
         piece.prefetch_for_write(needed);
-        len <= longest && piece.len() >= needed
+        frame.is_within(frame_max) && piece.len() >= needed
     };
     let fitting = frames.iter().zip(&run).take_while(fits).count();
     while run.len() > fitting {

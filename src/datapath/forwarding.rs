@@ -32,7 +32,7 @@ pub struct Route {
     pub uplink: UplinkId,
     /// How.
     pub attachment: Attachment,
-    /// Longest frame, bytes.
+    /// Of its MTU, see [`frame_max`](super::frame_max), bytes.
     pub frame_max: u32,
     /// Which worker serves each queue pair.
     pub workers: Vec<WorkerId>,

@@ -2,9 +2,10 @@
 
 use crate::device::net_header::{self, NetHeader};
 use crate::guest_memory::GuestSlice;
-use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash};
+use crate::device::offloads::Offloads;
+use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash, tag_bytes};
 
-use super::ETHERNET_BYTES;
+use super::{ETHERNET_BYTES, is_within};
 
 /// An Ethernet frame: its start, which is ours, then the rest, and what is left to do with it.
 ///
@@ -60,13 +61,28 @@ impl<'f> FrameView<'f> {
         &self.offload
     }
 
-    /// Bytes of the longest frame that it is, or will be cut into.
+    /// Whether a receiver that accepts these offloads gets it as it is. A checksum elsewhere than
+    /// in a transport header is not left to anybody: whoever completes it would write into what
+    /// was decided on before.
     #[inline]
-    pub fn longest(&self) -> u32 {
-        match &self.offload.segmentation {
+    pub fn can_be_left_to(&self, accepted: Offloads) -> bool {
+        let Offload { checksum, segmentation } = &self.offload;
+        let known = checksum.is_none_or(|checksum| {
+            // With segmentation it was found to be when the guest's header was checked.
+            segmentation.is_some() || checksum.is_of_transport(self.start)
+        });
+        accepted.allow(&self.offload) && known
+    }
+
+    /// Whether it is a frame of an interface with this [`frame_max`](super::frame_max), or will be
+    /// cut into such.
+    #[inline]
+    pub fn is_within(&self, frame_max: u32) -> bool {
+        let longest = match &self.offload.segmentation {
             None => self.len,
-            Some(segmentation) => self.len.min(segmentation.segment_len_max()),
-        }
+            Some(segmentation) => segmentation.longest(self.len),
+        };
+        is_within(frame_max, longest, self.start)
     }
 
     /// The destination address.
@@ -238,8 +254,14 @@ impl Start {
         self.len
     }
 
-    /// The frame, which goes on in `pieces`: for one that is complete, and whose destination
-    /// alone decides.
+    /// Whether it has a VLAN tag, so that more than this start says how long it may be.
+    #[inline]
+    pub fn is_tagged(&self) -> bool {
+        tag_bytes(&self.ethernet) > 0
+    }
+
+    /// The frame, which goes on in `pieces`: for one that is complete and untagged, and whose
+    /// destination alone decides.
     #[inline]
     pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>]) -> FrameView<'f> {
         FrameView {
@@ -316,6 +338,16 @@ pub(super) trait CompleteFrame {
     fn frame_len(&self) -> u32;
 
     /// Copy all of it to a piece of a guest's memory, which is exactly as long.
+    /// Its first bytes, which are ours.
+    fn start(&self) -> &[u8];
+
+    /// Whether it is one of an interface with this [`frame_max`](super::frame_max), as far as its
+    /// first bytes tell.
+    #[inline]
+    fn is_within(&self, frame_max: u32) -> bool {
+        is_within(frame_max, self.frame_len(), self.start())
+    }
+
     fn copy_to_slice(&self, to: GuestSlice<'_>);
 }
 
@@ -386,6 +418,12 @@ impl CompleteFrame for Packet<'_> {
     #[inline]
     fn copy_to_slice(&self, to: GuestSlice<'_>) {
         to.write(&self.ethernet);
+    /// With one tag, if it has any: a frame whose second one matters is [`Start`]'s to look at.
+    #[inline]
+    fn start(&self) -> &[u8] {
+        &self.ethernet
+    }
+
         to.part(self.ethernet.len(), self.rest.len()).copy_from(self.rest, self.rest.len());
     }
 }
@@ -402,6 +440,11 @@ impl CompleteFrame for &[u8] {
     #[inline]
     fn copy_to_slice(&self, to: GuestSlice<'_>) {
         to.write(self);
+    #[inline]
+    fn start(&self) -> &[u8] {
+        self
+    }
+
     }
 }
 

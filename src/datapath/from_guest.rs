@@ -259,7 +259,7 @@ impl<'w> Outlet<'w> {
             let Some(packet) = Packet::read(*piece, self.kind.header_len) else { return };
             let same =
                 to_wire || *destination.get_or_insert(packet.destination()) == packet.destination();
-            if packet.frame_len() > self.route.frame_max || !same || alike.is_full() {
+            if !packet.is_within(self.route.frame_max) || !same || alike.is_full() {
                 return;
             }
             alike.push(packet);
@@ -360,7 +360,7 @@ impl<'w> Outlet<'w> {
         let Ok(start) = Start::read(pieces, self.kind.header_len) else {
             return self.drop(PortCounter::FromGuestDroppedRunt);
         };
-        if start.header.is_plain() && !self.by_flow {
+        if start.header.is_plain() && !self.by_flow && !start.is_tagged() {
             return self.forward_frame(&start.frame(pieces));
         }
         let headers = start.read_headers(pieces);
@@ -372,7 +372,7 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn forward_frame(&mut self, frame: &FrameView<'_>) {
-        if frame.longest() > self.route.frame_max || frame.len() as usize > FRAME_MAX {
+        if !frame.is_within(self.route.frame_max) || frame.len() as usize > FRAME_MAX {
             return self.drop(PortCounter::FromGuestDroppedOversize);
         }
         if self.learns {
@@ -526,7 +526,7 @@ pub(super) fn to_port(
     deliver: impl FnOnce(&mut Ports, WorkerId, u16) -> bool,
 ) {
     let Some(route) = table.route(port) else { return };
-    if frame.longest() > route.frame_max {
+    if !frame.is_within(route.frame_max) {
         return ports.count(port, PortCounter::ToGuestDroppedOversize, 1);
     }
     let Some(pair) = route.pair(here, || flow_hash(frame.start())) else {

@@ -41,6 +41,8 @@ pub use sockets::SocketReport;
 pub use watchdog::{Watchdog, Watched};
 pub use worker::{Setup, Turns, Worker};
 
+use crate::packet::tag_bytes;
+
 /// Most packets taken from one ring or socket before the next one has its turn.
 pub const BURST: u16 = 64;
 
@@ -49,10 +51,20 @@ pub const ETHERNET_BYTES: u32 = 14;
 /// Two 802.1Q tags (QinQ).
 pub const VLAN_BYTES: u32 = 8;
 
-/// The longest frame of an interface with this MTU, in bytes, without the frame check sequence.
+/// The longest frame of an interface with this MTU, in bytes, without the frame check sequence. It
+/// has two tags: [`is_within`] is the whole rule.
 #[must_use]
 pub const fn frame_max(mtu: u32) -> u32 {
     mtu + ETHERNET_BYTES + VLAN_BYTES
+}
+
+/// Whether a frame of `len` bytes is one of an interface with this [`frame_max`]: it has at most
+/// its MTU behind the Ethernet header and the VLAN tags that it really has, up to two (virtio 1.2,
+/// 5.1.4.1). `start` is the frame or its first bytes; a tag that is not in them does not count.
+#[inline]
+fn is_within(frame_max: u32, len: u32, start: &[u8]) -> bool {
+    let untagged = frame_max.saturating_sub(VLAN_BYTES);
+    len <= untagged || len - untagged <= tag_bytes(start)
 }
 
 /// A port's number on this host, its place in tables.

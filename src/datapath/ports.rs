@@ -112,7 +112,7 @@ impl Ports {
         };
         let first = !ring.queue.parts().1.has_unpublished();
         let (mut fault, mut frames) = (None, 1);
-        if ring.kind.offloads.allow(frame.offload()) {
+        if frame.can_be_left_to(ring.kind.offloads) {
             fault = put(ring, counters, frame);
         } else {
             frames = 0;
@@ -133,14 +133,14 @@ impl Ports {
     }
 
     /// Deliver complete frames to a queue pair that this worker serves, up to the first that is
-    /// longer than `longest` or not of the usual kind otherwise. Answers how many: the rest are
-    /// [`deliver`](Self::deliver)'s.
+    /// longer than `frame_max` allows or not of the usual kind otherwise. Answers how many: the
+    /// rest are [`deliver`](Self::deliver)'s.
     #[inline]
     pub fn deliver_run(
         &mut self,
         (port, pair): (PortId, u16),
         frames: &[impl CompleteFrame],
-        longest: u32,
+        frame_max: u32,
     ) -> usize {
         let index = to_guest_ring(pair);
         let Some(WorkerPort { rings, counters, .. }) =
@@ -153,7 +153,7 @@ impl Ports {
             return 0;
         };
         let first = !ring.queue.parts().1.has_unpublished();
-        let delivered = deliver_run(ring, frames, longest);
+        let delivered = deliver_run(ring, frames, frame_max);
         counters.add(PortCounter::ToGuestPackets, delivered.frames as u64);
         counters.add(PortCounter::ToGuestBytes, delivered.bytes);
         if first && delivered.frames > 0 {

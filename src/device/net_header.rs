@@ -1,6 +1,8 @@
 //! The header in front of every packet (virtio 1.2, 5.1.6): parse, check, emit.
 
-use crate::packet::{Offload, PartialChecksum, SegmentKind, Segmentation, Wanted, WantedKind};
+use crate::packet::{
+    Offload, PartialChecksum, SegmentKind, Segmentation, Wanted, WantedKind, tag_bytes,
+};
 
 use super::features::{FeatureSet, MRG_RXBUF, VERSION_1};
 use super::offloads::Offloads;
@@ -19,6 +21,9 @@ pub const fn len_of(features: FeatureSet) -> usize {
     if features.has(VERSION_1) || features.has(MRG_RXBUF) { LEN } else { LEN_LEGACY }
 }
 
+/// Bytes of an Ethernet header.
+const ETHERNET_BYTES: u32 = 14;
+
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
@@ -36,8 +41,8 @@ pub enum HeaderError {
     /// No such type.
     #[error("asks for segmentation of type {0:#x}, which there is not")]
     Type(u8),
-    /// The checksum is not inside the frame.
-    #[error("the checksum is not inside the frame")]
+    /// The checksum is not inside the frame, or in what forwarding is decided by.
+    #[error("the checksum is not inside the frame, behind its Ethernet header and tags")]
     Checksum,
     /// The frame's own headers are not what the type says, or would make too many frames.
     #[error("the frame cannot be segmented as it says")]
@@ -89,7 +94,7 @@ impl NetHeader {
     ) -> Result<Offload, HeaderError> {
         use HeaderError::NotNegotiated;
         let checksum = self.needs_checksum.then_some(self.checksum);
-        if checksum.is_some_and(|checksum| !fits(checksum, len)) {
+        if checksum.is_some_and(|checksum| !fits(checksum, start, len)) {
             return Err(HeaderError::Checksum);
         }
         let Some(wanted) = self.wanted()? else {
@@ -123,9 +128,11 @@ impl NetHeader {
     }
 }
 
-/// Whether the checksum's field is inside a frame of `len` bytes.
-fn fits(PartialChecksum { start, offset }: PartialChecksum, len: u32) -> bool {
-    u32::from(start) + u32::from(offset) + 2 <= len
+/// Whether the checksum's field is inside a frame of `len` bytes that begins with `frame`, and
+/// behind its Ethernet header and tags: forwarding has been decided by those when it is written.
+fn fits(PartialChecksum { start, offset }: PartialChecksum, frame: &[u8], len: u32) -> bool {
+    let [start, offset] = [start, offset].map(u32::from);
+    start >= ETHERNET_BYTES + tag_bytes(frame) && start + offset + 2 <= len
 }
 
 /// The header of a packet to a guest with this left to do, in `buffers` receive buffers. For a
@@ -202,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_outside_its_frame_is_refused() {
+    fn a_checksum_outside_its_frame_or_within_its_link_header_is_refused() {
         let frame = [0; 64];
         for (start, offset, fits) in
             [(46, 16, true), (47, 16, false), (62, 0, true), (255, 0, false)]
@@ -210,6 +217,18 @@ mod tests {
             let header = with(&[(0, 1), (6, start), (8, offset)]);
             let taken = header.offload(&frame, 64, sent(&[CSUM]));
             assert_eq!(taken.is_ok(), fits, "{start} + {offset}: {taken:?}");
+        }
+        let tagged = [&[0; 12][..], &[0x81, 0, 0, 5, 0x88, 0xb5], &[0; 46]].concat();
+        for (frame, start, fits) in [
+            (&frame[..], 0, false),
+            (&frame, 13, false),
+            (&frame, 14, true),
+            (&tagged, 14, false),
+            (&tagged, 17, false),
+            (&tagged, 18, true),
+        ] {
+            let taken = with(&[(0, 1), (6, start)]).offload(frame, 64, sent(&[CSUM]));
+            assert_eq!(taken.is_ok(), fits, "{start}: {taken:?}");
         }
         let wraps = with(&[(0, 1), (6, 0xff), (7, 0xff), (8, 0xff), (9, 0xff)]);
         let refused = wraps.offload(&frame, 64, sent(&[CSUM]));
@@ -236,6 +255,7 @@ mod tests {
                 ecn: true,
                 size: 1448,
                 header_len: 66,
+                cut_at: 66,
                 repeated_len: 66,
             }),
         };

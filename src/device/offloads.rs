@@ -99,7 +99,8 @@ mod tests {
     use crate::packet::{PartialChecksum, Segmentation};
 
     fn offload(kind: SegmentKind, ecn: bool) -> Offload {
-        let segmentation = Segmentation { kind, ecn, size: 1448, header_len: 66, repeated_len: 66 };
+        let segmentation =
+            Segmentation { kind, ecn, size: 1448, header_len: 66, cut_at: 66, repeated_len: 66 };
         let checksum = Some(PartialChecksum { start: 34, offset: 16 });
         Offload { checksum, segmentation: Some(segmentation) }
     }

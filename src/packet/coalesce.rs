@@ -302,3 +302,4 @@ impl Train {
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().copied().map(u32::from_be_bytes)
 }
+            cut_at: self.headers.payload_at,

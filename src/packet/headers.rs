@@ -28,6 +28,9 @@ pub(super) const EXTENSIONS_MAX: usize = 8;
 pub(super) const UDP_CHECKSUM_AT: u16 = 6;
 /// VLAN tags in front of the EtherType that counts.
 const TAGS_MAX: usize = 2;
+/// The EtherTypes of a VLAN tag (IEEE 802.1Q, 9.6).
+const TAG: u16 = 0x8100;
+const SERVICE_TAG: u16 = 0x88a8;
 
 /// The network protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,8 +164,6 @@ pub(super) fn clip(start: &[u8]) -> &[u8] {
 pub(super) fn network(start: &[u8]) -> Option<(Network, usize)> {
     const IPV4: u16 = 0x0800;
     const IPV6: u16 = 0x86dd;
-    const TAG: u16 = 0x8100;
-    const SERVICE_TAG: u16 = 0x88a8;
     let mut at = 12;
     for _ in 0..=TAGS_MAX {
         match u16_at(start, at)? {
@@ -177,6 +178,19 @@ pub(super) fn network(start: &[u8]) -> Option<(Network, usize)> {
 
 /// What comes behind the IP header at `at` and its options or extension headers.
 #[inline]
+/// Bytes of the VLAN tags behind a frame's addresses, of two at most: of the frame or its first
+/// bytes, so one that is not there does not count.
+#[inline]
+#[must_use]
+pub fn tag_bytes(start: &[u8]) -> u32 {
+    let is_tag = |at| matches!(u16_at(start, at), Some(TAG | SERVICE_TAG));
+    match (is_tag(12), is_tag(16)) {
+        (true, true) => 8,
+        (true, false) => 4,
+        (false, _) => 0,
+    }
+}
+
 pub(super) fn behind(start: &[u8], network: Network, at: usize) -> Option<Behind> {
     match network {
         Network::Ipv4 => behind_ipv4(start, at),

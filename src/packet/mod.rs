@@ -19,7 +19,7 @@ mod segment;
 
 pub use coalesce::{Piece, Pushed, TOKENS_MAX, TcpSegment, Train};
 pub use flow::{FLOW_BYTES_MAX, flow_hash};
-pub use headers::{Headers, Network, Transport};
+pub use headers::{Headers, Network, Transport, tag_bytes};
 pub use segment::{SEGMENTS_MAX, Wanted, WantedKind, segment};
 
 /// Longest headers that are looked at: Ethernet, two tags, IP with options or extension headers,
@@ -38,6 +38,15 @@ pub struct PartialChecksum {
     pub start: u16,
     /// The field, from there.
     pub offset: u16,
+}
+
+impl PartialChecksum {
+    /// Whether it is that of the frame's own TCP or UDP. `start` is the frame or its headers.
+    #[inline]
+    #[must_use]
+    pub fn is_of_transport(self, start: &[u8]) -> bool {
+        Headers::parse(start).is_some_and(|headers| headers.checksum() == self)
+    }
 }
 
 /// How a frame is cut into several.
@@ -66,6 +75,8 @@ pub struct Segmentation {
     pub size: u16,
     /// Bytes of all the frame's headers.
     pub header_len: u16,
+    /// Where the frame is cut: all of it goes as one if no more than `size` bytes are behind.
+    pub cut_at: u16,
     /// Bytes in front of the `size` in each: `header_len`, but for fragments, of which only the
     /// first has a UDP header, among its `size` bytes.
     pub repeated_len: u16,

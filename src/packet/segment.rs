@@ -89,15 +89,19 @@ impl Segmentation {
             ecn: wanted.ecn || congestion,
             size,
             header_len: headers.payload_at,
+            cut_at: cut.at,
             repeated_len: cut.repeated_len,
         })
     }
 
-    /// Bytes of the longest frame it is cut into, at most.
+    /// Bytes of the longest frame that a frame of `frame_len` bytes becomes. Cut, it may be longer
+    /// than `frame_len`: IPv6's fragments have a header that the datagram has not.
     #[inline]
     #[must_use]
-    pub fn segment_len_max(&self) -> u32 {
-        u32::from(self.repeated_len) + u32::from(self.size)
+    pub fn longest(&self, frame_len: u32) -> u32 {
+        let [cut_at, repeated_len, size] =
+            [self.cut_at, self.repeated_len, self.size].map(u32::from);
+        if frame_len <= cut_at + size { frame_len } else { repeated_len + size }
     }
 }
 
