@@ -14,6 +14,9 @@ use super::raw;
 use super::ring::{Completion, Fill, Rx, Tx};
 use super::umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
 
+/// Bytes of Ethernet's shortest frame, without its frame check sequence (IEEE 802.3, 4A.4.2).
+const FRAME_BYTES_MIN: u32 = 60;
+
 /// Entries of each of a socket's rings, and frames it has in each direction.
 pub const RING_ENTRIES: u32 = 2048;
 /// Frames of one socket, in both directions.
@@ -489,6 +492,8 @@ impl Socket {
 
     /// Send a packet of `len` bytes: `fill` is called once per frame, in order, with the room to
     /// fill, [`FRAME_BYTES`] in each but the last; [`flush`](Self::flush) shows it to the kernel.
+    /// One that is too short for Ethernet gets zeroes behind it: not all NICs pad, and what is in
+    /// the frame's memory is another's.
     /// False, and nothing is called, while too many transmit frames are in flight, and for a packet
     /// longer than [`packet_max`](Self::packet_max).
     #[inline]
@@ -500,8 +505,21 @@ impl Socket {
             self.reclaim();
         }
         let Some(frame) = self.free.pop() else { return false };
-        self.put(frame, len, false, &mut fill);
+        if len < FRAME_BYTES_MIN {
+            self.put_padded(frame, len, fill);
+        } else {
+            self.put(frame, len, false, &mut fill);
+        }
         true
+    }
+
+    #[inline(never)]
+    fn put_padded(&mut self, frame: Frame, len: u32, mut fill: impl FnMut(&mut [u8])) {
+        self.put(frame, FRAME_BYTES_MIN, false, &mut |room: &mut [u8]| {
+            let (packet, padding) = room.split_at_mut(len as usize);
+            fill(packet);
+            padding.fill(0);
+        });
     }
 
     /// A packet of several frames, which is sent whole or not at all.
@@ -921,13 +939,15 @@ mod tests {
     #[test]
     fn a_packet_is_sent_in_as_many_frames_as_it_takes() {
         let (mut socket, mut wire) = ring_pair(0, FRAMES);
-        for len in [1, 4095, 4096, 4097, 8192, 9022, 65557] {
+        for len in [1, 59, 60, 61, 4095, 4096, 4097, 8192, 9022, 65557] {
             let packet = bytes(len, 1);
             assert!(send(&mut socket, &packet));
             let frames = u64::try_from(len.div_ceil(FRAME_BYTES as usize)).unwrap();
             assert_eq!(socket.census().transmitting, frames);
             socket.flush();
-            assert_eq!(wire.departed(), [packet]);
+            let mut padded = packet;
+            padded.resize(len.max(60), 0);
+            assert_eq!(wire.departed(), [padded]);
             socket.reclaim();
         }
         assert_home(&mut socket, &mut wire);
