@@ -299,6 +299,11 @@ fn shape(transport: impl Strategy<Value = Trans>, payload: usize) -> impl Strate
     )
 }
 
+/// A segment of any kind.
+fn mergeable(frame: &[u8]) -> Option<TcpSegment> {
+    TcpSegment::parse(frame, |_| true)
+}
+
 fn any_shape() -> impl Strategy<Value = Shape> {
     shape(prop_oneof![tcp(), Just(Trans::Udp)], 4000)
 }
@@ -506,7 +511,8 @@ fn strange(frame: &[u8]) {
         let _ = checksum::verify(frame, &headers);
     }
     let _ = train().same_flow(frame);
-    if let Some(segment) = TcpSegment::parse(frame) {
+    let _ = train().may_be_of_flow(frame);
+    if let Some(segment) = mergeable(frame) {
         let mut train = Train::start(0, frame, &segment);
         let _ = train.push(1, frame, &segment);
         let _ = train.headers();
@@ -603,12 +609,12 @@ fn unfragmentable(shape: &Shape) -> (usize, usize) {
 
 /// A burst of frames merged, all of which must go into one train.
 fn coalesced(frames: &[Vec<u8>]) -> (Vec<u8>, Offload) {
-    let first = TcpSegment::parse(&frames[0]).unwrap();
+    let first = mergeable(&frames[0]).unwrap();
     let mut train = Train::start(0, &frames[0], &first);
     for (token, frame) in (0..).zip(frames).skip(1) {
         let last = usize::from(token) + 1 == frames.len();
         assert!(!train.is_full() && train.same_flow(frame));
-        let pushed = train.push(token, frame, &TcpSegment::parse(frame).unwrap());
+        let pushed = train.push(token, frame, &mergeable(frame).unwrap());
         assert!(pushed == Pushed::Taken || last && pushed == Pushed::TakenAndFull, "{pushed:?}");
     }
     assert_eq!(train.is_single(), frames.len() == 1);
@@ -646,11 +652,11 @@ fn nth(number: u32) -> Shape {
 
 fn train() -> Train {
     let frame = nth(0).frame();
-    Train::start(0, &frame, &TcpSegment::parse(&frame).unwrap())
+    Train::start(0, &frame, &mergeable(&frame).unwrap())
 }
 
 fn push(train: &mut Train, frame: &[u8]) -> Pushed {
-    train.push(9, frame, &TcpSegment::parse(frame).unwrap())
+    train.push(9, frame, &mergeable(frame).unwrap())
 }
 
 /// The second segment, and what becomes of it at the end of a train of one after a change.
@@ -720,7 +726,7 @@ fn a_train_over_ipv6_has_one_traffic_class_and_hop_limit() {
     };
     let first = frame(0, 0, 0);
     let second = |at, value| {
-        let mut train = Train::start(0, &first, &TcpSegment::parse(&first).unwrap());
+        let mut train = Train::start(0, &first, &mergeable(&first).unwrap());
         push(&mut train, &frame(1, at, value))
     };
     assert_eq!(second(0, 0), Pushed::Taken);
@@ -740,7 +746,7 @@ fn a_train_ends_with_a_push_and_with_a_shorter_segment() {
     assert_eq!(push(&mut train, &nth(2).frame()), Pushed::Refused);
     assert_eq!(train.headers().0[18 + 20 + 13], ACK | PSH, "PSH of any is the frame's");
     let frame = pushed.frame();
-    assert!(Train::start(0, &frame, &TcpSegment::parse(&frame).unwrap()).is_full());
+    assert!(Train::start(0, &frame, &mergeable(&frame).unwrap()).is_full());
 }
 
 #[test]
@@ -759,7 +765,7 @@ fn a_train_is_no_longer_than_its_pieces_and_an_ip_packet() {
         shape.frame()
     };
     let first = long(0);
-    let mut train = Train::start(0, &first, &TcpSegment::parse(&first).unwrap());
+    let mut train = Train::start(0, &first, &mergeable(&first).unwrap());
     for number in 1..7 {
         assert_eq!(push(&mut train, &long(number)), Pushed::Taken);
     }
@@ -777,7 +783,7 @@ fn identifications_count_or_stand_still_under_df() {
     };
     let taken = |ids: [u16; 3], df: bool| {
         let first = segment(0, ids[0], df);
-        let mut train = Train::start(0, &first, &TcpSegment::parse(&first).unwrap());
+        let mut train = Train::start(0, &first, &mergeable(&first).unwrap());
         [1, 2].map(|number| push(&mut train, &segment(number, ids[number as usize], df)))
     };
     use Pushed::{Refused, Taken};
@@ -796,7 +802,7 @@ fn what_cannot_be_merged_is_no_segment_of_a_train() {
     let parses = |change: fn(&mut Shape)| {
         let mut shape = nth(1);
         change(&mut shape);
-        TcpSegment::parse(&shape.frame()).is_some()
+        mergeable(&shape.frame()).is_some()
     };
     assert!(parses(|_| ()));
     assert!(!parses(|shape| shape.payload.clear()), "no payload");
@@ -820,7 +826,7 @@ fn what_cannot_be_merged_is_no_segment_of_a_train() {
         if at != 18 + 10 && at < 18 + 20 + 32 {
             repair_if_parsed(&mut frame);
         }
-        TcpSegment::parse(&frame).is_some()
+        mergeable(&frame).is_some()
     };
     for flag in [0x02, 0x04, 0x20, 0x40] {
         assert!(!with(38 + 13, ACK | flag), "SYN, RST, URG, ECE: {flag:#x}");
@@ -830,7 +836,7 @@ fn what_cannot_be_merged_is_no_segment_of_a_train() {
     assert!(!with(18 + 10, 0), "a bad checksum of IP");
     assert!(!with(38 + 40, 0xee), "a bad checksum of TCP");
     let frame = nth(1).frame();
-    assert!(TcpSegment::parse(&frame[..frame.len() - 1]).is_none(), "not whole");
+    assert!(mergeable(&frame[..frame.len() - 1]).is_none(), "not whole");
 }
 
 fn repair_if_parsed(frame: &mut [u8]) {
@@ -846,13 +852,61 @@ fn any_frame_of_the_flow_is_known_to_be_one() {
     *tcp_of(&mut same).1 |= FIN;
     same.payload.clear();
     let frame = same.frame();
-    assert!(TcpSegment::parse(&frame).is_none());
+    assert!(mergeable(&frame).is_none());
     assert!(train.same_flow(&frame), "it must not overtake the train");
     same.ends[1].port = 9;
     assert!(!train.same_flow(&same.frame()));
     let udp = Shape { transport: Trans::Udp, ..nth(1) };
     assert!(!train.same_flow(&udp.frame()), "the same ports, of UDP");
     assert!(!train.same_flow(&[]));
+}
+
+#[test]
+fn a_frame_whose_ports_are_elsewhere_may_be_of_every_flow_of_its_addresses() {
+    let train = train();
+    let may_be = |change: &dyn Fn(&mut Shape)| {
+        let mut shape = nth(1);
+        shape.ends[1].port = 9;
+        change(&mut shape);
+        train.may_be_of_flow(&shape.frame())
+    };
+    assert!(!may_be(&|_| ()), "other ports");
+    assert!(may_be(&|shape| shape.ends[1].port = nth(1).ends[1].port));
+    let options = |shape: &mut Shape| {
+        let (options, dont_fragment, identification) = (vec![1; 4], true, 1);
+        shape.network = Net::V4 { options, dont_fragment, identification };
+    };
+    assert!(may_be(&options));
+    assert!(!may_be(&|shape| {
+        options(shape);
+        shape.ends[0].address[15] ^= 1;
+    }));
+    assert!(!may_be(&|shape| {
+        options(shape);
+        shape.tags += 1;
+    }));
+    let udp = |shape: &mut Shape| shape.transport = Trans::Udp;
+    assert!(!may_be(&udp), "the same ports, of UDP");
+    let mut fragment = nth(1).frame();
+    fragment[18 + 6..18 + 8].copy_from_slice(&[0, 3]);
+    assert!(train.may_be_of_flow(&fragment));
+    assert!(train.may_be_of_flow(&fragment[..18 + 20]), "a last one may have no payload at all");
+    for len in 0..18 + 20 {
+        assert!(!train.may_be_of_flow(&fragment[..len]));
+    }
+}
+
+#[test]
+fn the_kind_of_a_segment_is_asked_for_before_its_checksum_is_summed() {
+    let mut frame = nth(1).frame();
+    *frame.last_mut().unwrap() ^= 1;
+    let mut asked = None;
+    let segment = TcpSegment::parse(&frame, |kind| {
+        asked = Some(kind);
+        true
+    });
+    assert!(segment.is_none() && asked == Some(SegmentKind::Tcp4), "its checksum is wrong");
+    assert!(TcpSegment::parse(&nth(1).frame(), |_| false).is_none());
 }
 
 #[test]

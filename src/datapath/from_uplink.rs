@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::device::offloads::Offloads;
 use crate::metrics::{Counters, PortCounter, SocketCounter};
-use crate::packet::{Pushed, TOKENS_MAX, TcpSegment, Train};
+use crate::packet::{Pushed, SegmentKind, TOKENS_MAX, TcpSegment, Train};
 use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
@@ -123,10 +122,8 @@ impl Inlet<'_> {
         else {
             return (0, 0);
         };
-        let Some(pair) = route.only_pair(self.here).filter(|_| route.coalesce == Offloads::NONE)
-        else {
-            return (0, 0);
-        };
+        let pair = route.only_pair(self.here).filter(|_| !route.coalesce.allow_merging());
+        let Some(pair) = pair else { return (0, 0) };
         let mut frames = ArrayVec::<&[u8], RUN>::new();
         for piece in pieces.iter().map_while(Option::as_ref).take_while(|piece| !piece.more) {
             let frame = self.umem.packet(piece);
@@ -150,14 +147,13 @@ impl Inlet<'_> {
         let Some(port) = self.whole_queue.or_else(|| self.by_mac(start)) else {
             return self.counters.add(SocketCounter::RxDroppedNoPort, 1);
         };
-        if packet.len() == 1 && self.coalesces(port) {
-            let segment = TcpSegment::parse(start);
-            if let Some(segment) = segment.filter(|segment| self.takes(port, segment)) {
+        if self.coalesces(port) {
+            let whole = Some(start).filter(|_| packet.len() == 1);
+            let takes = |kind| self.takes(port, kind);
+            if let Some(segment) = whole.and_then(|frame| TcpSegment::parse(frame, takes)) {
                 return self.gather(pieces, (port, first), &segment);
             }
-            if let Some(at) = self.train_of(port, start) {
-                self.end_at(pieces, at);
-            }
+            self.end_overtaken(pieces, (port, first));
         }
         self.deliver(pieces, packet, port);
     }
@@ -219,12 +215,11 @@ impl Inlet<'_> {
 impl Inlet<'_> {
     #[inline]
     fn coalesces(&self, port: PortId) -> bool {
-        self.table.route(port).is_some_and(|route| route.coalesce != Offloads::NONE)
+        self.table.route(port).is_some_and(|route| route.coalesce.allow_merging())
     }
 
-    fn takes(&self, port: PortId, segment: &TcpSegment) -> bool {
-        let route = self.table.route(port);
-        route.is_some_and(|route| route.coalesce.allow_kind(segment.kind()))
+    fn takes(&self, port: PortId, kind: SegmentKind) -> bool {
+        self.table.route(port).is_some_and(|route| route.coalesce.allow_kind(kind))
     }
 
     /// Append a segment to what is gathered of its flow.
@@ -252,7 +247,7 @@ impl Inlet<'_> {
         self.trains.push((port, train));
     }
 
-    /// What is gathered of a frame's flow.
+    /// What is gathered of a segment's flow.
     #[inline]
     fn train_of(&self, port: PortId, frame: &[u8]) -> Option<usize> {
         self.trains.iter().position(|(other, train)| *other == port && train.same_flow(frame))
@@ -267,6 +262,18 @@ impl Inlet<'_> {
     /// Deliver what is gathered of one flow, as one packet.
     fn end_at(&mut self, pieces: &mut [Option<Received>], at: usize) {
         let (port, mut train) = self.trains.remove(at);
+    /// Deliver what is gathered and would be overtaken by the frame at `place`, which is not.
+    #[inline]
+    fn end_overtaken(&mut self, pieces: &mut [Option<Received>], (port, place): (PortId, usize)) {
+        while let Some(received) = &pieces[place] {
+            let frame = self.umem.packet(received);
+            let overtaken =
+                |(other, train): &(PortId, Train)| *other == port && train.may_be_of_flow(frame);
+            let Some(at) = self.trains.iter().position(overtaken) else { return };
+            self.end_at(pieces, at);
+        }
+    }
+
         if train.is_single() {
             let place = usize::from(train.pieces()[0].token);
             return self.deliver(pieces, place..place + 1, port);

@@ -75,6 +75,13 @@ impl Offloads {
         self.0 & needed == needed
     }
 
+    /// Whether TCP segments may be merged at all.
+    #[inline]
+    #[must_use]
+    pub fn allow_merging(self) -> bool {
+        self.0 & (TSO4 | TSO6) != 0
+    }
+
     /// Whether frames may be cut (or were merged) this way.
     #[inline]
     #[must_use]

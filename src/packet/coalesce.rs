@@ -8,7 +8,8 @@
 use arrayvec::ArrayVec;
 
 use super::headers::{
-    DONT_FRAGMENT, IPV4_LEN, IPV6_LEN, TCP_LEN, low_u16, put_u16, set_packet_len, u16_at,
+    DESTINATION, DONT_FRAGMENT, FRAGMENT, FRAGMENT_OFFSET, HOP_BY_HOP, IPV4_LEN, IPV6_LEN,
+    MORE_FRAGMENTS, ROUTING, TCP, TCP_LEN, low_u16, put_u16, set_packet_len, u16_at,
 };
 use super::{
     HEADERS_MAX, Headers, Network, Offload, SegmentKind, Segmentation, Transport, checksum,
@@ -34,10 +35,11 @@ pub struct TcpSegment {
 }
 
 impl TcpSegment {
-    /// Look at a received frame, which is whole.
+    /// Look at a received frame, which is whole. The checksum, which costs most, is that of a kind
+    /// which its receiver `takes`.
     #[inline]
     #[must_use]
-    pub fn parse(frame: &[u8]) -> Option<Self> {
+    pub fn parse(frame: &[u8], takes: impl FnOnce(SegmentKind) -> bool) -> Option<Self> {
         let headers = Headers::parse(frame)?;
         let transport_at = usize::from(headers.transport_at);
         let flags = u16_at(frame, transport_at + 12)? & FLAGS;
@@ -48,6 +50,7 @@ impl TcpSegment {
         if headers.transport != Transport::Tcp
             || transport_at - usize::from(headers.network_at) != plain
             || flags & !PSH != ACK
+            || !takes(kind_of(headers.network))
         {
             return None;
         }
@@ -59,15 +62,13 @@ impl TcpSegment {
         let sequence = u32_at(frame, transport_at + 4)?;
         Some(Self { headers, payload_len, sequence, push: flags & PSH != 0 })
     }
+}
 
-    /// What a frame made of such segments has to be cut as.
-    #[inline]
-    #[must_use]
-    pub fn kind(&self) -> SegmentKind {
-        match self.headers.network {
-            Network::Ipv4 => SegmentKind::Tcp4,
-            Network::Ipv6 => SegmentKind::Tcp6,
-        }
+/// What a frame made of TCP segments has to be cut as.
+fn kind_of(network: Network) -> SegmentKind {
+    match network {
+        Network::Ipv4 => SegmentKind::Tcp4,
+        Network::Ipv6 => SegmentKind::Tcp6,
     }
 }
 
@@ -138,27 +139,58 @@ impl Train {
         }
     }
 
-    /// Is this frame of the train's flow? Any frame may be asked about: one that is, but is not
-    /// taken, must not overtake the train.
+    /// Whether a frame whose ports are where the train's are is of its flow.
     #[inline]
     #[must_use]
     pub fn same_flow(&self, frame: &[u8]) -> bool {
+        let ports = usize::from(self.headers.transport_at);
+        let protocol_at = usize::from(self.headers.network_at) + self.protocol_offset();
+        self.same_addresses(frame)
+            && frame.get(ports..ports + 4) == Some(&self.header[ports..ports + 4])
+            && frame[protocol_at] == self.header[protocol_at]
+    }
+
+    /// Whether any frame may be of the train's flow, so that it must not overtake the train. Where
+    /// options, extension headers or fragmentation keep the ports from being where the train's
+    /// are, the addresses decide.
+    #[inline]
+    #[must_use]
+    pub fn may_be_of_flow(&self, frame: &[u8]) -> bool {
+        self.same_addresses(frame) && (self.has_ports_elsewhere(frame) || self.same_flow(frame))
+    }
+
+    /// Of Ethernet, tags and IP.
+    fn same_addresses(&self, frame: &[u8]) -> bool {
         let [network_at, transport_at] =
             [self.headers.network_at, self.headers.transport_at].map(usize::from);
-        // Without options the ports are right behind the addresses.
-        let protocol_at = match self.headers.network {
-            Network::Ipv4 => network_at + 9,
-            Network::Ipv6 => network_at + 6,
-        };
         let addresses_at = match self.headers.network {
             Network::Ipv4 => network_at + 12,
             Network::Ipv6 => network_at + 8,
         };
-        let ends = addresses_at..transport_at + 4;
-        frame.len() >= ends.end
-            && frame[ends.clone()] == self.header[ends]
+        let addresses = addresses_at..transport_at;
+        frame.get(addresses.clone()) == Some(&self.header[addresses])
             && frame[..network_at] == self.header[..network_at]
-            && frame[protocol_at] == self.header[protocol_at]
+    }
+
+    /// Of a frame with an IP header that ends where the train's does, if it has no options.
+    fn has_ports_elsewhere(&self, frame: &[u8]) -> bool {
+        let ip = &frame[usize::from(self.headers.network_at)..];
+        match self.headers.network {
+            Network::Ipv4 => {
+                let fragment = u16::from_be_bytes([ip[6], ip[7]]);
+                ip[9] == TCP
+                    && (ip[0] & 0xf != 5 || fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0)
+            }
+            Network::Ipv6 => matches!(ip[6], HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT),
+        }
+    }
+
+    /// Of the field that says what is behind the IP header.
+    fn protocol_offset(&self) -> usize {
+        match self.headers.network {
+            Network::Ipv4 => 9,
+            Network::Ipv6 => 6,
+        }
     }
 
     /// Append a segment if it goes on where the train ends.
@@ -283,15 +315,12 @@ impl Train {
         let pseudo = checksum::pseudo_header(header, &self.headers, end - transport_at);
         let at = transport_at + usize::from(partial.offset);
         put_u16(header, at, checksum::fold(pseudo));
-        let kind = match self.headers.network {
-            Network::Ipv4 => SegmentKind::Tcp4,
-            Network::Ipv6 => SegmentKind::Tcp6,
-        };
         let segmentation = Segmentation {
-            kind,
+            kind: kind_of(self.headers.network),
             ecn: false,
             size: self.pieces[0].len,
             header_len: self.headers.payload_at,
+            cut_at: self.headers.payload_at,
             repeated_len: self.headers.payload_at,
         };
         let offload = Offload { checksum: Some(partial), segmentation: Some(segmentation) };
@@ -302,4 +331,3 @@ impl Train {
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().copied().map(u32::from_be_bytes)
 }
-            cut_at: self.headers.payload_at,

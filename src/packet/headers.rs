@@ -6,6 +6,8 @@ use super::{HEADERS_MAX, PartialChecksum, checksum};
 pub(super) const IPV4_LEN: usize = 20;
 /// Bytes of an IPv6 header without extension headers.
 pub(super) const IPV6_LEN: usize = 40;
+/// TCP's number among the protocols over IP.
+pub(super) const TCP: u8 = 6;
 /// Bytes of a TCP header without options.
 pub(super) const TCP_LEN: usize = 20;
 /// Bytes of a UDP header.
@@ -14,7 +16,7 @@ pub(super) const UDP_LEN: usize = 8;
 /// IPv4's flags and fragment offset (RFC 791, 3.1): don't fragment, and more fragments.
 pub(super) const DONT_FRAGMENT: u16 = 0x4000;
 pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// IPv6's extension headers that may stand in front of a transport header (RFC 8200, 4.1).
 pub(super) const HOP_BY_HOP: u8 = 0;
@@ -26,11 +28,11 @@ pub(super) const EXTENSIONS_MAX: usize = 8;
 
 /// Where the checksum is in a UDP header.
 pub(super) const UDP_CHECKSUM_AT: u16 = 6;
-/// VLAN tags in front of the EtherType that counts.
-const TAGS_MAX: usize = 2;
 /// The EtherTypes of a VLAN tag (IEEE 802.1Q, 9.6).
 const TAG: u16 = 0x8100;
 const SERVICE_TAG: u16 = 0x88a8;
+/// VLAN tags in front of the EtherType that counts.
+const TAGS_MAX: usize = 2;
 
 /// The network protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub enum Transport {
 impl Transport {
     pub(super) fn from_protocol(protocol: u8) -> Option<Self> {
         match protocol {
-            6 => Some(Self::Tcp),
+            TCP => Some(Self::Tcp),
             17 => Some(Self::Udp),
             _ => None,
         }
@@ -61,7 +63,7 @@ impl Transport {
 
     pub(super) fn protocol(self) -> u8 {
         match self {
-            Self::Tcp => 6,
+            Self::Tcp => TCP,
             Self::Udp => 17,
         }
     }
@@ -176,8 +178,6 @@ pub(super) fn network(start: &[u8]) -> Option<(Network, usize)> {
     None
 }
 
-/// What comes behind the IP header at `at` and its options or extension headers.
-#[inline]
 /// Bytes of the VLAN tags behind a frame's addresses, of two at most: of the frame or its first
 /// bytes, so one that is not there does not count.
 #[inline]
@@ -191,6 +191,8 @@ pub fn tag_bytes(start: &[u8]) -> u32 {
     }
 }
 
+/// What comes behind the IP header at `at` and its options or extension headers.
+#[inline]
 pub(super) fn behind(start: &[u8], network: Network, at: usize) -> Option<Behind> {
     match network {
         Network::Ipv4 => behind_ipv4(start, at),
