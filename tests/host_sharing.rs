@@ -143,7 +143,7 @@ fn the_host_hears_and_sends_lldp_and_its_vlans_beside_vms() {
     for joined in [false, true] {
         let bed = Bed::new(1, 1);
         let _daemon = start(&bed, &[1], joined);
-        let _vm = vm(&bed, 1);
+        let mut vm = vm(&bed, 1);
         let uplink = &bed.uplinks[0];
         let [host, wire] = [mac_of(&bed.host, &uplink.nic), mac_of(&bed.wire, &uplink.peer)];
         let [mut here, mut there] = ends(&bed);
@@ -156,6 +156,9 @@ fn the_host_hears_and_sends_lldp_and_its_vlans_beside_vms() {
             assert_eq!(times(&mut here, &arrives), 1, "arrives: {arrives:x?}");
             here.send(&departs);
             assert_eq!(times(&mut there, &departs), 1, "departs: {departs:x?}");
+            for own in [&arrives, &departs] {
+                assert_eq!(times_at(&mut vm, own), 0, "it is the host's own: {own:x?}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
+use crate::device::groups::ForwardGroups;
 use crate::device::mac::MacAddress;
 use crate::document::{self, Located, Problems, Read, Section, Unreadable, read_text};
 use crate::platform::text_file::{self, FileError};
@@ -195,6 +196,7 @@ fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
         queues: queues.map(|queues| queues.value),
         mode,
         coalesce,
+        forward_groups: forward_groups(section),
         host,
         link_to_guests,
         busy_poll,
@@ -208,6 +210,12 @@ fn uplink(section: &Section<'_>) -> Option<Located<UplinkConfig>> {
         section.note(handed_line, problem.to_string());
     }
     Some(Located { value, line })
+}
+
+/// The reserved groups that are forwarded.
+fn forward_groups(section: &Section<'_>) -> ForwardGroups {
+    let groups = section.list::<ForwardGroups>("forward_groups").unwrap_or_default();
+    groups.into_iter().fold(ForwardGroups::NONE, |all, group| all | group.value)
 }
 
 /// What a launcher hands in: one thing, if any.
@@ -372,6 +380,12 @@ impl Read for SocketMode {
 }
 
 impl Read for Attach {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for ForwardGroups {
     fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
         read_text(value)
     }
@@ -593,6 +607,27 @@ uplink = "eth0"
         assert_eq!(
             lines(&queues),
             ["c.toml:4: queues: -1 is no queue number", "c.toml:4: queue 0 is listed twice"]
+        );
+    }
+
+    #[test]
+    fn groups_to_forward_are_known_by_name_and_pause_is_not_one() {
+        let with = |groups: &str| {
+            let line = format!("\"eth0\"\nforward_groups = {groups}\n\n");
+            MINIMAL.replace("\"eth0\"\n\n", &line)
+        };
+        let config = parse(Path::new("c.toml"), &with("[\"lldp\", \"stp\"]")).unwrap();
+        let groups = config.uplinks[0].forward_groups;
+        let allowed = |last| groups.allow([0x01, 0x80, 0xc2, 0, 0, last]);
+        assert_eq!([0, 1, 2, 3, 14].map(allowed), [true, false, false, false, true]);
+        assert_eq!(
+            lines(&with("[\"pause\", \"lacpp\"]")),
+            [
+                "c.toml:4: forward_groups: pause frames are never forwarded: one guest could stop \
+                 the NIC for all",
+                "c.toml:4: forward_groups: \"lacpp\" is no group to forward; write stp, lacp, \
+                 eapol or lldp",
+            ]
         );
     }
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::groups::ForwardGroups;
 use crate::device::mac::MacAddress;
 use crate::platform::machine_id;
 
@@ -240,6 +241,8 @@ pub struct UplinkConfig {
     pub mode: UplinkMode,
     /// Merge received TCP segments for guests that take large packets (software GRO).
     pub coalesce: bool,
+    /// Reserved groups that are forwarded between switch ports and the wire.
+    pub forward_groups: ForwardGroups,
     /// Join the host itself to the VMs of this interface.
     pub host: bool,
     /// Serve no port while the link is down, so that guests see theirs down.
@@ -275,6 +278,7 @@ impl UplinkConfig {
             queues: None,
             mode: UplinkMode::default(),
             coalesce: true,
+            forward_groups: ForwardGroups::NONE,
             host: false,
             link_to_guests: false,
             busy_poll: None,

@@ -14,6 +14,7 @@ use crate::datapath::{
     Setup, SocketDescriptor, SocketReport, Turns, UplinkId, Watchdog, Watched, Worker,
     WorkerAtRest, WorkerGone, WorkerHandle, WorkerId,
 };
+use crate::device::groups::ForwardGroups;
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
@@ -21,7 +22,7 @@ use crate::xdp::{FRAMES_PER_SOCKET, Socket, SocketAtRest, Umem};
 
 use crate::platform::interrupt::InterruptibleThread;
 
-use super::host::HostPort;
+use super::host::{HostNic, HostPort};
 use super::uplinks::{Dealt, Nics};
 
 /// How long workers may take to come to rest. Each turn is microseconds.
@@ -73,6 +74,8 @@ pub struct Fabric {
     lost: Receiver<PortId>,
     /// The host, where it shares an uplink with its VMs.
     hosts: Vec<HostPort>,
+    /// The reserved groups that each uplink forwards.
+    forward_groups: Vec<(UplinkId, ForwardGroups)>,
     watchdog: Mutex<Option<Watchdog>>,
     /// The workers move nothing: they need not hear at once of what they are to do.
     at_rest: AtomicBool,
@@ -134,7 +137,18 @@ impl Fabric {
         let watchdog = Mutex::new(Some(Watchdog::start(watched)?));
         let (routes, sockets) = (Mutex::default(), Mutex::new(counters));
         let at_rest = AtomicBool::new(at_rest);
-        Ok(Arc::new(Self { workers, pool, routes, sockets, lost: told, hosts, watchdog, at_rest }))
+        let groups = nics.iter().map(|nic| (nic.id, nic.config.forward_groups));
+        Ok(Arc::new(Self {
+            workers,
+            pool,
+            routes,
+            sockets,
+            lost: told,
+            hosts,
+            forward_groups: groups.collect(),
+            watchdog,
+            at_rest,
+        }))
     }
 
     /// Stop all workers and wait for them.
@@ -165,12 +179,12 @@ impl Fabric {
         self.hosts.iter().find(|host| host.uplink == uplink)
     }
 
-    /// The MAC of a NIC from now on, if the host shares it.
+    /// How a NIC is from now on, if the host shares it.
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn set_host_mac(&self, uplink: UplinkId, mac: [u8; 6]) -> Result<(), WorkerGone> {
-        if self.host(uplink).is_some_and(|host| host.set_mac(mac)) {
+    pub fn set_host_nic(&self, uplink: UplinkId, nic: HostNic) -> Result<(), WorkerGone> {
+        if self.host(uplink).is_some_and(|host| host.set_nic(nic)) {
             self.change_routes(|_| ())
         } else {
             Ok(())
@@ -379,6 +393,9 @@ impl Fabric {
             builder.add(port, route.clone());
         }
         self.hosts.iter().for_each(|host| host.enter(&mut builder));
+        for &(uplink, groups) in &self.forward_groups {
+            builder.forward_groups(uplink, groups);
+        }
         Arc::new(builder.build())
     }
 

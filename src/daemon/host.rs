@@ -12,12 +12,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::datapath::{
     Attachment, ETHERNET_BYTES, ForwardingBuilder, Handover, Inbox, PACKET_BYTES_MAX, PortId,
-    Route, Target, UplinkId, WorkerId,
+    Route, Target, UplinkId, WorkerId, frame_max,
 };
 use crate::device::net_header::{self, NetHeader};
 use crate::device::offloads::Offloads;
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::xdp::HostDevice;
+use crate::xdp::{HostDevice, Interface};
 
 use super::ports::PORTS_MAX;
 use super::uplinks::{Nic, NicSide};
@@ -40,9 +40,29 @@ pub struct HostPort {
     pub inbox: Arc<Inbox>,
     /// What the workers count for it.
     pub counters: Vec<Arc<Published<PortCounter>>>,
-    /// Of the NIC, which may come back with another.
-    mac: Mutex<[u8; 6]>,
+    nic: Mutex<HostNic>,
     route: Route,
+}
+
+/// What the host's port has of its NIC, which may come back with another address or MTU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostNic {
+    /// Its address.
+    pub mac: [u8; 6],
+    /// Its MTU, bytes: the host takes no longer frames from its VMs than from the wire.
+    pub mtu: u32,
+}
+
+impl HostNic {
+    /// Of this interface.
+    pub fn of(interface: &Interface) -> Self {
+        Self { mac: interface.mac, mtu: interface.mtu }
+    }
+
+    fn frame_max(self) -> u32 {
+        let longest = u32::try_from(PACKET_BYTES_MAX).expect("64 KiB");
+        frame_max(self.mtu).min(longest)
+    }
 }
 
 impl HostPort {
@@ -51,31 +71,31 @@ impl HostPort {
     /// # Errors
     /// No descriptor left for the inbox.
     pub fn new(nic: &Nic, place: usize) -> io::Result<Self> {
-        let (uplink, mac) = (nic.id, nic.status().interface.mac);
+        let (uplink, host) = (nic.id, HostNic::of(&nic.status().interface));
         let number = u16::try_from(PORTS_MAX).expect("a small number") + uplink.0;
         let worker = WorkerId(u16::try_from(place).expect("a small number"));
-        // What the NIC carries the VMs' own limits have seen to.
-        let longest = u32::try_from(PACKET_BYTES_MAX).expect("64 KiB");
-        let route = Route::new(uplink, Attachment::Switch { mac }, longest, vec![worker]);
+        let attachment = Attachment::Switch { mac: host.mac };
+        let route = Route::new(uplink, attachment, host.frame_max(), vec![worker]);
         let route = Route { ready: vec![0], ..route };
         let (id, inbox) = (PortId(number), Arc::new(Inbox::with_places(WAITING_MAX, 0)?));
-        Ok(Self { uplink, id, inbox, counters: Vec::new(), mac: Mutex::new(mac), route })
+        Ok(Self { uplink, id, inbox, counters: Vec::new(), nic: Mutex::new(host), route })
     }
 
     /// Enter it in a table.
     pub fn enter(&self, table: &mut ForwardingBuilder) {
-        let mac = *self.mac();
-        let route = Route { attachment: Attachment::Switch { mac }, ..self.route.clone() };
-        table.add_host(self.id, mac, route);
+        let nic = *self.nic();
+        let (mac, frame_max) = (nic.mac, nic.frame_max());
+        let attachment = Attachment::Switch { mac };
+        table.add_host(self.id, mac, Route { attachment, frame_max, ..self.route.clone() });
     }
 
-    fn mac(&self) -> MutexGuard<'_, [u8; 6]> {
-        self.mac.lock().unwrap_or_else(PoisonError::into_inner)
+    fn nic(&self) -> MutexGuard<'_, HostNic> {
+        self.nic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The NIC has this MAC; whether it had another before.
-    pub fn set_mac(&self, mac: [u8; 6]) -> bool {
-        std::mem::replace(&mut *self.mac(), mac) != mac
+    /// The NIC is so; whether it was another way before.
+    pub fn set_nic(&self, nic: HostNic) -> bool {
+        std::mem::replace(&mut *self.nic(), nic) != nic
     }
 
     /// What the workers had for it and could not hand over.
@@ -134,9 +154,10 @@ fn to_host(side: &NicSide, device: &HostDevice, inbox: &Inbox) -> usize {
     while count < BURST
         && let Some(handover) = inbox.next()
     {
-        let Handover::Packet { packet, .. } = handover else {
+        let Handover::Packet { mut packet, .. } = handover else {
             unreachable!("frames of an uplink go to the VMs of the wire")
         };
+        packet.settle_checksum();
         let header = net_header::emit(&packet.offload, 1);
         let counter = match device.send(&header, packet.bytes()) {
             Ok(()) => SocketCounter::ToHostPackets,

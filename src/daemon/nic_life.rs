@@ -22,6 +22,7 @@ use crate::metrics::SocketCounter;
 use crate::report::chain;
 use crate::xdp::{Interface, Link, LinkNews, Links, ModeWish, Socket, SocketMode};
 
+use super::host::HostNic;
 use super::ports::Registry;
 use super::stall::{Stall, Suspicion, Trust};
 use super::uplinks::{Nic, NicState};
@@ -147,6 +148,7 @@ impl NicLife {
             );
         }
         nic.set_link(link);
+        registry.fabric.set_host_nic(nic.id, HostNic::of(&nic.status().interface))?;
         match (status.state, link.running) {
             (NicState::Up, false) => self.pause(registry, nic),
             (NicState::Down, true) => {
@@ -264,7 +266,7 @@ impl NicLife {
         if distrusted {
             nic.set_reason("zero-copy stood still again and again; copy until the next start");
         }
-        registry.fabric.set_host_mac(nic.id, nic.status().interface.mac)?;
+        registry.fabric.set_host_nic(nic.id, HostNic::of(&nic.status().interface))?;
         let prepared = registry.redirect(nic).map_err(|error| chain(&error));
         let prepared = prepared
             .and_then(|()| nic.start_threads(&registry.fabric).map_err(|error| error.to_string()));

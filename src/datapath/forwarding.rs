@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use crate::device::groups::ForwardGroups;
 use crate::device::offloads::Offloads;
 
 use super::flows::FlowTable;
@@ -106,6 +107,8 @@ pub struct Forwarding {
     wires: HashMap<(UplinkId, u32), PortId>,
     switched: Vec<Vec<PortId>>,
     hosts: HashMap<UplinkId, PortId>,
+    /// By uplink; of the others none are forwarded.
+    forward_groups: Vec<ForwardGroups>,
     by_flow: bool,
 }
 
@@ -144,6 +147,15 @@ impl ForwardingBuilder {
             }
         }
         table.set_route(port, route);
+    }
+
+    /// Forward these reserved groups between the switch ports of an uplink and its wire.
+    pub fn forward_groups(&mut self, uplink: UplinkId, groups: ForwardGroups) {
+        let table = &mut self.0;
+        if table.forward_groups.len() <= uplink.index() {
+            table.forward_groups.resize(uplink.index() + 1, ForwardGroups::NONE);
+        }
+        table.forward_groups[uplink.index()] = groups;
     }
 
     /// The table.
@@ -201,6 +213,13 @@ impl Forwarding {
     #[must_use]
     pub fn switched(&self, uplink: UplinkId) -> &[PortId] {
         self.switched.get(uplink.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// The reserved groups that are forwarded on an uplink.
+    #[inline]
+    #[must_use]
+    pub fn forward_groups(&self, uplink: UplinkId) -> ForwardGroups {
+        self.forward_groups.get(uplink.index()).copied().unwrap_or_default()
     }
 
     /// The host's port on an uplink that it shares with its VMs.

@@ -1,8 +1,9 @@
 //! A frame on its way, wherever its bytes are.
 
+use crate::device::groups::is_flow_control;
 use crate::device::net_header::{self, NetHeader};
-use crate::guest_memory::GuestSlice;
 use crate::device::offloads::Offloads;
+use crate::guest_memory::GuestSlice;
 use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash, tag_bytes};
 
 use super::{ETHERNET_BYTES, is_within};
@@ -337,7 +338,6 @@ pub(super) trait CompleteFrame {
     /// Bytes.
     fn frame_len(&self) -> u32;
 
-    /// Copy all of it to a piece of a guest's memory, which is exactly as long.
     /// Its first bytes, which are ours.
     fn start(&self) -> &[u8];
 
@@ -348,6 +348,7 @@ pub(super) trait CompleteFrame {
         is_within(frame_max, self.frame_len(), self.start())
     }
 
+    /// Copy all of it to a piece of a guest's memory, which is exactly as long.
     fn copy_to_slice(&self, to: GuestSlice<'_>);
 }
 
@@ -362,7 +363,8 @@ pub(super) struct Packet<'m> {
 
 impl<'m> Packet<'m> {
     /// Read the headers off the front of `piece`, of which the first is `header_len` bytes long.
-    /// None for what is no frame or leaves something to do: that is [`Start`]'s to look at.
+    /// None for what is no frame, leaves something to do or is flow control: that is [`Start`]'s
+    /// to look at.
     #[inline]
     pub fn read(piece: GuestSlice<'m>, header_len: usize) -> Option<Self> {
         const BYTES: usize = net_header::LEN + ETHERNET_BYTES as usize;
@@ -373,11 +375,12 @@ impl<'m> Packet<'m> {
         let mut bytes = [0; BYTES];
         piece.read(&mut bytes);
         let (header, ethernet) = bytes.split_at(net_header::LEN);
-        if !NetHeader::parse(header.first_chunk().expect("ten of twelve bytes")).is_plain() {
+        let ethernet = ethernet.try_into().expect("the length says so");
+        let header = NetHeader::parse(header.first_chunk().expect("ten of twelve bytes"));
+        if !header.is_plain() || is_flow_control(&ethernet) {
             return None;
         }
         let len = u32::try_from(piece.len() - net_header::LEN).ok()?;
-        let ethernet = ethernet.try_into().expect("the length says so");
         Some(Self { ethernet, len, rest: piece.part(BYTES, piece.len() - BYTES) })
     }
 
@@ -415,15 +418,15 @@ impl CompleteFrame for Packet<'_> {
         self.len
     }
 
-    #[inline]
-    fn copy_to_slice(&self, to: GuestSlice<'_>) {
-        to.write(&self.ethernet);
     /// With one tag, if it has any: a frame whose second one matters is [`Start`]'s to look at.
     #[inline]
     fn start(&self) -> &[u8] {
         &self.ethernet
     }
 
+    #[inline]
+    fn copy_to_slice(&self, to: GuestSlice<'_>) {
+        to.write(&self.ethernet);
         to.part(self.ethernet.len(), self.rest.len()).copy_from(self.rest, self.rest.len());
     }
 }
@@ -438,13 +441,13 @@ impl CompleteFrame for &[u8] {
     }
 
     #[inline]
-    fn copy_to_slice(&self, to: GuestSlice<'_>) {
-        to.write(self);
-    #[inline]
     fn start(&self) -> &[u8] {
         self
     }
 
+    #[inline]
+    fn copy_to_slice(&self, to: GuestSlice<'_>) {
+        to.write(self);
     }
 }
 

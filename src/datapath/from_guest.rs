@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use crate::device::groups::is_flow_control;
 use crate::guest_memory::{GuestMemory, GuestSlice};
 use crate::metrics::{PortCounter, SocketCounter};
 use crate::packet::{FRAME_MAX, flow_hash};
@@ -375,6 +376,9 @@ impl<'w> Outlet<'w> {
         if !frame.is_within(self.route.frame_max) || frame.len() as usize > FRAME_MAX {
             return self.drop(PortCounter::FromGuestDroppedOversize);
         }
+        if self.is_reserved(frame) {
+            return self.drop(PortCounter::FromGuestDroppedReserved);
+        }
         if self.learns {
             self.route.flows.learn(flow_hash(frame.start()), self.pair);
         }
@@ -385,6 +389,19 @@ impl<'w> Outlet<'w> {
             }
             Attachment::Switch { .. } => self.switch(frame),
         }
+    }
+
+    /// Whether it ends at the next bridge, which is this one: flow control always, a switch port's
+    /// frames to a reserved group unless the uplink forwards that.
+    #[inline]
+    fn is_reserved(&self, frame: &FrameView<'_>) -> bool {
+        let forwarded = match self.route.attachment {
+            Attachment::Wire { .. } => true,
+            Attachment::Switch { .. } => {
+                self.table.forward_groups(self.route.uplink).allow(frame.destination())
+            }
+        };
+        !forwarded || frame.start().first_chunk().is_some_and(is_flow_control)
     }
 
     /// By destination: a guest on this switch, all of them, or the wire.

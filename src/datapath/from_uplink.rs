@@ -91,6 +91,12 @@ pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
     count as usize
 }
 
+/// Whether it is no frame: shorter than an Ethernet header.
+#[inline]
+fn is_runt(start: &[u8]) -> bool {
+    start.len() < ETHERNET_BYTES as usize
+}
+
 /// Where the packets of one burst of one socket can go.
 struct Inlet<'w> {
     here: WorkerId,
@@ -128,7 +134,7 @@ impl Inlet<'_> {
         for piece in pieces.iter().map_while(Option::as_ref).take_while(|piece| !piece.more) {
             let frame = self.umem.packet(piece);
             let same = self.whole_queue.is_some() || frame.get(..6) == first.get(..6);
-            if !same || frames.is_full() {
+            if !same || frames.is_full() || is_runt(frame) {
                 break;
             }
             frames.push(frame);
@@ -144,6 +150,9 @@ impl Inlet<'_> {
         let first = packet.start;
         let Some(received) = &pieces[first] else { return };
         let start = self.umem.packet(received);
+        if is_runt(start) {
+            return self.counters.add(SocketCounter::RxDroppedRunt, 1);
+        }
         let Some(port) = self.whole_queue.or_else(|| self.by_mac(start)) else {
             return self.counters.add(SocketCounter::RxDroppedNoPort, 1);
         };
@@ -160,7 +169,7 @@ impl Inlet<'_> {
 
     #[inline]
     fn by_mac(&self, start: &[u8]) -> Option<PortId> {
-        if start.len() < ETHERNET_BYTES as usize {
+        if is_runt(start) {
             return None;
         }
         self.table.by_mac(self.uplink, FrameView::whole(start).destination())
@@ -253,15 +262,6 @@ impl Inlet<'_> {
         self.trains.iter().position(|(other, train)| *other == port && train.same_flow(frame))
     }
 
-    fn end_all(&mut self, pieces: &mut [Option<Received>]) {
-        while !self.trains.is_empty() {
-            self.end_at(pieces, 0);
-        }
-    }
-
-    /// Deliver what is gathered of one flow, as one packet.
-    fn end_at(&mut self, pieces: &mut [Option<Received>], at: usize) {
-        let (port, mut train) = self.trains.remove(at);
     /// Deliver what is gathered and would be overtaken by the frame at `place`, which is not.
     #[inline]
     fn end_overtaken(&mut self, pieces: &mut [Option<Received>], (port, place): (PortId, usize)) {
@@ -274,6 +274,15 @@ impl Inlet<'_> {
         }
     }
 
+    fn end_all(&mut self, pieces: &mut [Option<Received>]) {
+        while !self.trains.is_empty() {
+            self.end_at(pieces, 0);
+        }
+    }
+
+    /// Deliver what is gathered of one flow, as one packet.
+    fn end_at(&mut self, pieces: &mut [Option<Received>], at: usize) {
+        let (port, mut train) = self.trains.remove(at);
         if train.is_single() {
             let place = usize::from(train.pieces()[0].token);
             return self.deliver(pieces, place..place + 1, port);
@@ -298,9 +307,19 @@ impl Inlet<'_> {
 }
 
 /// A frame that the control plane brought, of the wire's multicast or from the host: to the
-/// switched port with its MAC, or to all of them.
+/// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
+/// has its own of it.
 pub(super) fn arrival(worker: &mut Worker, uplink: UplinkId, frame: &FrameView<'_>) {
     let table = Arc::clone(&worker.table);
+    let ended = if is_runt(frame.start()) {
+        Some(SocketCounter::RxDroppedRunt)
+    } else {
+        let forwarded = table.forward_groups(uplink).allow(frame.destination());
+        (!forwarded).then_some(SocketCounter::RxDroppedReserved)
+    };
+    if let Some(reason) = ended {
+        return worker.sockets.count(uplink, reason);
+    }
     let (here, inboxes, pool) = (worker.id, &worker.inboxes, &worker.pool);
     let destination = frame.destination();
     let one = table.by_mac(uplink, destination);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::packet::{FRAME_MAX, Offload};
+use crate::packet::{FRAME_MAX, Offload, checksum};
 use crate::xdp::{Frame, Received};
 
 use super::{PortId, UplinkId, WorkerId};
@@ -48,6 +48,21 @@ impl Packet {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Complete a checksum that is not of the packet's transport. It is left to nobody else: who
+    /// completes it may have decided something by the bytes that it is written to.
+    pub fn settle_checksum(&mut self) {
+        let Self { bytes, len, offload } = self;
+        let bytes = &mut bytes[..*len];
+        if let Some(checksum) = offload.checksum
+            && offload.segmentation.is_none()
+            && !checksum.is_of_transport(bytes)
+        {
+            let fits = checksum::complete(bytes, checksum);
+            debug_assert!(fits, "checked when the header was read");
+            offload.checksum = None;
+        }
     }
 
     /// Make it a complete packet of `len` bytes, and give those to fill in.

@@ -210,6 +210,13 @@ impl Sockets {
         });
     }
 
+    /// Count for an uplink, at the first place that it has here.
+    pub fn count(&mut self, uplink: UplinkId, counter: SocketCounter) {
+        if let Some(place) = self.of(uplink).next() {
+            place.counters.add(counter, 1);
+        }
+    }
+
     /// How far each is.
     pub fn report(&mut self) -> Vec<SocketReport> {
         self.places.iter_mut().filter_map(WorkerSocket::report).collect()

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod features;
+pub mod groups;
 pub mod mac;
 pub mod net_header;
 pub mod offloads;

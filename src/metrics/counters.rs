@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 /// Most counters of one kind.
-const COUNTERS_MAX: usize = 32;
+const COUNTERS_MAX: usize = 48;
 
 /// A kind of counters: an enum whose variants are numbered from 0 in the order of `NAMES`.
 pub trait Counter: Copy {
@@ -35,6 +35,8 @@ pub enum PortCounter {
     FromGuestDroppedRunt,
     /// Longer than the profile's MTU allows.
     FromGuestDroppedOversize,
+    /// Flow control, or to a group that ends at the next bridge.
+    FromGuestDroppedReserved,
     /// The ring is disabled: taken and discarded.
     FromGuestDroppedDisabled,
     /// The uplink's transmit frames are all in flight.
@@ -77,6 +79,7 @@ impl Counter for PortCounter {
         "from_guest_dropped_header",
         "from_guest_dropped_runt",
         "from_guest_dropped_oversize",
+        "from_guest_dropped_reserved",
         "from_guest_dropped_disabled",
         "from_guest_dropped_uplink_full",
         "from_guest_dropped_uplink_down",
@@ -118,6 +121,10 @@ pub enum SocketCounter {
     XdpNoSocket,
     /// Received for a MAC or queue that no port has (any more).
     RxDroppedNoPort,
+    /// Received shorter than an Ethernet header.
+    RxDroppedRunt,
+    /// Multicast of the wire or the host to a group that ends at the next bridge.
+    RxDroppedReserved,
     /// Received in more frames than a packet may have.
     RxDroppedFragments,
     /// Given to the kernel to transmit.
@@ -176,6 +183,8 @@ impl Counter for SocketCounter {
         "xdp_passed",
         "xdp_no_socket",
         "rx_dropped_no_port",
+        "rx_dropped_runt",
+        "rx_dropped_reserved",
         "rx_dropped_fragments",
         "tx_packets",
         "tx_bytes",
@@ -267,7 +276,8 @@ pub struct Published<C> {
 
 impl<C> Default for Published<C> {
     fn default() -> Self {
-        Self { values: CachePadded::default(), kind: PhantomData }
+        let values = [const { AtomicU64::new(0) }; COUNTERS_MAX];
+        Self { values: CachePadded::new(values), kind: PhantomData }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::datapath::{
     Forwarding, ForwardingBuilder, Handover, Inbox, PacketPool, PortId, RingReport, Route, Setup,
     SocketReport, Target, UplinkId, Worker, WorkerHandle, WorkerId,
 };
+use crate::device::groups::ForwardGroups;
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, QueueSetup, Ring};
@@ -32,6 +33,7 @@ pub struct Rig {
     sockets: Vec<Arc<Published<SocketCounter>>>,
     ports: Vec<Vec<Arc<Published<PortCounter>>>>,
     routes: Vec<Route>,
+    groups: ForwardGroups,
     pool: PacketPool,
 }
 
@@ -63,8 +65,8 @@ impl Rig {
             handles.push(handle);
         }
         let sockets = workers.iter().flat_map(Worker::socket_counters).map(|(_, c)| c).collect();
-        let (ports, routes) = (Vec::new(), Vec::new());
-        Self { workers, wires, lost: told, handles, sockets, ports, routes, pool }
+        let (ports, routes, groups) = (Vec::new(), Vec::new(), ForwardGroups::NONE);
+        Self { workers, wires, lost: told, handles, sockets, ports, routes, groups, pool }
     }
 
     /// Add a port to all workers and to the table; its rings come with [`give`](Self::give).
@@ -88,8 +90,15 @@ impl Rig {
         self.set_table();
     }
 
+    /// Forward these reserved groups on uplink 0.
+    pub fn forward_groups(&mut self, groups: ForwardGroups) {
+        self.groups = groups;
+        self.set_table();
+    }
+
     fn set_table(&mut self) {
         let mut builder = ForwardingBuilder::default();
+        builder.forward_groups(UplinkId(0), self.groups);
         for (port, route) in self.routes.iter().enumerate() {
             builder.add(PortId(port as u16), route.clone());
         }
