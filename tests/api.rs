@@ -1,6 +1,6 @@
 //! The control interface over a real socket: our client and raw HTTP against a service in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -61,10 +61,17 @@ impl Service for InMemory {
             Request::AddPort(port) if ports.contains_key(&port.name) => {
                 Err(ApiError::new(ErrorCode::Exists, "taken"))
             }
-            Request::AddPort(port) => {
+            Request::PutPort(port) if ports.get(&port.name) == Some(&port) => {
+                Ok(Response::Port(Box::new(view(&port))))
+            }
+            Request::PutPort(port) if ports.contains_key(&port.name) => {
+                let reasons = vec!["one".to_owned(), "two".to_owned()];
+                Err(ApiError::new(ErrorCode::Exists, "one; two").because(reasons))
+            }
+            Request::AddPort(port) | Request::PutPort(port) => {
                 let answer = view(&port);
                 ports.insert(port.name.clone(), port);
-                Ok(Response::Port(Box::new(answer)))
+                Ok(Response::Made(Box::new(answer)))
             }
             Request::SetProfile(name, change) => {
                 let port = ports.get_mut(&name).ok_or_else(|| missing(&name))?;
@@ -123,6 +130,13 @@ impl Server {
 
     /// Status and body of one request as curl would send it.
     fn http(&self, head: &str, body: &str) -> (u16, Value) {
+        let (head, body) = self.raw(head, body);
+        assert!(head.contains("content-type: application/json"), "{head}");
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(&body).unwrap())
+    }
+
+    /// The head of an answer in lower case, and the body.
+    fn raw(&self, head: &str, body: &str) -> (String, String) {
         let mut stream = UnixStream::connect(&self.path).unwrap();
         let length = body.len();
         let request = format!(
@@ -133,8 +147,7 @@ impl Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str(body).unwrap())
+        (head.to_ascii_lowercase(), body.to_owned())
     }
 }
 
@@ -164,6 +177,19 @@ fn port(name: &str) -> PortConfig {
         socket_permissions: None,
         owner: None,
     }
+}
+
+/// Status and code of each error in the table of docs/operations.md.
+fn documented_errors() -> BTreeSet<(u16, String)> {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        let (status, code) = (cells.next()?.parse().ok()?, cells.next()?);
+        // Another table has exit statuses.
+        (status >= 400).then(|| (status, code.trim_matches('`').to_owned()))
+    };
+    manual.lines().filter_map(row).collect()
 }
 
 #[test]
@@ -198,6 +224,32 @@ fn an_error_of_the_service_reaches_the_client_whole() {
 }
 
 #[test]
+fn a_port_that_is_put_twice_is_made_once_and_another_content_is_refused_with_each_difference() {
+    let server = Server::start();
+    let mut body = serde_json::to_value(port("vm1")).unwrap();
+    for status in [201, 200, 200] {
+        let (seen, answer) = server.http("PUT /v1/ports/vm1", &body.to_string());
+        assert_eq!((seen, answer["name"].as_str()), (status, Some("vm1")));
+    }
+    let put: PortView = server.client().call(&Request::PutPort(port("vm1"))).unwrap();
+    assert_eq!(put, view(&port("vm1")));
+    body["uplink"] = "eth9".into();
+    let (status, answer) = server.http("PUT /v1/ports/vm1", &body.to_string());
+    assert_eq!((status, &answer["error"]["code"]), (409, &"exists".into()));
+    assert_eq!(answer["error"]["reasons"], serde_json::json!(["one", "two"]));
+    let (status, answer) = server.http("PUT /v1/ports/vm2", &body.to_string());
+    assert_eq!((status, &answer["error"]["code"]), (400, &"invalid".into()));
+    assert!(answer["error"]["message"].as_str().unwrap().contains("vm2"), "{answer}");
+}
+
+#[test]
+fn an_error_of_a_later_version_or_of_an_earlier_one_is_still_an_error() {
+    let text = r#"{"code":"melted","message":"m"}"#;
+    let error: ApiError = serde_json::from_str(text).unwrap();
+    assert_eq!((error.code, error.reasons.len()), (ErrorCode::Unknown, 0));
+}
+
+#[test]
 fn a_profile_tells_what_stands_against_it_on_each_uplink() {
     let server = Server::start();
     let request = Request::ShowProfile("org.isonic.net.v3".into());
@@ -226,7 +278,30 @@ fn every_failure_is_json_with_a_code_and_its_status() {
     let without_profile = body.replace("\"profile\":\"org.isonic.net.v1\",", "");
     assert_ne!(without_profile, body);
     let huge = "x".repeat(1 << 17);
+    // serde takes these for objects, field by field.
+    let array = r#"["vm2", "/s", "server", "org.isonic.net.v1", false, "eth0"]"#;
+    let mut documented = documented_errors();
+    let mut sent = BTreeSet::from([(409, "refused".to_owned())]);
     for (head, body, status, code) in [
+        ("POST /v1/ports", array, 400, "invalid"),
+        ("POST /v1/ports", "", 400, "invalid"),
+        ("POST /v1/ports", " \n7", 400, "invalid"),
+        ("POST /v1/ports", "null", 400, "invalid"),
+        ("POST /v1/ports", "{} {}", 400, "invalid"),
+        ("PUT /v1/ports/vm1", "[]", 400, "invalid"),
+        ("PUT /v1/ports/vm1/profile", r#"["org.isonic.net.v1"]"#, 400, "invalid"),
+        ("POST /v1/upgrade", "[]", 400, "invalid"),
+        ("POST /v1/upgrade", "[\"/bin/true\"]", 400, "invalid"),
+        ("POST /v1/upgrade", "{}", 409, "refused"),
+        ("GET /v1/ports/%ff", "", 400, "invalid"),
+        ("DELETE /v1/ports/%c3%28", "", 400, "invalid"),
+        ("PUT /v1/ports/%ff/profile", "{\"profile\": \"p\"}", 400, "invalid"),
+        ("GET /v1/profiles/%80", "", 400, "invalid"),
+        ("GET /v1/ports/", "", 404, "not_found"),
+        ("GET /", "", 404, "not_found"),
+        ("DELETE /v1/stats", "", 405, "invalid"),
+        ("OPTIONS /v1/ports/vm1", "", 405, "invalid"),
+        ("BREW /v1/ports", "", 405, "invalid"),
         ("POST /v1/ports", body.as_str(), 409, "exists"),
         ("POST /v1/ports", "{\"name\": 1}", 400, "invalid"),
         ("POST /v1/ports", huge.as_str(), 413, "invalid"),
@@ -241,8 +316,15 @@ fn every_failure_is_json_with_a_code_and_its_status() {
     ] {
         let (seen, answer) = server.http(head, body);
         assert_eq!((seen, answer["error"]["code"].as_str()), (status, Some(code)), "{head}");
-        assert!(answer["error"]["message"].is_string());
+        let (message, reasons) = (&answer["error"]["message"], &answer["error"]["reasons"]);
+        assert!(message.as_str().is_some_and(|message| message.lines().count() == 1), "{answer}");
+        assert_eq!(reasons.as_array().map(Vec::len), Some(1), "{answer}");
+        sent.insert((seen, code.to_owned()));
     }
+    documented.retain(|error| !sent.remove(error));
+    assert!(documented.is_empty() && sent.is_empty(), "{documented:?} {sent:?}");
+    let (head, _) = server.raw("PATCH /v1/ports/vm1", "");
+    assert!(head.contains("allow: get,head,put,delete"), "{head}");
     // And it still serves.
     let (status, version) = server.http("GET /v1/version", "");
     assert_eq!((status, version["api"].as_u64()), (200, Some(1)));

@@ -14,7 +14,9 @@ mod rules;
 mod types;
 
 pub use load::{ConfigError, RUNTIME_DIR, load, parse};
-pub use rules::{HandedProblem, PortProblem, port_problems, resolve_profile, uplink_problems};
+pub use rules::{
+    HandedProblem, PortProblem, port_differences, port_problems, resolve_profile, uplink_problems,
+};
 pub use types::{
     Attach, Config, Handed, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,
     UplinkMode, UplinkSteering, WordError, steering_note,

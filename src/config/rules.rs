@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::device::mac::MacAddress;
 use crate::profile::{Blocker, Catalog, Chosen, ResolveError};
 
-use super::types::{Attach, Handed, PortConfig, UplinkConfig, UplinkMode};
+use super::types::{Attach, Handed, PortConfig, SocketPermissions, UplinkConfig, UplinkMode};
 
 /// Longest port name, bytes: it becomes part of file names, labels and URLs.
 const NAME_MAX: usize = 63;
@@ -125,6 +125,23 @@ pub enum PortProblem {
     },
 }
 
+impl PortProblem {
+    /// Whether the port could be nowhere, whatever host it is for: the request is malformed.
+    #[must_use]
+    pub const fn is_of_the_port_itself(&self) -> bool {
+        matches!(
+            self,
+            Self::Name(_)
+                | Self::SocketPath(_)
+                | Self::MacNotUnicast(_)
+                | Self::Owner(_)
+                | Self::QueuesOfSwitchPort
+                | Self::NoQueue
+                | Self::QueueTwice(_)
+        )
+    }
+}
+
 /// The profile that `port` asks for, if some uplink of this host may keep it, which is to be asked
 /// of [`crate::profile::Profile::blockers`].
 ///
@@ -140,6 +157,41 @@ pub fn resolve_profile(port: &PortConfig, catalog: &Catalog) -> Result<Chosen, V
     let blocked = |blocker| PortProblem::ProfileBlocked { name: name.clone(), blocker };
     problems.extend(chosen.profile.host_blockers().into_iter().map(blocked));
     if problems.is_empty() { Ok(chosen) } else { Err(problems) }
+}
+
+/// In what `wanted` is another port than `present`, each difference in words; empty if in nothing.
+/// What is left out of either stands for its default.
+#[must_use]
+pub fn port_differences(present: &PortConfig, wanted: &PortConfig) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut compare = |what: &str, present: String, wanted: String| {
+        if present != wanted {
+            differences.push(format!("{what} is {present}, and {wanted} is asked for"));
+        }
+    };
+    let socket = |port: &PortConfig| port.socket.display().to_string();
+    let queues = |port: &PortConfig| match &port.queues {
+        Some(queues) => format!("{queues:?}"),
+        None => "all".to_owned(),
+    };
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "none".to_owned());
+    let permissions = |port: &PortConfig| {
+        port.socket_permissions.unwrap_or(SocketPermissions::OWNER_ONLY).to_string()
+    };
+    let text = |value: &dyn ToString| value.to_string();
+    compare("name", present.name.clone(), wanted.name.clone());
+    compare("socket", socket(present), socket(wanted));
+    compare("mode", text(&present.mode), text(&wanted.mode));
+    compare("profile", present.profile.clone(), wanted.profile.clone());
+    compare("allow_draft", text(&present.allow_draft), text(&wanted.allow_draft));
+    compare("uplink", present.uplink.clone(), wanted.uplink.clone());
+    compare("attach", text(&present.attach), text(&wanted.attach));
+    compare("mac", text(&present.mac()), text(&wanted.mac()));
+    compare("queues", queues(present), queues(wanted));
+    compare("socket_group", word(&present.socket_group), word(&wanted.socket_group));
+    compare("socket_permissions", permissions(present), permissions(wanted));
+    compare("owner", word(&present.owner), word(&wanted.owner));
+    differences
 }
 
 /// Every reason why `port` cannot stand beside `others`; empty if it can.

@@ -146,6 +146,11 @@ impl FromStr for UplinkSteering {
 #[serde(try_from = "String", into = "String")]
 pub struct SocketPermissions(pub u32);
 
+impl SocketPermissions {
+    /// What a socket file has if nothing is said.
+    pub const OWNER_ONLY: Self = Self(0o600);
+}
+
 impl FromStr for SocketPermissions {
     type Err = WordError;
 

@@ -21,9 +21,12 @@ pub enum Request {
     ListPorts,
     /// One port, by name. [`Response::Port`], or `not_found`.
     ShowPort(String),
-    /// Make a port, kept over restarts. [`Response::Port`]; `exists` for a name that is taken,
-    /// `refused` with every reason for one that cannot be.
+    /// Make a port, kept over restarts. [`Response::Made`]; `exists` for a name that is taken,
+    /// `invalid` or `refused` with every reason for one that cannot be.
     AddPort(PortConfig),
+    /// Have this port be there. [`Response::Made`], or [`Response::Port`] if it was there already
+    /// with this content; `exists` with every difference if it is there with another.
+    PutPort(PortConfig),
     /// Remove a port; its session is ended first. [`Response::Deleted`]; `not_found`, or `refused`
     /// for a port of the configuration file.
     DeletePort(String),
@@ -53,6 +56,8 @@ pub enum Response {
     Ports(Vec<PortView>),
     /// One port.
     Port(Box<PortView>),
+    /// One port that was not there before.
+    Made(Box<PortView>),
     /// What is gone.
     Deleted(Deleted),
     /// By interface.
@@ -83,6 +88,22 @@ pub enum ErrorCode {
     Invalid,
     /// Our own failure.
     Internal,
+    /// One that only a later version knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorCode {
+    /// The HTTP status that says the same. The server answers 405 and 413 with `Invalid` too.
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::NotFound => 404,
+            Self::Exists | Self::Refused => 409,
+            Self::Internal | Self::Unknown => 500,
+        }
+    }
 }
 
 /// Why a request failed.
@@ -93,12 +114,22 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// For people: what, where, the limit and the way out.
     pub message: String,
+    /// The same, each reason alone. At least one, but from a daemon of an earlier version.
+    #[serde(default)]
+    pub reasons: Vec<String>,
 }
 
 impl ApiError {
-    /// An error of this kind with this message.
+    /// An error of this kind with this message, which is its only reason.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        let message = message.into();
+        Self { code, reasons: vec![message.clone()], message }
+    }
+
+    /// The same error, for these reasons.
+    #[must_use]
+    pub fn because(self, reasons: Vec<String>) -> Self {
+        if reasons.is_empty() { self } else { Self { reasons, ..self } }
     }
 }
 

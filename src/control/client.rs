@@ -112,7 +112,7 @@ impl Client {
 fn http_request(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ClientError> {
     let (method, path) = route(request);
     let body = match request {
-        Request::AddPort(port) => serde_json::to_vec(port),
+        Request::AddPort(port) | Request::PutPort(port) => serde_json::to_vec(port),
         Request::SetProfile(_, change) => serde_json::to_vec(change),
         Request::Upgrade(upgrade) => serde_json::to_vec(upgrade),
         _ => Ok(Vec::new()),
@@ -132,6 +132,7 @@ fn route(request: &Request) -> (Method, String) {
         Request::ListPorts => (Method::GET, "/v1/ports".into()),
         Request::ShowPort(name) => (Method::GET, named("/v1/ports/", name)),
         Request::AddPort(_) => (Method::POST, "/v1/ports".into()),
+        Request::PutPort(port) => (Method::PUT, named("/v1/ports/", &port.name)),
         Request::DeletePort(name) => (Method::DELETE, named("/v1/ports/", name)),
         Request::SetProfile(name, _) => (Method::PUT, named("/v1/ports/", name) + "/profile"),
         Request::ListUplinks => (Method::GET, "/v1/uplinks".into()),

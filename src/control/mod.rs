@@ -1,12 +1,14 @@
 //! CONTROL: the one interface by which people and programs drive a running daemon.
 //!
 //! [`api`] has the whole of it as types. [`server`] carries it as HTTP and JSON over a Unix
-//! socket, so that curl serves as a client; [`client`] is the other end, for our own command line.
-//! Whoever answers implements [`Service`]: this module knows no port, ring or uplink.
+//! socket, so that curl serves as a client; [`client`] is the other end, for our own command line;
+//! `audit` logs who asked for what failed. Whoever answers implements [`Service`]: this module
+//! knows no port, ring or uplink.
 
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod audit;
 pub mod client;
 pub mod server;
 

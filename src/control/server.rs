@@ -1,8 +1,9 @@
 //! The interface as HTTP/1.1 and JSON on a Unix socket.
 //!
-//! One route per request; the body is the answer, or `{"error": {"code", "message"}}` with a
-//! status that says the same. Who may connect is decided by the socket file's permissions. A
-//! [`Service`] may block, so each request runs on a thread of its own.
+//! One route per request; the body is the answer, or `{"error": {"code", "message", "reasons"}}`
+//! with a status that says the same: every answer to what is HTTP at all is JSON. Who may connect
+//! is decided by the socket file's permissions; who asked for what failed is logged. A [`Service`]
+//! may block, so each request runs on a thread of its own.
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -12,16 +13,21 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::StatusCode;
+use axum::extract::{
+    DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request as HttpRequest, State,
+};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response as HttpResponse};
 use axum::routing::{get, post, put};
 use futures_util::future::{Either, select};
 use serde::de::DeserializeOwned;
 
-use super::api::{ApiError, ErrorBody, ErrorCode, Request};
+use super::api::{ApiError, ErrorBody, ErrorCode, ProfileChange, Request, Upgrade};
+use super::audit::{self, Budget, Peer};
 use super::{Response, Service};
+use crate::config::PortConfig;
 
 /// Largest request body, bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -48,7 +54,8 @@ pub async fn serve(
         // The receiver is gone only when serving has ended already.
         let _ = stopping.send(());
     };
-    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(signal);
+    let router = router(service).into_make_service_with_connect_info::<Peer>();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(signal);
     let overdue = async move {
         let _ = stopped.await;
         tokio::time::sleep(SHUTDOWN_GRACE).await;
@@ -62,7 +69,7 @@ pub async fn serve(
 fn router(service: Arc<dyn Service>) -> Router {
     Router::new()
         .route("/v1/ports", get(list_ports).post(add_port))
-        .route("/v1/ports/{name}", get(show_port).delete(delete_port))
+        .route("/v1/ports/{name}", get(show_port).put(put_port).delete(delete_port))
         .route("/v1/ports/{name}/profile", put(set_profile))
         .route("/v1/uplinks", get(list_uplinks))
         .route("/v1/profiles", get(list_profiles))
@@ -70,124 +77,199 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/stats", get(stats))
         .route("/v1/version", get(version))
         .route("/v1/upgrade", post(upgrade))
-        .fallback(async || failure(StatusCode::NOT_FOUND, no_route()))
-        .method_not_allowed_fallback(async || {
-            let message = "this method is not for this path";
-            let error = ApiError::new(ErrorCode::Invalid, message);
-            failure(StatusCode::METHOD_NOT_ALLOWED, error)
+        .fallback(async |uri: Uri| Failure::from(no_route(&uri)))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            let message =
+                format!("{} takes no {method}; the header Allow has what it takes", uri.path());
+            Failure::invalid(StatusCode::METHOD_NOT_ALLOWED, message)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(Arc::new(Budget::default()), audit::failures))
         .with_state(service)
 }
 
-fn no_route() -> ApiError {
-    let message = "there is no such path; known: /v1/ports, /v1/ports/NAME, \
-                   /v1/ports/NAME/profile, /v1/uplinks, /v1/profiles, /v1/profiles/NAME, \
-                   /v1/stats, /v1/version, /v1/upgrade";
+fn no_route(uri: &Uri) -> ApiError {
+    let message = format!(
+        "there is no path {}; known: /v1/ports, /v1/ports/NAME, /v1/ports/NAME/profile, \
+         /v1/uplinks, /v1/profiles, /v1/profiles/NAME, /v1/stats, /v1/version, /v1/upgrade",
+        uri.path()
+    );
     ApiError::new(ErrorCode::NotFound, message)
 }
 
-async fn list_ports(State(service): Shared) -> HttpResponse {
-    answer(service, Request::ListPorts).await
+/// A request that failed.
+struct Failure {
+    status: StatusCode,
+    error: ApiError,
 }
 
-async fn show_port(State(service): Shared, Path(name): Path<String>) -> HttpResponse {
-    answer(service, Request::ShowPort(name)).await
-}
-
-async fn add_port(State(service): Shared, body: Result<Bytes, BytesRejection>) -> HttpResponse {
-    match content(body, "port") {
-        Ok(port) => answer(service, Request::AddPort(port)).await,
-        Err(refusal) => refusal,
+impl Failure {
+    /// One that is not well formed.
+    fn invalid(status: StatusCode, message: String) -> Self {
+        Self { status, error: ApiError::new(ErrorCode::Invalid, message) }
     }
 }
 
-async fn set_profile(
-    State(service): Shared,
-    Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
-) -> HttpResponse {
-    match content(body, "change of a profile") {
-        Ok(change) => answer(service, Request::SetProfile(name, change)).await,
-        Err(refusal) => refusal,
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        let status = StatusCode::from_u16(error.code.status());
+        Self { status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error }
     }
 }
 
-/// What the body says, or the answer to one that says nothing of the kind.
-#[allow(clippy::result_large_err, reason = "it is the answer, and is sent at once")]
-fn content<T: DeserializeOwned>(
-    body: Result<Bytes, BytesRejection>,
-    kind: &str,
-) -> Result<T, HttpResponse> {
-    let body = body.map_err(|rejection| {
-        let error = ApiError::new(ErrorCode::Invalid, rejection.body_text());
-        failure(rejection.status(), error)
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
-        let message = format!("the body is no {kind}: {error}");
-        failure(StatusCode::BAD_REQUEST, ApiError::new(ErrorCode::Invalid, message))
-    })
-}
-
-async fn delete_port(State(service): Shared, Path(name): Path<String>) -> HttpResponse {
-    answer(service, Request::DeletePort(name)).await
-}
-
-async fn list_uplinks(State(service): Shared) -> HttpResponse {
-    answer(service, Request::ListUplinks).await
-}
-
-async fn list_profiles(State(service): Shared) -> HttpResponse {
-    answer(service, Request::ListProfiles).await
-}
-
-async fn show_profile(State(service): Shared, Path(name): Path<String>) -> HttpResponse {
-    answer(service, Request::ShowProfile(name)).await
-}
-
-async fn stats(State(service): Shared) -> HttpResponse {
-    answer(service, Request::Stats).await
-}
-
-async fn version(State(service): Shared) -> HttpResponse {
-    answer(service, Request::Version).await
-}
-
-async fn upgrade(State(service): Shared, body: Result<Bytes, BytesRejection>) -> HttpResponse {
-    match content(body, "upgrade") {
-        Ok(upgrade) => answer(service, Request::Upgrade(upgrade)).await,
-        Err(refusal) => refusal,
+impl IntoResponse for Failure {
+    /// The error itself goes along, for whoever logs it.
+    fn into_response(self) -> HttpResponse {
+        let Self { status, error } = self;
+        let mut response = (status, Json(ErrorBody { error: error.clone() })).into_response();
+        response.extensions_mut().insert(error);
+        response
     }
 }
 
-async fn answer(service: Arc<dyn Service>, request: Request) -> HttpResponse {
-    let creates = matches!(request, Request::AddPort(_));
-    let status = if creates { StatusCode::CREATED } else { StatusCode::OK };
-    let call = tokio::task::spawn_blocking(move || service.call(request));
-    match call.await {
-        Ok(Ok(response)) => success(status, &response),
-        Ok(Err(error)) => failure(status_of(error.code), error),
-        Err(panic) => {
-            tracing::error!(%panic, "a request failed in us");
-            let error = ApiError::new(ErrorCode::Internal, "the request failed; see the log");
-            failure(StatusCode::INTERNAL_SERVER_ERROR, error)
+/// A name in the path, percent-encoded UTF-8 (RFC 3986, 2.1).
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(rejection) => {
+                let path = parts.uri.path();
+                let message =
+                    format!("the name in {path} cannot be read: {}", rejection.body_text());
+                Err(Failure::invalid(rejection.status(), message))
+            }
         }
     }
 }
 
-fn success(status: StatusCode, response: &Response) -> HttpResponse {
-    (status, Json(response)).into_response()
+/// What a body may be.
+trait Content: DeserializeOwned {
+    /// What it is called, and an example.
+    const KIND: &'static str;
 }
 
-fn failure(status: StatusCode, error: ApiError) -> HttpResponse {
-    (status, Json(ErrorBody { error })).into_response()
+impl Content for PortConfig {
+    const KIND: &'static str =
+        r#"port: {"name": ..., "socket": ..., "profile": ..., "uplink": ...}"#;
 }
 
-fn status_of(code: ErrorCode) -> StatusCode {
-    match code {
-        ErrorCode::NotFound => StatusCode::NOT_FOUND,
-        ErrorCode::Exists | ErrorCode::Refused => StatusCode::CONFLICT,
-        ErrorCode::Invalid => StatusCode::BAD_REQUEST,
-        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+impl Content for ProfileChange {
+    const KIND: &'static str = r#"change of a profile: {"profile": ...}"#;
+}
+
+impl Content for Upgrade {
+    const KIND: &'static str = r#"upgrade: {} or {"binary": ...}"#;
+}
+
+/// A body, which is one object.
+struct Object<T>(T);
+
+impl<T: Content, S: Send + Sync> FromRequest<S> for Object<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: HttpRequest, state: &S) -> Result<Self, Failure> {
+        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
+            let limit = format!("a body may have {BODY_BYTES_MAX} bytes");
+            Failure::invalid(rejection.status(), format!("{}; {limit}", rejection.body_text()))
+        })?;
+        content(&body).map(Self).map_err(|problem| {
+            let message = format!("the body is no {}: {problem}", T::KIND);
+            Failure::invalid(StatusCode::BAD_REQUEST, message)
+        })
     }
+}
+
+/// What a body says, or what is wrong with it and where. serde would take an array for an object
+/// whose fields it has in order.
+fn content<T: Content>(body: &[u8]) -> Result<T, String> {
+    match body.iter().position(|byte| !byte.is_ascii_whitespace()) {
+        None => Err("it is empty".to_owned()),
+        Some(place) if body[place] != b'{' => Err(format!("byte {place} begins no object")),
+        Some(_) => serde_json::from_slice(body).map_err(|error| error.to_string()),
+    }
+}
+
+/// An answer, or why there is none.
+type Outcome = Result<HttpResponse, Failure>;
+
+async fn list_ports(State(service): Shared) -> Outcome {
+    answer(service, Request::ListPorts).await
+}
+
+async fn show_port(State(service): Shared, Name(name): Name) -> Outcome {
+    answer(service, Request::ShowPort(name)).await
+}
+
+async fn add_port(State(service): Shared, Object(port): Object<PortConfig>) -> Outcome {
+    answer(service, Request::AddPort(port)).await
+}
+
+async fn put_port(
+    State(service): Shared,
+    Name(name): Name,
+    Object(port): Object<PortConfig>,
+) -> Outcome {
+    if port.name != name {
+        let message = format!("the path is that of port {name:?}, and the body of {:?}", port.name);
+        return Err(Failure::invalid(StatusCode::BAD_REQUEST, message));
+    }
+    answer(service, Request::PutPort(port)).await
+}
+
+async fn set_profile(
+    State(service): Shared,
+    Name(name): Name,
+    Object(change): Object<ProfileChange>,
+) -> Outcome {
+    answer(service, Request::SetProfile(name, change)).await
+}
+
+async fn delete_port(State(service): Shared, Name(name): Name) -> Outcome {
+    answer(service, Request::DeletePort(name)).await
+}
+
+async fn list_uplinks(State(service): Shared) -> Outcome {
+    answer(service, Request::ListUplinks).await
+}
+
+async fn list_profiles(State(service): Shared) -> Outcome {
+    answer(service, Request::ListProfiles).await
+}
+
+async fn show_profile(State(service): Shared, Name(name): Name) -> Outcome {
+    answer(service, Request::ShowProfile(name)).await
+}
+
+async fn stats(State(service): Shared) -> Outcome {
+    answer(service, Request::Stats).await
+}
+
+async fn version(State(service): Shared) -> Outcome {
+    answer(service, Request::Version).await
+}
+
+async fn upgrade(State(service): Shared, Object(upgrade): Object<Upgrade>) -> Outcome {
+    answer(service, Request::Upgrade(upgrade)).await
+}
+
+async fn answer(service: Arc<dyn Service>, request: Request) -> Outcome {
+    let call = tokio::task::spawn_blocking(move || service.call(request));
+    match call.await {
+        Ok(Ok(response)) => Ok(success(&response)),
+        Ok(Err(error)) => Err(error.into()),
+        Err(panic) => {
+            tracing::error!(%panic, "a request failed in us");
+            Err(ApiError::new(ErrorCode::Internal, "the request failed; see the log").into())
+        }
+    }
+}
+
+fn success(response: &Response) -> HttpResponse {
+    let made = matches!(response, Response::Made(_));
+    let status = if made { StatusCode::CREATED } else { StatusCode::OK };
+    (status, Json(response)).into_response()
 }

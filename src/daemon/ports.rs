@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::config::{Attach, Config, PortConfig, PortProblem, SocketMode, port_problems};
+use crate::config::{
+    Attach, Config, PortConfig, PortProblem, SocketMode, port_differences, port_problems,
+};
 use crate::control::api::ProfileChange;
 use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerId, frame_max};
 use crate::device::features::RING_PACKED;
@@ -42,6 +44,18 @@ pub enum PortError {
     /// Another port has the name.
     #[error("there is already a port \"{0}\"; remove it first or choose another name")]
     Exists(String),
+    /// The port is there, and is another than is asked for.
+    #[error(
+        "port \"{port}\" is there with another content: {}; remove it first, or ask for what is \
+         there",
+        list(differences)
+    )]
+    Differs {
+        /// The port.
+        port: String,
+        /// Every difference.
+        differences: Vec<String>,
+    },
     /// No port has the name.
     #[error("there is no port \"{0}\"; see `isonic port list`")]
     NotFound(String),
@@ -139,8 +153,29 @@ pub enum PortError {
     Worker(#[from] WorkerGone),
 }
 
+impl PortError {
+    /// Each reason alone, where there can be several; else none.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        match self {
+            Self::Problems(problems) => strings(problems),
+            Self::Binding(error) => match &**error {
+                BindingError::Problems(problems) => strings(problems),
+                _ => Vec::new(),
+            },
+            Self::Blocked { blockers, .. } => strings(blockers),
+            Self::Differs { differences, .. } => differences.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn strings<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
+}
+
 fn list<T: ToString>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    strings(items).join("; ")
 }
 
 /// Where a port comes from.
@@ -338,6 +373,30 @@ impl Registry {
             return Err(PortError::Exists(config.name));
         }
         self.serve_port(&mut ports, config, origin, None)
+    }
+
+    /// Have a port be there: make it, or find it there with this content. Answers whether it was
+    /// made.
+    ///
+    /// # Errors
+    /// [`PortError`]; everything is then as it was.
+    pub fn put(&self, config: PortConfig) -> Result<bool, PortError> {
+        let mut ports = self.ports();
+        let served = ports.get(&config.name).map(|port| port.config.clone());
+        let kept = || self.refused().get(&config.name).map(|port| port.config.clone());
+        let Some(present) = served.or_else(kept) else {
+            return self.serve_port(&mut ports, config, Origin::Api, None).map(|()| true);
+        };
+        let resolved = |config: PortConfig| match self.catalog.resolve(&config.profile) {
+            Ok(chosen) => PortConfig { profile: chosen.profile.name.clone(), ..config },
+            Err(_unknown) => config,
+        };
+        let port = config.name.clone();
+        let differences = port_differences(&resolved(present), &resolved(config));
+        if differences.is_empty() {
+            return Ok(false);
+        }
+        Err(PortError::Differs { port, differences })
     }
 
     /// Make a port again that may have been there in the last run, with the interface that it had.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::config::PortProblem;
 use crate::control::api::{
     BindingView, BitsView, Counters, Deleted, Direction, PortState, PortView, ProfileView,
     RingView, SocketKind, Stats, Upgrade, Upgraded, UplinkState, UplinkView, VersionView,
@@ -35,15 +36,21 @@ impl Service for DaemonService {
         let registry = &self.registry;
         match request {
             Request::ListPorts => Ok(Response::Ports(self.ports())),
-            Request::ShowPort(name) => self.show_port(&name),
+            Request::ShowPort(name) => self.show_port(&name).map(Response::Port),
             Request::AddPort(config) => {
                 let name = config.name.clone();
                 registry.add(config, Origin::Api).map_err(|error| refused(&error))?;
-                self.show_port(&name)
+                self.show_port(&name).map(Response::Made)
+            }
+            Request::PutPort(config) => {
+                let name = config.name.clone();
+                let made = registry.put(config).map_err(|error| refused(&error))?;
+                let view = self.show_port(&name)?;
+                Ok(if made { Response::Made(view) } else { Response::Port(view) })
             }
             Request::SetProfile(name, change) => {
                 registry.set_profile(&name, &change).map_err(|error| refused(&error))?;
-                self.show_port(&name)
+                self.show_port(&name).map(Response::Port)
             }
             Request::DeletePort(name) => {
                 registry.remove(&name).map_err(|error| refused(&error))?;
@@ -92,14 +99,12 @@ impl DaemonService {
         views
     }
 
-    fn show_port(&self, name: &str) -> Result<Response, ApiError> {
+    fn show_port(&self, name: &str) -> Result<Box<PortView>, ApiError> {
         let ports = self.registry.ports();
         let served = ports.get(name).map(|port| self.port(port));
         let view = served.or_else(|| self.registry.refused().get(name).map(refused_port));
-        match view {
-            Some(view) => Ok(Response::Port(Box::new(view))),
-            None => Err(refused(&PortError::NotFound(name.to_owned()))),
-        }
+        let missing = || refused(&PortError::NotFound(name.to_owned()));
+        view.map(Box::new).ok_or_else(missing)
     }
 
     fn show_profile(&self, text: &str) -> Result<Response, ApiError> {
@@ -287,10 +292,15 @@ fn refused_port(port: &RefusedPort) -> PortView {
 
 fn refused(error: &PortError) -> ApiError {
     let code = match error {
-        PortError::Exists(_) => ErrorCode::Exists,
+        PortError::Exists(_) | PortError::Differs { .. } => ErrorCode::Exists,
+        PortError::Problems(problems)
+            if problems.iter().any(PortProblem::is_of_the_port_itself) =>
+        {
+            ErrorCode::Invalid
+        }
         PortError::NotFound(_) => ErrorCode::NotFound,
         PortError::Thread(_) | PortError::Worker(_) | PortError::State(_) => ErrorCode::Internal,
         _ => ErrorCode::Refused,
     };
-    ApiError::new(code, chain(error))
+    ApiError::new(code, chain(error)).because(error.reasons())
 }
