@@ -134,6 +134,84 @@ fn usage_errors_have_a_status_of_their_own() {
     }
 }
 
+/// Standard error of a command that fails with this status.
+fn told(arguments: &[&str], status: i32) -> String {
+    let output = isonic(arguments);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {output:?}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    text(&output.stderr)
+}
+
+#[test]
+fn a_run_without_a_port_is_told_what_is_missing_by_commands_that_are_accepted() {
+    let message = told(&["run"], 2);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.contains("--config FILE, or for one port --socket-path PATH"), "{message}");
+    let message = told(&["run", "--uplink", "e", "--profile", "org.isonic.net.v1"], 2);
+    assert!(message.contains("give also --socket-path PATH (or --fd NUMBER)"), "{message}");
+    // What clap says of itself teaches whole commands too.
+    let message = told(&["run", "--config", "f", "--socket-path", "s"], 2);
+    for usage in USAGES {
+        assert!(message.contains(usage), "{usage}: {message}");
+    }
+}
+
+const USAGES: [&str; 3] = [
+    "isonic run --config <FILE>",
+    "isonic run --socket-path <PATH> --uplink <INTERFACE> --profile <PROFILE>",
+    "isonic run --fd <NUMBER> --uplink <INTERFACE> --profile <PROFILE>",
+];
+
+#[test]
+fn a_log_level_that_is_none_is_refused_and_one_of_the_environment_ignored() {
+    let message = told(&["--log-level", "INFOO", "profile", "list", "--local"], 2);
+    assert_eq!(
+        message,
+        "isonic: --log-level \"INFOO\": \"INFOO\" is no level; write off, error, warn, info, \
+         debug or trace, or a filter such as isonic::vhost_user=debug\n"
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isonic"));
+    command.args(["profile", "list", "--local"]).env("RUST_LOG", "INFOO").env("NO_COLOR", "1");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let message = text(&output.stderr);
+    assert!(message.contains("WARN") && message.contains("RUST_LOG is ignored"), "{message}");
+    assert!(!message.contains('\u{1b}'), "{message:?}");
+}
+
+#[test]
+fn with_json_every_failure_is_one_line_of_json() {
+    for (arguments, status, code) in [
+        (
+            &["port", "list", "--json", "--api-socket", "/nonexistent/api.sock"][..],
+            1,
+            "unreachable",
+        ),
+        (
+            &["profile", "show", "--local", "org.isonic.net.v1,mq=maybe,rsss=on", "--json"],
+            1,
+            "failed",
+        ),
+        (&["port", "show", "--json"], 2, "usage"),
+        (&["stats", "--watch", "never", "--json"], 2, "usage"),
+        (&["--log-level", "x", "port", "list", "--json"], 2, "usage"),
+    ] {
+        let message = told(arguments, status);
+        assert_eq!(message.lines().count(), 1, "{message}");
+        let error: Value = serde_json::from_str(&message).unwrap();
+        assert_eq!(error["error"]["code"], code, "{message}");
+        let reasons = error["error"]["reasons"].as_array().unwrap();
+        assert!(!reasons.is_empty() && error["error"]["message"].is_string(), "{message}");
+    }
+}
+
+#[test]
+fn an_error_is_lines_of_the_terminals_own() {
+    let message = told(&["run", "--config", "/nonexistent/\u{1b}[2K\nisonic: all is well"], 1);
+    assert_eq!(message.lines().count(), 2, "{message:?}");
+    assert!(!message.contains('\u{1b}'), "{message:?}");
+}
+
 /// The profiles in the binary.
 const RELEASED: [&str; 5] = [
     "org.dpdk.v22.11",
@@ -275,7 +353,10 @@ fn a_check_tells_every_blocker_and_its_status_says_no() {
     assert!(text(&bad.stderr).contains("com.x.v2 cannot be kept on uplink lo"));
     let nowhere = check("com.x.v1", "isonic-none");
     assert_eq!(nowhere.status.code(), Some(1));
-    assert!(text(&nowhere.stderr).contains("there is no interface \"isonic-none\""));
+    let told: Value = serde_json::from_slice(&nowhere.stderr).unwrap();
+    assert_eq!(told["error"]["code"], "failed");
+    let message = told["error"]["message"].as_str().unwrap();
+    assert!(message.contains("there is no interface \"isonic-none\""), "{message}");
 }
 
 #[test]

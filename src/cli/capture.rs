@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::capture::{Capture, Finding, Side, Target, capture};
 use crate::control::api::BitsView;
 
-use super::{CliError, print, print_json};
+use super::{CliError, print_data, print_json};
 
 /// The name of a profile that is given none; a `--name` makes a file worth keeping.
 const UNNAMED: &str = "captured";
@@ -95,5 +95,5 @@ pub(super) fn run(arguments: CaptureArguments) -> Result<(), CliError> {
     let side = if listen { Side::Listen } else { Side::Connect };
     let target = Target { socket, side, timeout: Duration::from_secs(timeout) };
     let captured = capture(&target, &name)?;
-    if json { print_json(&view(captured)) } else { print(&captured.text) }
+    if json { print_json(&view(captured)) } else { print_data(&captured.text) }
 }

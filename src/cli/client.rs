@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
 use crate::control::Request;
-use crate::control::api::{Deleted, PortView, ProfileChange, Stats, Upgrade, UplinkView};
+use crate::control::api::{Deleted, PortView, ProfileChange, Upgrade, UplinkView};
 use crate::control::client::Client;
 use crate::device::mac::MacAddress;
 
@@ -31,9 +31,9 @@ pub(super) struct Api {
 pub(super) struct Connection {
     #[command(flatten)]
     api: Api,
-    /// Print the answer as JSON
+    /// Print the answer as JSON, and an error too, on standard error
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +94,9 @@ pub(super) struct AddArguments {
     /// The socket file's permissions, in octal [default: 0600]
     #[arg(long, value_name = "BITS")]
     socket_permissions: Option<SocketPermissions>,
+    /// Succeed if the port is there already with this content; one with another is refused
+    #[arg(long)]
+    if_not_exists: bool,
     /// Who will remove the port: of a libvirt domain's, libvirt:UUID
     #[arg(long, value_name = "WORD")]
     owner: Option<String>,
@@ -194,8 +197,10 @@ impl Connection {
 pub(super) fn port(command: PortCommand) -> Result<(), CliError> {
     match command {
         PortCommand::Add(arguments) => {
+            let put = arguments.if_not_exists;
             let (port, connection) = arguments.into_parts()?;
-            connection.ask(&Request::AddPort(port), show::port)
+            let request = if put { Request::PutPort(port) } else { Request::AddPort(port) };
+            connection.ask(&request, show::port)
         }
         PortCommand::List(connection) => {
             connection.ask(&Request::ListPorts, |ports: &Vec<PortView>| show::ports(ports))
@@ -218,10 +223,6 @@ pub(super) fn port(command: PortCommand) -> Result<(), CliError> {
 pub(super) fn uplink(command: &UplinkCommand) -> Result<(), CliError> {
     let UplinkCommand::List(connection) = command;
     connection.ask(&Request::ListUplinks, |uplinks: &Vec<UplinkView>| show::uplinks(uplinks))
-}
-
-pub(super) fn stats(connection: &Connection) -> Result<(), CliError> {
-    connection.ask(&Request::Stats, |stats: &Stats| show::stats(stats))
 }
 
 pub(super) fn upgrade(arguments: UpgradeArguments) -> Result<(), CliError> {

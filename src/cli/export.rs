@@ -10,7 +10,7 @@ use crate::libvirt::{self, Attachment, Mode};
 use crate::profile::export;
 use crate::profile::{Catalog, Profile};
 
-use super::{CliError, print, print_json};
+use super::{CliError, print_data, print_json};
 
 /// Stands in the XML where no socket is given.
 const SOCKET_PLACEHOLDER: &str = "/run/isonic/PORT.sock";
@@ -66,9 +66,9 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
         arguments.names.iter().map(resolve).collect::<Result<_, CliError>>()?;
     let profiles: Vec<&Profile> = chosen.iter().map(AsRef::as_ref).collect();
     match arguments.format {
-        Format::Nfd => print(&export::nfd(&profiles)?),
-        Format::Nova => print(&export::nova(&profiles)?),
-        Format::Libvirt => print(&libvirt::fragment(one(&profiles)?, &attachment(arguments))?),
+        Format::Nfd => print_data(&export::nfd(&profiles)?),
+        Format::Nova => print_data(&export::nova(&profiles)?),
+        Format::Libvirt => print_data(&libvirt::fragment(one(&profiles)?, &attachment(arguments))?),
         Format::Qemu => {
             let ExportArguments { queue_pairs, chardev, .. } = arguments;
             let mac = arguments.mac.map(|mac| mac.to_string());
@@ -77,7 +77,7 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
                 return print_json(&words);
             }
             let lines: Vec<String> = words.chunks(2).map(|pair| pair.join(" ") + "\n").collect();
-            print(&lines.concat())
+            print_data(&lines.concat())
         }
     }
 }

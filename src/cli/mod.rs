@@ -11,11 +11,14 @@ mod client;
 mod compare;
 mod doctor;
 mod export;
+pub mod failure;
 mod hook;
 mod libvirt;
+pub mod log;
 mod profile;
 mod run;
 mod show;
+mod stats;
 mod table;
 
 use std::io::{self, Write};
@@ -33,6 +36,8 @@ use crate::profile::export::ExportError;
 use crate::profile::frontend::FrontendError;
 use crate::profile::{CatalogError, ResolveError};
 
+use table::printable_lines;
+
 /// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
 #[derive(Debug, Parser)]
 #[command(name = "isonic", version)]
@@ -48,6 +53,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve ports
+    #[command(override_usage = run::USAGE)]
     Run(Box<run::RunArguments>),
     /// Add, list, show, change, compare or delete ports
     #[command(subcommand)]
@@ -61,8 +67,8 @@ enum Command {
     /// Interfaces in libvirt's domains: XML, stored profiles, the hook
     #[command(subcommand)]
     Libvirt(libvirt::LibvirtCommand),
-    /// Show all counters of a running daemon
-    Stats(client::Connection),
+    /// Show what a running daemon has counted: packets, bytes, and drops by reason
+    Stats(stats::StatsArguments),
     /// Say whether ports can be served here, and what would mend it; the status is 1 if not
     Doctor(doctor::DoctorArguments),
     /// Have a new process, perhaps of another version, go on in place of a running daemon
@@ -78,9 +84,15 @@ pub enum Action {
     Serve(Box<Config>, RunOptions),
 }
 
-/// Why a command failed; exit status 1.
+/// Why a command failed; exit status 1, but 2 of [`CliError::Usage`].
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
+    /// The arguments make no command.
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing of that name is counted.
+    #[error("there is no port or uplink \"{0}\"; see `isonic port list` and `isonic uplink list`")]
+    NothingCounted(String),
     /// The configuration file.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -204,7 +216,7 @@ pub enum CliError {
     #[error("cannot read standard input")]
     Input(#[source] io::Error),
     /// Standard input is not UTF-8.
-    #[error("standard input is no text in UTF-8")]
+    #[error("standard input is no text in UTF-8; convert it first (iconv --to-code UTF-8)")]
     InputText(#[source] std::string::FromUtf8Error),
     /// One device, several profiles.
     #[error("a device has one profile: give one name, or use the format nfd or nova")]
@@ -236,25 +248,47 @@ pub fn run(arguments: Arguments) -> Result<Action, CliError> {
         Command::Uplink(command) => client::uplink(&command)?,
         Command::Profile(command) => profile::run(command)?,
         Command::Libvirt(command) => libvirt::run(command)?,
-        Command::Stats(connection) => client::stats(&connection)?,
+        Command::Stats(arguments) => stats::run(&arguments)?,
         Command::Doctor(arguments) => doctor::run(&arguments)?,
         Command::Upgrade(arguments) => client::upgrade(arguments)?,
     }
     Ok(Action::Done)
 }
 
-/// Print to standard output. A reader that has gone (`isonic port list | head`) is no failure.
-fn print(text: &str) -> Result<(), CliError> {
+/// Whether anybody reads what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    Present,
+    Gone,
+}
+
+/// Write to standard output, to the letter. A reader that has gone (`isonic port list | head`) is
+/// no failure.
+fn write_out(text: &str) -> Result<Reader, CliError> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Output(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(Reader::Present),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(CliError::Output(error)),
     }
+}
+
+/// Print lines for people, on whose terminal nothing happens that others have chosen.
+fn print(text: &str) -> Result<(), CliError> {
+    write_out(&printable_lines(text)).map(|_reader| ())
+}
+
+/// Print what another program reads, to the letter.
+fn print_data(text: &str) -> Result<(), CliError> {
+    write_out(text).map(|_reader| ())
+}
+
+/// As JSON.
+fn json_text(value: &impl serde::Serialize) -> Result<String, CliError> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
 /// Print as JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    print(&text)
+    print_data(&json_text(value)?)
 }

@@ -14,6 +14,7 @@ use crate::profile::{Catalog, UplinkFacts};
 use super::capture::{self, CaptureArguments};
 use super::client::{API_SOCKET, Connection};
 use super::export::{self, ExportArguments};
+use super::failure::note;
 use super::{CliError, compare, show};
 
 #[derive(Debug, Subcommand)]
@@ -153,7 +154,7 @@ impl ProfileSource {
                 Err(ClientError::Unreachable { .. }) if !self.connection.is_named() => {}
                 outcome => return Ok(outcome?),
             }
-            eprintln!("isonic: no daemon at {API_SOCKET}; these are the profiles of the binary");
+            note(&format!("no daemon at {API_SOCKET}; these are the profiles of the binary"));
         }
         local(&Catalog::load(self.profile_dir.as_deref())?)
     }

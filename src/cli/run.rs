@@ -15,13 +15,18 @@ use crate::profile::Catalog;
 
 use super::{Action, CliError, print, print_json};
 
+/// The commands there are. What clap would make of the options is none that is accepted.
+pub(super) const USAGE: &str = "isonic run --config <FILE> [--check-config]
+       isonic run --socket-path <PATH> --uplink <INTERFACE> --profile <PROFILE> [OPTIONS]
+       isonic run --fd <NUMBER> --uplink <INTERFACE> --profile <PROFILE> [OPTIONS]
+       isonic run --print-capabilities";
+
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
     /// Serve the ports of this file, and those added at run time
     #[arg(
         long,
         value_name = "FILE",
-        required_unless_present_any = ["socket_path", "fd", "print_capabilities"],
         conflicts_with_all = [
             "socket_path", "fd", "uplink", "profile", "mac", "attach", "client", "queues",
             "socket_fds", "workers", "api_socket", "allow_draft", "profile_dir",
@@ -41,18 +46,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(0..))]
     fd: Option<i32>,
     /// The interface behind the port
-    #[arg(
-        long,
-        value_name = "INTERFACE",
-        required_unless_present_any = ["config", "print_capabilities"]
-    )]
+    #[arg(long, value_name = "INTERFACE")]
     uplink: Option<String>,
     /// The port's profile: a name, or a list of values such as NAME,mrg_rxbuf=off,max_ring=256
-    #[arg(
-        long,
-        value_name = "PROFILE",
-        required_unless_present_any = ["config", "print_capabilities"]
-    )]
+    #[arg(long, value_name = "PROFILE")]
     profile: Option<String>,
     /// Bind the port to a profile that is a draft, which may change under the guest
     #[arg(long)]
@@ -90,6 +87,7 @@ pub(super) fn run(arguments: RunArguments) -> Result<Action, CliError> {
         print_json(&Capabilities::of(&catalog.usable().released()))?;
         return Ok(Action::Done);
     }
+    check_usage(&arguments)?;
     let Some(file) = &arguments.config else { return single(arguments) };
     let config = config::load(file)?;
     if arguments.check_config {
@@ -97,6 +95,29 @@ pub(super) fn run(arguments: RunArguments) -> Result<Action, CliError> {
         return Ok(Action::Done);
     }
     Ok(Action::Serve(Box::new(config), RunOptions::default()))
+}
+
+/// Without a file, a socket, an uplink and a profile have to be named.
+fn check_usage(arguments: &RunArguments) -> Result<(), CliError> {
+    let is_one_port = arguments.socket_path.is_some() || arguments.fd.is_some();
+    let parts = [
+        (is_one_port, "--socket-path PATH (or --fd NUMBER)"),
+        (arguments.uplink.is_some(), "--uplink INTERFACE"),
+        (arguments.profile.is_some(), "--profile PROFILE"),
+    ];
+    let missing = parts.iter().filter(|(is_there, _)| !is_there);
+    let missing: Vec<&str> = missing.map(|&(_, option)| option).collect();
+    if arguments.config.is_some() || missing.is_empty() {
+        return Ok(());
+    }
+    let way = match missing.len() == parts.len() {
+        true => "give --config FILE, or for one port".to_owned(),
+        false => "for one port give also".to_owned(),
+    };
+    Err(CliError::Usage(format!(
+        "nothing to serve: {way} {}; see `isonic run --help`",
+        missing.join(" and ")
+    )))
 }
 
 fn report(file: &Path, config: &Config) -> Result<(), CliError> {
@@ -251,8 +272,24 @@ mod tests {
             "isonic run --fd 3 --client --uplink e --profile p",
             "isonic run --socket-path s --uplink e --profile p --mac nonsense",
         ] {
-            assert_eq!(arguments(words).unwrap_err().exit_code(), 2, "{words}");
+            let refused = match arguments(words) {
+                Err(error) => error.exit_code() == 2,
+                Ok(arguments) => {
+                    matches!(super::super::run(arguments), Err(CliError::Usage(_)))
+                }
+            };
+            assert!(refused, "{words}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_given_it_is_accepted() {
+        let run = |words: &str| super::super::run(arguments(words).unwrap());
+        let told = run("isonic run").unwrap_err().to_string();
+        assert!(told.contains("--config FILE, or for one port --socket-path PATH"), "{told}");
+        let told = run("isonic run --uplink e --profile org.isonic.net.v1").unwrap_err();
+        assert!(told.to_string().contains("give also --socket-path PATH (or --fd"), "{told}");
+        run("isonic run --uplink e --profile org.isonic.net.v1 --socket-path /s").unwrap();
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use crate::control::api::{
-    BindingView, BitsView, Counters, Direction, PortState, PortView, ProfileView, RingView,
-    SocketKind, Stats, Upgraded, UplinkState, UplinkView, XdpMode,
+    BindingView, BitsView, Direction, PortState, PortView, ProfileView, RingView, SocketKind,
+    Upgraded, UplinkState, UplinkView, XdpMode,
 };
 
 use crate::device::features::{FEATURES, Feature};
@@ -58,7 +58,8 @@ pub(super) fn upgraded(upgraded: &Upgraded) -> String {
 }
 
 pub(super) fn ports(ports: &[PortView]) -> String {
-    let mut table = Table::new(&["NAME", "STATE", "UPLINK", "ATTACH", "MAC", "PROFILE", "SOCKET"]);
+    let heading = ["NAME", "STATE", "UPLINK", "ATTACH", "MAC", "PROFILE", "SOCKET", "PROBLEM"];
+    let mut table = Table::new(&heading);
     for port in ports {
         table.row(vec![
             port.name.clone(),
@@ -68,9 +69,19 @@ pub(super) fn ports(ports: &[PortView]) -> String {
             port.mac.to_string(),
             port.profile.clone(),
             port.socket.display().to_string(),
+            problems(port).join("; "),
         ]);
     }
     table.render()
+}
+
+/// What keeps a port from moving packets, each in one phrase.
+fn problems(port: &PortView) -> Vec<String> {
+    let broken = |ring: &RingView| {
+        let fault = ring.broken.as_ref()?;
+        Some(format!("ring {} is broken: {fault}", ring.index))
+    };
+    port.refusal.iter().cloned().chain(port.rings.iter().filter_map(broken)).collect()
 }
 
 pub(super) fn port(port: &PortView) -> String {
@@ -326,32 +337,6 @@ fn feature_table(profile: &ProfileView) -> String {
     table.render()
 }
 
-pub(super) fn stats(stats: &Stats) -> String {
-    let mut table = Table::new(&["OF", "COUNTER", "VALUE"]);
-    let mut add = |of: String, counters: &Counters| {
-        for (counter, value) in counters {
-            table.row(vec![of.clone(), counter.clone(), value.to_string()]);
-        }
-    };
-    for (port, counters) in &stats.ports {
-        add(format!("port {port}"), counters);
-    }
-    for (uplink, counters) in &stats.uplinks {
-        add(format!("uplink {uplink}"), counters);
-    }
-    for worker in &stats.workers {
-        let counts = [
-            ("turns", worker.turns),
-            ("sleeps", worker.sleeps),
-            ("busy_nanoseconds", worker.busy_nanoseconds),
-        ];
-        let counts = counts.map(|(name, value)| (name.to_owned(), value));
-        let cpu = worker.cpu.map(|cpu| format!(" (CPU {cpu})")).unwrap_or_default();
-        add(format!("worker {}{cpu}", worker.id), &counts.into());
-    }
-    table.render()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -406,10 +391,10 @@ mod tests {
         let text = ports(&[view()]);
         let line = text.lines().nth(1).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(
-            words,
-            ["vm1", "running", "eth0", "switch", "02:00:00:00:00:01", "p", "/run/vm1.sock"]
-        );
+        let expected =
+            ["vm1", "running", "eth0", "switch", "02:00:00:00:00:01", "p", "/run/vm1.sock"];
+        assert_eq!(words[..7], expected);
+        assert_eq!(words[7..].join(" "), "ring 1 is broken: descriptor 7 loops");
     }
 
     #[test]
@@ -448,17 +433,5 @@ mod tests {
         };
         assert!(port(&refused).contains("refused: another interface"));
         assert!(ports(&[refused]).contains(" refused "));
-    }
-
-    #[test]
-    fn counters_name_what_they_are_of() {
-        let counters = BTreeMap::from([("drops".to_owned(), 3)]);
-        let shown = stats(&Stats {
-            ports: BTreeMap::from([("vm1".into(), counters.clone())]),
-            uplinks: BTreeMap::from([("eth0".into(), counters)]),
-            workers: Vec::new(),
-        });
-        assert!(shown.contains("port vm1     drops    3"), "{shown}");
-        assert!(shown.contains("uplink eth0  drops    3"), "{shown}");
     }
 }

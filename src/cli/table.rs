@@ -1,17 +1,26 @@
 //! Aligned columns for people.
 
 /// Rows under a heading, each column as wide as its widest cell.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
+    /// Characters of the widest cell of each column so far.
+    widths: Vec<usize>,
 }
 
 impl Table {
     pub(super) fn new(heading: &[&str]) -> Self {
-        Self { rows: vec![heading.iter().map(|&cell| cell.to_owned()).collect()] }
+        let mut table = Self::default();
+        table.row(heading.iter().map(|&cell| cell.to_owned()).collect());
+        table
     }
 
     pub(super) fn row(&mut self, cells: Vec<String>) {
+        let cells: Vec<String> = cells.into_iter().map(|cell| printable(&cell)).collect();
+        self.widths.resize(self.widths.len().max(cells.len()), 0);
+        for (width, cell) in self.widths.iter_mut().zip(&cells) {
+            *width = (*width).max(cell.chars().count());
+        }
         self.rows.push(cells);
     }
 
@@ -19,8 +28,7 @@ impl Table {
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let width = self.width(column);
+            for (cell, &width) in row.iter().zip(&self.widths) {
                 line.push_str(&format!("{cell:width$}  "));
             }
             text.push_str(line.trim_end());
@@ -28,11 +36,36 @@ impl Table {
         }
         text
     }
+}
 
-    fn width(&self, column: usize) -> usize {
-        let cells = self.rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+/// What cannot move a terminal's cursor, begin a line or turn the reading direction, from what
+/// others have chosen: the rest is escaped.
+pub(super) fn printable(text: &str) -> String {
+    escape_all_but(text, is_harmless)
+}
+
+/// The same of lines, which may end.
+pub(super) fn printable_lines(text: &str) -> String {
+    escape_all_but(text, |letter| letter == '\n' || is_harmless(letter))
+}
+
+fn escape_all_but(text: &str, is_harmless: fn(char) -> bool) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if is_harmless(letter) {
+            escaped.push(letter);
+        } else {
+            escaped.extend(letter.escape_default());
+        }
     }
+    escaped
+}
+
+/// Neither a control character nor one that reorders its line (Unicode, UAX #9).
+fn is_harmless(letter: char) -> bool {
+    let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    !letter.is_control() && !turns
 }
 
 /// Names and values below one another, values aligned.
@@ -40,7 +73,7 @@ pub(super) fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
     let line = |(name, value): &(&str, String)| {
         let name = format!("{name}:");
-        format!("{name:width$} {value}").trim_end().to_owned() + "\n"
+        format!("{name:width$} {}", printable(value)).trim_end().to_owned() + "\n"
     };
     pairs.iter().map(line).collect()
 }
@@ -55,6 +88,24 @@ mod tests {
         table.row(vec!["a-long-name".into(), "1500".into()]);
         table.row(vec!["b".into(), String::new()]);
         assert_eq!(table.render(), "NAME         MTU\na-long-name  1500\nb\n");
+    }
+
+    #[test]
+    fn a_long_table_is_rendered_in_one_pass() {
+        let mut table = Table::new(&["OF", "VALUE"]);
+        for row in 0..100_000 {
+            table.row(vec![format!("port {row}"), "0".into()]);
+        }
+        assert_eq!(table.render().lines().count(), 100_001);
+    }
+
+    #[test]
+    fn nothing_that_others_chose_moves_the_cursor_or_begins_a_line() {
+        let mut table = Table::new(&["NAME"]);
+        table.row(vec!["a\nb\u{1b}[2K\r\u{9b}31m\u{202e}é".into()]);
+        assert_eq!(table.render(), "NAME\na\\nb\\u{1b}[2K\\r\\u{9b}31m\\u{202e}é\n");
+        assert_eq!(pairs(&[("a", "b\nc".into())]), "a: b\\nc\n");
+        assert_eq!(printable_lines("a\n\tb"), "a\n\\tb");
     }
 
     #[test]

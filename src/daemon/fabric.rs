@@ -476,7 +476,7 @@ impl Fabric {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn inspect(&self, port: PortId) -> Result<Vec<(WorkerId, RingReport)>, WorkerGone> {
+    pub fn inspect(&self, port: PortId) -> Result<Rings, WorkerGone> {
         let mut rings = Vec::new();
         for (id, worker) in (0u16..).map(WorkerId).zip(&self.workers) {
             rings.extend(worker.handle.inspect(port)?.into_iter().map(|ring| (id, ring)));
@@ -484,7 +484,27 @@ impl Fabric {
         rings.sort_by_key(|(_, ring)| ring.index);
         Ok(rings)
     }
+
+    /// The same of all ports that have any, by one question to each worker.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn inspect_all(&self) -> Result<BTreeMap<PortId, Rings>, WorkerGone> {
+        let mut ports = BTreeMap::<PortId, Rings>::new();
+        for (id, worker) in (0u16..).map(WorkerId).zip(&self.workers) {
+            for (port, ring) in worker.handle.inspect_all()? {
+                ports.entry(port).or_default().push((id, ring));
+            }
+        }
+        for rings in ports.values_mut() {
+            rings.sort_by_key(|(_, ring)| ring.index);
+        }
+        Ok(ports)
+    }
 }
+
+/// A port's rings by number, each with its worker.
+pub type Rings = Vec<(WorkerId, RingReport)>;
 
 /// A worker that panics has met a bug of ours, and its guests would be cut off for good while the
 /// process seems well. Ended, the process is started again and front-ends reconnect.

@@ -12,7 +12,7 @@ use crate::control::api::{
     WorkerView, XdpMode,
 };
 use crate::control::{ApiError, ErrorCode, Request, Response, Service};
-use crate::datapath::is_from_guest;
+use crate::datapath::{PortId, RingReport, WorkerId, is_from_guest};
 use crate::device::mac::MacAddress;
 use crate::metrics::sum;
 use crate::profile::fingerprint;
@@ -20,6 +20,7 @@ use crate::report::chain;
 use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
+use super::fabric::Rings;
 use super::ports::{Origin, Port, PortError, RefusedPort, Registry};
 use super::succession::{Succeeded, Succession};
 use super::uplinks::{Nic, NicState};
@@ -56,9 +57,7 @@ impl Service for DaemonService {
                 registry.remove(&name).map_err(|error| refused(&error))?;
                 Ok(Response::Deleted(Deleted { deleted: name }))
             }
-            Request::ListUplinks => {
-                Ok(Response::Uplinks(registry.nics.iter().map(|nic| self.uplink(nic)).collect()))
-            }
+            Request::ListUplinks => Ok(Response::Uplinks(self.uplinks())),
             Request::ListProfiles => {
                 Ok(Response::Profiles(ProfileView::all(&registry.catalog, &registry.nics.facts())))
             }
@@ -93,7 +92,11 @@ impl DaemonService {
     /// All ports by name, served or not.
     fn ports(&self) -> Vec<PortView> {
         let ports = self.registry.ports();
-        let mut views: Vec<PortView> = ports.values().map(|port| self.port(port)).collect();
+        // One question for all: each has every counter published, which takes as long as there are
+        // ports.
+        let mut rings = self.registry.fabric.inspect_all().unwrap_or_default();
+        let view = |port: &Port| self.port(port, rings.remove(&port.id).unwrap_or_default());
+        let mut views: Vec<PortView> = ports.values().map(view).collect();
         views.extend(self.registry.refused().values().map(refused_port));
         views.sort_by(|a, b| a.name.cmp(&b.name));
         views
@@ -101,7 +104,8 @@ impl DaemonService {
 
     fn show_port(&self, name: &str) -> Result<Box<PortView>, ApiError> {
         let ports = self.registry.ports();
-        let served = ports.get(name).map(|port| self.port(port));
+        let rings = |port: &Port| self.registry.fabric.inspect(port.id).unwrap_or_default();
+        let served = ports.get(name).map(|port| self.port(port, rings(port)));
         let view = served.or_else(|| self.registry.refused().get(name).map(refused_port));
         let missing = || refused(&PortError::NotFound(name.to_owned()));
         view.map(Box::new).ok_or_else(missing)
@@ -119,8 +123,8 @@ impl DaemonService {
         }
     }
 
-    fn port(&self, port: &Port) -> PortView {
-        let rings = self.rings(port);
+    fn port(&self, port: &Port, rings: Rings) -> PortView {
+        let rings: Vec<RingView> = rings.into_iter().map(ring).collect();
         let session = port.link.session();
         let state = match &session {
             None => PortState::Waiting,
@@ -146,22 +150,15 @@ impl DaemonService {
         }
     }
 
-    /// The rings of a port; asking for them brings all counters up to date.
-    fn rings(&self, port: &Port) -> Vec<RingView> {
-        let reports = self.registry.fabric.inspect(port.id).unwrap_or_default();
-        let view = |(worker, ring): (crate::datapath::WorkerId, crate::datapath::RingReport)| {
-            let direction =
-                if is_from_guest(ring.index) { Direction::FromGuest } else { Direction::ToGuest };
-            RingView {
-                index: ring.index,
-                direction,
-                size: ring.size,
-                enabled: ring.enabled,
-                broken: ring.broken.map(|fault| fault.to_string()),
-                worker: worker.index(),
-            }
-        };
-        reports.into_iter().map(view).collect()
+    /// Bring all counters up to date, once for each request.
+    fn publish(&self) {
+        // Any port: all counters are published.
+        let _ = self.registry.fabric.inspect(PortId(0));
+    }
+
+    fn uplinks(&self) -> Vec<UplinkView> {
+        self.publish();
+        self.registry.nics.iter().map(|nic| self.uplink(nic)).collect()
     }
 
     fn uplink(&self, nic: &Nic) -> UplinkView {
@@ -207,8 +204,6 @@ impl DaemonService {
 
     fn uplink_counters(&self, nic: &Nic) -> Counters {
         let fabric = &self.registry.fabric;
-        // Any port: all counters are published.
-        let _ = fabric.inspect(crate::datapath::PortId(0));
         nic.count();
         let sockets = fabric.socket_counters(nic.id);
         let mut counters = sum(sockets.iter().chain([&nic.counters]).map(|counters| &**counters));
@@ -219,6 +214,7 @@ impl DaemonService {
     }
 
     fn stats(&self) -> Stats {
+        self.publish();
         let registry = &self.registry;
         let uplink = |nic: &Nic| (nic.config.interface.clone(), self.uplink_counters(nic));
         let uplinks = registry.nics.iter().map(uplink).collect();
@@ -236,6 +232,18 @@ impl DaemonService {
             busy_nanoseconds: worker.turns.busy_nanoseconds(),
         });
         Stats { ports, uplinks, workers: workers.collect() }
+    }
+}
+
+fn ring((worker, ring): (WorkerId, RingReport)) -> RingView {
+    let from_guest = is_from_guest(ring.index);
+    RingView {
+        index: ring.index,
+        direction: if from_guest { Direction::FromGuest } else { Direction::ToGuest },
+        size: ring.size,
+        enabled: ring.enabled,
+        broken: ring.broken.map(|fault| fault.to_string()),
+        worker: worker.index(),
     }
 }
 

@@ -139,6 +139,11 @@ pub enum Command {
         /// The report.
         done: Sender<Vec<RingReport>>,
     },
+    /// Report all rings, each with its port, and publish all counters.
+    InspectAll {
+        /// The report.
+        done: Sender<Vec<(PortId, RingReport)>>,
+    },
     /// Serve the uplink's sockets no more; answers them, untouched from then on, when no other
     /// worker has a frame of theirs. What guests send there is dropped and counted until the next
     /// are given.
@@ -342,6 +347,14 @@ impl WorkerHandle {
     /// [`WorkerGone`].
     pub fn inspect(&self, port: PortId) -> Result<Vec<RingReport>, WorkerGone> {
         self.call(|done| Command::Inspect { port, done })
+    }
+
+    /// Report all rings, each with its port.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn inspect_all(&self) -> Result<Vec<(PortId, RingReport)>, WorkerGone> {
+        self.call(|done| Command::InspectAll { done })
     }
 
     /// Serve the uplink's sockets no more, and answer them.

@@ -21,6 +21,19 @@ struct WorkerPort {
     counters: Counters<PortCounter>,
 }
 
+impl WorkerPort {
+    fn report(&self) -> impl Iterator<Item = RingReport> {
+        let report = |(index, ring): (usize, &Ring)| RingReport {
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            size: ring.queue.ring().size(),
+            enabled: ring.enabled,
+            broken: ring.broken,
+        };
+        let rings = self.rings.iter().enumerate();
+        rings.filter_map(move |(index, ring)| Some(report((index, ring.as_deref()?))))
+    }
+}
+
 /// The ports and rings of a worker, apart from its sockets so that both can be borrowed at once.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -257,15 +270,15 @@ impl Ports {
     }
 
     pub fn report(&mut self, port: PortId) -> Vec<RingReport> {
-        let Some(slot) = self.slot(port) else { return Vec::new() };
-        let report = |(index, ring): (usize, &Ring)| RingReport {
-            index: u16::try_from(index).unwrap_or(u16::MAX),
-            size: ring.queue.ring().size(),
-            enabled: ring.enabled,
-            broken: ring.broken,
+        self.slot(port).map(|slot| slot.report().collect()).unwrap_or_default()
+    }
+
+    pub fn report_all(&self) -> Vec<(PortId, RingReport)> {
+        let slots = (0..).map(PortId).zip(&self.slots);
+        let of_slot = |(port, slot): (PortId, &Option<Box<WorkerPort>>)| {
+            slot.iter().flat_map(|slot| slot.report()).map(|ring| (port, ring)).collect::<Vec<_>>()
         };
-        let rings = slot.rings.iter().enumerate();
-        rings.filter_map(|(index, ring)| Some(report((index, ring.as_deref()?)))).collect()
+        slots.flat_map(of_slot).collect()
     }
 }
 

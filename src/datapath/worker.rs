@@ -310,6 +310,12 @@ impl Worker {
         }
     }
 
+    /// Publish all counters, the kernel's among them.
+    fn publish_all(&mut self) {
+        self.sockets.places.iter_mut().for_each(WorkerSocket::read_kernel_statistics);
+        self.publish_counters();
+    }
+
     fn publish_counters(&mut self) {
         self.ports.publish_counters();
         self.sockets.places.iter_mut().for_each(WorkerSocket::publish);
@@ -508,9 +514,12 @@ impl Worker {
                 let _ = done.send(self.relocate(ring, setup, &memory));
             }
             Command::Inspect { port, done } => {
-                self.sockets.places.iter_mut().for_each(WorkerSocket::read_kernel_statistics);
-                self.publish_counters();
+                self.publish_all();
                 let _ = done.send(self.ports.report(port));
+            }
+            Command::InspectAll { done } => {
+                self.publish_all();
+                let _ = done.send(self.ports.report_all());
             }
             Command::TakeSockets { uplink, done } => self.sockets.take(uplink, done),
             Command::GiveSockets { uplink, sockets, done } => {

@@ -227,11 +227,13 @@ impl<'bed> Daemon<'bed> {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
     }
 
-    /// What a client command that is refused says; panics if it succeeds.
+    /// The message of a client command that is refused; panics if it succeeds.
     pub fn refusal(&self, arguments: &[&str]) -> String {
         let finished = run_to_end(&mut Self::client(self.bed, arguments));
         assert_eq!(finished.status.code(), Some(1), "{arguments:?}: {finished:?}");
-        finished.errors
+        let error: Value = serde_json::from_str(&finished.errors)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {finished:?}"));
+        error["error"]["message"].as_str().expect("a message").to_owned()
     }
 
     /// A port's counter.

@@ -1,0 +1,97 @@
+//! What is logged, and in which colours.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// The level of what no directive names.
+const DEFAULT: &str = "info";
+/// The environment's way to say what is logged.
+const VARIABLE: &str = "RUST_LOG";
+
+/// Log on standard error: as `--log-level` says, else as RUST_LOG does. A mistake in the latter,
+/// which may be meant for other programs too, is told and changes nothing.
+///
+/// # Errors
+/// What is wrong with `--log-level`.
+pub fn start(level: Option<&str>) -> Result<(), String> {
+    let (filter, mistake) = match level {
+        Some(level) => (filter(level).map_err(|mistake| format!("--log-level {mistake}"))?, None),
+        None => match env::var(VARIABLE).map(|text| filter(&text)) {
+            Ok(Ok(filter)) => (filter, None),
+            Ok(Err(mistake)) => (EnvFilter::new(DEFAULT), Some(mistake)),
+            Err(_unset) => (EnvFilter::new(DEFAULT), None),
+        },
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(wants_colours(env::var_os("NO_COLOR").as_deref(), io::stderr().is_terminal()))
+        .init();
+    if let Some(mistake) = mistake {
+        tracing::warn!("{VARIABLE} is ignored: {mistake}");
+    }
+    Ok(())
+}
+
+/// Only on a terminal, and unless NO_COLOR is set to anything (no-color.org).
+fn wants_colours(no_color: Option<&OsStr>, is_terminal: bool) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+/// What these directives ask for. The library takes a word that is no level for the name of a
+/// module and logs nothing else; so such a word has to be one of ours, and what is named nowhere is
+/// logged as if nothing had been said.
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    let directives: Vec<&str> =
+        text.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect();
+    let is_level = |directive: &&str| directive.parse::<LevelFilter>().is_ok();
+    let is_ours = |word: &str| word.split("::").next() == Some("isonic");
+    let strange = directives.iter().find(|directive| {
+        !directive.contains(['=', '[']) && !is_level(directive) && !is_ours(directive)
+    });
+    if let Some(word) = strange.copied().or(directives.is_empty().then_some("")) {
+        return Err(format!(
+            "{text:?}: {word:?} is no level; write off, error, warn, info, debug or trace, or a \
+             filter such as isonic::vhost_user=debug"
+        ));
+    }
+    let default = if directives.iter().any(is_level) { None } else { Some(DEFAULT) };
+    let all = default.into_iter().chain(directives).collect::<Vec<_>>().join(",");
+    EnvFilter::try_new(all).map_err(|error| format!("{text:?}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typo_is_told_and_does_not_switch_the_log_off() {
+        for typo in ["INFOO", "inf", "verbose", "warn,debgu", "isonics", "", " , ", "isonic=loud"] {
+            let mistake = filter(typo).unwrap_err();
+            assert!(mistake.contains(&format!("{typo:?}: ")), "{mistake}");
+        }
+    }
+
+    #[test]
+    fn what_no_directive_names_is_logged_as_ever() {
+        for (text, meant) in [
+            ("WARN", "warn"),
+            ("isonic::vhost_user=debug", "isonic::vhost_user=debug,info"),
+            ("off,isonic=debug", "isonic=debug,off"),
+            ("isonic::daemon", "isonic::daemon=trace,info"),
+            ("isonic::demon=debug", "isonic::demon=debug,info"),
+        ] {
+            assert_eq!(filter(text).unwrap().to_string(), meant);
+        }
+    }
+
+    #[test]
+    fn colours_are_for_terminals_whose_user_wants_them() {
+        assert!(wants_colours(None, true) && wants_colours(Some(OsStr::new("")), true));
+        assert!(!wants_colours(Some(OsStr::new("1")), true) && !wants_colours(None, false));
+    }
+}
