@@ -98,6 +98,43 @@ fn a_domain_has_its_ports_from_prepare_to_release() {
 }
 
 #[test]
+fn a_domain_gives_back_its_ports_whatever_is_left_of_it() {
+    let bed = Bed::new(1, 1);
+    let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
+    let xml = domain(&bed, V3, &[]);
+    let part = |from: &str, to: &str| {
+        let (before, rest) = xml.split_once(from).expect("its begin");
+        let (_, after) = rest.split_once(to).expect("its end");
+        format!("{before}{after}")
+    };
+    let pulled = part("<interface ", "</interface>");
+    let forgotten = part("<metadata>", "</metadata>").replace("isonic", "");
+    let newer = xml.replace("/libvirt/1'", "/libvirt/2'");
+    let bare = format!("<domain><uuid>{UUID}</uuid></domain>");
+    for left in [pulled, forgotten, newer, bare] {
+        call(&bed, "prepare", &xml);
+        assert_eq!(names(&daemon), [PORT]);
+        // Another's release, with as little, takes nothing.
+        call(&bed, "release", &left.replace(UUID, OTHER_UUID));
+        assert_eq!(names(&daemon), [PORT]);
+        call(&bed, "release", &left);
+        assert_eq!(names(&daemon), [""; 0], "{left}");
+    }
+}
+
+#[test]
+fn what_a_domain_asks_for_and_does_not_get_is_said_once() {
+    let bed = Bed::new(1, 1);
+    let _daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
+    let limit = "<bandwidth><inbound average='9'/></bandwidth></interface>";
+    let xml = domain(&bed, V3, &[]).replace("</interface>", limit);
+    for (operation, times) in [("migrate", 0), ("prepare", 1), ("start", 0), ("release", 0)] {
+        let said = call_with(&bed, &[], operation, &xml).errors;
+        assert_eq!(said.matches("<bandwidth> is ignored").count(), times, "{operation}: {said}");
+    }
+}
+
+#[test]
 fn another_domain_with_the_same_port_is_refused_and_released_without_harm() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));

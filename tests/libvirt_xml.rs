@@ -126,6 +126,109 @@ fn hostile_and_mistaken_input_is_refused_and_told() {
     assert!(refused(&["stamp", "-", "--profile", "nobodys"], DOMAIN).contains("known: "));
 }
 
+/// A domain with this vhost-user interface.
+fn with_interface(inside: &str) -> String {
+    let interface = format!("<interface type='vhostuser'>{inside}</interface>");
+    DOMAIN.replace("<memballoon model='none'/>", &interface)
+}
+
+/// What is printed when it is stamped, and what is said beside.
+fn stamped(input: &str, more: &[&str]) -> (String, String) {
+    let output = isonic(&[&["stamp", "-", "--profile", V1], more].concat(), input);
+    assert!(output.status.success(), "{input}\n{output:?}");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+const SOURCE: &str = "<source type='unix' path='/run/a.sock' mode='client'/><model type='virtio'/>";
+
+#[test]
+fn an_interface_of_another_backend_is_left_to_it() {
+    let passt = "<interface type='vhostuser'><mac address='52:54:00:aa:00:01'/>\
+                 <source dev='eth0'/><backend type='passt' logFile='/p.log'/></interface>";
+    let ours = "<interface type='vhostuser'>";
+    let beside = with_interface(SOURCE).replace(ours, &format!("{passt}{ours}"));
+    let (xml, _) = stamped(&beside, &[]);
+    assert!(xml.contains(passt), "{xml}");
+    assert_eq!(xml.matches("<isonic:interface ").count(), 1, "{xml}");
+    let told = refused(&["stamp", "-", "--interface", "52:54:00:aa:00:01"], &beside);
+    assert!(told.contains("no vhost-user interface \"52:54:00:aa:00:01\""), "{told}");
+    let (alone, _) = stamped(&DOMAIN.replace("<memballoon model='none'/>", passt), &[]);
+    assert!(alone.contains(passt) && alone.contains("vm1-net0.sock"), "{alone}");
+    let default = format!("{SOURCE}<backend type='default'/>");
+    assert!(stamped(&with_interface(&default), &[]).0.contains("path='/run/a.sock'"));
+}
+
+#[test]
+fn what_is_asked_for_and_not_done_is_said() {
+    let policed = "<bandwidth><inbound average='1000'/></bandwidth><vlan><tag id='42'/></vlan>\
+                   <filterref filter='clean-traffic'/><port isolated='yes'/>";
+    let (xml, said) = stamped(&with_interface(&format!("{SOURCE}{policed}")), &[]);
+    assert!(xml.contains(policed), "{xml}");
+    for ignored in ["<bandwidth>", "<vlan>", "<filterref>", "<port>"] {
+        assert_eq!(said.matches(&format!("{ignored} is ignored: ")).count(), 1, "{said}");
+    }
+    assert_eq!(said.matches("isonic: warning: ").count(), 4, "{said}");
+    let nothing = "<bandwidth /><port isolated='no'/><link state='up'/>";
+    let (_, said) = stamped(&with_interface(&format!("{SOURCE}{nothing}")), &[]);
+    assert!(!said.contains("warning"), "{said}");
+    let qemu = "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>";
+    let by_hand = "<qemu:commandline><qemu:arg value='-netdev'/>\
+                   <qemu:arg value='vhost-user,id=n1,chardev=c1'/></qemu:commandline></domain>";
+    let domain = DOMAIN.replace("<domain type='qemu'>", qemu).replace("</domain>", by_hand);
+    let (xml, said) = stamped(&domain, &[]);
+    assert!(xml.contains("vm1-net0.sock") && said.contains("<qemu:commandline>"), "{said}");
+}
+
+#[test]
+fn what_libvirt_reads_is_read_however_it_is_written() {
+    let plain = with_interface(SOURCE);
+    let (expected, _) = stamped(&plain, &[]);
+    let (marked, _) = stamped(&format!("\u{feff}{plain}"), &[]);
+    assert_eq!(marked, format!("\u{feff}{expected}"));
+    let (ended, _) = stamped(&plain.replace('\n', "\r\n"), &[]);
+    assert_eq!(ended.replace("\r\n", "\n"), expected);
+    let verbose =
+        SOURCE.replace("/>", "></source>").replacen("'virtio'></source>", "'virtio'></model>", 1);
+    assert!(stamped(&with_interface(&verbose), &[]).0.contains("path='/run/a.sock'"));
+    let commented = DOMAIN.replace("<memballoon", &format!("<!-- {plain} --><memballoon"));
+    let (xml, _) = stamped(&commented, &[]);
+    assert!(xml.contains("vm1-net0.sock"), "{xml}");
+    // libvirt takes a byte of one digit, and writes two.
+    let short = with_interface(&format!("<mac address='52:54:0:AA:0:E'/>{SOURCE}"));
+    let (xml, _) = stamped(&short, &["--interface", "52:54:00:aa:00:0e"]);
+    assert!(xml.contains("address='52:54:0:AA:0:E'"), "{xml}");
+    let iommu = SOURCE.replace("<model", "<driver name='vhost' iommu='on' ats='on'/><model");
+    let (xml, _) = stamped(&with_interface(&iommu), &[]);
+    assert!(xml.contains("iommu='off'") && xml.contains("ats='on'"), "{xml}");
+}
+
+#[test]
+fn a_domain_that_could_never_run_is_refused_with_the_place_and_the_way_out() {
+    let with = |from: &str, to: &str| with_interface(&SOURCE.replace(from, to));
+    let long = format!("/run/{}.sock", "x".repeat(103));
+    let anonymous = with_interface(SOURCE)
+        .replace("<vcpu>", "<memoryBacking><source type='anonymous'/></memoryBacking><vcpu>");
+    for (domain, told) in [
+        (with("/run/a.sock", &long), "of 113 bytes, and the path of a socket has at most 107"),
+        (with("/run/a.sock", "/run/a.sock "), "the socket \"/run/a.sock \", whose file name"),
+        (with("/run/a.sock", "/tmp/a#bdf=0000:3b:00.2"), "a#bdf=0000:3b:00.2\""),
+        (with("<model", "<mac address='01:00:5e:00:00:01'/><model"), "not that of one device"),
+        (with("<model", "<mac address='52:54:00:aa:00'/><model"), "is no MAC address"),
+        (anonymous, "write <source type='memfd'/>"),
+    ] {
+        let error = refused(&["stamp", "-", "--profile", V1], &domain);
+        assert!(error.contains(told) && error.lines().count() == 1, "{told}: {error}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("utf16.xml");
+    let wide: Vec<u8> =
+        DOMAIN.encode_utf16().flat_map(|unit| unit.to_le_bytes()).collect::<Vec<_>>();
+    fs::write(&file, [&[0xff, 0xfe], &wide[..]].concat()).unwrap();
+    let error = refused(&["stamp", file.to_str().unwrap()], "");
+    assert!(error.contains("utf16.xml is no text in UTF-8; convert it first (iconv"), "{error}");
+}
+
 #[test]
 fn the_hook_leaves_other_peoples_domains_alone_whatever_is_in_them() {
     let large = "x".repeat(10 << 20);

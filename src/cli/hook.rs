@@ -17,8 +17,9 @@ use crate::platform::text_file::{read_text, replace};
 use crate::report::chain;
 
 use super::client::Api;
+use super::failure::note;
 use super::libvirt::standard_input;
-use super::{CliError, print};
+use super::{CliError, print, print_data};
 
 /// The first lines of a drop-in that is ours.
 const HEAD: &str = "#!/bin/sh\n# Made by `isonic libvirt install-hook`, which may write it anew.\n";
@@ -124,7 +125,7 @@ pub(super) fn run(arguments: &HookArguments) -> Result<(), CliError> {
         && let Err(error) = &outcome
     {
         // libvirt would kill the running VM.
-        eprintln!("isonic: {}", chain(error));
+        note(&chain(error));
         return Ok(());
     }
     outcome
@@ -134,16 +135,18 @@ fn call(arguments: &HookArguments) -> Result<(), CliError> {
     let HookArguments { host, operation, .. } = arguments;
     let text = match String::from_utf8(standard_input()?) {
         Ok(text) => text,
-        // Too much may have been cut off within a letter.
-        Err(error) if !hook::may_be_ours(&String::from_utf8_lossy(error.as_bytes())) => {
-            return Ok(());
+        Err(error) => {
+            // Too much may have been cut off within a letter.
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            if hook::may_be_ours(&text) && operation != "release" {
+                return Err(CliError::InputText(error));
+            }
+            text
         }
-        Err(error) => return Err(CliError::InputText(error)),
     };
-    match hook::run(operation, &text, &host.settings(), &host.api.client())? {
-        Some(changed) => print(&changed),
-        None => Ok(()),
-    }
+    let answer = hook::run(operation, &text, &host.settings(), &host.api.client())?;
+    answer.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
+    answer.changed.map_or(Ok(()), |changed| print_data(&changed))
 }
 
 /// The drop-in: calls this binary with these arguments. It lets other domains start when isonic has

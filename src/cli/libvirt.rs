@@ -14,8 +14,9 @@ use crate::platform::text_file::read_text;
 use crate::profile::{Catalog, Profile};
 
 use super::client::Api;
+use super::failure::note;
 use super::hook::{self, HookArguments, InstallArguments};
-use super::{CliError, print};
+use super::{CliError, print_data};
 
 /// Where ports' sockets are, if nothing is said.
 const SOCKET_DIRECTORY: &str = "/run/isonic";
@@ -115,7 +116,7 @@ fn xml(arguments: &XmlArguments) -> Result<(), CliError> {
         (Some(port), _) => of_port(port, arguments)?,
         (None, profile) => of_profile(profile.as_deref().unwrap_or_default(), arguments)?,
     };
-    print(&if arguments.device {
+    print_data(&if arguments.device {
         libvirt::device(&profile, &attachment)?
     } else {
         libvirt::fragment(&profile, &attachment)?
@@ -180,9 +181,10 @@ fn stamp(arguments: StampArguments) -> Result<(), CliError> {
     };
     let stamped = libvirt::stamp(&text, &order, &catalog)?;
     for record in &stamped.records {
-        eprintln!("isonic: {}: {}, digest {}", record.alias, record.profile, record.digest);
+        note(&format!("{}: {}, digest {}", record.alias, record.profile, record.digest));
     }
-    print(&stamped.text)
+    stamped.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
+    print_data(&stamped.text)
 }
 
 /// All of standard input, which may be one domain's XML: of more, one byte more.

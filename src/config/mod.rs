@@ -15,7 +15,8 @@ mod types;
 
 pub use load::{ConfigError, RUNTIME_DIR, load, parse};
 pub use rules::{
-    HandedProblem, PortProblem, port_differences, port_problems, resolve_profile, uplink_problems,
+    HandedProblem, PortProblem, SOCKET_PATH_MAX, port_differences, port_problems, resolve_profile,
+    uplink_problems,
 };
 pub use types::{
     Attach, Config, Handed, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,

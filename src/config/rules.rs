@@ -12,7 +12,7 @@ use super::types::{Attach, Handed, PortConfig, SocketPermissions, UplinkConfig, 
 /// Longest port name, bytes: it becomes part of file names, labels and URLs.
 const NAME_MAX: usize = 63;
 /// Longest path of a Unix socket, bytes (unix(7): `sun_path` less its final zero).
-const SOCKET_PATH_MAX: usize = 107;
+pub const SOCKET_PATH_MAX: usize = 107;
 /// Longest owner, bytes: a UUID and whose it is fit several times.
 const OWNER_MAX: usize = 128;
 

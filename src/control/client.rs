@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use super::api::{ApiError, ErrorBody, Request};
 
-/// How long an answer may take: deleting a port waits for its workers.
+/// How long an answer may take if nothing else is said: deleting a port waits for its workers.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Largest answer, bytes: some thousands of ports.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -55,8 +55,8 @@ pub enum ClientError {
         source: serde_json::Error,
     },
     /// No answer in time.
-    #[error("the daemon did not answer within {} seconds", ANSWER_WAIT_MAX.as_secs())]
-    Timeout,
+    #[error("the daemon did not answer within {} seconds", .0.as_secs())]
+    Timeout(Duration),
     /// No runtime to wait with.
     #[error("cannot start waiting for an answer")]
     Runtime(#[source] io::Error),
@@ -66,13 +66,20 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+    patience: Duration,
 }
 
 impl Client {
     /// The daemon whose API socket is at `path`; nothing is connected yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), patience: ANSWER_WAIT_MAX }
+    }
+
+    /// The same daemon, whose answer is waited for as long as this.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// Ask, wait, and read the answer as `T`, the content of the request's response.
@@ -84,10 +91,9 @@ impl Client {
             .enable_all()
             .build()
             .map_err(ClientError::Runtime)?;
-        let exchange =
-            async { tokio::time::timeout(ANSWER_WAIT_MAX, self.exchange(request)).await };
-        let (status, body) =
-            runtime.block_on(exchange).map_err(|_elapsed| ClientError::Timeout)??;
+        let exchange = async { tokio::time::timeout(self.patience, self.exchange(request)).await };
+        let timeout = |_elapsed| ClientError::Timeout(self.patience);
+        let (status, body) = runtime.block_on(exchange).map_err(timeout)??;
         let malformed = |source| ClientError::Answer { status, source };
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(malformed);

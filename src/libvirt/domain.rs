@@ -18,6 +18,9 @@ use std::path::Path;
 
 use roxmltree::{Document, Node};
 
+use crate::config::SOCKET_PATH_MAX;
+use crate::device::mac::{MacAddress, MacAddressError};
+
 use super::document::XmlError;
 use super::element::Element;
 use super::interface::Mode;
@@ -139,6 +142,19 @@ impl<'d, 't> Interface<'d, 't> {
         child(self.node, "mac")?.attribute("address")
     }
 
+    /// Its MAC address; None leaves it to libvirt.
+    pub(super) fn address(&self) -> Result<Option<MacAddress>, DomainError> {
+        let Some(text) = self.mac() else { return Ok(None) };
+        let address = read_mac(text).map_err(|error| self.wrong(&format!("has {error}")))?;
+        if address.is_unicast() {
+            return Ok(Some(address));
+        }
+        Err(self.wrong(&format!(
+            "has the address {text}, which is not that of one device; clear the lowest bit of its \
+             first byte"
+        )))
+    }
+
     pub(super) fn source(&self) -> Result<Node<'d, 't>, DomainError> {
         let source = child(self.node, "source").filter(|it| it.attribute("type") == Some("unix"));
         source.ok_or_else(|| self.wrong("has no <source type='unix' path='…' mode='client'/>"))
@@ -146,7 +162,15 @@ impl<'d, 't> Interface<'d, 't> {
 
     pub(super) fn socket(&self) -> Result<&'d str, DomainError> {
         let path = self.source()?.attribute("path").filter(|path| path.starts_with('/'));
-        path.ok_or_else(|| self.wrong("has no absolute path in its <source>"))
+        let path = path.ok_or_else(|| self.wrong("has no absolute path in its <source>"))?;
+        if path.len() <= SOCKET_PATH_MAX {
+            return Ok(path);
+        }
+        Err(self.wrong(&format!(
+            "has the socket {path:?} of {} bytes, and the path of a socket has at most \
+             {SOCKET_PATH_MAX}; give it a shorter one",
+            path.len()
+        )))
     }
 
     pub(super) fn mode(&self) -> Result<Mode, DomainError> {
@@ -170,7 +194,7 @@ impl<'d, 't> Interface<'d, 't> {
             return Ok(name);
         }
         Err(self.wrong(&format!(
-            "has the socket {socket}, whose file name is the port's name and must be 1 to \
+            "has the socket {socket:?}, whose file name is the port's name and must be 1 to \
              {PORT_NAME_MAX} letters, digits and . _ - before its .sock"
         )))
     }
@@ -186,10 +210,33 @@ impl<'d, 't> Interface<'d, 't> {
         self.alias().map_or_else(place, |alias| format!("\"{alias}\""))
     }
 
+    /// What of it nobody does, each with what is not done. An element that says nothing asks for
+    /// nothing.
+    pub(super) fn ignored(&self) -> impl Iterator<Item = String> {
+        let asked = |name: &str| {
+            let element = child(self.node, name)?;
+            let says = element.attributes().len() > 0 || element.has_children();
+            (says && element.attribute("isolated") != Some("no")).then_some(())
+        };
+        IGNORED.iter().filter(move |(name, _)| asked(name).is_some()).map(|(name, not_done)| {
+            format!("interface {}: <{name}> is ignored: {not_done}", self.name())
+        })
+    }
+
     pub(super) fn wrong(&self, problem: &str) -> DomainError {
         DomainError::Interface { interface: self.name(), problem: problem.to_owned() }
     }
 }
+
+/// What a vhost-user interface may have that is for whoever is behind it, which is us.
+const IGNORED: [(&str, &str); 6] = [
+    ("bandwidth", "isonic limits no rate"),
+    ("vlan", "isonic sets and removes no VLAN tag"),
+    ("filterref", "isonic filters nothing that a guest sends"),
+    ("port", "ports of an uplink reach each other"),
+    ("virtualport", "isonic knows no port profiles of a switch"),
+    ("coalesce", "the uplink's `coalesce` is for all its ports"),
+];
 
 /// Longest name of a port, bytes.
 pub(super) const PORT_NAME_MAX: usize = 63;
@@ -215,7 +262,7 @@ impl<'d, 't> Domain<'d, 't> {
         text.filter(|text| !text.is_empty()).ok_or(DomainError::Missing(name))
     }
 
-    /// Its vhost-user interfaces.
+    /// Its vhost-user interfaces, but those that libvirt serves by another backend.
     pub(super) fn interfaces(&self) -> Vec<Interface<'d, 't>> {
         let devices = self.root.children().filter(|node| named(*node, "devices"));
         devices
@@ -224,6 +271,7 @@ impl<'d, 't> Domain<'d, 't> {
             .filter(|node| node.attribute("type") == Some("vhostuser"))
             .enumerate()
             .map(|(place, node)| Interface { node, place })
+            .filter(|interface| !has_other_backend(interface.node))
             .collect()
     }
 
@@ -272,6 +320,21 @@ impl<'d, 't> Domain<'d, 't> {
 #[must_use]
 pub fn may_be_ours(text: &str) -> bool {
     text.contains(ISONIC_OF_ANY_VERSION)
+}
+
+/// Whether libvirt starts the backend itself: passt (formatdomain.html, "vhost-user connection with
+/// passt backend").
+fn has_other_backend(interface: Node<'_, '_>) -> bool {
+    let backend = child(interface, "backend").and_then(|backend| backend.attribute("type"));
+    backend.is_some_and(|kind| kind != "default")
+}
+
+/// As libvirt reads an address: a byte may have one digit.
+pub(super) fn read_mac(text: &str) -> Result<MacAddress, MacAddressError> {
+    let byte = |byte: &str| if byte.len() == 1 { format!("0{byte}") } else { byte.to_owned() };
+    let padded = text.split(':').map(byte).collect::<Vec<_>>().join(":");
+    // Of one that is wrong the message has what was written.
+    padded.parse().or_else(|_wrong| text.parse())
 }
 
 fn named(node: Node<'_, '_>, name: &str) -> bool {

@@ -8,7 +8,7 @@
 //! | `prepare` | the ports are made |
 //! | `start` | they must be there, and free |
 //! | `started` | what QEMU has connected to must be the profile that is stored |
-//! | `release` | the domain's ports are removed |
+//! | `release` | the domain's ports are removed, whatever its XML has of them |
 //! | `reconnect` | libvirt was restarted: ports that are missing are made |
 //!
 //! A failed `reconnect` would have libvirt kill a running VM: whoever calls [`run`] must tell of it
@@ -19,17 +19,29 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
 use crate::control::Request;
 use crate::control::api::{Deleted, ErrorCode, PortState, PortView, ProfileView};
 use crate::control::client::{Client, ClientError};
-use crate::device::mac::{MacAddress, MacAddressError};
 
 use super::document::{self, Edits};
 pub use super::domain::may_be_ours;
 use super::domain::{Domain, DomainError, Interface, Record};
 use super::interface::Mode;
+
+/// How long libvirt is kept for a domain of which nothing says that it is ours.
+const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What libvirt and people are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The XML that libvirt is to go on with, where that is another.
+    pub changed: Option<String>,
+    /// What the XML asks for and does not get.
+    pub warnings: Vec<String>,
+}
 
 /// What this host says of every domain.
 #[derive(Clone, Debug, Default)]
@@ -61,16 +73,6 @@ pub enum HookError {
     /// Its XML.
     #[error(transparent)]
     Domain(#[from] DomainError),
-    /// An interface has no address that a port could have.
-    #[error("interface {interface} has the address {mac}")]
-    Mac {
-        /// The interface.
-        interface: String,
-        /// As written.
-        mac: String,
-        /// What is wrong with it.
-        source: MacAddressError,
-    },
     /// The daemon did not answer.
     #[error("isonic cannot be asked for the ports of this domain")]
     Daemon(#[from] ClientError),
@@ -160,8 +162,7 @@ pub enum HookError {
     },
 }
 
-/// Do what `operation` asks for, for the domain with this XML. Gives the XML that libvirt is to go
-/// on with, where that is another.
+/// Do what `operation` asks for, for the domain with this XML.
 ///
 /// # Errors
 /// [`HookError`], which libvirt shows to whoever wanted the operation.
@@ -170,18 +171,21 @@ pub fn run(
     text: &str,
     settings: &Settings,
     daemon: &Client,
-) -> Result<Option<String>, HookError> {
+) -> Result<Answer, HookError> {
+    if operation == "release" {
+        return release(text, daemon).map(|()| Answer::default());
+    }
     // Before it is read: what stands in the XML of others is none of our business.
     if !may_be_ours(text) {
-        return Ok(None);
+        return Ok(Answer::default());
     }
     let document = document::parse(text).map_err(DomainError::from)?;
     let domain = Domain::new(&document)?;
     let stamped = domain.stamped()?;
     if stamped.is_empty() {
-        return Ok(None);
+        return Ok(Answer::default());
     }
-    let owner = format!("libvirt:{}", domain.text("uuid")?);
+    let owner = owner(domain)?;
     let hook = Hook { operation, owner, settings, daemon };
     match operation {
         "migrate" | "restore" => {
@@ -192,16 +196,59 @@ pub fn run(
                 edits.set(interface.source()?, "path", &socket);
             }
             let changed = edits.apply();
-            return Ok((changed != text).then_some(changed));
+            let changed = (changed != text).then_some(changed);
+            return Ok(Answer { changed, ..Answer::default() });
         }
-        "prepare" | "reconnect" => hook.make(&stamped)?,
+        "prepare" => {
+            hook.make(&stamped)?;
+            let warnings = stamped.iter().flat_map(|(interface, _)| interface.ignored()).collect();
+            return Ok(Answer { warnings, ..Answer::default() });
+        }
+        "reconnect" => hook.make(&stamped)?,
         "start" => hook.verify(&stamped, PortState::Waiting)?,
         "started" => hook.verify(&stamped, PortState::Running)?,
-        "release" => hook.remove()?,
         // `stopped`, `attach`, and what later versions may call.
         _ => {}
     }
-    Ok(None)
+    Ok(Answer::default())
+}
+
+/// The owner of a domain's ports.
+fn owner(domain: Domain<'_, '_>) -> Result<String, DomainError> {
+    Ok(format!("libvirt:{}", domain.text("uuid")?))
+}
+
+/// Remove a domain's ports. Its interfaces may have been pulled out, and what was stored of them
+/// with them; ports may have been made for it by hand: so its UUID is all that counts.
+fn release(text: &str, daemon: &Client) -> Result<(), HookError> {
+    let is_ours = may_be_ours(text);
+    let daemon = if is_ours { daemon.clone() } else { daemon.within(STRANGERS_WAIT_MAX) };
+    match remove(text, &daemon) {
+        // What stands in the XML of others is none of our business, and they need no daemon.
+        Err(HookError::Domain(_) | HookError::Daemon(ClientError::Unreachable { .. }))
+            if !is_ours =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+fn remove(text: &str, daemon: &Client) -> Result<(), HookError> {
+    let document = document::parse(text).map_err(DomainError::from)?;
+    let owner = owner(Domain::new(&document)?)?;
+    let of_domain = |port: &PortView| port.owner.as_deref() == Some(owner.as_str());
+    let ports: Vec<PortView> = daemon.call(&Request::ListPorts)?;
+    let mut outcome = Ok(());
+    for port in ports.into_iter().filter(of_domain) {
+        let deleted: Result<Deleted, _> = daemon.call(&Request::DeletePort(port.name));
+        outcome = match deleted {
+            Err(ClientError::Refused(gone)) if gone.code == ErrorCode::NotFound => outcome,
+            Err(error) => Err(error.into()),
+            Ok(_) => outcome,
+        };
+    }
+    outcome
 }
 
 type Stamped<'d, 't> = [(Interface<'d, 't>, Record)];
@@ -320,21 +367,6 @@ impl Hook<'_> {
         Ok(())
     }
 
-    /// Remove the domain's ports, those too that were plugged in while it ran.
-    fn remove(&self) -> Result<(), HookError> {
-        let of_domain = |port: &PortView| port.owner.as_deref() == Some(self.owner.as_str());
-        let mut outcome = Ok(());
-        for port in self.ports()?.into_iter().filter(of_domain) {
-            let deleted: Result<Deleted, _> = self.daemon.call(&Request::DeletePort(port.name));
-            outcome = match deleted {
-                Err(ClientError::Refused(gone)) if gone.code == ErrorCode::NotFound => outcome,
-                Err(error) => Err(error.into()),
-                Ok(_) => outcome,
-            };
-        }
-        outcome
-    }
-
     fn ports(&self) -> Result<Vec<PortView>, HookError> {
         Ok(self.daemon.call(&Request::ListPorts)?)
     }
@@ -374,7 +406,7 @@ impl Hook<'_> {
             allow_draft: record.draft,
             uplink,
             attach: Attach::Switch,
-            mac: Some(mac(interface)?),
+            mac: Some(interface.address()?.ok_or_else(|| interface.wrong("has no <mac>"))?),
             queues: None,
             socket_group: socket_group.clone(),
             socket_permissions: socket_permissions.or(group_may),
@@ -437,14 +469,6 @@ enum Place {
     Ready,
     /// One that an earlier life of the domain left.
     Left,
-}
-
-fn mac(interface: Interface<'_, '_>) -> Result<MacAddress, HookError> {
-    let mac = interface.mac().ok_or_else(|| interface.wrong("has no <mac>"))?;
-    mac.parse().map_err(|source| {
-        let (interface, mac) = (interface.name(), mac.to_owned());
-        HookError::Mac { interface, mac, source }
-    })
 }
 
 /// Whether a port is as wanted. (Group and permissions are not shown, and no guest sees them.)

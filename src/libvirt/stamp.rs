@@ -13,7 +13,7 @@ use crate::profile::frontend::{Frontend, FrontendError};
 use crate::profile::{Catalog, Chosen, Profile, ResolveError, digest};
 
 use super::document::{self, Edits};
-use super::domain::{Domain, DomainError, ISONIC, Interface, Record, USER_ALIAS, child};
+use super::domain::{Domain, DomainError, ISONIC, Interface, Record, USER_ALIAS, child, read_mac};
 use super::element::Element;
 use super::interface::{self, Attachment, Mode, QEMU};
 
@@ -53,6 +53,8 @@ pub struct Stamped {
     pub text: String,
     /// What is stored of the interfaces that were meant.
     pub records: Vec<Record>,
+    /// What the XML asks for and will not get.
+    pub warnings: Vec<String>,
 }
 
 /// Why a domain cannot be stamped.
@@ -137,6 +139,12 @@ pub enum StampError {
          it; write mode='shared' (memAccess='shared')"
     )]
     PrivateMemory(&'static str),
+    /// The memory has no file that could be mapped.
+    #[error(
+        "the domain says in <memoryBacking> that its memory is anonymous, and a vhost-user backend \
+         has to map it; write <source type='memfd'/>"
+    )]
+    AnonymousMemory,
 }
 
 fn known(present: &[String]) -> String {
@@ -167,8 +175,25 @@ pub fn stamp(text: &str, order: &Order, catalog: &Catalog) -> Result<Stamped, St
     }
     drop_left_over(domain, &mut edits)?;
     edits.merge(domain.root, &beside(domain, &devices)?);
+    let ignored = devices.iter().filter_map(|device| device.interface);
+    let mut warnings: Vec<String> =
+        ignored.flat_map(|it| it.ignored().collect::<Vec<_>>()).collect();
+    warnings.extend(by_hand(domain));
     let records = devices.into_iter().map(|device| device.record).collect();
-    Ok(Stamped { text: edits.apply(), records })
+    Ok(Stamped { text: edits.apply(), records, warnings })
+}
+
+/// A vhost-user device that libvirt knows nothing of cannot have a profile.
+fn by_hand(domain: Domain<'_, '_>) -> Option<String> {
+    let arguments = domain.root.descendants().filter(|node| node.has_tag_name((QEMU, "arg")));
+    let mut values = arguments.filter_map(|argument| argument.attribute("value"));
+    let is_ours =
+        |value: &str| value.starts_with("vhost-user,") || value.contains("\"vhost-user\"");
+    values.any(is_ours).then(|| {
+        "<qemu:commandline> has a vhost-user device, which is left as it is and gets no profile; \
+         write it as <interface type='vhostuser'>"
+            .to_owned()
+    })
 }
 
 /// Take away what is stored of interfaces that are no more.
@@ -212,7 +237,7 @@ fn devices<'d, 't>(
         let attachment = Attachment {
             socket: interface.socket()?.to_owned(),
             mode: interface.mode()?,
-            mac: interface.mac().map(str::to_owned),
+            mac: interface.address()?.and(interface.mac()).map(str::to_owned),
             queue_pairs: Some(queue_pairs(domain, Some(interface), &profile.profile, order)),
         };
         let record = record(alias, &profile, stamped, order);
@@ -239,17 +264,20 @@ fn chosen<'d, 't>(
     interfaces: &[Interface<'d, 't>],
     only: &[String],
 ) -> Result<Vec<Interface<'d, 't>>, StampError> {
+    let is_it = |it: &Interface<'_, '_>, wanted: &str| {
+        let by_address = || it.address().ok()?.zip(read_mac(wanted).ok());
+        it.names().contains(&Some(wanted))
+            || by_address().is_some_and(|(own, wanted)| own == wanted)
+    };
     for wanted in only {
-        let is_it = |it: &Interface<'_, '_>| it.names().contains(&Some(wanted.as_str()));
-        if !interfaces.iter().any(is_it) {
+        if !interfaces.iter().any(|it| is_it(it, wanted)) {
             let present =
                 interfaces.iter().flat_map(Interface::names).flatten().map(str::to_owned).collect();
             return Err(StampError::NoSuchInterface { wanted: wanted.clone(), present });
         }
     }
     let is_meant = |interface: &&Interface<'_, '_>| {
-        let names = interface.names();
-        only.is_empty() || only.iter().any(|wanted| names.contains(&Some(wanted.as_str())))
+        only.is_empty() || only.iter().any(|wanted| is_it(interface, wanted))
     };
     Ok(interfaces.iter().filter(is_meant).copied().collect())
 }
@@ -454,6 +482,10 @@ fn memory(domain: Domain<'_, '_>) -> Result<Element, StampError> {
     let inside = |name| present.and_then(|backing| child(backing, name));
     if inside("access").is_some_and(|access| access.attribute("mode") == Some("private")) {
         return Err(StampError::PrivateMemory("memoryBacking"));
+    }
+    let is_anonymous = inside("source").and_then(|it| it.attribute("type")) == Some("anonymous");
+    if is_anonymous && inside("hugepages").is_none() {
+        return Err(StampError::AnonymousMemory);
     }
     let mut memory = interface::shared_memory();
     if inside("source").is_some() || inside("hugepages").is_some() {

@@ -33,7 +33,7 @@ pub enum FileError {
         limit: u64,
     },
     /// Not UTF-8.
-    #[error("{} is no text in UTF-8", path.display())]
+    #[error("{} is no text in UTF-8; convert it first (iconv --to-code UTF-8)", path.display())]
     NoText {
         /// Which.
         path: PathBuf,
