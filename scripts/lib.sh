@@ -13,7 +13,7 @@ build_packages=(build-essential clang llvm libbpf-dev libelf-dev zlib1g-dev pkg-
 # shellcheck disable=SC2034 # likewise
 run_packages=(qemu-system-x86 ipxe-qemu seabios dpdk-dev iproute2 bpftool ethtool iperf3
     busybox-static cpio kmod iputils-ping socat python3 procps util-linux zstd lz4 xz-utils
-    libvirt0 libxml2-utils tshark)
+    libvirt0 libxml2-utils tshark systemd)
 # What shows isonic with libvirt runs besides. Debian starts the machine's own libvirtd with it.
 # shellcheck disable=SC2034 # likewise
 libvirt_packages=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients)

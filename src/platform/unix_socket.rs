@@ -161,6 +161,18 @@ pub enum AccessError {
         /// As asked for.
         group: String,
     },
+    /// Only a member may give a file to a group.
+    #[error(
+        "socket {} cannot be given to the group \"{group}\": isonic's user is not a member of it; \
+         make it one (SupplementaryGroups= in the unit), or choose another group",
+        path.display()
+    )]
+    NotAMember {
+        /// The socket.
+        path: PathBuf,
+        /// As asked for.
+        group: String,
+    },
     /// The operating system refused.
     #[error("cannot set the owner or permissions of socket {}", path.display())]
     System {
@@ -206,7 +218,12 @@ impl SocketFile {
                 path: self.path.clone(),
                 group: group.to_owned(),
             })?;
-            chown(&self.path, None, Some(id)).map_err(system)?;
+            chown(&self.path, None, Some(id)).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    AccessError::NotAMember { path: self.path.clone(), group: group.to_owned() }
+                }
+                _ => system(error),
+            })?;
         }
         if let Some(bits) = permissions {
             let permissions = std::fs::Permissions::from_mode(bits);
