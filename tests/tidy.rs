@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vhost_user", &["device", "guest_memory", "profile", "virtqueue"]),
     ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),
-    ("control", &["config", "device", "profile"]),
+    ("control", &["config", "device", "profile", "report"]),
     ("capture", &["device", "document", "platform", "profile"]),
     ("libvirt", &["config", "control", "device", "profile"]),
     ("doctor", &["config", "control", "platform", "xdp"]),

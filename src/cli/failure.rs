@@ -8,10 +8,9 @@ use std::io::Write;
 use serde_json::json;
 
 use crate::control::client::ClientError;
-use crate::report::chain;
+use crate::report::{chain, printable};
 
 use super::CliError;
-use super::table::printable_lines;
 
 /// The exit status of a wrong command line, which is clap's too.
 pub const USAGE_STATUS: u8 = 2;
@@ -37,6 +36,9 @@ pub fn tell(error: &(dyn Error + 'static), json: bool) -> u8 {
     if json {
         let reasons = ours.and_then(reasons).unwrap_or_else(|| lines(&text));
         tell_json(&code(ours), &text, &reasons);
+    } else if matches!(ours, Some(CliError::Client(_))) {
+        // One line, whatever a daemon of an earlier version has in it.
+        note(&text);
     } else {
         text.lines().for_each(note);
     }
@@ -63,7 +65,7 @@ pub fn tell_usage(error: &clap::Error, json: bool) -> u8 {
 /// One line on standard error, whatever is in it.
 pub(super) fn note(line: &str) {
     // Standard error may be closed: nobody can be told then.
-    let _ = writeln!(std::io::stderr(), "isonic: {}", printable_lines(line));
+    let _ = writeln!(std::io::stderr(), "isonic: {}", printable(line));
 }
 
 fn lines(text: &str) -> Vec<String> {

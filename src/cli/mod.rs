@@ -35,8 +35,7 @@ use crate::platform::text_file::FileError;
 use crate::profile::export::ExportError;
 use crate::profile::frontend::FrontendError;
 use crate::profile::{CatalogError, ResolveError};
-
-use table::printable_lines;
+use crate::report::printable_lines;
 
 /// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
 #[derive(Debug, Parser)]

@@ -12,6 +12,9 @@ use crate::device::features::{FEATURES, Feature};
 
 use super::table::{Table, pairs};
 
+/// Most names in one cell of a table.
+const NAMES_MAX: usize = 8;
+
 fn list(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
@@ -185,11 +188,16 @@ pub(super) fn uplinks(uplinks: &[UplinkView]) -> String {
             uplink.mtu.to_string(),
             uplink.packet_max.to_string(),
             uplink.mac.to_string(),
-            list(&uplink.ports),
+            names(&uplink.ports),
             why(uplink),
         ]);
     }
     table.render()
+}
+
+/// The ports of an uplink, by name if they fit a line.
+fn names(ports: &[String]) -> String {
+    if ports.len() <= NAMES_MAX { list(ports) } else { format!("{} ports", ports.len()) }
 }
 
 /// The uplink's name, and the interface's if that was renamed.
@@ -395,6 +403,13 @@ mod tests {
             ["vm1", "running", "eth0", "switch", "02:00:00:00:00:01", "p", "/run/vm1.sock"];
         assert_eq!(words[..7], expected);
         assert_eq!(words[7..].join(" "), "ring 1 is broken: descriptor 7 loops");
+    }
+
+    #[test]
+    fn the_names_of_many_ports_are_their_number() {
+        let ports = |number: usize| (1..=number).map(|it| format!("vm{it}")).collect::<Vec<_>>();
+        assert_eq!(names(&ports(2)), "vm1,vm2");
+        assert_eq!(names(&ports(1000)), "1000 ports");
     }
 
     #[test]

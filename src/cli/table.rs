@@ -1,5 +1,7 @@
 //! Aligned columns for people.
 
+use crate::report::printable;
+
 /// Rows under a heading, each column as wide as its widest cell.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -36,36 +38,6 @@ impl Table {
         }
         text
     }
-}
-
-/// What cannot move a terminal's cursor, begin a line or turn the reading direction, from what
-/// others have chosen: the rest is escaped.
-pub(super) fn printable(text: &str) -> String {
-    escape_all_but(text, is_harmless)
-}
-
-/// The same of lines, which may end.
-pub(super) fn printable_lines(text: &str) -> String {
-    escape_all_but(text, |letter| letter == '\n' || is_harmless(letter))
-}
-
-fn escape_all_but(text: &str, is_harmless: fn(char) -> bool) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for letter in text.chars() {
-        if is_harmless(letter) {
-            escaped.push(letter);
-        } else {
-            escaped.extend(letter.escape_default());
-        }
-    }
-    escaped
-}
-
-/// Neither a control character nor one that reorders its line (Unicode, UAX #9).
-fn is_harmless(letter: char) -> bool {
-    let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
-    !letter.is_control() && !turns
 }
 
 /// Names and values below one another, values aligned.
@@ -105,7 +77,6 @@ mod tests {
         table.row(vec!["a\nb\u{1b}[2K\r\u{9b}31m\u{202e}é".into()]);
         assert_eq!(table.render(), "NAME\na\\nb\\u{1b}[2K\\r\\u{9b}31m\\u{202e}é\n");
         assert_eq!(pairs(&[("a", "b\nc".into())]), "a: b\\nc\n");
-        assert_eq!(printable_lines("a\n\tb"), "a\n\\tb");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::config::{Attach, PortConfig, SocketMode};
 use crate::device::features::{self, FeatureSet};
 use crate::device::mac::MacAddress;
 use crate::profile::{Blocker, CANONICAL_VERSION, Catalog, Profile, UplinkFacts};
+use crate::report::printable;
 
 /// Everything that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,15 +121,17 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error of this kind with this message, which is its only reason.
+    /// An error of this kind with this message, which is its only reason: one line, whatever names
+    /// are in it.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let message = message.into();
+        let message = printable(&message.into());
         Self { code, reasons: vec![message.clone()], message }
     }
 
     /// The same error, for these reasons.
     #[must_use]
     pub fn because(self, reasons: Vec<String>) -> Self {
+        let reasons: Vec<String> = reasons.into_iter().map(|reason| printable(&reason)).collect();
         if reasons.is_empty() { self } else { Self { reasons, ..self } }
     }
 }

@@ -195,7 +195,7 @@ impl<'d, 't> Interface<'d, 't> {
         }
         Err(self.wrong(&format!(
             "has the socket {socket:?}, whose file name is the port's name and must be 1 to \
-             {PORT_NAME_MAX} letters, digits and . _ - before its .sock"
+             {PORT_NAME_MAX} letters, digits and . _ - before its .sock; rename it"
         )))
     }
 
