@@ -341,7 +341,7 @@ impl Fabric {
         let given = self.workers.iter().map(|it| it.handle.send_forwarding(Arc::clone(&table)));
         let given = given.collect::<Result<Vec<_>, _>>()?;
         self.tell_all(WorkerHandle::resume)?;
-        given.into_iter().try_for_each(Acknowledgement::wait)
+        given.into_iter().try_for_each(|given| given.wait().map(drop))
     }
 
     // ---- ports ----------------------------------------------------------------------------------

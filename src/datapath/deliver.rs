@@ -15,6 +15,11 @@ use super::frame::{CompleteFrame, FrameView, GuestWriter};
 /// Linux posts hold about 1.5 KiB.
 const CHAINS_MAX: usize = TAKEN_MAX;
 
+/// Descriptors of one ring that are walked in a turn for frames that need more than one buffer in
+/// one piece, or find none: what a full ring of QEMU's longest takes twice. One frame more, of at
+/// most 1024, may have been tried by then.
+pub(super) const WALK_MAX: usize = 2048;
+
 /// Why a frame was not delivered. The ring is then as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -96,13 +101,18 @@ fn run_to<F: CompleteFrame>(
 }
 
 /// Copy `frame` into receive buffers of `ring` and complete them; the guest sees it when the ring
-/// is published (virtio 1.2, 5.1.6.4).
+/// is published (virtio 1.2, 5.1.6.4). `walk` is how many descriptors may still be walked in this
+/// turn, if it is not of the usual kind; none left counts as no buffers.
 #[inline]
-pub(super) fn deliver(ring: &mut Ring, frame: &FrameView<'_>) -> Result<(), Refusal> {
+pub(super) fn deliver(
+    ring: &mut Ring,
+    frame: &FrameView<'_>,
+    walk: &mut usize,
+) -> Result<(), Refusal> {
     let kind = ring.kind;
     match ring.queue.parts() {
-        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, kind, frame),
-        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, kind, frame),
+        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, (kind, walk), frame),
+        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, (kind, walk), frame),
     }
 }
 
@@ -110,7 +120,7 @@ pub(super) fn deliver(ring: &mut Ring, frame: &FrameView<'_>) -> Result<(), Refu
 fn deliver_to(
     memory: &GuestMemory,
     ring: &mut impl Layout,
-    kind: RingKind,
+    (kind, walk): (RingKind, &mut usize),
     frame: &FrameView<'_>,
 ) -> Result<(), Refusal> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
@@ -136,7 +146,7 @@ fn deliver_to(
         }
         ring.untake(chain);
     }
-    deliver_over_several(memory, ring, kind, frame)
+    deliver_over_several(memory, ring, (kind, walk), frame)
 }
 
 /// Fill as many pieces and chains as the frame needs.
@@ -144,13 +154,18 @@ fn deliver_to(
 fn deliver_over_several(
     memory: &GuestMemory,
     ring: &mut impl Layout,
-    kind: RingKind,
+    (kind, walk): (RingKind, &mut usize),
     frame: &FrameView<'_>,
 ) -> Result<(), Refusal> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
+    if *walk == 0 {
+        return Err(Refusal::NoBuffers);
+    }
     let mut segments = Segments::new();
     let mut chains = Chains::new();
-    if let Err(refusal) = gather(memory, ring, (kind, needed), &mut segments, &mut chains) {
+    let gathered = gather(memory, ring, (kind, needed), &mut segments, &mut chains);
+    *walk = walk.saturating_sub(segments.len());
+    if let Err(refusal) = gathered {
         // In the reverse order of taking.
         while let Some((chain, _)) = chains.pop() {
             ring.untake(chain);

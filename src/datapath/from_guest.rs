@@ -26,8 +26,18 @@ use super::{BURST, PortId, WorkerId, pair_of};
 /// the uplink has frames for.
 const COPIES_MAX: usize = 2 * BURST as usize;
 
+/// Bytes of packets after which a ring's burst ends: a copy of so many takes some 25 microseconds.
+/// Four of the longest packets, or a whole burst of the usual ones.
+const BYTES_MAX: u64 = 256 << 10;
+
+/// Descriptors of chains beyond the usual kind after which a ring's burst ends. Linux needs 19 for
+/// the longest packet (MAX_SKB_FRAGS), so this is more than [`BYTES_MAX`] allows an honest guest.
+/// One chain more, of at most 1024, may have been taken by then.
+const DESCRIPTORS_MAX: usize = 1024;
+
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
-/// many were taken.
+/// many were taken. A burst's work is bounded by [`COPIES_MAX`], [`BYTES_MAX`] and
+/// [`DESCRIPTORS_MAX`] too, each overrun by no more than one packet.
 pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
     let Some(ring) = worker.ports.ring(port, index) else { return 0 };
     if ring.broken.is_some() {
@@ -112,8 +122,8 @@ fn each_packet_of(
     taken: &mut u16,
     mut forward: impl FnMut(Taken<'_, '_>) -> usize,
 ) -> Result<(), Fault> {
-    let (mut run, mut segments) = (Run::new(), Segments::new());
-    while *taken < BURST {
+    let (mut run, mut segments, mut walked) = (Run::new(), Segments::new(), 0);
+    while *taken < BURST && walked < DESCRIPTORS_MAX {
         ring.take_run(memory, Direction::FromGuest, usize::from(BURST - *taken), &mut run);
         if run.is_empty() {
             if !ring.has_available()? {
@@ -121,6 +131,7 @@ fn each_packet_of(
             }
             segments.clear();
             let chain = ring.take(memory, Direction::FromGuest, &mut segments)?;
+            walked += segments.len();
             if forward(Taken::Single(&mut segments)) == 0 {
                 ring.untake(chain);
                 break;
@@ -184,6 +195,10 @@ struct Outlet<'w> {
     bytes: u64,
     /// Frames made of others: copies of those flooded, segments of those cut.
     copies: usize,
+    /// Bytes of the packets looked at.
+    looked_at: u64,
+    /// Most packets of a run, so that it is not longer than [`BYTES_MAX`].
+    run_max: usize,
 }
 
 impl<'w> Outlet<'w> {
@@ -209,6 +224,8 @@ impl<'w> Outlet<'w> {
             forwarded: 0,
             bytes: 0,
             copies: 0,
+            looked_at: 0,
+            run_max: run_max(route.frame_max),
         })
     }
 
@@ -220,7 +237,7 @@ impl<'w> Outlet<'w> {
     /// Forward packets, until enough frames were made of them. Answers how many.
     #[inline]
     fn forward(&mut self, taken: Taken<'_, '_>) -> usize {
-        if self.copies >= COPIES_MAX {
+        if self.has_done_enough() {
             return 0;
         }
         match taken {
@@ -232,18 +249,24 @@ impl<'w> Outlet<'w> {
         }
     }
 
+    /// Whether this was enough work for one burst.
+    #[inline]
+    fn has_done_enough(&self) -> bool {
+        self.copies >= COPIES_MAX || self.looked_at >= BYTES_MAX
+    }
+
     /// Packets in one piece each: as many at once as have the same way to go.
     #[inline]
     fn forward_run(&mut self, run: &[(Chain, GuestSlice<'_>)]) -> usize {
         let mut alike = ArrayVec::new();
         let mut done = 0;
-        while done < run.len() && self.copies < COPIES_MAX {
+        while done < run.len() && !self.has_done_enough() {
             alike.clear();
             self.read_alike(&run[done..], &mut alike);
             let end = done + alike.len().max(1);
             done += self.forward_alike(&alike);
             // What stopped one stops those after it, as a rule: they are not read for it again.
-            while done < end && self.copies < COPIES_MAX {
+            while done < end && !self.has_done_enough() {
                 self.forward_single(&mut [run[done].1]);
                 done += 1;
             }
@@ -260,7 +283,7 @@ impl<'w> Outlet<'w> {
             let Some(packet) = Packet::read(*piece, self.kind.header_len) else { return };
             let same =
                 to_wire || *destination.get_or_insert(packet.destination()) == packet.destination();
-            if !packet.is_within(self.route.frame_max) || !same || alike.is_full() {
+            if !packet.is_within(self.route.frame_max) || !same || alike.len() == self.run_max {
                 return;
             }
             alike.push(packet);
@@ -351,8 +374,10 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn account_run(&mut self, packets: &[Packet<'_>]) {
+        let bytes = packets.iter().map(|packet| u64::from(packet.frame_len())).sum::<u64>();
         self.forwarded += packets.len() as u64;
-        self.bytes += packets.iter().map(|packet| u64::from(packet.frame_len())).sum::<u64>();
+        self.bytes += bytes;
+        self.looked_at += bytes;
     }
 
     /// One packet of any kind.
@@ -379,6 +404,7 @@ impl<'w> Outlet<'w> {
         if self.is_reserved(frame) {
             return self.drop(PortCounter::FromGuestDroppedReserved);
         }
+        self.looked_at += u64::from(frame.len());
         if self.learns {
             self.route.flows.learn(flow_hash(frame.start()), self.pair);
         }
@@ -488,6 +514,12 @@ impl<'w> Outlet<'w> {
     fn drop(&mut self, reason: PortCounter) {
         self.ports.count(self.port, reason, 1);
     }
+}
+
+/// Most packets of at most `frame_max` bytes that are forwarded at once.
+fn run_max(frame_max: u32) -> usize {
+    let most = BYTES_MAX / u64::from(frame_max.max(1));
+    usize::try_from(most).unwrap_or(RUN).clamp(1, RUN)
 }
 
 /// Copy into frames of the uplink; when all are in flight, wake the kernel once and try again.

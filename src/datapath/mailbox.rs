@@ -70,8 +70,8 @@ pub enum Command {
     SetForwarding {
         /// The table.
         table: Arc<Forwarding>,
-        /// Acknowledged.
-        done: Sender<()>,
+        /// Acknowledged, with the table before: a worker frees none.
+        done: Sender<Arc<Forwarding>>,
     },
     /// Be ready for rings of this port; answers where its counters are published.
     AddPort {
@@ -86,8 +86,8 @@ pub enum Command {
     RemovePort {
         /// The port.
         port: PortId,
-        /// Acknowledged.
-        done: Sender<()>,
+        /// Acknowledged, with the rings: a worker closes and unmaps nothing.
+        done: Sender<Vec<Box<Ring>>>,
     },
     /// Serve this ring.
     Give {
@@ -117,8 +117,8 @@ pub enum Command {
         kind: EventKind,
         /// The new one.
         event: Option<EventFd>,
-        /// Acknowledged.
-        done: Sender<()>,
+        /// Acknowledged, with the old one: to close what thousands watch takes long.
+        done: Sender<Option<EventFd>>,
     },
     /// Go on with a ring in other memory; answers the queue as it was, or None if there is no such
     /// ring or it cannot run there.
@@ -253,7 +253,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_forwarding(&self, table: Arc<Forwarding>) -> Result<(), WorkerGone> {
-        self.send_forwarding(table)?.wait()
+        self.send_forwarding(table)?.wait().map(drop)
     }
 
     /// The same, while other workers hear of it too.
@@ -263,7 +263,7 @@ impl WorkerHandle {
     pub fn send_forwarding(
         &self,
         table: Arc<Forwarding>,
-    ) -> Result<Acknowledgement<()>, WorkerGone> {
+    ) -> Result<Acknowledgement<Arc<Forwarding>>, WorkerGone> {
         self.send(|done| Command::SetForwarding { table, done })
     }
 
@@ -284,7 +284,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn remove_port(&self, port: PortId) -> Result<(), WorkerGone> {
-        self.call(|done| Command::RemovePort { port, done })
+        self.call(|done| Command::RemovePort { port, done }).map(drop)
     }
 
     /// Serve this ring.
@@ -323,7 +323,7 @@ impl WorkerHandle {
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
-        self.call(|done| Command::Exchange { ring, kind, event, done })
+        self.call(|done| Command::Exchange { ring, kind, event, done }).map(drop)
     }
 
     /// Go on with a ring in other memory; the queue as it was, or None if there is no such ring or

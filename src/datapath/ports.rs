@@ -8,7 +8,7 @@ use crate::metrics::{Counters, PortCounter, Published};
 use crate::virtqueue::{Fault, Ring, settle};
 
 use super::complete::Completer;
-use super::deliver::{Refusal, deliver, deliver_run};
+use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
 use super::frame::{CompleteFrame, FrameView};
 use super::mailbox::RingReport;
 use super::{PortId, to_guest_ring};
@@ -18,6 +18,8 @@ use super::{PortId, to_guest_ring};
 struct WorkerPort {
     name: Arc<str>,
     rings: Vec<Option<Box<Ring>>>,
+    /// Of each ring: what walking its descriptors has cost.
+    walks: Vec<Walk>,
     counters: Counters<PortCounter>,
 }
 
@@ -34,6 +36,23 @@ impl WorkerPort {
     }
 }
 
+/// How many descriptors of a ring may still be walked in a turn.
+#[derive(Clone, Copy, Debug, Default)]
+struct Walk {
+    turn: u64,
+    left: usize,
+}
+
+impl Walk {
+    #[inline]
+    fn left(&mut self, turn: u64) -> &mut usize {
+        if self.turn != turn {
+            *self = Self { turn, left: WALK_MAX };
+        }
+        &mut self.left
+    }
+}
+
 /// The ports and rings of a worker, apart from its sockets so that both can be borrowed at once.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -41,6 +60,8 @@ pub(super) struct Ports {
     /// Rings with completions that their guests have not been shown.
     to_publish: Vec<(PortId, u16)>,
     lost: Sender<PortId>,
+    /// Counts turns from 1.
+    turn: u64,
     /// Where frames are completed that their receiver does not take as they are.
     pub completer: Completer,
 }
@@ -48,7 +69,8 @@ pub(super) struct Ports {
 impl Ports {
     /// None yet. Ports whose memory is gone are told of through `lost`.
     pub fn new(lost: Sender<PortId>) -> Self {
-        Self { slots: Vec::new(), to_publish: Vec::new(), lost, completer: Completer::new() }
+        let (slots, to_publish, completer) = (Vec::new(), Vec::new(), Completer::new());
+        Self { slots, to_publish, lost, turn: 1, completer }
     }
 
     /// Make room for a port; answers where its counters are published.
@@ -56,7 +78,8 @@ impl Ports {
         if self.slots.len() <= port.index() {
             self.slots.resize_with(port.index() + 1, || None);
         }
-        let slot = WorkerPort { name, rings: Vec::new(), counters: Counters::new() };
+        let (rings, walks) = (Vec::new(), Vec::new());
+        let slot = WorkerPort { name, rings, walks, counters: Counters::new() };
         let published = Arc::clone(slot.counters.published());
         self.slots[port.index()] = Some(Box::new(slot));
         published
@@ -83,6 +106,7 @@ impl Ports {
         let index = usize::from(index);
         if slot.rings.len() <= index {
             slot.rings.resize_with(index + 1, || None);
+            slot.walks.resize(index + 1, Walk::default());
         }
         slot.rings[index] = Some(ring);
     }
@@ -117,22 +141,23 @@ impl Ports {
         let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
             return 1;
         };
-        let WorkerPort { rings, counters, .. } = slot;
+        let WorkerPort { rings, walks, counters, .. } = slot;
         let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
         let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
             counters.add(PortCounter::ToGuestDroppedNotReady, 1);
             return 1;
         };
         let first = !ring.queue.parts().1.has_unpublished();
+        let walk = walks[usize::from(index)].left(self.turn);
         let (mut fault, mut frames) = (None, 1);
         if frame.can_be_left_to(ring.kind.offloads) {
-            fault = put(ring, counters, frame);
+            fault = put(ring, counters, (frame, &mut *walk));
         } else {
             frames = 0;
             self.completer.complete(frame, |frame| {
                 frames += 1;
                 if fault.is_none() {
-                    fault = put(ring, counters, frame);
+                    fault = put(ring, counters, (frame, &mut *walk));
                 }
             });
         }
@@ -203,6 +228,7 @@ impl Ports {
     /// Show the guests what was completed in this turn: one index store and at most one interrupt
     /// per ring, and one barrier for all of them, which waits for every write before it.
     pub fn publish_and_notify(&mut self) {
+        self.turn += 1;
         let mut rings = std::mem::take(&mut self.to_publish);
         if rings.is_empty() {
             return;
@@ -287,9 +313,9 @@ impl Ports {
 fn put(
     ring: &mut Ring,
     counters: &mut Counters<PortCounter>,
-    frame: &FrameView<'_>,
+    (frame, walk): (&FrameView<'_>, &mut usize),
 ) -> Option<Fault> {
-    match deliver(ring, frame) {
+    match deliver(ring, frame, walk) {
         Ok(()) => {
             counters.add(PortCounter::ToGuestPackets, 1);
             counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));

@@ -486,18 +486,16 @@ impl Worker {
     fn apply(&mut self, command: Command) {
         match command {
             Command::SetForwarding { table, done } => {
-                self.table = table;
-                let _ = done.send(());
+                let _ = done.send(std::mem::replace(&mut self.table, table));
             }
             Command::AddPort { port, name, done } => {
                 let _ = done.send(self.ports.add(port, name));
             }
             Command::RemovePort { port, done } => {
-                for ring in self.ports.report(port) {
-                    drop(self.take(port, ring.index));
-                }
+                let rings = self.ports.report(port);
+                let rings = rings.iter().filter_map(|ring| self.take(port, ring.index)).collect();
                 self.ports.remove(port);
-                let _ = done.send(());
+                let _ = done.send(rings);
             }
             Command::Give { port, index, ring, done } => {
                 self.give(port, index, ring);
@@ -507,8 +505,7 @@ impl Worker {
                 let _ = done.send(self.take(port, index));
             }
             Command::Exchange { ring, kind, event, done } => {
-                self.exchange(ring, kind, event);
-                let _ = done.send(());
+                let _ = done.send(self.exchange(ring, kind, event));
             }
             Command::Relocate { ring, setup, memory, done } => {
                 let _ = done.send(self.relocate(ring, setup, &memory));
@@ -566,15 +563,23 @@ impl Worker {
 
     /// Use another event descriptor: a ring that asks for kicks asks the new one for them, and the
     /// driver looks for what it was told of by the old one.
-    fn exchange(&mut self, place: Place, kind: EventKind, event: Option<EventFd>) {
+    fn exchange(
+        &mut self,
+        place: Place,
+        kind: EventKind,
+        event: Option<EventFd>,
+    ) -> Option<EventFd> {
         self.wait_for_kicks(place, false);
-        if let Some(ring) = self.ports.ring(place.0, place.1) {
-            ring.set_event(kind, event);
-        }
+        // Of a ring that is not there, the new one is not used.
+        let before = match self.ports.ring(place.0, place.1) {
+            Some(ring) => ring.set_event(kind, event),
+            None => event,
+        };
         self.wait_for_kicks(place, true);
         if kind == EventKind::Call {
             self.remind(place);
         }
+        before
     }
 
     fn relocate(

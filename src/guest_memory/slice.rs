@@ -33,6 +33,12 @@ impl<'m> GuestSlice<'m> {
         Self { ptr, len, memory: PhantomData }
     }
 
+    /// No bytes at all: what a descriptor of length zero names, wherever it points.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { ptr: ptr::dangling_mut(), len: 0, memory: PhantomData }
+    }
+
     /// Length in bytes.
     #[inline]
     #[must_use]

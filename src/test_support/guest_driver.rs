@@ -115,6 +115,9 @@ fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) {
 
 fn read(memory: &GuestMemory, address: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
+    if len == 0 {
+        return bytes;
+    }
     memory.translate(GuestAddress(address), len as u32).unwrap().read(&mut bytes);
     bytes
 }

@@ -7,7 +7,8 @@ use crate::guest_memory::{GuestAddress, GuestMemory, GuestSlice};
 
 use super::Fault;
 
-/// Pieces of the chains of one packet that we keep: the longest chain that QEMU itself allows.
+/// Pieces of the chains of one packet that we keep: the longest chain that QEMU itself allows. A
+/// descriptor of no bytes counts as a piece, so this bounds the descriptors that are walked too.
 const CHAIN_SEGMENTS_MAX: usize = 1024;
 
 /// The pieces of guest memory that one or more chains name, in order.
@@ -80,7 +81,9 @@ pub(super) fn only_piece(
     (piece.len() as u64 == u64::from(len)).then_some(piece)
 }
 
-/// Append what descriptor `index` names: one piece, or one per region it touches.
+/// Append what descriptor `index` names: one piece, or one per region it touches. One of no bytes
+/// is an empty piece: DPDK's driver sends one for each empty segment of an mbuf
+/// (virtqueue_enqueue_xmit_packed), though QEMU's devices refuse it (virtqueue_map_desc).
 #[inline]
 pub(super) fn push<'m>(
     memory: &'m GuestMemory,
@@ -93,13 +96,16 @@ pub(super) fn push<'m>(
     if (flags & flag::WRITE != 0) != (direction == Direction::ToGuest) {
         return Err(Fault::WrongDirection { index, flags });
     }
+    let full = Fault::TooManySegments { head: index, limit: CHAIN_SEGMENTS_MAX };
+    if len == 0 {
+        return segments.try_push(GuestSlice::empty()).map_err(|_| full);
+    }
     let mut done = 0;
     // Each turn ends in another region, so there are at most REGIONS_MAX.
     while done < len {
         let unmapped = Fault::Unmapped { index, address, len };
         let start = address.checked_add(u64::from(done)).ok_or(unmapped)?;
         let piece = memory.translate(GuestAddress(start), len - done).ok_or(unmapped)?;
-        let full = Fault::TooManySegments { head: index, limit: CHAIN_SEGMENTS_MAX };
         segments.try_push(piece).map_err(|_| full)?;
         // A piece is no longer than what was asked for, a u32.
         #[allow(clippy::cast_possible_truncation)]

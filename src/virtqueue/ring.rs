@@ -154,13 +154,15 @@ impl Ring {
         Ok(std::mem::replace(&mut self.queue, queue))
     }
 
-    /// Use another event descriptor from now on.
-    pub fn set_event(&mut self, kind: EventKind, event: Option<EventFd>) {
-        match kind {
-            EventKind::Kick => self.kick = event,
-            EventKind::Call => self.call = event,
-            EventKind::Err => self.err = event,
-        }
+    /// Use another event descriptor from now on; answers the one before.
+    #[must_use = "whoever drops it closes it, which may take long"]
+    pub fn set_event(&mut self, kind: EventKind, event: Option<EventFd>) -> Option<EventFd> {
+        let place = match kind {
+            EventKind::Kick => &mut self.kick,
+            EventKind::Call => &mut self.call,
+            EventKind::Err => &mut self.err,
+        };
+        std::mem::replace(place, event)
     }
 
     /// Signal the driver whether or not there is news: it may have been told of what is published

@@ -1,0 +1,151 @@
+//! One guest, its neighbours' time and room: whatever a guest does, the work of a turn is bounded,
+//! and what is shared has a part for each port that no other can take. Work is counted, not timed.
+
+use isonic::datapath::{Attachment, PortId, WorkerId};
+use isonic::metrics::PortCounter;
+use isonic::test_support::guest_driver::{
+    Driver, GuestRam, HEADER, INDIRECT, NEXT, WRITE, descriptor_bytes,
+};
+use isonic::test_support::rig::Rig;
+use isonic::test_support::rig_guest::{OUTSIDE, RigGuest, each_layout, frame, mac, route};
+use isonic::virtqueue::{Fault, QueueOptions};
+
+const SPLIT: QueueOptions = QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
+
+/// Descriptors of the longest chain there may be.
+const CHAIN_MAX: usize = 1024;
+
+/// A guest of worker 0 with rings of any size.
+struct Custom {
+    ram: GuestRam,
+    port: PortId,
+    to_guest: Driver,
+    from_guest: Driver,
+}
+
+fn custom(rig: &mut Rig, number: u8, size: u16) -> Custom {
+    let port = rig.add_port(route(Attachment::Switch { mac: mac(number) }, vec![WorkerId(0)]));
+    let mut ram = GuestRam::new(1 << 30);
+    let to_guest = Driver::new(&mut ram, size, SPLIT);
+    let from_guest = Driver::new(&mut ram, size, SPLIT);
+    rig.give(0, port, 0, to_guest.ring().0);
+    rig.give(0, port, 1, from_guest.ring().0);
+    Custom { ram, port, to_guest, from_guest }
+}
+
+/// Make descriptor 0 the head of the longest chain that a split ring can have: all of its
+/// descriptors, the last of which is indirect with a table as long as the ring, all of no bytes.
+fn longest_empty_chain(ram: &mut GuestRam, driver: &Driver, flags: u16) {
+    let size = driver.size;
+    let table = ram.allocate(16 * usize::from(size));
+    for index in 0..size {
+        let last = index + 1 == size;
+        let (next, more) = if last { (0, 0) } else { (index + 1, NEXT) };
+        let entry = descriptor_bytes(0, 0, flags | more, next);
+        ram.write(table + 16 * u64::from(index), &entry);
+        if last {
+            driver.raw_descriptor(index, table, 16 * u32::from(size), INDIRECT, 0);
+        } else {
+            driver.raw_descriptor(index, 0, 0, flags | NEXT, index + 1);
+        }
+    }
+}
+
+// ---- descriptors and bytes ----------------------------------------------------------------------
+
+#[test]
+fn empty_transmit_descriptors_count_and_end_a_guests_turn() {
+    let mut rig = Rig::new(1);
+    let mut hostile = custom(&mut rig, 1, 256);
+    let mut honest = RigGuest::switched(&mut rig, 2, SPLIT);
+    longest_empty_chain(&mut hostile.ram, &hostile.from_guest, 0);
+    for _ in 0..64 {
+        hostile.from_guest.raw_offer(0);
+    }
+    let sent = frame(OUTSIDE, honest.mac, 60);
+    honest.from_guest.send(&sent, &[]);
+    rig.workers[0].turn();
+    // Chains of 511: with the third there are more than 1024.
+    assert_eq!(hostile.from_guest.used_index(), 3);
+    assert_eq!(rig.wires[0].departed(), [sent]);
+    rig.settle();
+    assert_eq!(hostile.from_guest.used_index(), 64, "the others had their turns later");
+    assert_eq!(rig.port_count(hostile.port, PortCounter::FromGuestDroppedRunt), 64);
+}
+
+#[test]
+fn a_chain_of_too_many_empty_descriptors_breaks_its_ring() {
+    let too_many = |fault| matches!(fault, Some(Fault::TooManySegments { limit: CHAIN_MAX, .. }));
+    let mut rig = Rig::new(1);
+    let mut hostile = custom(&mut rig, 1, 1024);
+    longest_empty_chain(&mut hostile.ram, &hostile.from_guest, 0);
+    longest_empty_chain(&mut hostile.ram, &hostile.to_guest, WRITE);
+    hostile.from_guest.raw_offer(0);
+    for _ in 0..64 {
+        hostile.to_guest.raw_offer(0);
+    }
+    assert!(rig.wires[0].arrive(&frame(mac(1), OUTSIDE, 60)));
+    rig.settle();
+    let reports = rig.inspect(0, hostile.port);
+    assert!(reports.iter().all(|ring| too_many(ring.broken)), "{reports:?}");
+}
+
+#[test]
+fn empty_descriptors_between_others_carry_a_packet_all_the_same() {
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
+        let sent = frame(OUTSIDE, guest.mac, 200);
+        guest.from_guest.send(&sent, &[0, HEADER, 0, 14, 0, 100, 0]);
+        guest.to_guest.post_chain(&[0, 5, 0, 0, 300, 0]);
+        let received = frame(guest.mac, OUTSIDE, 200);
+        assert!(rig.wires[0].arrive(&received));
+        rig.settle();
+        assert_eq!(rig.wires[0].departed(), [sent]);
+        assert_eq!(guest.received(), [received]);
+    });
+}
+
+#[test]
+fn receive_buffers_that_never_suffice_are_walked_so_often_in_a_turn_and_no_more() {
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let mut guest = RigGuest::switched(&mut rig, 1, options);
+        guest.to_guest.post_chain(&[1; 250]);
+        // Each of these walks 250 descriptors in vain; nine are more than 2048.
+        for _ in 0..9 {
+            assert!(rig.wires[0].arrive(&frame(guest.mac, OUTSIDE, 1000)));
+        }
+        let small = frame(guest.mac, OUTSIDE, 60);
+        assert!(rig.wires[0].arrive(&small));
+        rig.workers[0].turn();
+        assert!(guest.received().is_empty());
+        assert_eq!(rig.port_count(guest.port, PortCounter::ToGuestDroppedNoBuffers), 10);
+        assert!(rig.wires[0].arrive(&small));
+        rig.workers[0].turn();
+        assert_eq!(guest.received(), [small], "another turn, another walk");
+    });
+}
+
+#[test]
+fn long_packets_end_a_guests_turn_by_their_bytes() {
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let longest = 60_000;
+        let there = |number| {
+            let route = route(Attachment::Switch { mac: mac(number) }, vec![WorkerId(0)]);
+            isonic::datapath::Route { frame_max: longest, ..route }
+        };
+        let mut one = RigGuest::start(&mut rig, there(1), options);
+        let mut two = RigGuest::start(&mut rig, there(2), options);
+        let pieces = [4096; 15];
+        for _ in 0..12 {
+            one.from_guest.send(&frame(two.mac, one.mac, longest as usize), &pieces);
+        }
+        two.to_guest.post(200, 4096);
+        rig.workers[0].turn();
+        assert_eq!(one.from_guest.completed().len(), 5, "with the fifth it is more than 256 KiB");
+        rig.settle();
+        assert_eq!(one.from_guest.completed().len(), 7);
+    });
+}
