@@ -1,7 +1,10 @@
 //! One guest, its neighbours' time and room: whatever a guest does, the work of a turn is bounded,
 //! and what is shared has a part for each port that no other can take. Work is counted, not timed.
 
+use etherparse::PacketBuilder;
 use isonic::datapath::{Attachment, PortId, WorkerId};
+use isonic::device::features::{CSUM, HOST_TSO4};
+use isonic::device::offloads::Offloads;
 use isonic::metrics::PortCounter;
 use isonic::test_support::guest_driver::{
     Driver, GuestRam, HEADER, INDIRECT, NEXT, WRITE, descriptor_bytes,
@@ -148,4 +151,94 @@ fn long_packets_end_a_guests_turn_by_their_bytes() {
         rig.settle();
         assert_eq!(one.from_guest.completed().len(), 7);
     });
+}
+
+// ---- the uplink ---------------------------------------------------------------------------------
+
+/// A guest that may leave checksums and segmentation to us.
+fn segmenting(rig: &mut Rig, number: u8) -> RigGuest {
+    let route = route(Attachment::Switch { mac: mac(number) }, vec![WorkerId(0)]);
+    let sent = Offloads::sent([CSUM, HOST_TSO4].into_iter().collect());
+    RigGuest::with_offloads(rig, route, SPLIT, [Offloads::NONE, sent])
+}
+
+/// Bytes of the payload that [`tso_header`] has cut into 2048 segments.
+const LARGE: usize = 2048 * 31;
+
+/// The virtio-net header of a segment of TCP over IPv4 that is to be cut into many.
+fn tso_header() -> [u8; HEADER] {
+    [1, 1, 54, 0, 31, 0, 34, 0, 16, 0, 0, 0]
+}
+
+fn tcp(to: [u8; 6], from: [u8; 6], payload: usize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(from, to)
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(40000, 5001, 1, 1000)
+        .ack(77);
+    builder.write(&mut frame, &vec![7; payload]).unwrap();
+    frame
+}
+
+fn send_large(guest: &mut RigGuest, to: [u8; 6]) {
+    let large = tcp(to, guest.mac, LARGE);
+    guest.from_guest.send_with_header(&tso_header(), &large, &[4096; 17]);
+}
+
+#[test]
+fn guests_that_fill_the_uplink_leave_every_other_its_share() {
+    for greedy in [1, 8] {
+        let mut rig = Rig::new(1);
+        let mut greedy: Vec<_> = (10..10 + greedy).map(|it| segmenting(&mut rig, it)).collect();
+        let mut modest = RigGuest::switched(&mut rig, 1, SPLIT);
+        let small = frame(OUTSIDE, modest.mac, 60);
+        let (mut sent, mut of_modest) = (0, 0);
+        for turn in 0..30 {
+            for guest in &mut greedy {
+                send_large(guest, OUTSIDE);
+            }
+            // It begins when the others have all that they can have.
+            if turn >= 5 {
+                modest.from_guest.send(&small, &[]);
+                sent += 1;
+            }
+            rig.workers[0].turn();
+            greedy.iter_mut().for_each(|guest| drop(guest.from_guest.completed()));
+            modest.from_guest.completed();
+            of_modest += rig.wires[0].departed().iter().filter(|it| **it == small).count();
+        }
+        assert_eq!(of_modest, sent, "beside {} that fill the uplink", greedy.len());
+    }
+}
+
+#[test]
+fn guests_that_fill_the_uplink_alike_get_alike() {
+    let mut rig = Rig::new(1);
+    let mut guests: Vec<_> = (1..=5).map(|it| RigGuest::switched(&mut rig, it, SPLIT)).collect();
+    let mut frames = [0; 5];
+    for _ in 0..200 {
+        for guest in &mut guests {
+            for _ in 0..40 {
+                guest.from_guest.send(&frame(OUTSIDE, guest.mac, 60), &[]);
+            }
+        }
+        rig.workers[0].turn();
+        guests.iter_mut().for_each(|guest| drop(guest.from_guest.completed()));
+        for departed in rig.wires[0].departed() {
+            frames[usize::from(departed[11]) - 1] += 1;
+        }
+    }
+    let [least, most] = [frames.iter().min().unwrap(), frames.iter().max().unwrap()];
+    assert!(*least > 0 && most - least <= least / 10, "{frames:?}");
+}
+
+#[test]
+fn one_guest_alone_has_all_of_the_uplink() {
+    let mut rig = Rig::new(1);
+    let mut guest = RigGuest::switched(&mut rig, 1, SPLIT);
+    for _ in 0..200 {
+        guest.from_guest.send(&frame(OUTSIDE, guest.mac, 60), &[]);
+    }
+    rig.settle();
+    assert_eq!(rig.wires[0].departed().len(), 128);
 }

@@ -109,6 +109,8 @@ pub struct Forwarding {
     hosts: HashMap<UplinkId, PortId>,
     /// By uplink; of the others none are forwarded.
     forward_groups: Vec<ForwardGroups>,
+    /// How many ports with a guest send on an uplink by each worker.
+    senders: HashMap<(UplinkId, WorkerId), u32>,
     by_flow: bool,
 }
 
@@ -130,6 +132,14 @@ impl ForwardingBuilder {
     pub fn add(&mut self, port: PortId, route: Route) {
         let table = &mut self.0;
         table.by_flow |= route.ready.len() > 1;
+        if !route.ready.is_empty() {
+            let mut workers = route.workers.clone();
+            workers.sort_unstable();
+            workers.dedup();
+            for worker in workers {
+                *table.senders.entry((route.uplink, worker)).or_default() += 1;
+            }
+        }
         match &route.attachment {
             Attachment::Switch { mac } => {
                 table.by_mac.insert(mac_key(route.uplink, *mac), port);
@@ -207,6 +217,12 @@ impl Forwarding {
     #[must_use]
     pub fn by_flow(&self) -> bool {
         self.by_flow
+    }
+
+    /// How many ports with a guest send on this uplink by this worker.
+    #[must_use]
+    pub fn senders(&self, uplink: UplinkId, worker: WorkerId) -> u32 {
+        self.senders.get(&(uplink, worker)).copied().unwrap_or(0)
     }
 
     /// All switched ports of an uplink, for flooding.

@@ -6,18 +6,17 @@ use arrayvec::ArrayVec;
 
 use crate::device::groups::is_flow_control;
 use crate::guest_memory::{GuestMemory, GuestSlice};
-use crate::metrics::{PortCounter, SocketCounter};
+use crate::metrics::PortCounter;
 use crate::packet::{FRAME_MAX, flow_hash};
 use crate::virtqueue::{
     Chain, DeviceRing, Direction, Fault, Layout, RUN, Ring, RingKind, Run, Segments,
 };
-use crate::xdp::FRAME_BYTES;
 
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{CompleteFrame, FrameView, Packet, Start};
 use super::handover::{Handover, Inbox, PacketPool, Target};
 use super::ports::Ports;
-use super::sockets::WorkerSocket;
+use super::sockets::{Sending, WorkerSocket};
 use super::worker::Worker;
 use super::{BURST, PortId, WorkerId, pair_of};
 
@@ -169,6 +168,7 @@ pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
         }
         Attachment::Switch { .. } => outlet.flood(&frame),
     }
+    outlet.finish();
 }
 
 /// Packets that go the same way.
@@ -188,7 +188,7 @@ struct Outlet<'w> {
     worker: WorkerId,
     ports: &'w mut Ports,
     /// The uplink's socket for this queue pair; the control plane places rings where there is one.
-    socket: Option<&'w mut WorkerSocket>,
+    sending: Option<Sending<'w>>,
     inboxes: &'w [Arc<Inbox>],
     pool: &'w PacketPool,
     forwarded: u64,
@@ -218,7 +218,7 @@ impl<'w> Outlet<'w> {
             learns: route.ready.len() > 1,
             worker: worker.id,
             ports: &mut worker.ports,
-            socket: place.map(|place| &mut places[place]),
+            sending: place.map(|place| Sending::new(&mut places[place], port)),
             inboxes: &worker.inboxes,
             pool: &worker.pool,
             forwarded: 0,
@@ -229,7 +229,10 @@ impl<'w> Outlet<'w> {
         })
     }
 
-    fn finish(self) {
+    fn finish(mut self) {
+        if let Some(sending) = &mut self.sending {
+            sending.settle();
+        }
         self.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
         self.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
     }
@@ -355,19 +358,8 @@ impl<'w> Outlet<'w> {
     /// Copy packets into frames of the uplink, as many as there are free.
     #[inline]
     fn transmit_run(&mut self, packets: &[Packet<'_>]) -> usize {
-        let Some(WorkerSocket { socket: Some(socket), counters, .. }) = self.socket.as_deref_mut()
-        else {
-            return 0;
-        };
-        // A longer one takes several frames of the uplink, each filled with what follows.
-        let send = |packet: &&Packet<'_>| {
-            packet.frame_len() <= FRAME_BYTES
-                && socket.send(packet.frame_len(), |room| packet.copy_to(room))
-        };
-        let sent = packets.iter().take_while(send).count();
-        let bytes = packets[..sent].iter().map(|packet| u64::from(packet.frame_len())).sum();
-        counters.add(SocketCounter::TxPackets, sent as u64);
-        counters.add(SocketCounter::TxBytes, bytes);
+        let Some(sending) = &mut self.sending else { return 0 };
+        let sent = sending.send_run(packets);
         self.account_run(&packets[..sent]);
         sent
     }
@@ -469,13 +461,13 @@ impl<'w> Outlet<'w> {
     /// Complete and transmit; false if any of the frames that it makes was lost.
     #[inline]
     fn send_to_uplink(&mut self, frame: &FrameView<'_>) -> bool {
-        let Some(socket) = self.socket.as_deref_mut() else { return false };
+        let Some(sending) = &mut self.sending else { return false };
         if frame.offload().is_plain() {
-            return transmit(socket, frame);
+            return sending.send(frame);
         }
         let (mut sent, mut frames) = (true, 0);
         self.ports.completer.complete(frame, |frame| {
-            sent &= transmit(socket, frame);
+            sent &= sending.send(frame);
             frames += 1;
         });
         self.copies += frames;
@@ -503,9 +495,9 @@ impl<'w> Outlet<'w> {
             self.bytes += u64::from(frame.len());
             return;
         }
-        self.drop(match &self.socket {
+        self.drop(match &self.sending {
             None => PortCounter::FromGuestDroppedNoRoute,
-            Some(place) if place.socket.is_none() => PortCounter::FromGuestDroppedUplinkDown,
+            Some(sending) if sending.is_down() => PortCounter::FromGuestDroppedUplinkDown,
             Some(_) => PortCounter::FromGuestDroppedUplinkFull,
         });
     }
@@ -520,29 +512,6 @@ impl<'w> Outlet<'w> {
 fn run_max(frame_max: u32) -> usize {
     let most = BYTES_MAX / u64::from(frame_max.max(1));
     usize::try_from(most).unwrap_or(RUN).clamp(1, RUN)
-}
-
-/// Copy into frames of the uplink; when all are in flight, wake the kernel once and try again.
-#[inline]
-fn transmit(to: &mut WorkerSocket, frame: &FrameView<'_>) -> bool {
-    let WorkerSocket { socket, counters, .. } = to;
-    let Some(socket) = socket else {
-        counters.add(SocketCounter::TxDroppedDown, 1);
-        return false;
-    };
-    let mut reader = frame.reader();
-    let mut sent = socket.send(frame.len(), |room| reader.fill(room));
-    if !sent {
-        socket.flush();
-        sent = socket.send(frame.len(), |room| reader.fill(room));
-    }
-    if sent {
-        counters.add(SocketCounter::TxPackets, 1);
-        counters.add(SocketCounter::TxBytes, u64::from(frame.len()));
-    } else {
-        counters.add(SocketCounter::TxDroppedFull, 1);
-    }
-    sent
 }
 
 /// This worker's place of the socket that a queue pair of the port transmits on.

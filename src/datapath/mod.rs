@@ -26,6 +26,7 @@ mod idle;
 mod mailbox;
 mod ports;
 mod rotation;
+mod shares;
 mod sockets;
 mod watchdog;
 mod worker;

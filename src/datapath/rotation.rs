@@ -21,6 +21,9 @@ pub(super) type Place = (PortId, u16);
 #[derive(Debug, Default)]
 pub(super) struct Rotation {
     busy: Vec<Busy>,
+    /// The busy ring that is looked at first in this turn: another in each, since who comes first
+    /// finds most of what all share.
+    first: usize,
     quiet: Vec<Place>,
     /// The quiet ring to look at next.
     next: usize,
@@ -41,6 +44,7 @@ impl Rotation {
     /// Forget a ring.
     pub fn remove(&mut self, place: Place) {
         self.busy.retain(|busy| busy.place != place);
+        self.first = 0;
         self.quiet.retain(|&quiet| quiet != place);
     }
 
@@ -59,23 +63,43 @@ impl Rotation {
         self.busy().chain(self.quiet())
     }
 
-    /// The busy ring at `at`, if there are so many.
+    /// Begin with another busy ring than in the last turn.
+    #[inline]
+    pub fn begin_turn(&mut self) {
+        self.first = if self.first + 1 < self.busy.len() { self.first + 1 } else { 0 };
+    }
+
+    /// Where in `busy` the ring is that is looked at as number `at`.
+    #[inline]
+    fn index(&self, at: usize) -> usize {
+        let index = self.first + at;
+        if index < self.busy.len() { index } else { index - self.busy.len() }
+    }
+
+    /// The busy ring to look at as number `at` of this turn, if there are so many.
     #[inline]
     pub fn busy_at(&self, at: usize) -> Option<Place> {
-        self.busy.get(at).map(|busy| busy.place)
+        (at < self.busy.len()).then(|| self.busy[self.index(at)].place)
     }
 
     /// The busy ring at `at` had this many packets. False if it is quiet now, and another is in
     /// its place.
     #[inline]
     pub fn stays_busy(&mut self, at: usize, taken: usize) -> bool {
-        let busy = &mut self.busy[at];
+        let index = self.index(at);
+        let busy = &mut self.busy[index];
         busy.empty_turns = if taken > 0 { 0 } else { busy.empty_turns + 1 };
         if busy.empty_turns < QUIET_AFTER {
             return true;
         }
         self.quiet.push(busy.place);
-        self.busy.swap_remove(at);
+        self.busy.remove(index);
+        // The next one is in its place, at the same distance from the first.
+        if index < self.first {
+            self.first -= 1;
+        } else if self.first == self.busy.len() {
+            self.first = 0;
+        }
         false
     }
 

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 
 use crate::metrics::{Counters, Published, SocketCounter};
-use crate::xdp::{Frame, KernelStatistics, Socket, SocketProgress};
+use crate::xdp::{FRAME_BYTES, Frame, KernelStatistics, Socket, SocketProgress};
 
-use super::UplinkId;
+use super::forwarding::Forwarding;
+use super::frame::{CompleteFrame, FrameView, Packet};
+use super::shares::InFlight;
+use super::{BURST, PortId, UplinkId, WorkerId};
 
 /// A socket in the hands of a worker, or the place where it was.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct WorkerSocket {
     past: OwnCounts,
     /// It reports an error for ever: it is waited for no more.
     pub failed: bool,
+    /// Whose frames are in flight.
+    in_flight: InFlight,
 }
 
 /// What a socket counts itself.
@@ -61,8 +66,22 @@ pub struct SocketReport {
 
 impl WorkerSocket {
     fn new(uplink: UplinkId, socket: Socket) -> Self {
-        let queue = socket.queue();
-        Self { socket: Some(socket), ..Self::empty(uplink, queue) }
+        let mut place = Self::empty(uplink, socket.queue());
+        place.put(socket);
+        place
+    }
+
+    /// Serve a socket from now on.
+    fn put(&mut self, socket: Socket) {
+        self.socket = Some(socket);
+        self.begin_counting();
+    }
+
+    /// What is in flight now is nobody's.
+    pub fn begin_counting(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        let sent = to_u32(socket.census().transmitting);
+        self.in_flight = InFlight::new(to_u32(socket.transmit_frames()), sent, socket.completed());
     }
 
     /// The place of a socket that is to come.
@@ -75,7 +94,22 @@ impl WorkerSocket {
             leaving: None,
             past: OwnCounts::default(),
             failed: false,
+            in_flight: InFlight::new(0, 0, 0),
         }
+    }
+
+    /// How many frames a port may send now.
+    #[inline]
+    fn allowance(&mut self, port: PortId) -> u32 {
+        let Self { socket: Some(socket), in_flight, .. } = self else { return 0 };
+        in_flight.settle(socket.completed());
+        let allowed = in_flight.allowance(port, to_u32(socket.census().free));
+        if allowed >= u32::from(BURST) {
+            return allowed;
+        }
+        socket.reclaim();
+        in_flight.settle(socket.completed());
+        in_flight.allowance(port, to_u32(socket.census().free))
     }
 
     /// Take a frame back that was lent out.
@@ -141,6 +175,108 @@ impl WorkerSocket {
     }
 }
 
+/// Frames of one socket: a small number.
+#[inline]
+fn to_u32(frames: u64) -> u32 {
+    u32::try_from(frames).unwrap_or(u32::MAX)
+}
+
+/// A port's way to the wire for one burst: a socket, and how many of its frames the port may take.
+#[derive(Debug)]
+pub(super) struct Sending<'w> {
+    place: &'w mut WorkerSocket,
+    port: PortId,
+    left: u32,
+    taken: u32,
+}
+
+impl<'w> Sending<'w> {
+    #[inline]
+    pub fn new(place: &'w mut WorkerSocket, port: PortId) -> Self {
+        let left = place.allowance(port);
+        Self { place, port, left, taken: 0 }
+    }
+
+    /// Whether the uplink is down or gone.
+    pub fn is_down(&self) -> bool {
+        self.place.socket.is_none()
+    }
+
+    /// Copy packets of a frame each, up to the first that is longer or for which there is no frame.
+    /// Answers how many.
+    #[inline]
+    pub fn send_run(&mut self, packets: &[Packet<'_>]) -> usize {
+        let WorkerSocket { socket: Some(socket), counters, .. } = &mut *self.place else {
+            return 0;
+        };
+        // A longer one takes several frames of the uplink, each filled with what follows.
+        let send = |packet: &&Packet<'_>| {
+            packet.frame_len() <= FRAME_BYTES
+                && socket.send(packet.frame_len(), |room| packet.copy_to(room))
+        };
+        let sent = packets.iter().take(self.left as usize).take_while(send).count();
+        let bytes = packets[..sent].iter().map(|packet| u64::from(packet.frame_len())).sum();
+        counters.add(SocketCounter::TxPackets, sent as u64);
+        counters.add(SocketCounter::TxBytes, bytes);
+        // A run's.
+        #[allow(clippy::cast_possible_truncation)]
+        self.count(sent as u32);
+        sent
+    }
+
+    /// Copy a complete frame into as many of the socket's as it takes. When there are too few, the
+    /// kernel is called once in a turn for those that it has sent.
+    #[inline]
+    pub fn send(&mut self, frame: &FrameView<'_>) -> bool {
+        let sent = self.try_send(frame) || self.press() && self.try_send(frame);
+        let WorkerSocket { socket, counters, .. } = &mut *self.place;
+        if sent {
+            counters.add(SocketCounter::TxPackets, 1);
+            counters.add(SocketCounter::TxBytes, u64::from(frame.len()));
+        } else if socket.is_some() {
+            counters.add(SocketCounter::TxDroppedFull, 1);
+        } else {
+            counters.add(SocketCounter::TxDroppedDown, 1);
+        }
+        sent
+    }
+
+    #[inline]
+    fn try_send(&mut self, frame: &FrameView<'_>) -> bool {
+        let Some(socket) = &mut self.place.socket else { return false };
+        let frames = frame.len().div_ceil(FRAME_BYTES);
+        let mut reader = frame.reader();
+        let sent = frames <= self.left && socket.send(frame.len(), |room| reader.fill(room));
+        if sent {
+            self.count(frames);
+        }
+        sent
+    }
+
+    /// Have the kernel called for frames; whether there may be some now.
+    #[cold]
+    fn press(&mut self) -> bool {
+        if !self.place.socket.as_mut().is_some_and(Socket::press) {
+            return false;
+        }
+        self.settle();
+        self.left = self.place.allowance(self.port);
+        true
+    }
+
+    #[inline]
+    fn count(&mut self, frames: u32) {
+        self.taken += frames;
+        self.left -= frames;
+    }
+
+    /// The burst is over: what was taken is the port's.
+    #[inline]
+    pub fn settle(&mut self) {
+        self.place.in_flight.sent(self.port, std::mem::take(&mut self.taken));
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -179,12 +315,19 @@ impl Sockets {
             let known = |place: &WorkerSocket| (place.uplink, place.queue) == (uplink, queue);
             let at = self.places.iter().position(known).unwrap_or(self.places.len());
             match self.places.get_mut(at) {
-                Some(place) => place.socket = Some(socket),
+                Some(place) => place.put(socket),
                 None => self.places.push(WorkerSocket::new(uplink, socket)),
             }
             Arc::clone(self.places[at].counters.published())
         };
         sockets.into_iter().map(give).collect()
+    }
+
+    /// Have shares of the frames to send with for the ports of this table.
+    pub fn divide(&mut self, table: &Forwarding, worker: WorkerId) {
+        for place in &mut self.places {
+            place.in_flight.divide(table.senders(place.uplink, worker));
+        }
     }
 
     /// Let those go that have waited for their frames and have them.

@@ -233,6 +233,7 @@ impl Worker {
     #[inline]
     fn take_from_guests(&mut self, mut nothing_else: bool) -> usize {
         let (mut work, mut at) = (0, 0);
+        self.rotation.begin_turn();
         while let Some((port, index)) = self.rotation.busy_at(at) {
             let taken = from_guest::burst(self, port, index);
             work += taken;
@@ -486,6 +487,7 @@ impl Worker {
     fn apply(&mut self, command: Command) {
         match command {
             Command::SetForwarding { table, done } => {
+                self.sockets.divide(&table, self.id);
                 let _ = done.send(std::mem::replace(&mut self.table, table));
             }
             Command::AddPort { port, name, done } => {
@@ -520,7 +522,9 @@ impl Worker {
             }
             Command::TakeSockets { uplink, done } => self.sockets.take(uplink, done),
             Command::GiveSockets { uplink, sockets, done } => {
-                let _ = done.send(self.sockets.give(uplink, sockets));
+                let given = self.sockets.give(uplink, sockets);
+                self.sockets.divide(&self.table, self.id);
+                let _ = done.send(given);
             }
             Command::SetMemory { uplink, umem, done } => {
                 let _ = done.send(std::mem::replace(&mut self.umems[uplink.index()], umem));
@@ -672,16 +676,18 @@ impl Worker {
     }
 
     fn adopt(&mut self, at_rest: &[(UplinkId, SocketAtRest)]) -> bool {
-        for WorkerSocket { uplink, queue, socket, .. } in &mut self.sockets.places {
-            let own =
-                |(of, left): &&(UplinkId, SocketAtRest)| (*of, left.queue) == (*uplink, *queue);
+        for place in &mut self.sockets.places {
+            let at = (place.uplink, place.queue);
+            let own = |(of, left): &&(UplinkId, SocketAtRest)| (*of, left.queue) == at;
             if let Some((_, left)) = at_rest.iter().find(own)
-                && let Some(socket) = socket
+                && let Some(socket) = &mut place.socket
                 && !socket.resume(left)
             {
                 return false;
             }
+            place.begin_counting();
         }
+        self.sockets.divide(&self.table, self.id);
         true
     }
 

@@ -207,8 +207,10 @@ pub struct Socket {
     frames: u64,
     free: Vec<Frame>,
     census: FrameCensus,
-    /// Packets put since the last `flush`.
+    /// Packets put since the last `flush`, or not taken by the kernel in it.
     unflushed: bool,
+    /// The kernel was called for free frames since the last `flush`.
+    pressed: bool,
     /// Packets that the kernel transmits in one call.
     call_batch: u32,
     /// Our calls drive the NIC: one each turn.
@@ -277,6 +279,7 @@ impl Socket {
             free: Vec::new(),
             census: FrameCensus::default(),
             unflushed: false,
+            pressed: false,
             call_batch: COPY_MODE_BATCH,
             busy_polled: false,
             suspender: None,
@@ -389,6 +392,18 @@ impl Socket {
     #[must_use]
     pub fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// How many frames there are to send with, in flight or not.
+    #[must_use]
+    pub fn transmit_frames(&self) -> u64 {
+        self.census.free + self.census.transmitting
+    }
+
+    /// How many frames ever came back from being transmitted.
+    #[must_use]
+    pub fn completed(&self) -> u64 {
+        self.completed
     }
 
     /// Where the frames are.
@@ -552,7 +567,7 @@ impl Socket {
     }
 
     /// Take transmitted frames back.
-    fn reclaim(&mut self) {
+    pub fn reclaim(&mut self) {
         let count = self.parts.completion.acquire();
         for _ in 0..count {
             self.free.push(self.parts.completion.take());
@@ -596,9 +611,26 @@ impl Socket {
         Ok(())
     }
 
-    /// Show the kernel what was put since the last time, and wake it if it asks for that.
+    /// Show the kernel what was put since the last time, or not taken then, and wake it if it asks
+    /// for that. Once a turn.
     #[inline]
     pub fn flush(&mut self) {
+        self.pressed = false;
+        self.show();
+    }
+
+    /// Call the kernel for frames to send with, in the middle of a turn: once, since it has nothing
+    /// new the second time. False if that was done.
+    pub fn press(&mut self) -> bool {
+        if std::mem::replace(&mut self.pressed, true) {
+            return false;
+        }
+        self.show();
+        true
+    }
+
+    #[inline]
+    fn show(&mut self) {
         if !std::mem::take(&mut self.unflushed) && !self.busy_polled {
             return;
         }
@@ -640,6 +672,8 @@ impl Socket {
         if self.busy_polled && self.parts.tx.backlog() > 0 {
             raw::wake_polled_transmit(fd.as_fd());
         }
+        // What was not taken is offered again in the next turn, though nothing else may be sent.
+        self.unflushed = self.parts.tx.needs_wakeup() && self.parts.tx.backlog() > 0;
     }
 }
 
@@ -968,6 +1002,16 @@ mod tests {
         socket.flush();
         assert_eq!(wire.departed(), [bytes(9000, 5)]);
         assert_home(&mut socket, &mut wire);
+    }
+
+    #[test]
+    fn the_kernel_is_called_for_frames_once_between_two_flushes() {
+        let (mut socket, _wire) = ring_pair(0, FRAMES);
+        for _ in 0..2 {
+            assert!(socket.press());
+            assert!(!socket.press(), "it was called");
+            socket.flush();
+        }
     }
 
     #[test]
