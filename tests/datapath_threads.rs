@@ -180,3 +180,82 @@ fn a_front_end_that_makes_its_call_descriptor_block_breaks_its_own_ring_only() {
     thread.join().unwrap();
     drop(watchdog);
 }
+
+/// Watch `call` so often that a write to it takes long.
+fn watch(call: &File) -> Vec<std::os::fd::OwnedFd> {
+    use rustix::event::epoll;
+    let duplicates: Vec<File> = (0..200).map(|_| call.try_clone().unwrap()).collect();
+    let sets = (0..500).map(|_| {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        for file in &duplicates {
+            let data = epoll::EventData::new_u64(0);
+            epoll::add(&set, file, data, epoll::EventFlags::IN).unwrap();
+        }
+        set
+    });
+    let sets = sets.collect();
+    // Its duplicates are watched for as long as they are open.
+    std::mem::forget(duplicates);
+    sets
+}
+
+#[test]
+fn signals_that_take_long_are_sent_by_another_thread_and_none_is_lost() {
+    let (handle, watched, mut wire) = start();
+    let mut ram = GuestRam::new(4 << 20);
+    let mut driver = Driver::new(&mut ram, 64, QueueOptions::NONE);
+    let (ring, call) = driver.ring();
+    let _sets = watch(&call);
+    handle.give(PORT, 1, ring).unwrap();
+    for round in 0..200 {
+        assert!(signalled_soon(&call), "round {round}: the guest was not told");
+        driver.send(&[0x02; 60], &[]);
+        handle.inbox().wake();
+        wait_completed(&mut driver, round);
+        wire.departed();
+    }
+    handle.stop();
+    watched.thread.join().unwrap();
+}
+
+fn signalled_soon(call: &File) -> bool {
+    let start = Instant::now();
+    while !signalled(call) {
+        if start.elapsed() > LOST {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
+#[test]
+fn a_front_end_that_makes_its_call_descriptor_block_again_and_again_stops_the_worker_once() {
+    let (handle, watched, _wire) = start();
+    let thread = Arc::clone(&watched.thread);
+    let watchdog = Watchdog::start(vec![watched]).unwrap();
+    let mut ram = GuestRam::new(4 << 20);
+    let driver = Driver::new(&mut ram, 64, QueueOptions { event_idx: true, ..QueueOptions::NONE });
+    let (ring, call) = driver.ring();
+    let block = || {
+        let flags = rustix::fs::fcntl_getfl(&call).unwrap();
+        rustix::fs::fcntl_setfl(&call, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    };
+    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    block();
+    // Each time a ring is given its driver is reminded. The first waits for the watchdog.
+    handle.give(PORT, 1, ring).unwrap();
+    assert_eq!(handle.inspect(PORT).unwrap()[0].broken, Some(Fault::CallBlocked));
+    for _ in 0..50 {
+        drop(handle.take(PORT, 1).unwrap());
+        block();
+        let mut ring = driver.ring().0;
+        ring.call = Some(EventFd::new(call.try_clone().unwrap()).unwrap());
+        block();
+        handle.give(PORT, 1, ring).unwrap();
+        assert_eq!(handle.inspect(PORT).unwrap()[0].broken, None, "the worker did not wait");
+    }
+    handle.stop();
+    thread.join().unwrap();
+    drop(watchdog);
+}

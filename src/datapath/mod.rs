@@ -27,6 +27,7 @@ mod mailbox;
 mod ports;
 mod rotation;
 mod shares;
+mod signals;
 mod sockets;
 mod watchdog;
 mod worker;

@@ -1,6 +1,7 @@
 //! The ports and rings of one worker.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::channel::Sender;
 
@@ -11,6 +12,7 @@ use super::complete::Completer;
 use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
 use super::frame::{CompleteFrame, FrameView};
 use super::mailbox::RingReport;
+use super::signals::{Signaller, Signalling};
 use super::{PortId, to_guest_ring};
 
 /// A port in the hands of a worker: those of its rings that the worker serves.
@@ -20,6 +22,7 @@ struct WorkerPort {
     rings: Vec<Option<Box<Ring>>>,
     /// Of each ring: what walking its descriptors has cost.
     walks: Vec<Walk>,
+    signalling: Signalling,
     counters: Counters<PortCounter>,
 }
 
@@ -60,6 +63,8 @@ pub(super) struct Ports {
     /// Rings with completions that their guests have not been shown.
     to_publish: Vec<(PortId, u16)>,
     lost: Sender<PortId>,
+    /// Sends the signals of ports for which they have cost too much.
+    signaller: Signaller,
     /// Counts turns from 1.
     turn: u64,
     /// Where frames are completed that their receiver does not take as they are.
@@ -68,9 +73,13 @@ pub(super) struct Ports {
 
 impl Ports {
     /// None yet. Ports whose memory is gone are told of through `lost`.
-    pub fn new(lost: Sender<PortId>) -> Self {
+    ///
+    /// # Errors
+    /// No thread to be had.
+    pub fn new(lost: Sender<PortId>) -> std::io::Result<Self> {
         let (slots, to_publish, completer) = (Vec::new(), Vec::new(), Completer::new());
-        Self { slots, to_publish, lost, turn: 1, completer }
+        let signaller = Signaller::start()?;
+        Ok(Self { slots, to_publish, lost, signaller, turn: 1, completer })
     }
 
     /// Make room for a port; answers where its counters are published.
@@ -78,8 +87,13 @@ impl Ports {
         if self.slots.len() <= port.index() {
             self.slots.resize_with(port.index() + 1, || None);
         }
-        let (rings, walks) = (Vec::new(), Vec::new());
-        let slot = WorkerPort { name, rings, walks, counters: Counters::new() };
+        let slot = WorkerPort {
+            name,
+            rings: Vec::new(),
+            walks: Vec::new(),
+            signalling: Signalling::default(),
+            counters: Counters::new(),
+        };
         let published = Arc::clone(slot.counters.published());
         self.slots[port.index()] = Some(Box::new(slot));
         published
@@ -203,7 +217,8 @@ impl Ports {
     /// Serve a ring no more: one log line, one count, and the front-end is told.
     #[cold]
     pub fn break_ring(&mut self, port: PortId, index: u16, fault: Fault) {
-        let Some(slot) = self.slot(port) else { return };
+        let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);
+        let Some(slot) = slot else { return };
         let Some(Some(ring)) = slot.rings.get_mut(usize::from(index)) else { return };
         if ring.broken.is_none() {
             tracing::error!(
@@ -211,7 +226,11 @@ impl Ports {
                 "the guest broke its ring, which is served no more until it is started again"
             );
             slot.counters.add(PortCounter::RingFaults, 1);
-            ring.break_with(fault);
+            if let Some(err) = ring.break_with(fault) {
+                let now = &mut Instant::now();
+                // The ring is broken already.
+                let _ = slot.signalling.signal(&mut self.signaller, index, err, now);
+            }
             if fault == Fault::MemoryGone {
                 // Nobody listens any more only when the daemon stops.
                 let _ = self.lost.send(port);
@@ -239,9 +258,10 @@ impl Ports {
             }
         }
         settle();
+        let mut now = Instant::now();
         for (port, index) in rings.drain(..) {
+            let notified = self.notify((port, index), &mut now);
             let Some(ring) = self.ring(port, index) else { continue };
-            let notified = ring.notify();
             let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
             let given_back = ring.queue.ring_mut().take_given_back();
             if given_back > 0 {
@@ -267,6 +287,35 @@ impl Ports {
             "the guest waited for descriptors that the backend before this one had used without \
              logging them; they are given back without a packet"
         );
+    }
+
+    /// Signal a driver if it wants to hear of what was published; answers whether it did. The clock
+    /// was read at `now`.
+    #[inline]
+    fn notify(&mut self, (port, index): (PortId, u16), now: &mut Instant) -> Result<bool, Fault> {
+        let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);
+        let Some(WorkerPort { rings, signalling, .. }) = slot else { return Ok(false) };
+        let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
+        let Some(call) = ring.and_then(Ring::wants_signal) else { return Ok(false) };
+        signalling.signal(&mut self.signaller, index, call, now).map(|()| true)
+    }
+
+    /// Signal a driver whether or not there is news: it may have been told of what is published by
+    /// way of a descriptor that nobody reads any more. It looks, and finds what there is.
+    pub fn remind(&mut self, port: PortId, index: u16) {
+        let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);
+        let Some(WorkerPort { rings, signalling, .. }) = slot else { return };
+        let ring = rings.get(usize::from(index)).and_then(Option::as_deref);
+        let Some(call) = ring.and_then(|ring| ring.call.as_ref()) else { return };
+        let now = &mut Instant::now();
+        if let Err(fault) = signalling.signal(&mut self.signaller, index, call, now) {
+            self.break_ring(port, index, fault);
+        }
+    }
+
+    /// Whether signals wait to be sent by the other thread.
+    pub fn signals_wait(&mut self) -> bool {
+        self.signaller.is_behind()
     }
 
     /// Count a notification decision.

@@ -16,9 +16,12 @@ use crate::platform::interrupt::InterruptibleThread;
 
 use super::worker::Turns;
 
-/// Between two looks. A worker's turn takes microseconds; one that was merely not scheduled for so
-/// long does not notice that it was interrupted.
+/// Between two looks while all workers wait.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// Between two looks while a worker is awake. Its turn takes microseconds; one that was merely not
+/// scheduled for so long does not notice that it was interrupted.
+const LOOK_AWAKE: Duration = Duration::from_millis(20);
 
 /// What is watched of a worker.
 #[derive(Debug)]
@@ -45,7 +48,9 @@ impl Watchdog {
         let (stop, stopped) = bounded::<()>(0);
         let thread = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             let mut before = vec![None; workers.len()];
-            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            let awake = || workers.iter().any(|worker| !worker.turns.waiting());
+            let pause = || if awake() { LOOK_AWAKE } else { LOOK };
+            while stopped.recv_timeout(pause()) == Err(RecvTimeoutError::Timeout) {
                 for (worker, before) in workers.iter().zip(&mut before) {
                     look(worker, before);
                 }

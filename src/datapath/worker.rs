@@ -136,7 +136,7 @@ impl Worker {
             lent: 0,
             inboxes: setup.inboxes,
             pool: setup.pool,
-            ports: Ports::new(setup.lost),
+            ports: Ports::new(setup.lost)?,
             table: Arc::default(),
             arrivals: Arrivals::new(),
             mailbox: setup.mailbox,
@@ -453,7 +453,7 @@ impl Worker {
         if self.resting {
             return false;
         }
-        let mut backlog = false;
+        let mut backlog = self.ports.signals_wait();
         for socket in self.sockets.places.iter_mut().filter_map(|place| place.socket.as_mut()) {
             if socket.has_backlog() {
                 socket.retry();
@@ -562,7 +562,7 @@ impl Worker {
         }
         self.ports.put(port, index, ring);
         self.wait_for_kicks((port, index), true);
-        self.remind((port, index));
+        self.ports.remind(port, index);
     }
 
     /// Use another event descriptor: a ring that asks for kicks asks the new one for them, and the
@@ -581,7 +581,7 @@ impl Worker {
         };
         self.wait_for_kicks(place, true);
         if kind == EventKind::Call {
-            self.remind(place);
+            self.ports.remind(place.0, place.1);
         }
         before
     }
@@ -596,7 +596,7 @@ impl Worker {
         let before = ring.relocate(setup, memory).ok()?;
         // As of a ring that was just given.
         ring.queue.ring_mut().want_kicks(false);
-        self.remind(place);
+        self.ports.remind(place.0, place.1);
         Some(before)
     }
 
@@ -613,13 +613,6 @@ impl Worker {
         };
         if let Err(error) = done {
             tracing::error!(?port, index, %error, "cannot wait for the ring's kicks");
-        }
-    }
-
-    fn remind(&mut self, (port, index): Place) {
-        let reminded = self.ports.ring(port, index).map(|ring| ring.remind());
-        if let Some(Err(fault)) = reminded {
-            self.ports.break_ring(port, index, fault);
         }
     }
 

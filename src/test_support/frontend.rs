@@ -402,7 +402,7 @@ impl PortHost for RecordingHost {
         event: Option<EventFd>,
     ) -> Result<(), HostError> {
         let mut rings = self.rings();
-        drop(rings.get_mut(&index).expect("the ring runs").set_event(kind, event));
+        rings.get_mut(&index).expect("the ring runs").set_event(kind, event);
         Ok(())
     }
 

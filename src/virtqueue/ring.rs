@@ -22,9 +22,10 @@ pub enum EventFdError {
     Io(#[from] io::Error),
 }
 
-/// An eventfd that the front-end shares with us, made non-blocking.
-#[derive(Debug)]
-pub struct EventFd(File);
+/// An eventfd that the front-end shares with us, made non-blocking. A clone is the same descriptor,
+/// closed with the last of them.
+#[derive(Clone, Debug)]
+pub struct EventFd(Arc<File>);
 
 impl EventFd {
     /// Take a descriptor that came with a message.
@@ -40,7 +41,7 @@ impl EventFd {
         let flags = rustix::fs::fcntl_getfl(&file).map_err(io::Error::from)?;
         rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK)
             .map_err(io::Error::from)?;
-        Ok(Self(file))
+        Ok(Self(Arc::new(file)))
     }
 
     /// The same event, for whoever else has to do with it.
@@ -59,10 +60,19 @@ impl EventFd {
     /// interrupted while waiting. A write that does not block is never interrupted.
     #[inline]
     pub fn signal(&self) -> Result<(), Fault> {
-        match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
+        match rustix::io::write(&*self.0, &1u64.to_ne_bytes()) {
             Err(rustix::io::Errno::INTR) => Err(Fault::CallBlocked),
             _ => Ok(()),
         }
+    }
+
+    /// Signal the other side, which may have made the descriptor block: it is made non-blocking
+    /// once more before. What fails is the front-end's loss.
+    pub fn signal_apart(&self) {
+        if let Ok(flags) = rustix::fs::fcntl_getfl(&*self.0) {
+            let _ = rustix::fs::fcntl_setfl(&*self.0, flags | rustix::fs::OFlags::NONBLOCK);
+        }
+        let _ = self.signal();
     }
 }
 
@@ -124,16 +134,13 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Stop serving the ring: the first fault counts, the front-end is told once.
+    /// Stop serving the ring: the first fault counts. Answers the descriptor to tell the front-end
+    /// by, once.
     #[cold]
-    pub fn break_with(&mut self, fault: Fault) {
-        if self.broken.is_none() {
-            self.broken = Some(fault);
-            if let Some(err) = &self.err {
-                // The ring is broken already.
-                let _ = err.signal();
-            }
-        }
+    pub fn break_with(&mut self, fault: Fault) -> Option<&EventFd> {
+        let first = self.broken.is_none();
+        self.broken.get_or_insert(fault);
+        self.err.as_ref().filter(|_| first)
     }
 
     /// Go on in `memory`, as `setup` says but from where the ring is; to be done between two
@@ -155,7 +162,7 @@ impl Ring {
     }
 
     /// Use another event descriptor from now on; answers the one before.
-    #[must_use = "whoever drops it closes it, which may take long"]
+    #[allow(clippy::must_use_candidate, reason = "whoever does not want it closes it")]
     pub fn set_event(&mut self, kind: EventKind, event: Option<EventFd>) -> Option<EventFd> {
         let place = match kind {
             EventKind::Kick => &mut self.kick,
@@ -165,27 +172,12 @@ impl Ring {
         std::mem::replace(place, event)
     }
 
-    /// Signal the driver whether or not there is news: it may have been told of what is published
-    /// by way of a descriptor that nobody reads any more. It looks, and finds what there is.
-    ///
-    /// # Errors
-    /// As [`EventFd::signal`].
-    pub fn remind(&self) -> Result<(), Fault> {
-        self.call.as_ref().map_or(Ok(()), EventFd::signal)
-    }
-
-    /// Signal the driver if it wants to hear of what was published and [settled](super::settle);
-    /// answers whether it did.
-    ///
-    /// # Errors
-    /// As [`EventFd::signal`].
+    /// Whether the driver wants to hear of what was published and [settled](super::settle), and the
+    /// descriptor to signal it by.
     #[inline]
-    pub fn notify(&mut self) -> Result<bool, Fault> {
+    pub fn wants_signal(&mut self) -> Option<&EventFd> {
         // Asked even without a descriptor: the decision is about what was published until now.
         let wanted = self.queue.ring_mut().needs_notification();
-        match &self.call {
-            Some(call) if wanted => call.signal().map(|()| true),
-            _ => Ok(false),
-        }
+        self.call.as_ref().filter(|_| wanted)
     }
 }
