@@ -1,8 +1,8 @@
 //! Shares of what many ports use: transmit frames, buffers, frames that are lent.
 //!
-//! Half of it is divided evenly among the ports that may want some: a port's *share*, which no other
-//! port can take. The other half is for whoever comes first. So one busy port alone has more than
-//! half of it, and one that comes later finds its share whatever the others do.
+//! Half of it is divided evenly among the ports that may want some: a port's *share*, which no
+//! other port can take. The other half is for whoever comes first. So one busy port alone has more
+//! than half of it, and one that comes later finds its share whatever the others do.
 
 use std::collections::VecDeque;
 

@@ -1,13 +1,15 @@
 //! Signals to guests, whose cost is their port's own.
 //!
-//! A signal is a write to an eventfd that the front-end has too, and it decides what that costs. The
-//! kernel calls everybody who watches the descriptor before the write returns (`eventfd_write`):
-//! with thousands of watchers it takes milliseconds. And a front-end can make it block.
+//! A signal is a write to an eventfd that the front-end has too, and it decides what that costs.
+//! The kernel calls everybody who watches the descriptor before the write returns
+//! (`eventfd_write`): with thousands of watchers it takes milliseconds. And a front-end can make it
+//! block.
 //!
 //! So each signal is timed. What one takes longer than [`FREE`] is its port's debt, which time pays
-//! off, a thousandth of what passes. While a port owes more than [`CREDIT`], another thread sends its
-//! signals. So a port can take no more than a thousandth of a worker's time for long. A port that was
-//! merely unlucky, since its worker was not scheduled, has its signals a little later for a while.
+//! off, a thousandth of what passes. While a port owes more than [`CREDIT`], another thread sends
+//! its signals. So a port can take no more than a thousandth of a worker's time for long. A port
+//! that was merely unlucky, since its worker was not scheduled, has its signals a little later for
+//! a while.
 
 use std::io;
 use std::sync::Arc;
