@@ -43,6 +43,13 @@ pub enum ClaimError {
     /// The directory is not there.
     #[error("socket {}: its directory does not exist; create it first", .0.display())]
     NoDirectory(PathBuf),
+    /// The directory is not ours to write to: systemd's ProtectSystem, most likely.
+    #[error(
+        "socket {}: its directory is read-only here; in a systemd unit, ReadWritePaths= names those \
+         that can be written",
+        .0.display()
+    )]
+    ReadOnly(PathBuf),
     /// The operating system refused.
     #[error("cannot create socket {}", path.display())]
     System {
@@ -87,7 +94,10 @@ pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
         Ok(_) if is_live(path).map_err(system)? => return Err(ClaimError::Live(path.to_owned())),
         Ok(_) => std::fs::remove_file(path).map_err(system)?,
     }
-    let listener = listen(path).map_err(|errno| system(errno.into()))?;
+    let listener = listen(path).map_err(|errno| match errno {
+        Errno::ROFS => ClaimError::ReadOnly(path.to_owned()),
+        _ => system(errno.into()),
+    })?;
     let metadata = std::fs::symlink_metadata(path).map_err(system)?;
     let identity = (metadata.dev(), metadata.ino());
     Ok(Claimed { listener, file: SocketFile { path: path.to_owned(), identity } })
@@ -339,6 +349,12 @@ mod tests {
         assert_eq!(mode & 0o777, OWNER_ONLY);
         drop(claimed);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_told_with_the_way_out() {
+        let told = ClaimError::ReadOnly("/run/x/s".into()).to_string();
+        assert!(told.contains("/run/x/s") && told.contains("ReadWritePaths="), "{told}");
     }
 
     #[test]

@@ -231,7 +231,8 @@ impl<'bed> Daemon<'bed> {
     pub fn refusal(&self, arguments: &[&str]) -> String {
         let finished = run_to_end(&mut Self::client(self.bed, arguments));
         assert_eq!(finished.status.code(), Some(1), "{arguments:?}: {finished:?}");
-        let error: Value = serde_json::from_str(&finished.errors)
+        let last = finished.errors.lines().last().unwrap_or_default();
+        let error: Value = serde_json::from_str(last)
             .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {finished:?}"));
         error["error"]["message"].as_str().expect("a message").to_owned()
     }
