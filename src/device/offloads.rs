@@ -75,11 +75,11 @@ impl Offloads {
         self.0 & needed == needed
     }
 
-    /// Whether TCP segments may be merged at all.
+    /// Whether TCP segments may be merged at all: what they become has its checksum left to do.
     #[inline]
     #[must_use]
     pub fn allow_merging(self) -> bool {
-        self.0 & (TSO4 | TSO6) != 0
+        self.0 & CHECKSUM != 0 && self.0 & (TSO4 | TSO6) != 0
     }
 
     /// Whether frames may be cut (or were merged) this way.
@@ -123,6 +123,20 @@ mod tests {
         assert!(Offloads::accepted(features).allow(&offload(SegmentKind::Tcp6, false)));
         assert!(Offloads::NONE.allow(&Offload::PLAIN));
         assert!(!Offloads::NONE.allow(&Offload { segmentation: None, ..tso4 }));
+    }
+
+    #[test]
+    fn segments_are_merged_for_whom_the_whole_can_be_left_to() {
+        let merging = |bits: &[u8]| Offloads::accepted(bits.iter().copied().collect());
+        for (bits, allowed) in [
+            (&[GUEST_CSUM, GUEST_TSO4][..], true),
+            (&[GUEST_CSUM, GUEST_TSO6], true),
+            (&[GUEST_CSUM], false),
+            (&[GUEST_TSO4, GUEST_TSO6], false),
+            (&[GUEST_CSUM, GUEST_UFO, GUEST_USO4], false),
+        ] {
+            assert_eq!(merging(bits).allow_merging(), allowed, "{bits:?}");
+        }
     }
 
     #[test]
