@@ -224,6 +224,42 @@ fn frames_arrive_once(mode: &'static str) {
 }
 
 #[test]
+fn the_host_takes_from_its_vms_what_the_nic_s_mtu_allows_and_its_device_follows_it() {
+    let bed = Bed::new(1, 1);
+    let daemon = start(&bed, &[1], true);
+    let mut vm = vm(&bed, 1);
+    let host = mac_of(&bed.host, NIC);
+    let [mut here, _there] = ends(&bed);
+    let dropped = || daemon.json(&["stats"])["uplinks"][NIC]["to_host_dropped"].as_u64();
+    for mtu in [1400, 1500] {
+        bed.host.run(&["ip", "link", "set", NIC, "mtu", &mtu.to_string()]);
+        wait_for("the device follows", 5, || {
+            bed.host.run(&["ip", "link", "show", "isohost0"]).contains(&format!("mtu {mtu}"))
+        });
+        let fits = frame(host, mac(1), mtu + 14);
+        wait_for("the workers follow", 5, || {
+            vm.send(&fits);
+            times(&mut here, &fits) > 0
+        });
+        let before = dropped();
+        if mtu < 1500 {
+            let too_long = frame(host, mac(1), mtu + 15);
+            wait_for("it is dropped", 5, || {
+                vm.send(&too_long);
+                dropped() > before
+            });
+            times(&mut here, &too_long);
+            vm.send(&too_long);
+            assert_eq!(times(&mut here, &too_long), 0);
+        }
+        // The other way the kernel itself would have stopped it.
+        let fits = frame(mac(1), host, mtu + 14);
+        here.send(&fits);
+        assert_eq!(times_at(&mut vm, &fits), 1);
+    }
+}
+
+#[test]
 fn a_broadcast_of_host_vm_or_wire_reaches_each_of_the_others_once() {
     MODES.into_iter().for_each(broadcasts_arrive_once);
 }

@@ -550,11 +550,18 @@ impl Nic {
         problem.clone_into(&mut status.problem);
     }
 
-    /// Name and MTU are these now.
+    /// Name and MTU are these now; the host's device has the same MTU.
     pub fn set_link(&self, link: &Link) {
-        let interface = &mut self.inner().status.interface;
+        let mut inner = self.inner();
+        let interface = &mut inner.status.interface;
         interface.name.clone_from(&link.name);
-        interface.mtu = link.mtu;
+        let before = std::mem::replace(&mut interface.mtu, link.mtu);
+        if let Some(device) = inner.host.as_ref().filter(|_| before != link.mtu)
+            && let Err(error) = device.set_mtu(link.mtu)
+        {
+            let device = &device.name;
+            tracing::warn!(device, %error, "the host's device keeps another MTU than the uplink");
+        }
     }
 
     /// Say why it is used as it is.

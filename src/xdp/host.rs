@@ -69,6 +69,7 @@ pub struct HostDevice {
     tap: OwnedFd,
     /// Its name.
     pub name: String,
+    index: u32,
     _links: [OwnedFd; 3],
 }
 
@@ -110,7 +111,16 @@ impl HostDevice {
         filter.map_err(failed("filter of multicast"))?;
         let offer = attach(("isonic_offer", programs.isonic_offer.as_fd()), nic_place, egress)?;
         let links = [admit, deliver, offer];
-        Ok(Self { tap, name, _links: links })
+        Ok(Self { tap, name, index, _links: links })
+    }
+
+    /// Follow the NIC, which has this MTU now: the kernel passes no longer frames through the
+    /// device.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        bring_up(self.index, mtu)
     }
 
     /// Take a frame that the host sent, with its header; None if there is none. `buffer` must be
