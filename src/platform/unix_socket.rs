@@ -45,8 +45,8 @@ pub enum ClaimError {
     NoDirectory(PathBuf),
     /// The directory is not ours to write to: systemd's ProtectSystem, most likely.
     #[error(
-        "socket {}: its directory is read-only here; in a systemd unit, ReadWritePaths= names those \
-         that can be written",
+        "socket {}: its directory is read-only here; in a systemd unit, ReadWritePaths= names what \
+         can be written",
         .0.display()
     )]
     ReadOnly(PathBuf),
