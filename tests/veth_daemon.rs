@@ -191,6 +191,12 @@ fn a_second_daemon_on_the_same_nic_is_refused_and_the_first_goes_on() {
     let refused = Daemon::refused(&bed, &one_port(&bed));
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "waiting");
+    // Another one with other files learns who has the NIC.
+    let mut other = one_port(&bed);
+    other.ports[0].name = "vm2".to_owned();
+    let refused = Daemon::refused_beside(&bed, &other);
+    let wanted = format!("another isonic has {NIC} (process {}, isonic)", daemon.id());
+    assert!(refused.errors.contains(&wanted), "{refused:?}");
     ping(&bed.wire, &bed.uplinks[0].host_address, &[]);
 }
 

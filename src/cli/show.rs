@@ -222,12 +222,13 @@ fn uplink_state(uplink: &UplinkView) -> String {
 
 /// What is wrong with it, else why it is used as it is.
 fn why(uplink: &UplinkView) -> String {
-    let why = uplink.problem.as_ref().unwrap_or(&uplink.reason);
-    if uplink.unserved_queues.is_empty() {
-        return why.clone();
+    let mut why = vec![uplink.problem.as_ref().unwrap_or(&uplink.reason).clone()];
+    if !uplink.unserved_queues.is_empty() {
+        let queues = list(&uplink.unserved_queues);
+        why.push(format!("queues {queues} receive and have no socket"));
     }
-    let queues = list(&uplink.unserved_queues);
-    format!("{why}; queues {queues} receive and have no socket")
+    why.extend(uplink.cautions.iter().cloned());
+    why.join("; ")
 }
 
 pub(super) fn profiles(profiles: &[ProfileView]) -> String {

@@ -385,6 +385,13 @@ pub struct UplinkView {
     /// Whether the NIC's indirection table is one of ours.
     #[serde(default)]
     pub steering_set: bool,
+    /// The identifier of isonic's XDP program on it; None where a launcher has one, or while it is
+    /// not open.
+    #[serde(default)]
+    pub program_id: Option<u32>,
+    /// What its kind of device does to frames, what that means, and the remedy.
+    #[serde(default)]
+    pub cautions: Vec<String>,
     /// Queues that receive and have no socket, as they were when the uplink was opened.
     #[serde(default)]
     pub unserved_queues: Vec<u32>,

@@ -111,6 +111,7 @@ impl NicLife {
                 Some(link) if other => {
                     self.follow(registry, nic, &link)?;
                     self.look_at_program(registry, nic, &link)?;
+                    self.look_at_device(registry, nic, &link)?;
                     nic.look_at_steering();
                     return self.look_at_queues(registry, nic, &link);
                 }
@@ -172,6 +173,24 @@ impl NicLife {
         tracing::error!(
             uplink = nic.config.interface,
             "somebody has detached the uplink's XDP program: it is closed and opened again"
+        );
+        self.close(registry, nic)?;
+        self.open(registry, nic, link)
+    }
+
+    /// A device that gets ports has its frames arrive on them, where a native program is lost.
+    fn look_at_device(
+        &mut self,
+        registry: &Registry,
+        nic: &Nic,
+        link: &Link,
+    ) -> Result<(), WorkerGone> {
+        if !nic.status().is_open() || nic.look_at_device() {
+            return Ok(());
+        }
+        tracing::warn!(
+            uplink = nic.config.interface,
+            "the uplink's frames arrive on ports of it now: it is closed and opened again"
         );
         self.close(registry, nic)?;
         self.open(registry, nic, link)

@@ -84,6 +84,18 @@ pub enum PortError {
         /// By the command.
         asked: String,
     },
+    /// The uplink's device keeps back what is for any address but its own.
+    #[error(
+        "uplink {uplink} is a {kind} that passes unicast for its own MAC only, so that a switch \
+         port would receive none; make it anew with `mode passthru`, or use attach = \"wire\" and \
+         its MAC for the guest"
+    )]
+    OwnMacOnly {
+        /// The uplink.
+        uplink: String,
+        /// The kind of its device.
+        kind: String,
+    },
     /// The profile cannot be kept on this uplink.
     #[error("profile {profile} cannot be kept on uplink {uplink}: {}", list(blockers))]
     Blocked {
@@ -830,7 +842,12 @@ fn route(
     nic: &Nic,
 ) -> Result<Route, PortError> {
     let status = nic.status();
+    let device = &status.interface.device;
     let (attachment, workers) = match config.attach {
+        Attach::Switch if device.own_mac_only() => {
+            let (uplink, kind) = (nic.config.interface.clone(), device.kind.clone());
+            return Err(PortError::OwnMacOnly { uplink, kind });
+        }
         Attach::Switch => {
             let mut workers: Vec<WorkerId> =
                 status.queues.iter().map(|&(_, worker)| worker).collect();

@@ -196,6 +196,8 @@ impl DaemonService {
             mac: MacAddress(interface.mac),
             host_device: status.host_device.clone(),
             steering_set: status.steering_set,
+            program_id: nic.program_id(),
+            cautions: status.cautions.iter().map(ToString::to_string).collect(),
             unserved_queues: status.unserved_queues.clone(),
             counters: self.uplink_counters(nic),
             ports: names(&self.registry.ports()),

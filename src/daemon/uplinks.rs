@@ -18,6 +18,7 @@ use crate::metrics::{Published, SocketCounter};
 use crate::packet::Offload;
 use crate::profile::UplinkFacts;
 use crate::report::chain;
+use crate::xdp::nic::{Caution, Device};
 use crate::xdp::{
     AttachMode, BusyPoll, Deferred, FRAME_PACKET_MAX, Handed, HostDevice, Interface, Link,
     ModeWish, MulticastTap, ProgramError, QueueUse, Redirect, Socket, SocketMode, Umem, Uplink,
@@ -81,6 +82,8 @@ pub struct NicStatus {
     pub unserved_queues: Vec<u32>,
     /// Whether its indirection table is one of ours.
     pub steering_set: bool,
+    /// What its kind of device does to frames, and the remedies.
+    pub cautions: Vec<Caution>,
 }
 
 impl NicStatus {
@@ -160,6 +163,8 @@ impl Inner {
             interface = interface.name, attach = ?attach_mode, socket = ?socket_mode, packet_max,
             reason, queues = queues.len(), host_device, "uplink is open"
         );
+        let cautions = interface.device.cautions(attach_mode == AttachMode::Generic);
+        tell(&interface.name, &cautions);
         let (state, since, problem) = (NicState::Up, SystemTime::now(), String::new());
         let status = NicStatus {
             interface,
@@ -174,6 +179,7 @@ impl Inner {
             host_device,
             unserved_queues: steered.unserved.clone(),
             steering_set: steered.is_set(),
+            cautions,
         };
         let (umem, tap, host) = (Some(umem), tap.map(Arc::new), host.map(Arc::new));
         let (macs, verdicts, threads) = (Vec::new(), Verdicts::default(), Vec::new());
@@ -204,6 +210,7 @@ impl Inner {
             up: false,
             receive_queues: 0,
             zero_copy_frames: 0,
+            device: Device::default(),
         };
         let queues = known.queues.iter().enumerate();
         let there = matches!(error, UplinkError::Down(_));
@@ -220,6 +227,7 @@ impl Inner {
             host_device: None,
             unserved_queues: Vec::new(),
             steering_set: false,
+            cautions: Vec::new(),
         };
         Self {
             status,
@@ -501,6 +509,27 @@ impl Nic {
         status.unserved_queues.clone_from(&steered.unserved);
     }
 
+    /// Look again at what lies below it: members come and go, and their offloads change. False if
+    /// the program is now where its sockets get no frames.
+    pub fn look_at_device(&self) -> bool {
+        let name = self.status().interface.name;
+        // It may be going away just now, which is looked at elsewhere.
+        let Ok(Interface { device, .. }) = Interface::read(&name) else { return true };
+        let status = &mut self.inner().status;
+        let generic = status.attach_mode == AttachMode::Generic;
+        let cautions = device.cautions(generic);
+        let is_new = |caution: &&Caution| !status.cautions.contains(caution);
+        tell(&name, cautions.iter().filter(is_new));
+        let reached = generic || device.generic_only().is_none();
+        (status.cautions, status.interface.device) = (cautions, device);
+        reached
+    }
+
+    /// The identifier of our program on it.
+    pub fn program_id(&self) -> Option<u32> {
+        self.inner().redirect.as_ref().and_then(Redirect::id)
+    }
+
     /// Whether somebody has taken our program off it.
     pub fn program_is_lost(&self) -> bool {
         self.inner().redirect.as_ref().is_some_and(|redirect| !redirect.is_attached())
@@ -572,6 +601,13 @@ impl Nic {
     /// How it is to be used.
     pub fn wish(&self) -> ModeWish {
         wish(self.config.mode)
+    }
+}
+
+/// Log what a kind of device does to frames.
+fn tell<'c>(interface: &str, cautions: impl IntoIterator<Item = &'c Caution>) {
+    for Caution { found, meaning, remedy, .. } in cautions {
+        tracing::warn!(interface, found, meaning, remedy, "the uplink's device changes frames");
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
-use super::nic::{self, Channels, XdpFeatures};
+use super::nic::{self, Channels, Device, XdpFeatures};
 
 /// The facts about a NIC that decide whether and how it can be an uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Interface {
     /// Most frames of one packet that the driver takes in zero-copy mode: 0 where it says that it
     /// has no such mode, 1 where it takes no more or does not say.
     pub zero_copy_frames: u32,
+    /// What kind of device it is, and what lies below it.
+    pub device: Device,
 }
 
 /// Why the facts could not be had.
@@ -58,7 +60,8 @@ impl Interface {
             let channels = nic::channels(name).await;
             let interface = from_link(name, &link, channels.as_ref());
             let zero_copy_frames = zero_copy_frames(nic::xdp_features(interface.index));
-            Ok(Self { zero_copy_frames, ..interface })
+            let device = Device::read(name, &link).await;
+            Ok(Self { zero_copy_frames, device, ..interface })
         });
         facts.map_err(failed)?
     }
@@ -84,6 +87,7 @@ fn from_link(name: &str, link: &LinkMessage, channels: Option<&Channels>) -> Int
         up: link.header.flags.contains(LinkFlags::Up),
         receive_queues: 1,
         zero_copy_frames: 1,
+        device: Device::default(),
     };
     for attribute in &link.attributes {
         match attribute {

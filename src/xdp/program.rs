@@ -125,6 +125,12 @@ impl Redirect {
         })
     }
 
+    /// Its identifier in the kernel, if that tells it.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        info_of(self.program.as_fd()).map(|info| info.id)
+    }
+
     /// Attach to a NIC.
     ///
     /// # Errors
@@ -299,15 +305,21 @@ pub(super) fn attached(index: u32) -> Option<AttachMode> {
 /// (CAP_SYS_ADMIN).
 pub(super) fn name_of(id: u32) -> Option<String> {
     let program = Program::fd_from_id(id).ok()?;
+    let info = info_of(program.as_fd())?;
+    // Letters of a C string, whatever the sign of C's char is here.
+    let name = info.name.iter().map(|&letter| letter.to_ne_bytes()[0]);
+    let name: Vec<u8> = name.take_while(|&letter| letter != 0).collect();
+    Some(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// What the kernel says of a program.
+fn info_of(program: BorrowedFd<'_>) -> Option<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut len = u32::try_from(size_of_val(&info)).expect("some hundred bytes");
     let (fd, pointer) = (program.as_raw_fd(), (&raw mut info).cast());
     // SAFETY: the buffer is as long as `len` says and outlives the call.
     let result = unsafe { libbpf_sys::bpf_obj_get_info_by_fd(fd, pointer, &raw mut len) };
-    // Letters of a C string, whatever the sign of C's char is here.
-    let name = info.name.iter().map(|&letter| letter.to_ne_bytes()[0]);
-    let name: Vec<u8> = name.take_while(|&letter| letter != 0).collect();
-    (result == 0).then(|| String::from_utf8_lossy(&name).into_owned())
+    (result == 0).then_some(info)
 }
 
 fn mac_key(mac: [u8; 6]) -> [u8; 8] {

@@ -1,5 +1,6 @@
 //! An uplink: a NIC with our program on it and a socket on each of its queues.
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use super::host::{HostDevice, HostDeviceError};
 use super::interface::{Interface, InterfaceError};
 use super::launcher::{Handed, MapError, SocketMap};
 use super::multicast::{MulticastTap, TapError};
-use super::nic::SteeringError;
+use super::nic::{self, AttachedProgram, SteeringError, Unfit};
 use super::program::{self, AttachMode, ProgramError, Redirect};
 use super::socket::{Binding, Socket, SocketError, SocketMode, inherit, open_all};
 use super::umem::{FRAGMENTS_MAX, FRAME_PACKET_MAX, Umem};
@@ -37,6 +38,12 @@ pub enum UplinkError {
     /// Not there.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
+    /// Of a kind that cannot carry guests' frames.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// The mode asked for would run a program where its sockets do not get the frames.
+    #[error("{0}; use mode = \"auto\" or \"generic\", or one of its ports as the uplink")]
+    GenericOnly(String),
     /// Down.
     #[error("interface {0} is down; bring it up with `ip link set dev {0} up`")]
     Down(String),
@@ -72,6 +79,9 @@ pub enum UplinkError {
     /// The program is not in place.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// Somebody else's program is.
+    #[error("{0}")]
+    Occupied(Box<Occupant>),
     /// No sockets.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -98,6 +108,56 @@ pub enum UplinkError {
         /// By the configuration.
         wanted: Vec<u32>,
     },
+}
+
+/// Who has an XDP program where ours was to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Occupant {
+    /// The interface that we wanted.
+    wanted: String,
+    /// The one with the program: that one, or the device that it is a port of.
+    interface: String,
+    /// The program, if it can be seen.
+    program: Option<AttachedProgram>,
+}
+
+impl Occupant {
+    /// Whoever keeps us from this interface.
+    fn of(wanted: &str) -> Self {
+        let on = |interface: &str| nic::ask(nic::program_on(interface)).ok()?.ok();
+        let (mut interface, mut program) = (wanted.to_owned(), None);
+        if let Some((found, master)) = on(wanted) {
+            program = found;
+            if let Some(master) = master.filter(|_| program.is_none()) {
+                program = on(&master.interface).and_then(|(found, _)| found);
+                interface = if program.is_some() { master.interface } else { interface };
+            }
+        }
+        Self { wanted: wanted.to_owned(), interface, program }
+    }
+}
+
+impl fmt::Display for Occupant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, interface, program } = self;
+        let holder = program.as_ref().and_then(|program| program.holder.as_ref());
+        let holder = holder.map(|holder| format!(" ({holder})")).unwrap_or_default();
+        if program.as_ref().is_some_and(AttachedProgram::is_ours) {
+            return write!(
+                f,
+                "another isonic has {interface}{holder}: a NIC has one isonic; add ports to that \
+                 one with `isonic port add`, or stop it first"
+            );
+        }
+        write!(f, "another XDP program is attached to {interface}")?;
+        if interface != wanted {
+            write!(f, ", of which {wanted} is a port")?;
+        }
+        if let Some(program) = program {
+            write!(f, ": {program}{holder}")?;
+        }
+        write!(f, "; see `bpftool net show dev {interface}` and detach it first")
+    }
 }
 
 impl UplinkError {
@@ -205,6 +265,11 @@ impl Uplink {
         let (interface, queues) = usable(name, queues)?;
         let attach_mode = program::attached(interface.index);
         let attach_mode = attach_mode.ok_or_else(|| UplinkError::NoProgram(name.to_owned()))?;
+        if attach_mode == AttachMode::Native
+            && let Some(reason) = interface.device.generic_only()
+        {
+            return Err(UplinkError::GenericOnly(reason));
+        }
         let map = map_of(handed, name)?;
         let mut sockets = bind_once(&interface, &queues, wish, handed)?;
         for (map, socket) in map.iter().flat_map(|map| sockets.iter().map(move |it| (map, it))) {
@@ -339,6 +404,7 @@ fn bind_once(
 /// The NIC, which has to be up, and its queues that are wanted.
 fn usable(name: &str, queues: Option<&[u32]>) -> Result<(Interface, Vec<u32>), UplinkError> {
     let interface = Interface::read(name)?;
+    interface.device.fit()?;
     if !interface.up {
         return Err(UplinkError::Down(name.to_owned()));
     }
@@ -359,25 +425,39 @@ fn chosen_queues(interface: &Interface, queues: Option<&[u32]>) -> Result<Vec<u3
     Ok(queues)
 }
 
-/// Native unless it was not asked for; generic where the driver refuses and any mode will do.
+/// Native unless it was not asked for; generic where any mode will do and the driver refuses, or
+/// its frames would come to no socket.
 fn attach(
     redirect: &mut Redirect,
     interface: &Interface,
     wish: ModeWish,
-) -> Result<(AttachMode, String), ProgramError> {
-    if wish == ModeWish::Generic {
-        redirect.attach(&interface.name, interface.index, AttachMode::Generic)?;
-        return Ok((AttachMode::Generic, "generic mode as configured".to_owned()));
-    }
-    match redirect.attach(&interface.name, interface.index, AttachMode::Native) {
-        Ok(()) => Ok((AttachMode::Native, String::new())),
-        Err(ProgramError::Attach { source, .. }) if wish == ModeWish::Auto => {
-            redirect.attach(&interface.name, interface.index, AttachMode::Generic)?;
-            let driver = &interface.driver;
-            Ok((AttachMode::Generic, format!("driver {driver} takes no native XDP: {source}")))
+) -> Result<(AttachMode, String), UplinkError> {
+    let mut attach = |mode| redirect.attach(&interface.name, interface.index, mode);
+    let generic = |reason| Ok((AttachMode::Generic, reason));
+    let attached = match (wish, interface.device.generic_only()) {
+        (ModeWish::Generic, _) => attach(AttachMode::Generic)
+            .and_then(|()| generic("generic mode as configured".to_owned())),
+        (ModeWish::Auto, Some(reason)) => {
+            attach(AttachMode::Generic).and_then(|()| generic(reason))
         }
-        Err(error) => Err(error),
-    }
+        (_, Some(reason)) => return Err(UplinkError::GenericOnly(reason)),
+        (_, None) => match attach(AttachMode::Native) {
+            Err(ProgramError::Attach { source, .. }) if wish == ModeWish::Auto => {
+                let driver = &interface.driver;
+                let reason = format!("driver {driver} takes no native XDP: {source}");
+                attach(AttachMode::Generic).and_then(|()| generic(reason))
+            }
+            attached => attached.map(|()| (AttachMode::Native, String::new())),
+        },
+    };
+    let (mode, reason) = attached.map_err(|error| match error {
+        ProgramError::Occupied(interface) => {
+            UplinkError::Occupied(Box::new(Occupant::of(&interface)))
+        }
+        error => error.into(),
+    })?;
+    // Told is what the kernel did, whatever was asked of it.
+    Ok((program::attached(interface.index).unwrap_or(mode), reason))
 }
 
 /// Zero-copy where the wish and the program's mode allow it and the driver has it, else copy.

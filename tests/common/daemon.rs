@@ -206,6 +206,19 @@ impl<'bed> Daemon<'bed> {
         Self::refused_by(bed, configuration, &[BINARY.to_owned()])
     }
 
+    /// The same of one beside another, with files of its own.
+    pub fn refused_beside(bed: &Bed, configuration: &Configuration) -> Finished {
+        let mut text = configuration.text(bed);
+        for (path, other) in [("api.sock", "api2.sock"), ("state", "state2"), ("run", "run2")] {
+            let quoted = |path: &str| format!("{:?}", bed.path(path));
+            text = text.replace(&quoted(path), &quoted(other));
+        }
+        let config = bed.path("beside.toml");
+        fs::write(&config, text).expect("configuration file");
+        let config = config.display().to_string();
+        run_to_end(&mut bed.host.command(&["timeout", "10", BINARY, "run", "--config", &config]))
+    }
+
     /// The same by a command that ends in the path of isonic's binary.
     pub fn refused_by(bed: &Bed, configuration: &Configuration, launcher: &[String]) -> Finished {
         let config = configuration.write(bed).display().to_string();

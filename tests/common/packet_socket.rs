@@ -22,7 +22,15 @@ pub struct PacketSocket {
 impl PacketSocket {
     /// On an interface of the namespace; a frame is waited for no longer than `patience`.
     pub fn open(namespace: &Netns, interface: &str, patience: Duration) -> Self {
-        let socket = namespace.enter(|| bound(interface));
+        Self::over(namespace.enter(|| bound(interface)), patience)
+    }
+
+    /// The same in the namespace that we are in.
+    pub fn here(interface: &str, patience: Duration) -> Self {
+        Self::over(bound(interface), patience)
+    }
+
+    fn over(socket: OwnedFd, patience: Duration) -> Self {
         set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES).expect("receive buffer");
         set_socket_timeout(&socket, Timeout::Recv, Some(patience)).expect("timeout");
         Self { file: File::from(socket) }
@@ -56,6 +64,46 @@ impl PacketSocket {
             Err(error) => panic!("receive a frame: {error}"),
         }
     }
+}
+
+/// Sends one TCP packet of `segments` thousand bytes from an interface, for the kernel to cut: its
+/// segments arrive together at the other end of a veth that leaves no checksum undone.
+pub fn tcp_burst(namespace: &Netns, interface: &str, to: [u8; 6], segments: u16) {
+    let socket = namespace.enter(|| bound(interface));
+    let on = 1i32;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).expect("4");
+    // SAFETY: `on` lives across the call, and `length` is its size.
+    let status = unsafe {
+        let (level, name) = (libc::SOL_PACKET, libc::PACKET_VNET_HDR);
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), length)
+    };
+    assert_eq!(status, 0, "PACKET_VNET_HDR: {}", std::io::Error::last_os_error());
+    let (source, target) = ([10, 77, 0, 1], [10, 77, 0, 101]);
+    let tcp_length = 20 + segments * 1000;
+    let [high, low] = (20 + tcp_length).to_be_bytes();
+    let mut ip = [&[0x45, 0, high, low, 0, 1, 0x40, 0, 64, 6, 0, 0][..], &source, &target].concat();
+    let sum = !folded(&ip);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    // What is left is the sum of the pseudo header (RFC 9293, section 3.1).
+    let pseudo = [&source[..], &target, &[0, 6], &tcp_length.to_be_bytes()].concat();
+    let mut tcp = [0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0];
+    tcp[16..18].copy_from_slice(&folded(&pseudo).to_be_bytes());
+    // struct virtio_net_hdr: VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4; the length of
+    // the headers and of a segment, where the checksum starts and lies.
+    let fields = [54u16, 1000, 34, 16].map(u16::to_ne_bytes).concat();
+    let ethernet = [&to[..], &[2, 0, 0, 0, 0, 0x11, 8, 0]].concat();
+    let data = vec![0x5a; usize::from(segments) * 1000];
+    let packet = [&[1u8, 1][..], &fields, &ethernet, &ip, &tcp, &data].concat();
+    let sent = File::from(socket).write(&packet).expect("send a packet to be cut");
+    assert_eq!(sent, packet.len());
+}
+
+/// The sum of RFC 1071 over whole words.
+fn folded(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded")
 }
 
 fn bound(interface: &str) -> OwnedFd {

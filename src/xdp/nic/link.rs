@@ -1,5 +1,6 @@
 //! The route netlink family: links and addresses.
 
+use std::fmt;
 use std::fs;
 use std::io;
 
@@ -11,6 +12,8 @@ use rtnetlink::packet_route::link::{
 };
 use serde::Serialize;
 
+use super::below::Device;
+use super::holder::{self, Holder};
 use crate::xdp::interface::InterfaceError;
 use crate::xdp::program;
 
@@ -70,6 +73,16 @@ pub struct AttachedProgram {
     pub name: Option<String>,
     /// At the kernel's generic hook.
     pub generic: bool,
+    /// The process that holds it, if that is known.
+    pub holder: Option<Holder>,
+}
+
+impl fmt::Display for AttachedProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<String> = self.ids.iter().map(u32::to_string).collect();
+        write!(f, "program {}", ids.join(" and "))?;
+        self.name.iter().try_for_each(|name| write!(f, " \"{name}\""))
+    }
 }
 
 impl AttachedProgram {
@@ -80,9 +93,10 @@ impl AttachedProgram {
     }
 }
 
-/// The facts of one link.
-pub(super) async fn read(name: &str) -> Result<LinkFacts, InterfaceError> {
+/// The facts of one link, and what kind of device it is.
+pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceError> {
     let message = link(name).await?;
+    let device = Device::read(name, &message).await;
     let mut facts = LinkFacts {
         interface: name.to_owned(),
         index: message.header.index,
@@ -120,7 +134,15 @@ pub(super) async fn read(name: &str) -> Result<LinkFacts, InterfaceError> {
         facts.uppers.retain(|upper| upper.kind != "veth");
         facts.addresses = addresses(&handle, facts.index).await;
     }
-    Ok(facts)
+    Ok((facts, device))
+}
+
+/// The program that is on an interface, and the bridge, bond or team that the interface is a port
+/// of.
+pub(in crate::xdp) async fn program_on(
+    name: &str,
+) -> Result<(Option<AttachedProgram>, Option<Relative>), InterfaceError> {
+    read(name).await.map(|(facts, _)| (facts.program, facts.master))
 }
 
 /// One link, by name.
@@ -227,6 +249,10 @@ fn attached(attributes: &[LinkXdp]) -> Option<AttachedProgram> {
     program.ids.retain(|&id| id > 0);
     program.ids.sort_unstable();
     program.ids.dedup();
+    if program.ids.is_empty() {
+        return None;
+    }
     program.name = program.ids.iter().find_map(|&id| program::name_of(id));
-    (!program.ids.is_empty()).then_some(program)
+    program.holder = holder::find(&program.ids);
+    Some(program)
 }

@@ -2,13 +2,17 @@
 //!
 //! One file for each who is asked: `link` the route netlink family, `ethtool` and `features` two
 //! generic ones, `ioctl` and `steering` what netlink does not have, `place` sysfs and the files of
-//! those who manage interfaces, `peer` the other end of a veth. Nothing here changes a NIC but
-//! [`steering`], and nothing opens a socket on one.
+//! those who manage interfaces, `peer` the other end of a veth, `below` what a virtual device is
+//! made of, `holder` who has a program on it. `fitness` judges what a kind of device is good for.
+//! Nothing here changes a NIC but [`steering`], and nothing opens a socket on one.
 //!
 //! What a driver does not tell is None. All of it blocks: for the control plane only.
 
+mod below;
 mod ethtool;
 mod features;
+mod fitness;
+mod holder;
 mod ioctl;
 mod link;
 mod peer;
@@ -20,7 +24,10 @@ use std::io;
 use serde::Serialize;
 
 pub use self::ethtool::{Channels, Offloads, Rings};
+pub use below::{Device, LinkLayer, Lower, Macvlan};
 pub use features::XdpFeatures;
+pub use fitness::{Caution, Unfit};
+pub use holder::Holder;
 pub use link::{AttachedProgram, LinkFacts, Relative};
 pub use peer::Peer;
 pub use place::{Manager, physical_interfaces};
@@ -28,7 +35,7 @@ pub use steering::{FlowRule, Steering, SteeringError};
 
 pub(super) use self::ethtool::channels;
 pub(super) use features::xdp_features;
-pub(super) use link::{driver, link};
+pub(super) use link::{driver, link, program_on};
 
 use super::interface::InterfaceError;
 
@@ -38,6 +45,8 @@ pub struct NicFacts {
     /// Its link.
     #[serde(flatten)]
     pub link: LinkFacts,
+    /// What kind of device it is, and what lies below it.
+    pub device: Device,
     /// Version of the driver, or of the kernel where the driver has none of its own.
     pub driver_version: Option<String>,
     /// Version of the firmware.
@@ -72,8 +81,9 @@ impl NicFacts {
     pub fn read(name: &str) -> Result<Self, InterfaceError> {
         let failed = |source| InterfaceError::Netlink { name: name.to_owned(), source };
         let mut facts = ask(async {
-            let link = link::read(name).await?;
+            let (link, device) = link::read(name).await?;
             Ok::<_, InterfaceError>(Self {
+                device,
                 channels: channels(name).await,
                 rings: self::ethtool::rings(name).await,
                 offloads: self::ethtool::offloads(name).await,
