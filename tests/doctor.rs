@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{BRIDGE, Bed, Configuration, Daemon, Finished, NIC, PortSpec, run_to_end};
+use common::{BRIDGE, Bed, Configuration, Daemon, Finished, NIC, PortSpec, run_to_end, wait_for};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_isonic");
@@ -173,16 +173,21 @@ fn a_running_daemon_is_asked_and_not_disturbed_and_its_program_is_no_obstacle() 
     visit.assert_serves(false);
 }
 
-/// A program that lets everything pass, attached by somebody else.
-#[test]
-fn somebody_elses_program_is_a_problem() {
-    let bed = Bed::new(1, 1);
+/// A program that lets everything pass, compiled.
+fn pass(bed: &Bed) -> String {
     let source = bed.path("pass.c");
     let object = bed.path("pass.o").display().to_string();
     let text = "__attribute__((section(\"xdp\"), used)) int pass(void *ctx) { return 2; }\n";
     fs::write(&source, text).expect("source");
     let source = source.display().to_string();
     bed.host.run(&["clang", "-O2", "-target", "bpf", "-c", &source, "-o", &object]);
+    object
+}
+
+#[test]
+fn somebody_elses_program_is_a_problem() {
+    let bed = Bed::new(1, 1);
+    let object = pass(&bed);
     host(&bed, &format!("ip link set {NIC} xdp object {object} section xdp"));
     let visit = Visit::of_nic(&bed);
     let finding = visit.assert("xdp-program", "problem");
@@ -190,6 +195,39 @@ fn somebody_elses_program_is_a_problem() {
     visit.assert_serves(false);
     host(&bed, &format!("ip link set {NIC} xdp off"));
     Visit::of_nic(&bed).assert_serves(true);
+}
+
+/// Somebody takes our program off and puts another one there.
+#[test]
+fn a_program_beside_a_running_isonic_is_not_called_its_and_what_comes_of_it_is_told() {
+    let bed = Bed::new(1, 1);
+    let object = pass(&bed);
+    let daemon = Daemon::start(&bed, &one_port(&bed));
+    Visit::of_nic(&bed).assert("uplink-state", "ok");
+    let links = bed.host.run(&["bpftool", "--json", "link"]);
+    let links: Value = serde_json::from_str(&links).expect("JSON");
+    let program = &daemon.json(&["uplink", "list"])[0]["program_id"];
+    let link = links.as_array().expect("links").iter().find(|link| link["prog_id"] == *program);
+    let link = &link.unwrap_or_else(|| panic!("{program} in {links}"))["id"];
+    host(&bed, &format!("bpftool link detach id {link}"));
+    host(&bed, &format!("ip link set {NIC} xdpgeneric object {object} section xdp"));
+    let visit = Visit::of_nic(&bed);
+    let finding = visit.assert("xdp-program", "problem");
+    assert!(finding["found"].as_str().is_some_and(|text| text.contains("\"pass\"")), "{finding}");
+    visit.assert_serves(false);
+    wait_for("the daemon has failed to open it again", 20, || {
+        daemon.json(&["uplink", "list"])[0]["state"] == "failed"
+    });
+    // It is among those looked at without being named.
+    let api = bed.path("api.sock").display().to_string();
+    let visit = Visit::new(&bed, &[], &["--api-socket", &api]);
+    let finding = visit.assert("uplink-state", "problem");
+    let told = "program";
+    assert!(finding["found"].as_str().is_some_and(|text| text.contains(told)), "{finding}");
+    visit.assert("daemon", "warning");
+    host(&bed, &format!("ip link set {NIC} xdpgeneric off"));
+    wait_for("it is opened again", 20, || daemon.json(&["uplink", "list"])[0]["state"] == "up");
+    Visit::of_nic(&bed).assert("xdp-program", "ok");
 }
 
 #[test]
@@ -299,15 +337,23 @@ fn a_wire_port_that_cuts_the_host_off_is_told() {
 }
 
 #[test]
-fn generic_mode_comes_after_gro() {
+fn generic_mode_as_configured_is_noted() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration { mode: "generic", ..one_port(&bed) };
-    host(&bed, &format!("ethtool -K {NIC} gro on"));
-    Visit::of(&bed, &configuration).assert("merging", "warning");
-    host(&bed, &format!("ethtool -K {NIC} gro off"));
+    Visit::of(&bed, &configuration).assert("native-xdp", "note");
+}
+
+#[test]
+fn directories_that_cannot_be_written_to_are_told_and_looking_makes_none() {
+    let bed = Bed::new(1, 1);
+    let configuration = one_port(&bed);
+    Visit::of(&bed, &configuration).assert("directories", "ok");
+    assert!(!bed.path("state").exists() && !bed.path("run").exists());
+    fs::write(bed.path("state"), "").expect("a file");
     let visit = Visit::of(&bed, &configuration);
-    visit.assert("merging", "ok");
-    visit.assert("native-xdp", "note");
+    let finding = visit.assert("directories", "problem");
+    assert!(finding["found"].as_str().is_some_and(|text| text.contains("state_dir")), "{finding}");
+    visit.assert_serves(false);
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! `isonic doctor`: gathers what there is to know, has it judged, and prints what came of it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 
-use crate::config::{self, Attach, Config, UplinkConfig};
+use crate::config::{self, Attach, Config, SocketMode, UplinkConfig};
 use crate::control::Request;
 use crate::control::api::VersionView;
 use crate::control::client::Client;
 use crate::doctor::{self, Candidate, DaemonFacts, Facts, Finding, Promise, Report, Status};
+use crate::platform::directory::Directory;
 use crate::platform::host::HostFacts;
 use crate::profile::{Catalog, Profile};
 use crate::report::chain;
@@ -46,19 +48,35 @@ pub(super) fn run(arguments: &DoctorArguments) -> Result<(), CliError> {
 
 fn gather(arguments: &DoctorArguments, config: Option<&Config>) -> Result<Facts, CliError> {
     let catalog = Catalog::load(config.and_then(|config| config.profile_dir.as_deref()))?;
-    let candidates = candidates(arguments, config, &catalog)?;
+    let daemon = daemon(&client(&arguments.connection, config));
+    let candidates = candidates(arguments, config, daemon.as_ref(), &catalog)?;
     let (our_sockets, our_program) = doctor::our_part(&candidates);
     Ok(Facts {
         host: HostFacts::read(our_sockets, our_program),
         program: check_program().map_err(|error| chain(&error)),
         sockets: check_sockets().map_err(|error| chain(&error)),
-        daemon: daemon(&client(&arguments.connection, config)),
+        directories: config.map(directories).unwrap_or_default(),
+        daemon,
         workers: config.map_or(1, |config| config.workers),
         worker_cpus: config.and_then(|config| config.worker_cpus.clone()),
         profiles: promises(arguments, &catalog)?,
         candidates,
         all_wanted: !arguments.uplink.is_empty() || config.is_some(),
     })
+}
+
+/// Where the configuration has isonic write.
+fn directories(config: &Config) -> Vec<Directory> {
+    let made = [("state_dir", &config.state_dir), ("runtime_dir", &config.runtime_dir)];
+    let made = made.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
+    let made = made.map(|(what, path)| Directory::made(what, path));
+    let listening = config.ports.iter().filter(|port| port.mode == SocketMode::Server);
+    let sockets = listening.map(|port| ("the ports' sockets", port.socket.as_path()));
+    let api = config.api_socket.iter().map(|path| ("api_socket", path.as_path()));
+    let mut seen = BTreeSet::new();
+    let existing = api.chain(sockets).filter_map(|(what, path)| Some((what, path.parent()?)));
+    let existing = existing.filter(|(_, path)| seen.insert(path.to_owned()));
+    made.chain(existing.map(|(what, path)| Directory::existing(what, path))).collect()
 }
 
 /// The daemon of the configuration, unless another is named.
@@ -96,17 +114,25 @@ fn promise(catalog: &Catalog, text: &str, port: Option<&str>) -> Result<Promise,
     Ok(Promise { profile: profile.name.clone(), mtu: profile.mtu, port })
 }
 
-/// The interfaces that were named, else those of the configuration, else what looks like a NIC.
+/// The interfaces that were named, else those of the configuration, else what looks like a NIC and
+/// what a running daemon has.
 fn candidates(
     arguments: &DoctorArguments,
     config: Option<&Config>,
+    daemon: Option<&DaemonFacts>,
     catalog: &Catalog,
 ) -> Result<Vec<Candidate>, CliError> {
     let configured = config.map_or(&[][..], |config| &config.uplinks);
     let wanted: Vec<UplinkConfig> = if arguments.uplink.is_empty() {
         match config {
             Some(_) => configured.to_vec(),
-            None => physical_interfaces().iter().map(|name| UplinkConfig::of(name)).collect(),
+            None => {
+                let served = daemon.into_iter().flat_map(|daemon| &daemon.uplinks);
+                let mut names = physical_interfaces();
+                names.extend(served.map(|uplink| uplink.interface.clone()));
+                let names: BTreeSet<String> = names.into_iter().collect();
+                names.iter().map(|name| UplinkConfig::of(name)).collect()
+            }
         }
     } else {
         let of_name = |name: &String| configured.iter().find(|it| it.interface == *name).cloned();

@@ -36,11 +36,23 @@ pub(super) fn mode(subject: &Subject<'_>) -> Mode {
         return Mode { generic, zero_copy };
     }
     let wanted = subject.candidate.wanted.mode;
-    // Where the driver says nothing it is asked when it comes to it; most have native XDP.
-    let native = subject.nic.xdp.as_ref().is_none_or(|xdp| xdp.native && xdp.redirect);
+    let native = takes_native(subject);
     let generic = wanted == UplinkMode::Generic || (wanted == UplinkMode::Auto && !native);
     let zero_copy = !generic && wanted != UplinkMode::Copy && has_zero_copy(subject);
     Mode { generic, zero_copy }
+}
+
+/// Whether it would take a native program that brings frames: by what the device is, by the
+/// driver's word, else by what is known of drivers of its name.
+fn takes_native(subject: &Subject<'_>) -> bool {
+    if subject.nic.device.generic_only().is_some() {
+        return false;
+    }
+    match &subject.nic.xdp {
+        Some(xdp) => xdp.native && xdp.redirect,
+        None => drivers::find(&subject.nic.link.driver)
+            .is_some_and(|driver| driver.native(subject.kernel()).0),
+    }
 }
 
 /// By the driver's word, else by what is known of drivers of its name.
@@ -59,7 +71,7 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     findings.push(mtu(subject));
     findings.push(long_packets(subject, &mode));
     findings.extend(ring_size(subject, &mode));
-    findings.extend(vlan(subject));
+    findings.extend(vlan(subject, &mode));
     findings.extend(checksum(subject));
     findings.extend(merging(subject, &mode));
     findings
@@ -69,23 +81,44 @@ fn native(subject: &Subject<'_>, mode: &Mode) -> Finding {
     let (id, wanted) = ("native-xdp", subject.candidate.wanted.mode);
     let driver = &subject.nic.link.driver;
     let slower = "every frame becomes a packet of the kernel's first, which takes longer";
-    match (&subject.nic.xdp, subject.served) {
-        (_, Some(view)) if mode.generic => {
-            Finding::note(id, format!("the running isonic has none: {}", view.reason)).means(slower)
-        }
-        (_, Some(_)) => Finding::ok(id, "in use"),
-        _ if wanted == UplinkMode::Generic => {
-            Finding::note(id, "generic, as configured").means(slower)
-        }
-        (None, _) => Finding::note(id, "the kernel does not say (it does since Linux 6.3)")
-            .means("it will be tried when isonic starts"),
-        (Some(xdp), _) if xdp.native && xdp.redirect => Finding::ok(id, format!("{driver} has it")),
-        (Some(_), _) if mode.generic => Finding::warning(id, format!("{driver} has none"))
-            .means(slower)
-            .mend("a NIC whose driver has native XDP"),
-        (Some(_), _) => Finding::problem(id, format!("{driver} has none"))
+    if let Some(view) = subject.served {
+        return match mode.generic {
+            true => Finding::note(id, format!("the running isonic has none: {}", view.reason))
+                .means(slower),
+            false => Finding::ok(id, "in use"),
+        };
+    }
+    if wanted == UplinkMode::Generic {
+        return Finding::note(id, "generic, as configured").means(slower);
+    }
+    if takes_native(subject) {
+        return match &subject.nic.xdp {
+            Some(_) => Finding::ok(id, format!("{driver} has it")),
+            None => Finding::note(id, by_table(subject))
+                .means("the kernel does not say (it does since Linux 6.3): it will be tried"),
+        };
+    }
+    let ports = subject.nic.device.generic_only();
+    let (found, better) = match ports {
+        Some(reason) => (reason, "one of its ports as the uplink"),
+        None if subject.nic.xdp.is_none() => (by_table(subject), "a NIC with native XDP"),
+        None => (format!("{driver} has none"), "a NIC whose driver has native XDP"),
+    };
+    match mode.generic {
+        true => Finding::warning(id, found).means(slower).mend(better),
+        false => Finding::problem(id, found)
             .means("the uplink's mode needs it, so that isonic does not start")
             .mend("mode = \"auto\""),
+    }
+}
+
+/// What is known of a driver whose kernel does not say.
+fn by_table(subject: &Subject<'_>) -> String {
+    let driver = &subject.nic.link.driver;
+    match drivers::find(driver).map(|driver| driver.native(subject.kernel())) {
+        Some((true, since)) => format!("{driver} has had it since Linux {since}"),
+        Some((false, since)) => format!("{driver} has it since Linux {since} only"),
+        None => format!("no driver {driver} is known to have it"),
     }
 }
 
@@ -215,8 +248,19 @@ fn ring_size(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
     Some(Finding::ok(id, found))
 }
 
-fn vlan(subject: &Subject<'_>) -> Option<Finding> {
+fn vlan(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
     let (id, name) = ("vlan-tags", subject.name);
+    if let Some(finding) = caution(subject, mode, id) {
+        return Some(finding);
+    }
+    let device = &subject.nic.device;
+    if device.vlan_filtering {
+        return Some(Finding::ok(id, "the bridge drops tagged frames of VLANs that it lacks"));
+    }
+    // What a device above another offloads is done below it.
+    if !device.below.is_empty() {
+        return Some(Finding::ok(id, "stay in the frames"));
+    }
     // A veth's tag stays beside the frame if the other end put it there.
     let (strips, remedy) = match &subject.nic.peer {
         Some(peer) => {
@@ -264,27 +308,35 @@ fn checksum(subject: &Subject<'_>) -> Option<Finding> {
 
 fn merging(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
     let (id, name) = ("merging", subject.name);
+    if let Some(finding) = caution(subject, mode, id) {
+        return Some(finding);
+    }
     let Offloads { gro, gro_hardware, lro, .. } = subject.nic.offloads.as_ref()?;
     // virtio_net ends it by itself when a program is attached (`virtnet_xdp_set`).
     let hardware = *gro_hardware && subject.nic.link.driver != "virtio_net";
-    let warn = |what: &str, meaning: &str, option: &str| {
-        Finding::warning(id, what)
-            .means(meaning)
-            .mend(format!("ethtool --offload {name} {option} off"))
-    };
-    let finding = if *lro || hardware {
+    if mode.generic {
+        // `netif_elide_gro` and `generic_xdp_install` of the kernel.
+        let found = if *gro || hardware || *lro { "the kernel ends it by itself" } else { "off" };
+        return Some(Finding::ok(id, found));
+    }
+    if *lro || hardware {
         let option = if *lro { "lro" } else { "rx-gro-hw" };
-        let meaning = "many drivers take no XDP program while it is on, and VMs must get frames as \
-                       they came";
-        warn("the NIC merges what it receives", meaning, option)
-    } else if *gro && mode.generic {
-        let meaning = "the generic hook comes after GRO: VMs get frames larger than their MTU, or \
-                       none";
-        warn("the kernel merges what is received", meaning, "gro")
-    } else if *gro {
-        Finding::ok(id, "GRO, which comes after our program")
-    } else {
-        Finding::ok(id, "off")
-    };
-    Some(finding)
+        return Some(
+            Finding::warning(id, "the NIC merges what it receives")
+                .means(
+                    "many drivers take no XDP program while it is on, and VMs must get frames as \
+                     they came",
+                )
+                .mend(format!("ethtool --offload {name} {option} off")),
+        );
+    }
+    let found = if *gro { "GRO, which comes after our program" } else { "off" };
+    Some(Finding::ok(id, found))
+}
+
+/// What this check has to say of the kind of device.
+fn caution(subject: &Subject<'_>, mode: &Mode, id: &'static str) -> Option<Finding> {
+    let cautions = subject.nic.device.cautions(mode.generic);
+    let caution = cautions.into_iter().find(|caution| caution.check == id)?;
+    Some(Finding::warning(id, caution.found).means(caution.meaning).mend(caution.remedy))
 }

@@ -3,6 +3,8 @@
 use super::finding::{Finding, list};
 use super::kernel::{self, Version};
 use super::{Candidate, Facts, our_part};
+use crate::control::api::{UplinkState, UplinkView};
+use crate::platform::directory::Directory;
 
 /// Locked memory of one queue: its frames and rings (docs/operations.md, "Configuration").
 const QUEUE_BYTES: u64 = 16 << 20;
@@ -20,6 +22,7 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(faults(facts));
     findings.push(huge_pages(facts));
     findings.push(workers(facts));
+    findings.extend(directories(facts));
     findings.extend(daemon(facts));
     findings
 }
@@ -183,9 +186,41 @@ fn workers(facts: &Facts) -> Finding {
     Finding::ok(id, format!("{workers} of {} CPUs", cpus.len()))
 }
 
+/// Those that cannot be written to; one finding for all if there is none.
+fn directories(facts: &Facts) -> Vec<Finding> {
+    let (id, all) = ("directories", &facts.directories);
+    let finding = |it: &Directory| {
+        let found = format!("{} {}: {}", it.what, it.path.display(), it.problem.as_ref()?);
+        Some(
+            Finding::problem(id, found)
+                .means("isonic does not start, or serves ports and keeps nothing of them")
+                .mend(format!("mkdir -p {0}; df {0}; for a service: its User=", it.path.display())),
+        )
+    };
+    let broken: Vec<Finding> = all.iter().filter_map(finding).collect();
+    if !broken.is_empty() || all.is_empty() {
+        return broken;
+    }
+    let names: Vec<String> = all.iter().map(|it| it.path.display().to_string()).collect();
+    vec![Finding::ok(id, format!("{} can be written to", list(&names)))]
+}
+
 fn daemon(facts: &Facts) -> Option<Finding> {
     let daemon = facts.daemon.as_ref()?;
-    let names: Vec<_> = daemon.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();
-    let uplinks = list(&names);
-    Some(Finding::ok("daemon", format!("isonic {} runs, with {uplinks}", daemon.version)))
+    let name = |uplink: &UplinkView| match uplink.state {
+        UplinkState::Up => uplink.interface.clone(),
+        state => format!("{} ({})", uplink.interface, format!("{state:?}").to_lowercase()),
+    };
+    let names: Vec<String> = daemon.uplinks.iter().map(name).collect();
+    let (id, found) = ("daemon", format!("isonic {} runs, with {}", daemon.version, list(&names)));
+    let lost =
+        |uplink: &UplinkView| matches!(uplink.state, UplinkState::Failed | UplinkState::Gone);
+    if !daemon.uplinks.iter().any(lost) {
+        return Some(Finding::ok(id, found));
+    }
+    Some(
+        Finding::warning(id, found)
+            .means("the ports of an uplink that failed or is gone are cut off from its network")
+            .mend("isonic uplink list"),
+    )
 }

@@ -1,12 +1,14 @@
 //! Whether the interface can be had: its state, who else has it, what the host does on it.
 
-use super::Subject;
 use super::finding::{Finding, list};
 use super::kernel::HOST_SHARING;
-use crate::xdp::nic::Manager;
+use super::{Candidate, Subject};
+use crate::control::api::{UplinkState, UplinkView};
+use crate::xdp::nic::{AttachedProgram, Manager};
 
 pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut findings = vec![driver(subject), up(subject), program(subject)];
+    let mut findings = vec![driver(subject), kind(subject), up(subject), program(subject)];
+    findings.extend(state(subject));
     findings.extend(master(subject));
     findings.extend(uppers(subject));
     findings.extend(addresses(subject));
@@ -48,6 +50,50 @@ fn driver(subject: &Subject<'_>) -> Finding {
     Finding::ok("driver", format!("{}{version}{firmware}", nic.link.driver))
 }
 
+/// Whether a device of this kind can be an uplink.
+fn kind(subject: &Subject<'_>) -> Finding {
+    let (id, device) = ("kind", &subject.nic.device);
+    if let Err(unfit) = device.fit() {
+        return Finding::problem(id, unfit.to_string())
+            .means("isonic does not start with it")
+            .mend("isonic doctor, without --uplink, looks at every NIC");
+    }
+    let Candidate { promises, wires, .. } = subject.candidate;
+    let cautions = device.cautions(false);
+    if let Some(caution) = cautions.into_iter().find(|caution| caution.check == id) {
+        // What is no wire port is a switch port.
+        let refused = device.own_mac_only() && promises.len() > wires.len();
+        let of = if refused { Finding::problem } else { Finding::warning };
+        return of(id, caution.found).means(caution.meaning).mend(caution.remedy);
+    }
+    let names: Vec<&str> = device.below.iter().map(|lower| lower.interface.as_str()).collect();
+    let kind = &device.kind;
+    Finding::ok(
+        id,
+        if names.is_empty() { kind.clone() } else { format!("{kind} on {}", list(&names)) },
+    )
+}
+
+/// What the running isonic has come to with it.
+fn state(subject: &Subject<'_>) -> Option<Finding> {
+    let (id, view) = ("uplink-state", subject.served?);
+    let problem = view.problem.as_deref().unwrap_or("no reason is known");
+    Some(match view.state {
+        UplinkState::Up => Finding::ok(id, "packets move"),
+        UplinkState::Down => Finding::warning(id, "the running isonic has it down")
+            .means("what VMs send there is dropped and counted until the link is up")
+            .mend(format!("ip link set dev {} up, or see to the cable", subject.name)),
+        UplinkState::Gone => Finding::problem(id, "the running isonic knows no such interface")
+            .means("its VMs are cut off; it is used again when it is up under this name")
+            .mend("ip link"),
+        UplinkState::Failed => {
+            Finding::problem(id, format!("the running isonic cannot open it: {problem}"))
+                .means("its VMs are cut off; isonic tries again every five seconds")
+                .mend("see to the reason; isonic need not be restarted")
+        }
+    })
+}
+
 fn up(subject: &Subject<'_>) -> Finding {
     let (name, link) = (subject.name, &subject.nic.link);
     if !link.up {
@@ -65,21 +111,23 @@ fn up(subject: &Subject<'_>) -> Finding {
 
 fn program(subject: &Subject<'_>) -> Finding {
     let (name, id) = (subject.name, "xdp-program");
+    let handed = subject.candidate.wanted.handed.is_some();
+    let open = |view: &&UplinkView| matches!(view.state, UplinkState::Up | UplinkState::Down);
     let Some(program) = &subject.nic.link.program else {
-        return match subject.served {
+        return match subject.served.filter(open) {
             None => Finding::ok(id, "none is attached"),
             Some(_) => Finding::warning(id, "that of the running isonic is gone")
                 .means("VMs receive nothing from the wire")
-                .mend("restart isonic"),
+                .mend("isonic attaches it again within five seconds; else restart it"),
         };
     };
-    let called = program.name.as_deref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
-    let found = format!("program {}{called} is attached", list(&program.ids));
-    if let Some(view) = subject.served {
+    let holder = program.holder.as_ref().map(|holder| format!(" ({holder})"));
+    let found = format!("{program}{} is attached", holder.unwrap_or_default());
+    if let Some(view) = subject.served.filter(|view| open(view) && is_its(view, program, handed)) {
         let mode = format!("{:?}, {:?}", view.xdp_mode, view.socket_mode).to_lowercase();
         return Finding::ok(id, format!("that of the running isonic: {mode}; {}", view.reason));
     }
-    if subject.candidate.wanted.handed.is_some() {
+    if handed {
         return Finding::ok(id, format!("{found}, the launcher's"));
     }
     let finding = Finding::problem(id, found);
@@ -88,9 +136,22 @@ fn program(subject: &Subject<'_>) -> Finding {
             .means("another isonic has the interface, and its API is not the one that was asked")
             .mend("--api-socket of that isonic, or stop it");
     }
+    let meaning = match subject.served {
+        Some(_) => "it is not that of the running isonic, whose VMs receive nothing meanwhile",
+        None => "two programs cannot be attached by two owners",
+    };
     finding
-        .means("two programs cannot be attached by two owners")
+        .means(meaning)
         .mend(format!("bpftool net show dev {name}; then ip link set dev {name} xdp off"))
+}
+
+/// Whether the program on an interface is the one of the isonic that serves it. A version before
+/// this one does not tell its program's number; a name is only seen by those who may ask.
+fn is_its(view: &UplinkView, program: &AttachedProgram, handed: bool) -> bool {
+    match view.program_id {
+        Some(id) => program.ids.contains(&id),
+        None => handed || program.name.is_none() || program.is_ours(),
+    }
 }
 
 fn master(subject: &Subject<'_>) -> Option<Finding> {

@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::config::{Attach, Handed, UplinkConfig};
 use crate::control::api::UplinkView;
+use crate::platform::directory::Directory;
 use crate::platform::host::HostFacts;
 use crate::xdp::NicFacts;
 
@@ -43,6 +44,8 @@ pub struct Facts {
     pub program: Result<(), String>,
     /// Whether AF_XDP sockets could be made, or why not.
     pub sockets: Result<(), String>,
+    /// The directories of the configuration.
+    pub directories: Vec<Directory>,
     /// The daemon that answers here, if one does.
     pub daemon: Option<DaemonFacts>,
     /// Workers wanted.

@@ -3,7 +3,8 @@
 use super::*;
 use crate::config::{UplinkMode, UplinkSteering};
 use crate::xdp::nic::{
-    AttachedProgram, Channels, FlowRule, LinkFacts, Offloads, Rings, Steering, XdpFeatures,
+    AttachedProgram, Channels, Device, FlowRule, Holder, LinkFacts, LinkLayer, Lower, Macvlan,
+    Offloads, Rings, Steering, XdpFeatures,
 };
 
 const KERNEL: &str = "6.18.44";
@@ -82,6 +83,7 @@ fn facts(candidate: Candidate) -> Facts {
         host: host(KERNEL),
         program: Ok(()),
         sockets: Ok(()),
+        directories: Vec::new(),
         daemon: None,
         workers: 1,
         worker_cpus: None,
@@ -314,7 +316,7 @@ fn a_program_is_somebody_elses_another_isonics_or_that_of_the_daemon_that_answer
     let attached = |name: &str| {
         with(ice(), |nic| {
             let name = Some(name.to_owned());
-            nic.link.program = Some(AttachedProgram { ids: vec![17], name, generic: false });
+            nic.link.program = Some(AttachedProgram { ids: vec![17], name, ..Default::default() });
         })
     };
     let others = attached("xdp_dispatcher");
@@ -326,12 +328,202 @@ fn a_program_is_somebody_elses_another_isonics_or_that_of_the_daemon_that_answer
     assert!(!ours.can_serve);
 }
 
+/// An uplink as a running isonic tells it, with its program.
+fn view(state: &str, program: Option<u32>) -> UplinkView {
+    serde_json::from_value(serde_json::json!({
+        "interface": "eth1", "state": state, "problem": "queue 3 is busy", "driver": "ice",
+        "xdp_mode": "native", "socket_mode": "zerocopy", "reason": "the driver has zero-copy",
+        "multi_buffer": true, "packet_max": 3840, "queues": [0, 1], "mtu": 1500,
+        "mac": "02:00:00:00:00:01", "counters": {}, "ports": [], "program_id": program,
+    }))
+    .expect("a view")
+}
+
+fn served(view: UplinkView, program: Option<AttachedProgram>) -> Report {
+    let mut candidate = candidate(ice());
+    if let Ok(nic) = &mut candidate.nic {
+        nic.link.program = program;
+    }
+    let mut facts = facts(candidate);
+    facts.daemon = Some(DaemonFacts { version: "1".to_owned(), uplinks: vec![view] });
+    examine(&facts)
+}
+
+#[test]
+fn the_running_isonics_program_is_known_by_its_number_and_another_is_not_called_its() {
+    let attached = |id, name: Option<&str>| {
+        let holder = Some(Holder { process: 7, name: "xdp-loader".to_owned() });
+        Some(AttachedProgram {
+            ids: vec![id],
+            name: name.map(str::to_owned),
+            holder,
+            generic: true,
+        })
+    };
+    let ours = served(view("up", Some(17)), attached(17, Some("isonic_redirect")));
+    assert_eq!(status(&ours, "xdp-program"), Status::Ok);
+    for (id, name) in [(18, Some("pass")), (18, None), (18, Some("isonic_redirect"))] {
+        let report = served(view("up", Some(17)), attached(id, name));
+        let finding = found(&report, "xdp-program");
+        assert_eq!(finding.status, Status::Problem, "{finding:?}");
+        assert!(finding.found.contains("process 7, xdp-loader"), "{finding:?}");
+        assert!(!report.can_serve);
+    }
+    // An isonic before this one has no number to tell.
+    let report = served(view("up", None), attached(18, Some("pass")));
+    assert_eq!(status(&report, "xdp-program"), Status::Problem);
+    assert_eq!(status(&served(view("up", None), attached(18, None)), "xdp-program"), Status::Ok);
+    // Whoever's it is, it is not that of an uplink that could not be opened.
+    let report = served(view("failed", None), attached(18, Some("pass")));
+    assert_eq!(status(&report, "xdp-program"), Status::Problem);
+    assert_eq!(status(&served(view("up", Some(17)), None), "xdp-program"), Status::Warning);
+}
+
+#[test]
+fn an_uplink_that_failed_or_is_gone_is_told_with_its_reason() {
+    for (state, expected) in [
+        ("up", Status::Ok),
+        ("down", Status::Warning),
+        ("gone", Status::Problem),
+        ("failed", Status::Problem),
+    ] {
+        let report = served(view(state, None), None);
+        let finding = found(&report, "uplink-state");
+        assert_eq!(finding.status, expected, "{finding:?}");
+        assert_eq!(finding.found.contains("queue 3 is busy"), state == "failed", "{finding:?}");
+        let daemon = report.host.iter().find(|finding| finding.id == "daemon").expect("one");
+        let lost = expected == Status::Problem;
+        assert_eq!(daemon.status, if lost { Status::Warning } else { Status::Ok }, "{daemon:?}");
+        assert_eq!(daemon.found.contains(&format!("eth1 ({state})")), state != "up", "{daemon:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_to_is_a_problem_and_all_are_one_line_if_they_can() {
+    let directory = |path: &str, problem: Option<&str>| Directory {
+        what: "state_dir",
+        path: path.into(),
+        problem: problem.map(str::to_owned),
+    };
+    let mut facts = facts(candidate(ixgbe()));
+    facts.directories = vec![directory("/a", None), directory("/b", None)];
+    assert_eq!(found(&examine(&facts), "directories").found, "/a and /b can be written to");
+    facts.directories.push(directory("/c", Some("its file system is full")));
+    let report = examine(&facts);
+    assert_eq!(found(&report, "directories").found, "state_dir /c: its file system is full");
+    assert!(!report.can_serve);
+}
+
+fn virtual_device(kind: &str, below: &[(&str, bool, bool)]) -> NicFacts {
+    let lower = |&(name, port, gro): &(&str, bool, bool)| Lower {
+        interface: name.to_owned(),
+        kind: "ixgbe".to_owned(),
+        port,
+        offloads: Some(Offloads { gro, ..Offloads::default() }),
+    };
+    let mut nic = nic(kind, 1, Some(XdpFeatures::default()));
+    let below = below.iter().map(lower).collect();
+    nic.device = Device { interface: "eth1".into(), kind: kind.into(), below, ..Device::default() };
+    nic
+}
+
+#[test]
+fn what_cannot_be_an_uplink_is_a_problem() {
+    for layer in [LinkLayer::Loopback, LinkLayer::Other("NONE".to_owned())] {
+        let mut nic = virtual_device("tun", &[]);
+        nic.device.link_layer = layer;
+        let report = examine(&facts(candidate(nic)));
+        assert_eq!(status(&report, "kind"), Status::Problem);
+        assert!(!report.can_serve);
+    }
+    let report = examine(&facts(candidate(virtual_device("ipvlan", &[("eth0", false, true)]))));
+    assert!(!report.can_serve && found(&report, "kind").found.contains("(eth0)"));
+}
+
+#[test]
+fn a_bond_is_served_in_generic_mode_though_its_driver_says_it_has_native_xdp() {
+    let mut bond = virtual_device("bond", &[("nic0", true, true), ("nic1", true, false)]);
+    bond.xdp = Some(native());
+    let report = examine(&facts(candidate(bond.clone())));
+    assert!(report.can_serve && report.uplinks[0].summary.contains("generic XDP, copy"));
+    assert!(found(&report, "native-xdp").found.contains("runs on nic0, nic1"));
+    let merging = found(&report, "merging");
+    assert_eq!(merging.remedy.as_deref(), Some("ethtool --offload nic0 gro off"));
+    assert_eq!(status(&report, "vlan-tags"), Status::Warning);
+    let report = wanting(bond, |wanted| wanted.mode = UplinkMode::Copy);
+    assert_eq!(status(&report, "native-xdp"), Status::Problem);
+}
+
+#[test]
+fn gro_of_a_nic_itself_is_no_alarm_in_generic_mode_and_that_of_a_port_below_is_one() {
+    let report = wanting(ice(), |wanted| wanted.mode = UplinkMode::Generic);
+    assert_eq!(status(&report, "merging"), Status::Ok);
+    let bridge = |gro| virtual_device("bridge", &[("nic0", true, gro)]);
+    assert_eq!(status(&examine(&facts(candidate(bridge(true)))), "merging"), Status::Warning);
+    assert_eq!(status(&examine(&facts(candidate(bridge(false)))), "merging"), Status::Ok);
+}
+
+#[test]
+fn a_bridge_that_filters_vlans_and_a_vlan_device_need_no_warning_of_tags() {
+    let tags = |nic| status(&examine(&facts(candidate(nic))), "vlan-tags");
+    let mut bridge = virtual_device("bridge", &[("nic0", true, false)]);
+    assert_eq!(tags(bridge.clone()), Status::Warning);
+    bridge.device.vlan_filtering = true;
+    assert_eq!(tags(bridge), Status::Ok);
+    let mut vlan = virtual_device("vlan", &[("nic0", false, false)]);
+    vlan.offloads = Some(Offloads { vlan_strip: true, ..Offloads::default() });
+    assert_eq!(tags(vlan), Status::Ok);
+}
+
+#[test]
+fn a_macvlan_serves_wire_ports_and_switch_ports_only_in_passthru_mode() {
+    let report = |mode, attach| {
+        let mut nic = virtual_device("macvlan", &[("eth0", false, false)]);
+        nic.device.macvlan = Some(mode);
+        let mut candidate = candidate(nic);
+        let promise = Promise { profile: "v1".into(), mtu: 1500, port: Some("vm1".into()) };
+        candidate.add_port(attach, None, promise);
+        status(&examine(&facts(candidate)), "kind")
+    };
+    assert_eq!(report(Macvlan::OwnMac, Attach::Switch), Status::Problem);
+    assert_eq!(report(Macvlan::OwnMac, Attach::Wire), Status::Warning);
+    assert_eq!(report(Macvlan::Passthru, Attach::Switch), Status::Ok);
+}
+
+#[test]
+fn on_a_kernel_that_does_not_say_native_xdp_is_told_of_drivers_that_are_known_to_have_it() {
+    let on_debian_12 = |nic| {
+        let mut facts = facts(candidate(nic));
+        facts.host = host("6.1.0-50-amd64");
+        examine(&facts)
+    };
+    let summary = |report: &Report| report.uplinks[0].summary.clone();
+    for driver in ["e1000e", "vmxnet3", "r8169"] {
+        let report = on_debian_12(nic(driver, 1, None));
+        assert!(summary(&report).contains("generic XDP, copy"), "{}", summary(&report));
+        assert_eq!(status(&report, "native-xdp"), Status::Warning, "{driver}");
+    }
+    for kind in ["bridge", "vlan", "macvlan", "dummy"] {
+        let mut nic = virtual_device(kind, &[]);
+        nic.xdp = None;
+        let report = on_debian_12(nic);
+        assert!(summary(&report).contains("generic XDP, copy"), "{}", summary(&report));
+    }
+    let report = on_debian_12(nic("ixgbe", 8, None));
+    assert!(summary(&report).contains("native XDP, zero-copy"), "{}", summary(&report));
+    let mut insists = candidate(nic("e1000e", 1, None));
+    insists.wanted.mode = UplinkMode::Copy;
+    let mut facts = facts(insists);
+    facts.host = host("6.1.0-50-amd64");
+    assert!(!examine(&facts).can_serve);
+}
+
 #[test]
 fn what_a_launcher_does_needs_no_privileges_and_its_program_is_no_obstacle() {
     let mut candidate = candidate(ice());
     candidate.wanted.handed = Some(Handed::Sockets(vec![3]));
     if let Ok(nic) = &mut candidate.nic {
-        nic.link.program = Some(AttachedProgram { ids: vec![5], name: None, generic: false });
+        nic.link.program = Some(AttachedProgram { ids: vec![5], ..Default::default() });
     }
     let mut facts = facts(candidate);
     facts.program = Err("no".into());
