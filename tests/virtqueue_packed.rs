@@ -497,7 +497,7 @@ fn a_driver_that_stumbles_later_gets_back_the_rest() {
     assert_eq!(driver.completed().len(), 1);
     // It asks for the next one, two descriptors on.
     let wrap = if (awaited & 0x7fff) + EACH >= 10 { 0x8000 } else { 0 };
-    let next = ((awaited & 0x7fff) + EACH) % 10 | (awaited & 0x8000) ^ wrap;
+    let next = (((awaited & 0x7fff) + EACH) % 10) | ((awaited & 0x8000) ^ wrap);
     driver.set_driver_area(next, DESCRIPTOR);
     driver.send(&[1; 60], &[30]);
     assert!(use_one(&mut queue));
