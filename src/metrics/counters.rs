@@ -313,8 +313,9 @@ mod tests {
 
     #[test]
     fn the_last_variant_has_the_last_name() {
-        assert_eq!(PortCounter::NAMES[PortCounter::RingFaults.index()], "ring_faults");
-        assert_eq!(PortCounter::NAMES.len(), PortCounter::RingFaults.index() + 1);
+        let last = PortCounter::RingDescriptorsGivenBack;
+        assert_eq!(PortCounter::NAMES[last.index()], "ring_descriptors_given_back");
+        assert_eq!(PortCounter::NAMES.len(), last.index() + 1);
         assert_eq!(SocketCounter::NAMES.len(), SocketCounter::KernelInvalid.index() + 1);
         assert!(PortCounter::NAMES.len() <= COUNTERS_MAX);
         assert!(SocketCounter::NAMES.len() <= COUNTERS_MAX);
