@@ -357,7 +357,9 @@ impl PortLines {
         match problem {
             PortProblem::Name(_) | PortProblem::NameTaken(_) | PortProblem::Owner(_) => self.name,
             PortProblem::SocketPath(_) | PortProblem::SocketTaken { .. } => self.socket,
-            PortProblem::MacNotUnicast(_) | PortProblem::MacTaken { .. } => self.mac,
+            PortProblem::MacNotUnicast(_)
+            | PortProblem::MacTaken { .. }
+            | PortProblem::MacOfHost { .. } => self.mac,
             PortProblem::UnknownUplink { .. } | PortProblem::NotWire(_) => self.uplink,
             PortProblem::Profile(_)
             | PortProblem::Draft(_)

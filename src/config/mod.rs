@@ -15,7 +15,8 @@ mod types;
 
 pub use load::{ConfigError, RUNTIME_DIR, load, parse};
 pub use rules::{
-    HandedProblem, PortProblem, SOCKET_PATH_MAX, port_differences, port_problems, resolve_profile,
+    HandedProblem, PortProblem, SOCKET_PATH_MAX, host_address_problem, port_differences,
+    port_problems, resolve_profile,
     uplink_problems,
 };
 pub use types::{

@@ -47,6 +47,17 @@ pub enum PortProblem {
         /// Who has it.
         other: String,
     },
+    /// The host has the address: what is for the host would be the guest's.
+    #[error(
+        "mac {mac} is the host's own, of its interface {interface}, and the host would be cut \
+         off; give the port another one, and QEMU's device the same (`mac=`)"
+    )]
+    MacOfHost {
+        /// The address.
+        mac: MacAddress,
+        /// The host's interface that has it.
+        interface: String,
+    },
     /// No such uplink is configured.
     #[error("there is no uplink \"{name}\"; configured: {}", known.join(", "))]
     UnknownUplink {
@@ -214,6 +225,19 @@ pub fn port_problems(
         Some(uplink) => check_queues(port, others, uplink, &mut problems),
     }
     problems
+}
+
+/// Whether `port` has the address of one of the host's `interfaces`, each with its own. A wire port
+/// may have it: what its queues bring is its own, whatever the address.
+#[must_use]
+pub fn host_address_problem(
+    port: &PortConfig,
+    interfaces: &[(String, MacAddress)],
+) -> Option<PortProblem> {
+    let mac = port.mac();
+    let (interface, _) = interfaces.iter().find(|(_, own)| *own == mac)?;
+    let problem = PortProblem::MacOfHost { mac, interface: interface.clone() };
+    (port.attach == Attach::Switch).then_some(problem)
 }
 
 /// What is wrong with what an uplink is to have from a launcher.
@@ -454,6 +478,15 @@ mod tests {
                 PortProblem::SocketTaken { path: "/run/a.sock".into(), other: "c".into() },
             ]
         );
+    }
+
+    #[test]
+    fn a_switch_port_cannot_have_an_address_of_the_host_and_a_wire_port_can() {
+        let interfaces = [("eth7".to_owned(), port("a").mac()), ("eth8".into(), port("b").mac())];
+        let told = host_address_problem(&port("b"), &interfaces).unwrap().to_string();
+        assert!(told.contains("eth8") && told.contains("cut off"), "{told}");
+        assert_eq!(host_address_problem(&port("c"), &interfaces), None);
+        assert_eq!(host_address_problem(&wire("a", None), &interfaces), None);
     }
 
     #[test]

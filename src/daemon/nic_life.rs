@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::datapath::{SocketReport, UplinkId, WorkerGone, WorkerId};
+use crate::device::mac::MacAddress;
 use crate::metrics::SocketCounter;
 use crate::report::chain;
 use crate::xdp::{Interface, Link, LinkNews, Links, ModeWish, Socket, SocketMode};
@@ -150,6 +151,9 @@ impl NicLife {
         }
         nic.set_link(link);
         registry.fabric.set_host_nic(nic.id, HostNic::of(&nic.status().interface))?;
+        if before.mac != link.mac {
+            change_mac(registry, nic, (before.mac, link.mac));
+        }
         match (status.state, link.running) {
             (NicState::Up, false) => self.pause(registry, nic),
             (NicState::Down, true) => {
@@ -374,5 +378,14 @@ impl NicLife {
                 "zero-copy stood still three times in ten minutes: copy mode from now on"
             );
         }
+    }
+}
+
+/// The host is reached by another address: by that and no other, whichever a port has.
+fn change_mac(registry: &Registry, nic: &Nic, (was, now): ([u8; 6], [u8; 6])) {
+    let (uplink, was, now) = (&nic.config.interface, MacAddress(was), MacAddress(now));
+    tracing::info!(uplink, %now, %was, "the uplink's MAC was changed");
+    if let Err(error) = registry.redirect(nic) {
+        tracing::error!(uplink, error = chain(&error), "the ports' addresses are not in force");
     }
 }

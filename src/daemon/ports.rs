@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::config::{
-    Attach, Config, PortConfig, PortProblem, SocketMode, port_differences, port_problems,
+    Attach, Config, PortConfig, PortProblem, SocketMode, host_address_problem, port_differences,
+    port_problems,
 };
 use crate::control::api::ProfileChange;
 use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerId, frame_max};
@@ -682,6 +683,7 @@ impl Registry {
         let others = ports.values().filter(|port| port.config.name != config.name);
         let others: Vec<_> = others.map(|port| port.config.clone()).collect();
         let mut problems = port_problems(config, &others, &self.config.uplinks);
+        problems.extend(host_address_problem(config, &self.nics.host_addresses()));
         let bound = match bind(config, &self.catalog, recorded) {
             Ok(bound) => Some(bound),
             Err(BindingError::Problems(more)) => {

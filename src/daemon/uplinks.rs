@@ -326,6 +326,19 @@ impl Nics {
         self.0.iter().map(Nic::facts).collect()
     }
 
+    /// The addresses that are the host's own: of the NICs, those that are away too, and of its
+    /// other interfaces, which may lie on them (a macvlan, a bridge).
+    pub fn host_addresses(&self) -> Vec<(String, MacAddress)> {
+        let of_nic = |nic: &Nic| {
+            let status = nic.status();
+            (status.interface.name, MacAddress(status.interface.mac))
+        };
+        // What the kernel does not tell now is no reason to refuse a port.
+        let others = Interface::macs().unwrap_or_default().into_iter();
+        let others = others.map(|(name, mac)| (name, MacAddress(mac)));
+        self.0.iter().map(of_nic).chain(others).collect()
+    }
+
     /// By the name in the configuration.
     pub fn by_name(&self, name: &str) -> Option<&Nic> {
         self.0.iter().find(|nic| nic.config.interface == name)
@@ -394,7 +407,7 @@ impl Nic {
         }
         steered.spread(&shared_queues(&status.queues, routes));
         status.steering_set = steered.is_set();
-        set_macs(redirect, macs, routes)
+        set_macs(redirect, macs, (routes, status.interface.mac))
     }
 
     /// Start bringing broadcast and multicast to the worker of its first queue, and joining the
@@ -579,11 +592,12 @@ impl Nic {
         problem.clone_into(&mut status.problem);
     }
 
-    /// Name and MTU are these now; the host's device has the same MTU.
+    /// Name, MTU and MAC are these now; the host's device has the same MTU.
     pub fn set_link(&self, link: &Link) {
         let mut inner = self.inner();
         let interface = &mut inner.status.interface;
         interface.name.clone_from(&link.name);
+        interface.mac = link.mac;
         let before = std::mem::replace(&mut interface.mtu, link.mtu);
         if let Some(device) = inner.host.as_ref().filter(|_| before != link.mtu)
             && let Err(error) = device.set_mtu(link.mtu)
@@ -625,16 +639,18 @@ pub enum ReopenError {
     QueueMissing(u32),
 }
 
+/// All switch ports' addresses but for that of the NIC itself, which it may have got since the port
+/// was made: the host must not be cut off.
 fn set_macs(
     redirect: &Redirect,
     present: &mut Vec<[u8; 6]>,
-    routes: &[&Route],
+    (routes, of_nic): (&[&Route], [u8; 6]),
 ) -> Result<(), ProgramError> {
     let mac_of = |route: &&Route| match route.attachment {
         Attachment::Switch { mac } => Some(mac),
         Attachment::Wire { .. } => None,
     };
-    let wanted: Vec<_> = routes.iter().filter_map(mac_of).collect();
+    let wanted: Vec<_> = routes.iter().filter_map(mac_of).filter(|mac| *mac != of_nic).collect();
     // Step by step, so that after a failure the list still says what the program has.
     for mac in wanted.iter().copied() {
         if !present.contains(&mac) {

@@ -65,6 +65,14 @@ impl Interface {
         });
         facts.map_err(failed)?
     }
+
+    /// The interfaces of this network namespace that have a MAC: name and MAC. Blocks.
+    ///
+    /// # Errors
+    /// The netlink socket failed.
+    pub fn macs() -> io::Result<Vec<(String, [u8; 6])>> {
+        nic::ask(nic::macs())?
+    }
 }
 
 /// Kernels before 6.3 say nothing of a driver, and some drivers say nothing of themselves: then it
@@ -82,7 +90,7 @@ fn from_link(name: &str, link: &LinkMessage, channels: Option<&Channels>) -> Int
         name: name.to_owned(),
         index: link.header.index,
         driver: nic::driver(name, link),
-        mac: [0; 6],
+        mac: nic::mac_of(link),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         receive_queues: 1,
@@ -91,9 +99,6 @@ fn from_link(name: &str, link: &LinkMessage, channels: Option<&Channels>) -> Int
     };
     for attribute in &link.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => {
-                interface.mac = bytes.as_slice().try_into().unwrap_or_default();
-            }
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::NumRxQueues(queues) => interface.receive_queues = *queues,
             _ => {}

@@ -17,6 +17,8 @@ use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
+use super::nic::mac_of;
+
 /// A link as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -30,6 +32,8 @@ pub struct Link {
     pub running: bool,
     /// MTU, bytes.
     pub mtu: u32,
+    /// Its own MAC; zero if it has none.
+    pub mac: [u8; 6],
 }
 
 /// What a wait brought.
@@ -156,7 +160,8 @@ fn link(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let up = flags.contains(LinkFlags::Up);
     let running = up && flags.contains(LinkFlags::LowerUp);
-    let mut link = Link { index: message.header.index, name: String::new(), up, running, mtu: 0 };
+    let (index, name, mac) = (message.header.index, String::new(), mac_of(message));
+    let mut link = Link { index, name, up, running, mtu: 0, mac };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),

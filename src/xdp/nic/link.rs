@@ -101,6 +101,7 @@ pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceErr
         interface: name.to_owned(),
         index: message.header.index,
         driver: driver(name, &message),
+        mac: mac_of(&message),
         up: message.header.flags.contains(LinkFlags::Up),
         ..LinkFacts::default()
     };
@@ -108,9 +109,6 @@ pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceErr
     let (mut linked, mut namespace) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => {
-                facts.mac = bytes.as_slice().try_into().unwrap_or_default();
-            }
             LinkAttribute::Mtu(mtu) => facts.mtu = *mtu,
             LinkAttribute::MinMtu(mtu) => facts.mtu_min = Some(*mtu),
             // Drivers that name no limit say 0.
@@ -185,6 +183,25 @@ pub(super) fn kind(link: &LinkMessage) -> Option<String> {
         LinkInfo::Kind(kind) => Some(kind.to_string()),
         _ => None,
     })
+}
+
+/// A link's own MAC; zero if it has none.
+pub(in crate::xdp) fn mac_of(link: &LinkMessage) -> [u8; 6] {
+    let bytes = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    });
+    bytes.unwrap_or_default()
+}
+
+/// The links of this namespace that have a MAC: name and MAC.
+pub(in crate::xdp) async fn macs() -> io::Result<Vec<(String, [u8; 6])>> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(io::Error::other)?;
+    let named = links.iter().filter_map(|link| Some((name_of(link)?, mac_of(link))));
+    Ok(named.filter(|(_, mac)| *mac != [0; 6]).collect())
 }
 
 pub(super) fn connect() -> Option<Handle> {

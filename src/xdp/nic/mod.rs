@@ -35,7 +35,7 @@ pub use steering::{FlowRule, Steering, SteeringError};
 
 pub(super) use self::ethtool::channels;
 pub(super) use features::xdp_features;
-pub(super) use link::{driver, link, program_on};
+pub(super) use link::{driver, link, mac_of, macs, program_on};
 
 use super::interface::InterfaceError;
 
