@@ -36,6 +36,7 @@ fn view(port: &PortConfig) -> PortView {
         owner: None,
         state: PortState::Waiting,
         refusal: None,
+        findings: Vec::new(),
         binding: None,
         counters: BTreeMap::from([("packets".into(), 7)]),
         rings: Vec::new(),

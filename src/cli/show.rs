@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use crate::control::api::{
-    BindingView, BitsView, Direction, PortState, PortView, ProfileView, RingView, SocketKind,
-    Upgraded, UplinkState, UplinkView, XdpMode,
+    BindingView, BitsView, Direction, FindingView, PortState, PortView, ProfileView, RingView,
+    Severity, SocketKind, Upgraded, UplinkState, UplinkView, XdpMode,
 };
 
 use crate::device::features::{FEATURES, Feature};
@@ -78,13 +78,31 @@ pub(super) fn ports(ports: &[PortView]) -> String {
     table.render()
 }
 
-/// What keeps a port from moving packets, each in one phrase.
+/// What keeps a port from working, each in one phrase; notes are in `port show`.
 fn problems(port: &PortView) -> Vec<String> {
     let broken = |ring: &RingView| {
         let fault = ring.broken.as_ref()?;
         Some(format!("ring {} is broken: {fault}", ring.index))
     };
-    port.refusal.iter().cloned().chain(port.rings.iter().filter_map(broken)).collect()
+    let worth = |finding: &&FindingView| {
+        finding.severity > Severity::Note && finding.id != "ring-broken"
+    };
+    let found = port.findings.iter().filter(worth).map(|finding| finding.id.clone());
+    let broken = port.rings.iter().filter_map(broken);
+    port.refusal.iter().cloned().chain(broken).chain(found).collect()
+}
+
+fn findings(findings: &[FindingView]) -> String {
+    let line = |finding: &FindingView| {
+        let FindingView { id, severity, found, mend } = finding;
+        let severity = match severity {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Problem => "problem",
+        };
+        format!("{severity}: {id}: {found}\n  -> {mend}\n")
+    };
+    findings.iter().map(line).collect()
 }
 
 pub(super) fn port(port: &PortView) -> String {
@@ -102,6 +120,10 @@ pub(super) fn port(port: &PortView) -> String {
     }
     if let Some(refusal) = &port.refusal {
         text.push_str(&format!("refused: {refusal}\n"));
+    }
+    if !port.findings.is_empty() {
+        text.push('\n');
+        text.push_str(&findings(&port.findings));
     }
     if let Some(agreed) = &port.binding {
         text.push_str("\nbinding\n");
@@ -389,6 +411,7 @@ mod tests {
             owner: None,
             state: PortState::Running,
             refusal: None,
+            findings: Vec::new(),
             binding: Some(agreed),
             counters: BTreeMap::from([("from_guest_packets".into(), 5)]),
             rings: vec![ring],
@@ -421,6 +444,26 @@ mod tests {
         {
             assert!(text.contains(shown), "{shown} in {text}");
         }
+    }
+
+    #[test]
+    fn what_was_found_is_told_with_its_mend_and_marks_the_port_in_a_list() {
+        let finding = |id: &str, severity| FindingView {
+            id: id.into(),
+            severity,
+            found: "it is so".into(),
+            mend: "do this".into(),
+        };
+        let worse = finding("other-mac", Severity::Problem);
+        let view =
+            PortView { findings: vec![worse, finding("narrower-rings", Severity::Note)], ..view() };
+        let text = port(&view);
+        for line in ["problem: other-mac: it is so\n  -> do this", "note: narrower-rings: "] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        let line = ports(&[view]);
+        let last = line.lines().nth(1).unwrap().split_whitespace().last();
+        assert_eq!(last, Some("other-mac"));
     }
 
     #[test]

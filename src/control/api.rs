@@ -222,12 +222,41 @@ pub struct PortView {
     /// Why it is not served; None if it is.
     #[serde(default)]
     pub refusal: Option<String>,
+    /// What is wrong with it or narrower than its profile, the worst first, as it was when isonic
+    /// looked last, a second or two ago.
+    #[serde(default)]
+    pub findings: Vec<FindingView>,
     /// What is agreed on with it; None while nobody is connected.
     pub binding: Option<BindingView>,
     /// Packets, bytes, and drops by reason.
     pub counters: Counters,
     /// The rings that are set up.
     pub rings: Vec<RingView>,
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Good to know; it may be meant, or pass by itself.
+    Note,
+    /// Something goes wrong or slowly.
+    Warning,
+    /// The guest's network does not work before this is mended.
+    Problem,
+}
+
+/// Something that is wrong with a port, or is not as its profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingView {
+    /// What was found, for programs; it never changes.
+    pub id: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What was found, for people.
+    pub found: String,
+    /// What mends it.
+    pub mend: String,
 }
 
 /// A set of bits, for programs and for people.

@@ -10,9 +10,9 @@ use crossbeam::channel::{Receiver, unbounded};
 
 use crate::config::Config;
 use crate::datapath::{
-    Acknowledgement, Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, RingReport, Route,
-    Setup, SocketDescriptor, SocketReport, Turns, UplinkId, Watchdog, Watched, Worker,
-    WorkerAtRest, WorkerGone, WorkerHandle, WorkerId,
+    Acknowledgement, Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, PortSight,
+    RingReport, Route, Setup, SocketDescriptor, SocketReport, Turns, UplinkId, Watchdog, Watched,
+    Worker, WorkerAtRest, WorkerGone, WorkerHandle, WorkerId,
 };
 use crate::device::groups::ForwardGroups;
 use crate::guest_memory::GuestMemory;
@@ -470,6 +470,22 @@ impl Fabric {
         memory: &Arc<GuestMemory>,
     ) -> Result<Option<Queue>, WorkerGone> {
         self.workers[worker.index()].handle.relocate((port, index), setup, memory)
+    }
+
+    /// Look at ports, and at the kick descriptors of those that are told with true. What all workers
+    /// have of each.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn survey(&self, ports: &[(PortId, bool)]) -> Result<Vec<Vec<PortSight>>, WorkerGone> {
+        let mut sights: Vec<Vec<PortSight>> = Vec::new();
+        sights.resize_with(ports.len(), Vec::new);
+        for worker in &self.workers {
+            for (of_port, sight) in sights.iter_mut().zip(worker.handle.survey(ports.to_vec())?) {
+                of_port.push(sight);
+            }
+        }
+        Ok(sights)
     }
 
     /// All rings of a port with their workers; all counters are then up to date.

@@ -4,6 +4,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::control::api::FindingView;
 use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_of};
 use crate::device::offloads::Offloads;
 use crate::guest_memory::GuestMemory;
@@ -22,6 +23,10 @@ struct SessionState {
     binding: SessionBinding,
     /// Receive rings that are with a worker and enabled, by queue pair.
     ready: Vec<u16>,
+    /// Sessions so far: tells them apart.
+    sessions: u64,
+    /// What was found at the last look.
+    findings: Vec<FindingView>,
 }
 
 /// A port's link from its session to the workers.
@@ -53,13 +58,18 @@ impl PortLink {
 
     /// A session begins on this connection.
     pub fn connected(&self, stream: &UnixStream) {
+        let mut state = self.state();
         // Without a duplicate the session cannot be ended from here, which is all that is lost.
-        self.state().stream = stream.try_clone().ok();
+        state.stream = stream.try_clone().ok();
+        state.sessions += 1;
+        state.findings.clear();
     }
 
     /// The session has ended.
     pub fn disconnected(&self) {
-        self.state().stream = None;
+        let mut state = self.state();
+        state.stream = None;
+        state.findings.clear();
     }
 
     /// End the session, as if the front-end had closed the connection.
@@ -74,6 +84,24 @@ impl PortLink {
     pub fn session(&self) -> Option<SessionBinding> {
         let state = self.state();
         state.stream.is_some().then(|| state.binding.clone())
+    }
+
+    /// The number of the session, the last one if there is none now.
+    pub fn session_number(&self) -> u64 {
+        self.state().sessions
+    }
+
+    /// What was found at the last look.
+    pub fn findings(&self) -> Vec<FindingView> {
+        self.state().findings.clone()
+    }
+
+    /// This was found, of the session with this number if it is still there.
+    pub fn set_findings(&self, session: u64, findings: Vec<FindingView>) {
+        let mut state = self.state();
+        if state.sessions == session {
+            state.findings = findings;
+        }
     }
 
     fn worker(&self, index: u16) -> Option<WorkerId> {

@@ -6,17 +6,20 @@
 //! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
 //! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
 //! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
-//! what survives a restart; `published` the list of profiles as a file; `service` answers the API;
+//! what survives a restart; `port_watch` looks at the ports, and `diagnosis` says what is wrong with
+//! them; `published` the list of profiles as a file; `service` answers the API;
 //! `succession` has another process go on with everything.
 
 #![forbid(unsafe_code)]
 
 mod binding;
+mod diagnosis;
 mod fabric;
 mod host;
 mod link;
 mod nic_life;
 mod nic_watch;
+mod port_watch;
 mod ports;
 mod published;
 mod rarp;
@@ -189,6 +192,7 @@ fn live(
     }
     drop(api);
     // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
+    registry.leave_ports();
     registry.stop();
     registry.leave_nics();
     registry.nics.stop_threads();

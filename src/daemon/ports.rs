@@ -29,6 +29,7 @@ use super::fabric::Fabric;
 use super::link::PortLink;
 use super::nic_life::NicLife;
 use super::nic_watch::NicWatch;
+use super::port_watch::PortWatch;
 use super::state_file::{Bound, Kept, StateError, StateFile};
 use super::succession::Estate;
 use super::uplinks::{Nic, NicState, NicStatus, Nics};
@@ -273,6 +274,8 @@ pub struct Registry {
     pub(super) estate: Mutex<Option<Estate>>,
     /// What sees to the NICs, while it does, and else what it knows of them.
     nic_watch: Mutex<Result<NicWatch, Vec<NicLife>>>,
+    /// What looks at the ports, while it does.
+    port_watch: Mutex<Option<PortWatch>>,
 }
 
 impl Registry {
@@ -297,6 +300,7 @@ impl Registry {
             last_id: AtomicU16::default(),
             estate: Mutex::default(),
             nic_watch: Mutex::new(Err(lives)),
+            port_watch: Mutex::default(),
         }
     }
 
@@ -324,7 +328,18 @@ impl Registry {
     /// No thread or descriptor to be had.
     pub fn start_threads(self: &Arc<Self>) -> io::Result<()> {
         self.nics.start_threads(&self.fabric)?;
+        *self.port_watch() = Some(PortWatch::start(Arc::clone(self))?);
         self.watch_nics()
+    }
+
+    /// Look at the ports no more. Not to be called with the ports locked.
+    pub fn leave_ports(&self) {
+        let watch = self.port_watch().take();
+        drop(watch);
+    }
+
+    fn port_watch(&self) -> MutexGuard<'_, Option<PortWatch>> {
+        self.port_watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follow what becomes of the NICs.

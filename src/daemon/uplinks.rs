@@ -339,6 +339,13 @@ impl Nics {
         self.0.iter().map(of_nic).chain(others).collect()
     }
 
+    /// The NIC whose own address this is, by the name of its interface.
+    pub fn with_mac(&self, mac: MacAddress) -> Option<String> {
+        let interface = |nic: &Nic| nic.status().interface;
+        let mut interfaces = self.0.iter().map(interface);
+        interfaces.find(|interface| interface.mac == mac.0).map(|interface| interface.name)
+    }
+
     /// By the name in the configuration.
     pub fn by_name(&self, name: &str) -> Option<&Nic> {
         self.0.iter().find(|nic| nic.config.interface == name)

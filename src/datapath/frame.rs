@@ -94,6 +94,14 @@ impl<'f> FrameView<'f> {
         mac
     }
 
+    /// The source address.
+    #[inline]
+    pub fn source(&self) -> [u8; 6] {
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&self.start[6..12]);
+        mac
+    }
+
     /// Its first bytes, all that [`flow_hash`](crate::packet::flow_hash) looks at.
     #[inline]
     pub fn start(&self) -> &'f [u8] {
@@ -388,6 +396,13 @@ impl<'m> Packet<'m> {
     #[inline]
     pub fn destination(&self) -> [u8; 6] {
         let [a, b, c, d, e, f, ..] = self.ethernet;
+        [a, b, c, d, e, f]
+    }
+
+    /// The source address.
+    #[inline]
+    pub fn source(&self) -> [u8; 6] {
+        let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = self.ethernet;
         [a, b, c, d, e, f]
     }
 

@@ -199,6 +199,8 @@ struct Outlet<'w> {
     looked_at: u64,
     /// Most packets of a run, so that it is not longer than [`BYTES_MAX`].
     run_max: usize,
+    /// Where the burst's first frame comes from.
+    source: Option<[u8; 6]>,
 }
 
 impl<'w> Outlet<'w> {
@@ -226,6 +228,7 @@ impl<'w> Outlet<'w> {
             copies: 0,
             looked_at: 0,
             run_max: run_max(route.frame_max),
+            source: None,
         })
     }
 
@@ -235,6 +238,9 @@ impl<'w> Outlet<'w> {
         }
         self.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
         self.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
+        if let (Some(source), Attachment::Switch { mac }) = (self.source, &self.route.attachment) {
+            self.ports.note_source(self.port, source, *mac);
+        }
     }
 
     /// Forward packets, until enough frames were made of them. Answers how many.
@@ -297,7 +303,9 @@ impl<'w> Outlet<'w> {
     /// [`forward_single`](Self::forward_single)'s.
     #[inline]
     fn forward_alike(&mut self, packets: &[Packet<'_>]) -> usize {
-        let Some(destination) = packets.first().map(Packet::destination) else { return 0 };
+        let Some(first) = packets.first() else { return 0 };
+        self.source.get_or_insert_with(|| first.source());
+        let destination = first.destination();
         let port = match self.route.attachment {
             Attachment::Wire { .. } => None,
             Attachment::Switch { .. } if destination[0] & 1 != 0 => return 0,
@@ -390,6 +398,7 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn forward_frame(&mut self, frame: &FrameView<'_>) {
+        self.source.get_or_insert_with(|| frame.source());
         if !frame.is_within(self.route.frame_max) || frame.len() as usize > FRAME_MAX {
             return self.drop(PortCounter::FromGuestDroppedOversize);
         }

@@ -11,7 +11,7 @@ use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, Fault, Queue, QueueSetup, Ring};
 use crate::xdp::{Socket, SocketAtRest, Umem};
 
-use super::{Forwarding, Inbox, PortId, SocketReport, UplinkId};
+use super::{Forwarding, Inbox, PortId, PortSight, SocketReport, UplinkId};
 
 /// The worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +143,13 @@ pub enum Command {
     InspectAll {
         /// The report.
         done: Sender<Vec<(PortId, RingReport)>>,
+    },
+    /// Look at these ports, and at the kick descriptors of those that are told with true.
+    Survey {
+        /// The ports; few, for nothing moves meanwhile.
+        ports: Vec<(PortId, bool)>,
+        /// What was seen of each.
+        done: Sender<Vec<PortSight>>,
     },
     /// Serve the uplink's sockets no more; answers them, untouched from then on, when no other
     /// worker has a frame of theirs. What guests send there is dropped and counted until the next
@@ -355,6 +362,14 @@ impl WorkerHandle {
     /// [`WorkerGone`].
     pub fn inspect_all(&self) -> Result<Vec<(PortId, RingReport)>, WorkerGone> {
         self.call(|done| Command::InspectAll { done })
+    }
+
+    /// Look at these ports, and at the kick descriptors of those that are told with true.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn survey(&self, ports: Vec<(PortId, bool)>) -> Result<Vec<PortSight>, WorkerGone> {
+        self.call(|done| Command::Survey { ports, done })
     }
 
     /// Serve the uplink's sockets no more, and answer them.

@@ -29,6 +29,7 @@ mod rotation;
 mod shares;
 mod signals;
 mod sockets;
+mod survey;
 mod watchdog;
 mod worker;
 
@@ -40,6 +41,7 @@ pub use mailbox::{
     WorkerHandle,
 };
 pub use sockets::SocketReport;
+pub use survey::{PortSight, RingSight, Sources};
 pub use watchdog::{Watchdog, Watched};
 pub use worker::{Setup, Turns, Worker};
 

@@ -13,6 +13,7 @@ use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
 use super::frame::{CompleteFrame, FrameView};
 use super::mailbox::RingReport;
 use super::signals::{Signaller, Signalling};
+use super::survey::{PortSight, RingSight, Sources};
 use super::{PortId, to_guest_ring};
 
 /// A port in the hands of a worker: those of its rings that the worker serves.
@@ -24,6 +25,7 @@ struct WorkerPort {
     walks: Vec<Walk>,
     signalling: Signalling,
     counters: Counters<PortCounter>,
+    sources: Sources,
 }
 
 impl WorkerPort {
@@ -93,6 +95,7 @@ impl Ports {
             walks: Vec::new(),
             signalling: Signalling::default(),
             counters: Counters::new(),
+            sources: Sources::default(),
         };
         let published = Arc::clone(slot.counters.published());
         self.slots[port.index()] = Some(Box::new(slot));
@@ -144,6 +147,14 @@ impl Ports {
     pub fn count(&mut self, port: PortId, counter: PortCounter, amount: u64) {
         if let Some(slot) = self.slot(port) {
             slot.counters.add(counter, amount);
+        }
+    }
+
+    /// A frame of a port's guest came from `source`; the port has the address `own`.
+    #[inline]
+    pub fn note_source(&mut self, port: PortId, source: [u8; 6], own: [u8; 6]) {
+        if let Some(slot) = self.slot(port) {
+            slot.sources.note(source, own);
         }
     }
 
@@ -342,6 +353,15 @@ impl Ports {
         for slot in self.slots.iter().flatten() {
             slot.counters.publish();
         }
+    }
+
+    /// Look at a port, at its kick descriptors too if `kicks` are asked for.
+    pub fn survey(&mut self, port: PortId, kicks: bool) -> PortSight {
+        let Some(slot) = self.slot(port) else { return PortSight::default() };
+        let rings = (0u16..).zip(&slot.rings);
+        let rings = rings.filter_map(|(index, ring)| Some((index, ring.as_deref()?)));
+        let rings = rings.map(|(index, ring)| RingSight::new(index, ring, kicks)).collect();
+        PortSight { rings, sources: std::mem::take(&mut slot.sources) }
     }
 
     pub fn report(&mut self, port: PortId) -> Vec<RingReport> {

@@ -520,6 +520,10 @@ impl Worker {
                 self.publish_all();
                 let _ = done.send(self.ports.report_all());
             }
+            Command::Survey { ports, done } => {
+                let survey = |(port, kicks)| self.ports.survey(port, kicks);
+                let _ = done.send(ports.into_iter().map(survey).collect());
+            }
             Command::TakeSockets { uplink, done } => self.sockets.take(uplink, done),
             Command::GiveSockets { uplink, sockets, done } => {
                 let given = self.sockets.give(uplink, sockets);

@@ -30,6 +30,8 @@ use super::rings::RingState;
 
 /// Rings that SET_VRING_KICK can name: it has 8 bits for the index.
 const RINGS_MAX: usize = 256;
+/// Longest text of a refusal that is kept, characters.
+const REFUSAL_MAX: usize = 400;
 /// FEATURES_OK of the device status (virtio 1.2, 2.1).
 const FEATURES_OK: u8 = 8;
 
@@ -55,6 +57,8 @@ pub(super) struct Device {
     pub(super) backend_channel: Option<OwnedFd>,
     /// Why the last request was not done: the `vhost` crate's errors cannot carry it.
     pub(super) refusal: Option<Refusal>,
+    /// The request that was refused last, and why.
+    last_refusal: Option<Arc<str>>,
 }
 
 impl Device {
@@ -74,6 +78,7 @@ impl Device {
             outage: Outage::default(),
             backend_channel: None,
             refusal: None,
+            last_refusal: None,
         };
         device.publish();
         device
@@ -271,7 +276,23 @@ impl Device {
             ring_sizes,
             took: self.outage.took(),
             queue_pairs: u16::try_from(pairs).expect("at most queue_pairs_max, a u16"),
+            regions: self.memory.regions().len(),
+            refusal: self.last_refusal.clone(),
         });
+    }
+
+    /// A request was refused, for the port's owner to see. A front-end has a part in the text.
+    pub fn note_refusal(&mut self, request: &str, reason: &str) {
+        let mut plain = String::new();
+        for letter in format!("{request}: {reason}").chars().take(REFUSAL_MAX) {
+            if letter.is_control() {
+                plain.extend(letter.escape_default());
+            } else {
+                plain.push(letter);
+            }
+        }
+        self.last_refusal = Some(plain.into());
+        self.publish();
     }
 }
 

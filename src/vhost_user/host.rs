@@ -32,6 +32,10 @@ pub struct SessionBinding {
     pub queue_pairs: u16,
     /// What it took us to stop and to start the rings.
     pub took: Took,
+    /// Regions of its guest's memory that the front-end shares.
+    pub regions: usize,
+    /// The request that was refused last, and why.
+    pub refusal: Option<Arc<str>>,
 }
 
 /// The port behind a session. A call returns when what it says is true: for `give`, `take`,

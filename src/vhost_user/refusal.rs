@@ -91,7 +91,11 @@ pub enum Refusal {
         count: usize,
     },
     /// SET_VRING_NUM above the profile's limit.
-    #[error("ring {ring} of {entries} entries: profile {profile} has at most {limit}")]
+    #[error(
+        "ring {ring} of {entries} entries: profile {profile} has at most {limit}; give QEMU's \
+         device rx_queue_size={limit},tx_queue_size={limit} (QEMU 10.0.13, Debian 13's, gives 1024 \
+         whatever they say: take another version)"
+    )]
     RingTooLarge {
         /// Ring index.
         ring: usize,

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::profile::Profile;
+use crate::report::chain;
 
 use super::device::Device;
 use super::device_state::{DeviceState, StateError};
@@ -387,6 +388,7 @@ impl<'s> Session<'s> {
 
     fn log(&mut self, request: &str, refusal: &Refusal) {
         self.refused = self.refused.saturating_add(1);
+        self.device().note_refusal(request, &chain(refusal));
         if self.refused <= LOGGED_MAX {
             let error: &(dyn Error + 'static) = refusal;
             tracing::warn!(port = self.port, request, error, "request refused");

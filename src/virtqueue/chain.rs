@@ -52,6 +52,13 @@ pub(super) struct Buffer {
     pub flags: u16,
 }
 
+impl Buffer {
+    /// Whether nobody has ever written it.
+    pub fn is_zero(self) -> bool {
+        (self.address, self.len, self.flags) == (0, 0, 0)
+    }
+}
+
 /// The fields of a descriptor's two words, as read: address, length, and the two of 16 bits, whose
 /// meaning is the layout's.
 #[inline]

@@ -20,6 +20,15 @@ const _: () = assert!(RUN <= super::TAKEN_MAX, "a journal has room for them");
 /// Chains of one descriptor, each with its buffer, which is in one piece.
 pub type Run<'m> = ArrayVec<(Chain, GuestSlice<'m>), RUN>;
 
+/// What the driver has written into a ring, as our mapping of its memory shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// Nothing at all: everything that the driver writes first is zero.
+    pub untouched: bool,
+    /// Nothing that was not taken.
+    pub quiet: bool,
+}
+
 /// The device side of one ring. Hot loops are generic over it, so that each layout has its own
 /// compiled loop of the one written.
 pub trait Layout {
@@ -29,6 +38,9 @@ pub trait Layout {
     /// What GET_VRING_BASE answers: the next entry to take; of a packed ring both positions and
     /// both wrap counters (vhost-user, "Vring state description").
     fn position(&self) -> u32;
+
+    /// What the driver has written. It changes nothing, not even what we have seen.
+    fn glance(&self) -> Glance;
 
     /// End the ring's life with this device, and answer its position, which is the front-end's to
     /// remember from now on.

@@ -25,7 +25,7 @@ use super::chain::{
     indirect_table, only_piece, push, read_entry,
 };
 use super::journal::{COMPLETIONS_MAX, Completion, Journal, State, TAKEN_MAX};
-use super::layout::Layout;
+use super::layout::{Glance, Layout};
 use super::log::{RingLog, runs};
 use super::setup::QueueSetup;
 
@@ -442,6 +442,11 @@ impl Layout for PackedRing {
 
     fn position(&self) -> u32 {
         u32::from(self.available.to_base()) | u32::from(self.used.to_base()) << 16
+    }
+
+    fn glance(&self) -> Glance {
+        let untouched = self.descriptor(0).buffer.is_zero();
+        Glance { untouched, quiet: !self.is_available(self.available) }
     }
 
     fn retire(&mut self) -> u32 {

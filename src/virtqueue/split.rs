@@ -21,7 +21,7 @@ use super::chain::{
     Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
     indirect_table, only_piece, push, read_entry,
 };
-use super::layout::{Layout, Run};
+use super::layout::{Glance, Layout, Run};
 use super::log::{RingLog, runs};
 use super::setup::QueueSetup;
 
@@ -298,6 +298,13 @@ impl Layout for SplitRing {
 
     fn position(&self) -> u32 {
         u32::from(self.next_available)
+    }
+
+    fn glance(&self) -> Glance {
+        let available = self.available_index();
+        let first = self.descriptor(0);
+        let untouched = available == 0 && first.buffer.is_zero() && first.next == 0;
+        Glance { untouched, quiet: available == self.next_available }
     }
 
     fn retire(&mut self) -> u32 {
