@@ -265,6 +265,24 @@ fn the_hook_refuses_a_domain_of_ours_that_it_cannot_serve_but_never_a_reconnect(
 }
 
 #[test]
+fn the_hook_refuses_to_start_a_domain_whose_memory_was_made_private_since() {
+    let stamped = printed(&["stamp", "-", "--profile", V1], DOMAIN);
+    let dimm = "<devices><memory model='dimm' access='private'><target/></memory>";
+    let cell = "<cpu><numa><cell memAccess='private'/></numa></cpu><devices>";
+    for (from, to) in [("<access mode='shared'/>", ""), ("<devices>", dimm), ("<devices>", cell)] {
+        let private = stamped.replace(from, to);
+        assert_ne!(private, stamped);
+        let told = refused(&hook("vm", "prepare"), &private);
+        assert!(told.contains("memory is shared") && told.contains("mode='shared'"), "{told}");
+        // A VM that runs is not stopped for it.
+        assert!(isonic(&hook("vm", "reconnect"), &private).status.success());
+    }
+    let shared = "<devices><memory model='dimm' access='shared'><target/></memory>";
+    let told = refused(&hook("vm", "prepare"), &stamped.replace("<devices>", shared));
+    assert!(told.contains("cannot reach the daemon"), "{told}");
+}
+
+#[test]
 fn the_hook_is_installed_beside_others_and_over_none() {
     let directory = tempfile::tempdir().unwrap();
     let hooks = directory.path().join("hooks");

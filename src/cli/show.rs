@@ -84,9 +84,8 @@ fn problems(port: &PortView) -> Vec<String> {
         let fault = ring.broken.as_ref()?;
         Some(format!("ring {} is broken: {fault}", ring.index))
     };
-    let worth = |finding: &&FindingView| {
-        finding.severity > Severity::Note && finding.id != "ring-broken"
-    };
+    let worth =
+        |finding: &&FindingView| finding.severity > Severity::Note && finding.id != "ring-broken";
     let found = port.findings.iter().filter(worth).map(|finding| finding.id.clone());
     let broken = port.rings.iter().filter_map(broken);
     port.refusal.iter().cloned().chain(broken).chain(found).collect()
@@ -334,6 +333,7 @@ pub(super) fn profile(profile: &ProfileView) -> String {
         ("mtu", profile.mtu.to_string()),
         ("memory slots", profile.memory_slots.to_string()),
         ("ethtool -k", offloads(profile)),
+        ("xdp in guest", xdp(profile)),
     ]);
     let mut text = pairs(&facts);
     text.push_str(&against(profile));
@@ -343,6 +343,14 @@ pub(super) fn profile(profile: &ProfileView) -> String {
 fn offloads(profile: &ProfileView) -> String {
     let word = |(name, on): (&String, &bool)| format!("{name} {}", if *on { "on" } else { "off" });
     profile.linux_offloads.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a Linux guest loads a native XDP program.
+fn xdp(profile: &ProfileView) -> String {
+    match profile.xdp_obstacles.as_slice() {
+        [] => "yes".to_owned(),
+        obstacles => format!("no: {}", obstacles.join(", ")),
+    }
 }
 
 /// Every bit of either half, in the words of the specification.
@@ -481,6 +489,7 @@ mod tests {
         }
         let text = profile(&against_b);
         assert!(text.contains("15   VIRTIO_NET_F_MRG_RXBUF"), "{text}");
+        assert!(text.contains("xdp in guest:      yes"), "{text}");
     }
 
     #[test]

@@ -16,8 +16,7 @@ mod types;
 pub use load::{ConfigError, RUNTIME_DIR, load, parse};
 pub use rules::{
     HandedProblem, PortProblem, SOCKET_PATH_MAX, host_address_problem, port_differences,
-    port_problems, resolve_profile,
-    uplink_problems,
+    port_problems, resolve_profile, uplink_problems,
 };
 pub use types::{
     Attach, Config, Handed, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,

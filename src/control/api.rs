@@ -484,6 +484,9 @@ pub struct ProfileView {
     /// What `ethtool -k` shows in a Linux guest.
     #[serde(default)]
     pub linux_offloads: BTreeMap<String, bool>,
+    /// The features for which a Linux guest loads no native XDP program; none if it does.
+    #[serde(default)]
+    pub xdp_obstacles: Vec<String>,
     /// Why no uplink of any host could keep it with this version; empty if some may.
     pub blockers: Vec<String>,
     /// By uplink: every reason why it cannot be kept there; empty if it can.
@@ -521,6 +524,7 @@ impl ProfileView {
             mtu: profile.mtu,
             memory_slots: profile.memory_slots,
             linux_offloads: offloads.map(|(name, on)| (name.to_owned(), on)).collect(),
+            xdp_obstacles: profile.xdp_obstacles().names(),
             blockers: told(profile.host_blockers()),
             uplinks: uplinks.iter().map(against).collect(),
         }

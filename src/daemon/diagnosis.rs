@@ -1,9 +1,9 @@
 //! What is wrong with a port, and what mends it: facts in, findings out, and nothing else.
 //!
-//! A port that is served is not yet a port that works. Its VM may be connected and mute: memory that
-//! is not shared, another address, a driver that never starts. Each such state is one finding with a
-//! name that never changes, what was found, and the mend. Whatever is normal while a guest boots is
-//! no finding, or a note. `port_watch` gathers the facts and logs; the API shows.
+//! A port that is served is not yet a port that works. Its VM may be connected and mute: memory
+//! that is not shared, another address, a driver that never starts. Each such state is one finding
+//! with a name that never changes, what was found, and the mend. Whatever is normal while a guest
+//! boots is no finding, or a note. `port_watch` gathers the facts and logs; the API shows.
 
 use std::time::Duration;
 

@@ -472,8 +472,8 @@ impl Fabric {
         self.workers[worker.index()].handle.relocate((port, index), setup, memory)
     }
 
-    /// Look at ports, and at the kick descriptors of those that are told with true. What all workers
-    /// have of each.
+    /// Look at ports, and at the kick descriptors of those that are told with true. What all
+    /// workers have of each.
     ///
     /// # Errors
     /// [`WorkerGone`].

@@ -6,8 +6,8 @@
 //! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
 //! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
 //! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
-//! what survives a restart; `port_watch` looks at the ports, and `diagnosis` says what is wrong with
-//! them; `published` the list of profiles as a file; `service` answers the API;
+//! what survives a restart; `port_watch` looks at the ports, and `diagnosis` says what is wrong
+//! with them; `published` the list of profiles as a file; `service` answers the API;
 //! `succession` has another process go on with everything.
 
 #![forbid(unsafe_code)]

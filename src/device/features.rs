@@ -29,6 +29,10 @@ pub const LEGACY: FeatureSet = FeatureSet(1 << GSO | 1 << NOTIFY_ON_EMPTY | 1 <<
 /// The bits that are between front-end and backend, and no guest's.
 pub const TRANSPORT: FeatureSet = FeatureSet(1 << LOG_ALL | 1 << PROTOCOL_FEATURES);
 
+/// What a guest may leave to the device of the packets that it receives.
+pub const GUEST_OFFLOADS: [u8; 7] =
+    [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO, GUEST_USO4, GUEST_USO6];
+
 /// One feature bit.
 #[derive(Debug)]
 pub struct Feature {
@@ -70,6 +74,8 @@ impl Feature {
 pub const CSUM: u8 = 0;
 /// VIRTIO_NET_F_GUEST_CSUM: the guest takes partial checksums.
 pub const GUEST_CSUM: u8 = 1;
+/// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may turn its offloads off and on.
+pub const CTRL_GUEST_OFFLOADS: u8 = 2;
 /// VIRTIO_NET_F_MTU: the MTU is in the configuration space.
 pub const MTU: u8 = 3;
 /// VIRTIO_NET_F_MAC: the address is in the configuration space.

@@ -262,6 +262,33 @@ impl<'d, 't> Domain<'d, 't> {
         text.filter(|text| !text.is_empty()).ok_or(DomainError::Missing(name))
     }
 
+    /// Whether all memory of its guest is shared with other processes. It is private unless the
+    /// domain says otherwise.
+    pub(super) fn shares_memory(&self) -> bool {
+        let backing = child(self.root, "memoryBacking");
+        let access = backing.and_then(|backing| child(backing, "access"));
+        let by_backing = access.and_then(|access| access.attribute("mode")) == Some("shared");
+        let mut cells = self.cells().map(|cell| cell.attribute("memAccess")).peekable();
+        let by_default = |access: Option<&str>| access.is_none() && by_backing;
+        let shared = match cells.peek() {
+            None => by_backing,
+            Some(_) => cells.all(|access| access == Some("shared") || by_default(access)),
+        };
+        shared && !self.has_private_device()
+    }
+
+    /// Its NUMA cells.
+    pub(super) fn cells(&self) -> impl Iterator<Item = Node<'d, 't>> + use<'d, 't> {
+        self.root.descendants().filter(|node| node.has_tag_name("cell"))
+    }
+
+    /// Whether it has a DIMM, an NVDIMM or virtio-mem that is not shared.
+    pub(super) fn has_private_device(&self) -> bool {
+        let devices = child(self.root, "devices").into_iter().flat_map(|node| node.children());
+        let mut memory = devices.filter(|node| named(*node, "memory"));
+        memory.any(|memory| memory.attribute("access") == Some("private"))
+    }
+
     /// Its vhost-user interfaces, but those that libvirt serves by another backend.
     pub(super) fn interfaces(&self) -> Vec<Interface<'d, 't>> {
         let devices = self.root.children().filter(|node| named(*node, "devices"));

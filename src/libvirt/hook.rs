@@ -73,6 +73,13 @@ pub enum HookError {
     /// Its XML.
     #[error(transparent)]
     Domain(#[from] DomainError),
+    /// Its guest could not be served.
+    #[error(
+        "not all of the domain's memory is shared, and isonic has to map it: write <access \
+         mode='shared'/> in <memoryBacking>, as `isonic libvirt stamp` does, and nothing else \
+         elsewhere (memAccess=, <memory access=>)"
+    )]
+    PrivateMemory,
     /// The daemon did not answer.
     #[error("isonic cannot be asked for the ports of this domain")]
     Daemon(#[from] ClientError),
@@ -199,6 +206,7 @@ pub fn run(
             let changed = (changed != text).then_some(changed);
             return Ok(Answer { changed, ..Answer::default() });
         }
+        "prepare" if !domain.shares_memory() => return Err(HookError::PrivateMemory),
         "prepare" => {
             hook.make(&stamped)?;
             let warnings = stamped.iter().flat_map(|(interface, _)| interface.ignored()).collect();

@@ -145,6 +145,12 @@ pub enum StampError {
          has to map it; write <source type='memfd'/>"
     )]
     AnonymousMemory,
+    /// Memory that is plugged in is not to be shared.
+    #[error(
+        "the domain has a <memory access='private'> device, and a vhost-user backend has to map \
+         all memory; write access='shared', or leave it out"
+    )]
+    PrivateDevice,
 }
 
 fn known(present: &[String]) -> String {
@@ -474,8 +480,7 @@ fn beside(domain: Domain<'_, '_>, devices: &[Device<'_, '_>]) -> Result<Element,
 
 /// Shared memory, in whatever way it is backed.
 fn memory(domain: Domain<'_, '_>) -> Result<Element, StampError> {
-    let cells = domain.root.descendants().filter(|node| node.has_tag_name("cell"));
-    if cells.into_iter().any(|cell| cell.attribute("memAccess") == Some("private")) {
+    if domain.cells().any(|cell| cell.attribute("memAccess") == Some("private")) {
         return Err(StampError::PrivateMemory("cell"));
     }
     let present = child(domain.root, "memoryBacking");
@@ -486,6 +491,9 @@ fn memory(domain: Domain<'_, '_>) -> Result<Element, StampError> {
     let is_anonymous = inside("source").and_then(|it| it.attribute("type")) == Some("anonymous");
     if is_anonymous && inside("hugepages").is_none() {
         return Err(StampError::AnonymousMemory);
+    }
+    if domain.has_private_device() {
+        return Err(StampError::PrivateDevice);
     }
     let mut memory = interface::shared_memory();
     if inside("source").is_some() || inside("hugepages").is_some() {
@@ -664,6 +672,11 @@ mod tests {
         let cell =
             TWO.replace("<vcpu>", "<cpu><numa><cell memAccess='private'/></numa></cpu><vcpu>");
         assert!(refused(&cell, &order("latest")).contains("memAccess='shared'"));
+        let dimm = "<devices><memory model='dimm' access='private'><target/></memory>";
+        let told = refused(&TWO.replace("<devices>", dimm), &order("latest"));
+        assert!(told.contains("<memory access='private'>"), "{told}");
+        let shared = dimm.replace("private", "shared");
+        stamped(&TWO.replace("<devices>", &shared), &order("org.isonic.net.v1"));
         let same = TWO.replace("/run/b.sock", "/tmp/a.sock");
         assert!(refused(&same, &order("latest")).contains("called a"));
         let odd = TWO.replace("/run/b.sock", "/run/b c");

@@ -189,6 +189,18 @@ impl Profile {
         ])
     }
 
+    /// The features for which a Linux guest loads no native XDP program (`virtnet_xdp_set` in
+    /// `drivers/net/virtio_net.c`); none if it does.
+    #[must_use]
+    pub fn xdp_obstacles(&self) -> FeatureSet {
+        let seen = self.guest_features();
+        if seen.has(features::CTRL_GUEST_OFFLOADS) {
+            // It turns them off by a command.
+            return FeatureSet::default();
+        }
+        features::GUEST_OFFLOADS.into_iter().filter(|&bit| seen.has(bit)).collect()
+    }
+
     /// The interface in its canonical form, version [`CANONICAL_VERSION`]: one `key=value` line
     /// for each thing that is pinned, in this order, the bits in hexadecimal. Name and summary
     /// are not of it.
@@ -413,5 +425,23 @@ mod tests {
         assert_eq!(on(&ecn), ["scatter-gather", "tx-checksumming"]);
         let v3 = Catalog::embedded().get("org.isonic.net.v3").unwrap().as_ref().clone();
         assert_eq!(on(&v3).len(), v3.linux_offloads().len(), "all of them");
+    }
+
+    #[test]
+    fn a_linux_guest_loads_xdp_where_nothing_is_merged_for_it() {
+        let catalog = Catalog::embedded();
+        let names = |profile: &str| {
+            let profile = catalog.resolve(profile).unwrap().profile;
+            profile.xdp_obstacles().names()
+        };
+        for profile in ["org.isonic.net.v1", "org.isonic.net.v2", "org.dpdk.v22.11"] {
+            assert_eq!(names(profile), Vec::<String>::new(), "{profile}");
+        }
+        let receive = ["guest_csum", "guest_tso4", "guest_tso6", "guest_ecn"];
+        for profile in ["org.isonic.net.v3", "org.isonic.net.v4"] {
+            assert_eq!(names(profile), receive, "{profile}");
+        }
+        let without = receive.map(|name| format!("{name}=off")).join(",");
+        assert_eq!(names(&format!("org.isonic.net.v3,{without}")), Vec::<String>::new());
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::virtqueue::QueueOptions;
 
-use super::frontend::{Frontend, addresses, code, event, pair};
+use super::frontend::{Frontend, GuestFile, addresses, code, event, pair};
 use super::guest_driver::{Driver, FRONTEND_BASE, GuestRam};
 
 const RAM_BYTES: u64 = 64 << 20;
@@ -42,15 +42,28 @@ impl Vm {
     /// Connect to a port's socket, take all that is offered, and start `pairs` queue pairs.
     #[must_use]
     pub fn connect(socket: &Path, pairs: u32) -> Self {
+        Self::start(socket, pairs, None)
+    }
+
+    /// The same with one queue pair, by a front-end that maps its memory file privately: the file
+    /// that it shares stays empty, whatever the driver writes.
+    #[must_use]
+    pub fn connect_unshared(socket: &Path) -> Self {
+        Self::start(socket, 1, Some(&GuestFile::new(0, FRONTEND_BASE, RAM_BYTES).file))
+    }
+
+    fn start(socket: &Path, pairs: u32, shared: Option<&File>) -> Self {
         let options = QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
         let mut ram = GuestRam::new(RAM_BYTES);
         let frontend = Frontend::over(UnixStream::connect(socket).unwrap());
         frontend.negotiate();
         let table = [1, 0, RAM_BYTES, FRONTEND_BASE, 0].map(u64::to_ne_bytes).concat();
-        frontend.ok(code::SET_MEM_TABLE, &table, &[&ram.file]);
+        frontend.ok(code::SET_MEM_TABLE, &table, &[shared.unwrap_or(&ram.file)]);
         let mut start = |index| {
             let driver = Driver::new(&mut ram, RING_SIZE, options);
             let kick = event();
+            // As QEMU's (`event_notifier_init` in its `virtio_bus_set_host_notifier`).
+            rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();
             start_ring(&frontend, index, &driver, &kick);
             (driver, kick)
         };

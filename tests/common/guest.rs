@@ -35,6 +35,10 @@ pub struct GuestSpec {
     pub memory: u32,
     /// The folder of cache/ with the kernel.
     pub image: &'static str,
+    /// Whether the memory file is mapped shared, as it must be.
+    pub shared: bool,
+    /// What follows in its device's options: the last one of a name counts.
+    pub device_options: String,
 }
 
 impl GuestSpec {
@@ -42,7 +46,17 @@ impl GuestSpec {
     pub fn new(port: &PortSpec, uplink: &Uplink, number: u8) -> Self {
         let address = uplink.guest_address(number);
         let (port, profile_dir, image) = (port.clone(), None, "guest");
-        Self { port, address, queue_pairs: 2, profile_dir, msix: false, memory: 192, image }
+        Self {
+            port,
+            address,
+            queue_pairs: 2,
+            profile_dir,
+            msix: false,
+            memory: 192,
+            image,
+            shared: true,
+            device_options: String::new(),
+        }
     }
 }
 
@@ -305,14 +319,17 @@ fn command_line(bed: &Bed, spec: &GuestSpec) -> Vec<String> {
     let device = exported_device(spec);
     let words = format!(
         "{qemu} -machine q35,memory-backend=memory -smp {cpus} -m {size}K \
-         -object memory-backend-memfd,id=memory,size={size}K,share=on -nodefaults -no-user-config \
+         -object memory-backend-memfd,id=memory,size={size}K,share={share} -nodefaults \
+         -no-user-config \
          -kernel {image}/vmlinux -initrd {image}/initrd -display none \
          -chardev socket,id=vhost,path={socket},{side} \
-         {device},romfile={vectors} \
+         {device},romfile={vectors}{options} \
          -serial file:{console} -chardev socket,id=agent,path={agent},server=on,wait=off \
          -device virtio-serial-pci{vectors} -device virtserialport,chardev=agent \
          -chardev socket,id=monitor,path={monitor},server=on,wait=off \
          -mon chardev=monitor,mode=control",
+        share = if spec.shared { "on" } else { "off" },
+        options = spec.device_options,
         cpus = cpus(spec),
         size = memory_kib(spec),
         image = image.display(),
