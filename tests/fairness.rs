@@ -2,7 +2,7 @@
 //! and what is shared has a part for each port that no other can take. Work is counted, not timed.
 
 use etherparse::PacketBuilder;
-use isonic::datapath::{Attachment, PortId, WorkerId};
+use isonic::datapath::{Attachment, PortId, Route, Target, UplinkId, WorkerId};
 use isonic::device::features::{CSUM, HOST_TSO4};
 use isonic::device::offloads::Offloads;
 use isonic::metrics::PortCounter;
@@ -137,7 +137,7 @@ fn long_packets_end_a_guests_turn_by_their_bytes() {
         let longest = 60_000;
         let there = |number| {
             let route = route(Attachment::Switch { mac: mac(number) }, vec![WorkerId(0)]);
-            isonic::datapath::Route { frame_max: longest, ..route }
+            Route { frame_max: longest + 8, ..route }
         };
         let mut one = RigGuest::start(&mut rig, there(1), options);
         let mut two = RigGuest::start(&mut rig, there(2), options);
@@ -241,4 +241,158 @@ fn one_guest_alone_has_all_of_the_uplink() {
     }
     rig.settle();
     assert_eq!(rig.wires[0].departed().len(), 128);
+}
+
+// ---- floods, and what workers hand over ---------------------------------------------------------
+
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+fn on(number: u8, worker: u16) -> Route {
+    route(Attachment::Switch { mac: mac(number) }, vec![WorkerId(worker)])
+}
+
+fn fill(guest: &mut RigGuest) {
+    let free = guest.to_guest.free_descriptors();
+    guest.to_guest.post(u16::try_from(free).unwrap(), 1536);
+}
+
+#[test]
+fn multicast_of_the_control_plane_counts_its_copies_in_a_turn() {
+    const GUESTS: u8 = 200;
+    let mut rig = Rig::new(1);
+    let mut guests: Vec<_> =
+        (1..=GUESTS).map(|it| RigGuest::switched(&mut rig, it, SPLIT)).collect();
+    let bytes = frame(BROADCAST, OUTSIDE, 60);
+    let port = guests[0].port;
+    for target in [Target::FloodFrom { port }, Target::Arrival { uplink: UplinkId(0) }] {
+        guests.iter_mut().for_each(fill);
+        for _ in 0..16 {
+            rig.hand_over(0, &bytes, target);
+        }
+        rig.workers[0].turn();
+        let copies: usize = guests.iter_mut().map(|guest| guest.received().len()).sum();
+        assert!((1..=64 + usize::from(GUESTS)).contains(&copies), "{copies} copies in a turn");
+        rig.settle();
+        let later: usize = guests.iter_mut().map(|guest| guest.received().len()).sum();
+        let all = if target == (Target::FloodFrom { port }) { 199 } else { 200 };
+        assert_eq!(copies + later, 16 * all, "none was lost");
+    }
+}
+
+#[test]
+fn a_multicast_packet_that_is_cut_for_many_is_bounded_and_every_segment_accounted_for() {
+    let mut rig = Rig::new(1);
+    let mut one = segmenting(&mut rig, 1);
+    let mut others: Vec<_> = (2..65).map(|it| RigGuest::switched(&mut rig, it, SPLIT)).collect();
+    // Nothing to receive into, then 256 each.
+    for posted in [false, true] {
+        if posted {
+            others.iter_mut().for_each(fill);
+        }
+        send_large(&mut one, [1, 0, 0x5e, 0, 0, 1]);
+        rig.workers[0].turn();
+        assert_eq!(one.from_guest.completed().len(), 1);
+        let received: Vec<_> = others.iter_mut().map(|guest| guest.received().len()).collect();
+        let copies: usize = received.iter().sum();
+        assert!(copies <= 4096, "{copies}");
+        if posted {
+            assert!(received.iter().all(|&count| count >= 64), "alike: {received:?}");
+        }
+    }
+    for other in &others {
+        let mut count = |counter| rig.port_count(other.port, counter);
+        let [got, lost, cut_off] = [
+            PortCounter::ToGuestPackets,
+            PortCounter::ToGuestDroppedNoBuffers,
+            PortCounter::ToGuestDroppedHandover,
+        ]
+        .map(&mut count);
+        assert_eq!(got + lost + cut_off, 2 * 2048, "{got} {lost} {cut_off}");
+    }
+}
+
+#[test]
+fn a_flood_reaches_the_guests_of_all_workers_once() {
+    each_layout(|options| {
+        let mut rig = Rig::new(3);
+        let route = |number, worker| on(number, worker);
+        let mut guests: Vec<_> = (0..9u8)
+            .map(|it| RigGuest::start(&mut rig, route(it + 1, u16::from(it) % 3), options))
+            .collect();
+        guests.iter_mut().for_each(fill);
+        let sent = frame(BROADCAST, guests[0].mac, 60);
+        guests[0].from_guest.send(&sent, &[]);
+        rig.settle();
+        assert!(guests[0].received().is_empty());
+        for guest in &mut guests[1..] {
+            assert_eq!(guest.received(), std::slice::from_ref(&sent));
+        }
+    });
+}
+
+#[test]
+fn a_slow_worker_costs_the_others_no_buffers() {
+    let mut rig = Rig::new(4);
+    let mut guests: Vec<_> =
+        (0..4u8).map(|it| RigGuest::start(&mut rig, on(it + 1, it.into()), SPLIT)).collect();
+    // Beside the one whose packets pile up, on the same worker.
+    let mut beside = RigGuest::start(&mut rig, on(5, 0), SPLIT);
+    let (mut sent, mut got) = (0, 0);
+    for _ in 0..40 {
+        fill(&mut guests[3]);
+        for _ in 0..64 {
+            guests[0].from_guest.send(&frame(mac(2), mac(1), 60), &[]);
+        }
+        for guest in [&mut guests[2], &mut beside] {
+            for _ in 0..8 {
+                guest.from_guest.send(&frame(mac(4), guest.mac, 60), &[]);
+                sent += 1;
+            }
+        }
+        for worker in [0, 2, 3] {
+            rig.workers[worker].turn();
+        }
+        [0, 2].into_iter().for_each(|it| drop(guests[it].from_guest.completed()));
+        beside.from_guest.completed();
+        got += guests[3].received().len();
+    }
+    rig.settle();
+    got += guests[3].received().len();
+    assert_eq!(got, sent, "to a guest whose worker is not slow");
+}
+
+#[test]
+fn a_guest_that_broadcasts_takes_one_buffer_for_all_guests_of_a_worker() {
+    let mut rig = Rig::new(4);
+    let mut noisy = RigGuest::start(&mut rig, on(1, 0), SPLIT);
+    let mut three = RigGuest::start(&mut rig, on(2, 2), SPLIT);
+    let mut four = RigGuest::start(&mut rig, on(3, 3), SPLIT);
+    let many: Vec<_> = (10..74).map(|it| RigGuest::start(&mut rig, on(it, 1), SPLIT)).collect();
+    let (mut sent, mut got) = (0, 0);
+    for round in 0..40 {
+        fill(&mut four);
+        for _ in 0..noisy.from_guest.free_descriptors().min(64) {
+            noisy.from_guest.send(&frame(BROADCAST, mac(1), 60), &[]);
+        }
+        for _ in 0..8 {
+            three.from_guest.send(&frame(mac(3), mac(2), 60), &[]);
+            sent += 1;
+        }
+        let mut order = [0, 1, 2, 3];
+        order.rotate_left(round % 4);
+        for worker in order {
+            rig.workers[worker].turn();
+        }
+        noisy.from_guest.completed();
+        three.from_guest.completed();
+        rig.wires.iter_mut().for_each(|wire| drop(wire.departed()));
+        got += four.received().iter().filter(|frame| frame[..6] == mac(3)).count();
+    }
+    fill(&mut four);
+    rig.settle();
+    got += four.received().iter().filter(|frame| frame[..6] == mac(3)).count();
+    assert_eq!(got, sent);
+    for port in many.iter().map(|guest| guest.port) {
+        assert_eq!(rig.port_count(port, PortCounter::ToGuestDroppedHandover), 0);
+    }
 }

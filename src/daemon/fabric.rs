@@ -10,7 +10,7 @@ use crossbeam::channel::{Receiver, unbounded};
 
 use crate::config::Config;
 use crate::datapath::{
-    Acknowledgement, Forwarding, ForwardingBuilder, Inbox, PacketPool, PortId, PortSight,
+    Acknowledgement, Forwarding, ForwardingBuilder, Inbox, Packet, PacketPool, PortId, PortSight,
     RingReport, Route, Setup, SocketDescriptor, SocketReport, Turns, UplinkId, Watchdog, Watched,
     Worker, WorkerAtRest, WorkerGone, WorkerHandle, WorkerId,
 };
@@ -103,7 +103,8 @@ impl Fabric {
             FRAMES_PER_SOCKET * (sockets[worker.index()].len() + nics.expected(worker).len())
         };
         let ids = (0u16..).map(WorkerId).take(sockets.len());
-        let inboxes = ids.map(|worker| Inbox::new(frames(worker)).map(Arc::new));
+        let places = Inbox::places_for(sockets.len());
+        let inboxes = ids.map(|worker| Inbox::with_places(places, frames(worker)).map(Arc::new));
         let mut inboxes = inboxes.collect::<io::Result<Vec<_>>>()?;
         let mut hosts = Vec::new();
         for nic in nics.iter().filter(|nic| nic.config.host) {
@@ -193,6 +194,11 @@ impl Fabric {
 
     pub(super) fn pool(&self) -> &PacketPool {
         &self.pool
+    }
+
+    /// Give a buffer back that a worker, or the control plane, has handed over.
+    pub(super) fn give_back(&self, packet: Packet) {
+        packet.go_home(&self.pool, |worker| self.inbox(worker));
     }
 
     pub(super) fn inbox(&self, worker: WorkerId) -> &Arc<Inbox> {

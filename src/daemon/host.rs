@@ -164,7 +164,7 @@ fn to_host(side: &NicSide, device: &HostDevice, inbox: &Inbox) -> usize {
             Err(_refused) => SocketCounter::ToHostDropped,
         };
         side.counters.add(counter, 1);
-        side.fabric.pool().put(packet);
+        side.fabric.give_back(packet);
         count += 1;
     }
     count

@@ -2,6 +2,7 @@
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::control::api::FindingView;
@@ -39,6 +40,8 @@ pub struct PortLink {
     /// Where its packed rings are kept.
     journals: Option<Arc<Journals>>,
     state: Mutex<SessionState>,
+    /// Announcements that were lost, ever.
+    lost: AtomicU64,
 }
 
 impl PortLink {
@@ -49,7 +52,8 @@ impl PortLink {
         coalesce: bool,
         journals: Option<Arc<Journals>>,
     ) -> Self {
-        Self { port, fabric, coalesce, journals, state: Mutex::default() }
+        let (state, lost) = (Mutex::default(), AtomicU64::new(0));
+        Self { port, fabric, coalesce, journals, state, lost }
     }
 
     fn state(&self) -> MutexGuard<'_, SessionState> {
@@ -179,7 +183,12 @@ impl PortHost for PortLink {
         if let Some(worker) = self.worker(0)
             && !self.fabric.hand_over(worker, (&rarp::request(mac), Offload::PLAIN), target)
         {
-            tracing::warn!(port = self.port.0, "the announcement was lost: the worker is behind");
+            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            // A front-end may ask for any number of them.
+            if lost.is_power_of_two() {
+                let port = self.port.0;
+                tracing::warn!(port, lost, "announcements were lost: the worker is behind");
+            }
         }
     }
 

@@ -14,6 +14,13 @@ pub(super) struct Completer {
     identification: u32,
 }
 
+/// One without room, in place of another that is in use.
+impl Default for Completer {
+    fn default() -> Self {
+        Self { scratch: Box::default(), identification: 0 }
+    }
+}
+
 impl Completer {
     pub fn new() -> Self {
         Self { scratch: vec![0; FRAME_MAX].into_boxed_slice(), identification: 0 }

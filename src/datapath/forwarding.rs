@@ -106,6 +106,8 @@ pub struct Forwarding {
     guests: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
     wires: HashMap<(UplinkId, u32), PortId>,
     switched: Vec<Vec<PortId>>,
+    /// By uplink: the workers that serve switched ports with a guest.
+    receivers: Vec<Vec<WorkerId>>,
     hosts: HashMap<UplinkId, PortId>,
     /// By uplink; of the others none are forwarded.
     forward_groups: Vec<ForwardGroups>,
@@ -149,6 +151,13 @@ impl ForwardingBuilder {
                 let uplink = route.uplink.index();
                 if table.switched.len() <= uplink {
                     table.switched.resize_with(uplink + 1, Vec::new);
+                    table.receivers.resize_with(uplink + 1, Vec::new);
+                }
+                for &pair in &route.ready {
+                    let worker = route.worker(pair);
+                    if !table.receivers[uplink].contains(&worker) {
+                        table.receivers[uplink].push(worker);
+                    }
                 }
                 table.switched[uplink].push(port);
             }
@@ -236,6 +245,19 @@ impl Forwarding {
     #[must_use]
     pub fn forward_groups(&self, uplink: UplinkId) -> ForwardGroups {
         self.forward_groups.get(uplink.index()).copied().unwrap_or_default()
+    }
+
+    /// The workers that serve switched ports of an uplink that have a guest.
+    #[must_use]
+    pub fn receivers(&self, uplink: UplinkId) -> &[WorkerId] {
+        self.receivers.get(uplink.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many ports with a guest send by this worker.
+    #[must_use]
+    pub fn senders_of(&self, worker: WorkerId) -> u32 {
+        let of_worker = self.senders.iter().filter(|((_, of), _)| *of == worker);
+        of_worker.map(|(_, count)| count).sum()
     }
 
     /// The host's port on an uplink that it shares with its VMs.

@@ -12,9 +12,10 @@ use crate::virtqueue::{
     Chain, DeviceRing, Direction, Fault, Layout, RUN, Ring, RingKind, Run, Segments,
 };
 
+use super::flood::Flood;
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{CompleteFrame, FrameView, Packet, Start};
-use super::handover::{Handover, Inbox, PacketPool, Target};
+use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ports::Ports;
 use super::sockets::{Sending, WorkerSocket};
 use super::worker::Worker;
@@ -158,9 +159,9 @@ fn each_packet_of(
 }
 
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire
-/// and to all others.
-pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
-    let Some(mut outlet) = Outlet::new(worker, (port, 0, RingKind::default())) else { return };
+/// and to all others. Answers how many copies were made.
+pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) -> usize {
+    let Some(mut outlet) = Outlet::new(worker, (port, 0, RingKind::default())) else { return 1 };
     let frame = FrameView::whole(bytes);
     match outlet.route.attachment {
         Attachment::Wire { .. } => {
@@ -168,7 +169,9 @@ pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) {
         }
         Attachment::Switch { .. } => outlet.flood(&frame),
     }
+    let copies = outlet.copies;
     outlet.finish();
+    copies
 }
 
 /// Packets that go the same way.
@@ -190,7 +193,7 @@ struct Outlet<'w> {
     /// The uplink's socket for this queue pair; the control plane places rings where there is one.
     sending: Option<Sending<'w>>,
     inboxes: &'w [Arc<Inbox>],
-    pool: &'w PacketPool,
+    buffers: &'w mut Buffers,
     forwarded: u64,
     bytes: u64,
     /// Frames made of others: copies of those flooded, segments of those cut.
@@ -222,7 +225,7 @@ impl<'w> Outlet<'w> {
             ports: &mut worker.ports,
             sending: place.map(|place| Sending::new(&mut places[place], port)),
             inboxes: &worker.inboxes,
-            pool: &worker.pool,
+            buffers: &mut worker.buffers,
             forwarded: 0,
             bytes: 0,
             copies: 0,
@@ -455,16 +458,16 @@ impl<'w> Outlet<'w> {
     /// To the wire, to every other port of the switch, and to the host.
     fn flood(&mut self, frame: &FrameView<'_>) {
         self.send_to_uplink(frame);
-        let ports = self.table.switched(self.route.uplink);
-        for &port in ports {
-            if port != self.port {
-                self.send_to_port(port, frame);
-            }
-        }
+        let (here, uplink) = (self.worker, self.route.uplink);
+        let flood = Flood { uplink, from: Some(self.port), by: here };
+        let room = (&mut *self.ports, &mut *self.buffers);
+        flood.hand_over(here, room, (self.table, self.inboxes), frame);
+        let copies = flood.deliver(here, self.ports, self.table, frame);
         if let Some(host) = self.table.host(self.route.uplink) {
             self.send_to_port(host, frame);
         }
-        self.copies += ports.len();
+        // Those of other workers too: it is their time.
+        self.copies += copies.max(self.table.switched(uplink).len());
     }
 
     /// Complete and transmit; false if any of the frames that it makes was lost.
@@ -493,7 +496,8 @@ impl<'w> Outlet<'w> {
                 *copies += ports.deliver(port, pair, frame).saturating_sub(1);
                 return true;
             }
-            hand_over(self.pool, &self.inboxes[worker.index()], Target::Pair { port, pair }, frame)
+            let from = (self.port, Target::Pair { port, pair });
+            hand_over(self.buffers, &self.inboxes[worker.index()], from, frame)
         });
     }
 
@@ -564,20 +568,21 @@ pub(super) fn to_port(
     }
 }
 
-/// Copy a frame to another worker's inbox; false if there is no buffer or no room.
+/// Copy a frame to another worker's inbox, in a buffer for this port; false if there is none, or no
+/// room.
 pub(super) fn hand_over(
-    pool: &PacketPool,
+    buffers: &mut Buffers,
     inbox: &Inbox,
-    target: Target,
+    (port, target): (PortId, Target),
     frame: &FrameView<'_>,
 ) -> bool {
-    let Some(mut packet) = pool.take() else { return false };
+    let Some(mut packet) = buffers.take(port) else { return false };
     frame.copy_to(packet.room(frame.len() as usize));
     packet.offload = *frame.offload();
     match inbox.hand_over(Handover::Packet { packet, target }) {
         Ok(()) => true,
         Err(Handover::Packet { packet, .. }) => {
-            pool.put(packet);
+            buffers.put(packet);
             false
         }
         Err(Handover::Frame { .. }) => unreachable!("a packet went in"),

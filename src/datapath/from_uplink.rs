@@ -10,10 +10,11 @@ use crate::packet::{Pushed, SegmentKind, TOKENS_MAX, TcpSegment, Train};
 use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
+use super::flood::Flood;
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::from_guest::{hand_over, to_port};
-use super::handover::{Handover, Inbox, PacketPool, Target};
+use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ports::Ports;
 use super::sockets::WorkerSocket;
 use super::worker::Worker;
@@ -63,7 +64,7 @@ pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
         counters,
         lent: &mut worker.lent,
         inboxes: &worker.inboxes,
-        pool: &worker.pool,
+        buffers: &mut worker.buffers,
         trains,
     };
     let mut next = 0;
@@ -111,7 +112,7 @@ struct Inlet<'w> {
     /// Frames of this worker that others have.
     lent: &'w mut usize,
     inboxes: &'w [Arc<Inbox>],
-    pool: &'w PacketPool,
+    buffers: &'w mut Buffers,
     /// TCP segments to be delivered as one, by port.
     trains: &'w mut ArrayVec<(PortId, Train), TRAINS_MAX>,
 }
@@ -183,7 +184,8 @@ impl Inlet<'_> {
         packet: std::ops::Range<usize>,
         port: PortId,
     ) {
-        let Self { here, place, uplink, table, umem, inboxes, pool, .. } = *self;
+        let Self { here, place, uplink, table, umem, inboxes, .. } = *self;
+        let buffers = &mut *self.buffers;
         let slot = packet.start;
         let mut chosen = None;
         {
@@ -195,7 +197,8 @@ impl Inlet<'_> {
                     ports.deliver(port, pair, &frame);
                 } else if packet.len() > 1 {
                     let target = Target::Pair { port, pair };
-                    return hand_over(pool, &inboxes[owner.index()], target, &frame);
+                    let inbox = &inboxes[owner.index()];
+                    return hand_over(buffers, inbox, (port, target), &frame);
                 } else {
                     chosen = Some((owner, pair));
                 }
@@ -287,7 +290,8 @@ impl Inlet<'_> {
             let place = usize::from(train.pieces()[0].token);
             return self.deliver(pieces, place..place + 1, port);
         }
-        let Self { here, table, umem, inboxes, pool, .. } = *self;
+        let Self { here, table, umem, inboxes, .. } = *self;
+        let buffers = &mut *self.buffers;
         let payload = train.pieces().iter().filter_map(|piece| {
             let packet = umem.packet(pieces[usize::from(piece.token)].as_ref()?);
             packet.get(usize::from(piece.start)..)?.get(..usize::from(piece.len))
@@ -301,39 +305,42 @@ impl Inlet<'_> {
                 ports.deliver(port, pair, &frame);
                 return true;
             }
-            hand_over(pool, &inboxes[owner.index()], Target::Pair { port, pair }, &frame)
+            let target = Target::Pair { port, pair };
+            hand_over(buffers, &inboxes[owner.index()], (port, target), &frame)
         });
     }
 }
 
 /// A frame that the control plane brought, of the wire's multicast or from the host: to the
 /// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
-/// has its own of it.
-pub(super) fn arrival(worker: &mut Worker, uplink: UplinkId, frame: &FrameView<'_>) {
-    let table = Arc::clone(&worker.table);
+/// has its own of it. Answers how many copies were made.
+pub(super) fn arrival(worker: &mut Worker, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
     let ended = if is_runt(frame.start()) {
         Some(SocketCounter::RxDroppedRunt)
     } else {
-        let forwarded = table.forward_groups(uplink).allow(frame.destination());
+        let forwarded = worker.table.forward_groups(uplink).allow(frame.destination());
         (!forwarded).then_some(SocketCounter::RxDroppedReserved)
     };
     if let Some(reason) = ended {
-        return worker.sockets.count(uplink, reason);
+        worker.sockets.count(uplink, reason);
+        return 1;
     }
-    let (here, inboxes, pool) = (worker.id, &worker.inboxes, &worker.pool);
-    let destination = frame.destination();
-    let one = table.by_mac(uplink, destination);
-    let ports = match destination[0] & 1 {
-        0 => one.as_slice(),
-        _ => table.switched(uplink),
-    };
-    for &port in ports {
-        to_port(&mut worker.ports, &table, port, (here, frame), |ports, owner, pair| {
-            if owner == here {
-                ports.deliver(port, pair, frame);
-                return true;
-            }
-            hand_over(pool, &inboxes[owner.index()], Target::Pair { port, pair }, frame)
-        });
+    let Worker { id: here, ports, table, buffers, inboxes, .. } = worker;
+    let (here, table, inboxes) = (*here, &**table, &**inboxes);
+    if frame.destination()[0] & 1 != 0 {
+        let flood = Flood { uplink, from: None, by: here };
+        flood.hand_over(here, (&mut *ports, buffers), (table, inboxes), frame);
+        return flood.deliver(here, ports, table, frame);
     }
+    let Some(port) = table.by_mac(uplink, frame.destination()) else { return 1 };
+    let mut copies = 1;
+    to_port(ports, table, port, (here, frame), |ports, owner, pair| {
+        if owner == here {
+            copies = ports.deliver(port, pair, frame);
+            return true;
+        }
+        let target = Target::Pair { port, pair };
+        hand_over(buffers, &inboxes[owner.index()], (port, target), frame)
+    });
+    copies
 }

@@ -2,9 +2,10 @@
 //! across.
 //!
 //! Each worker has one bounded inbox. A frame from an uplink goes as it is and comes home to the
-//! socket it was received from; a packet from a guest, or from the control plane, goes in a
-//! buffer of the shared pool. Full means dropped and counted by the sender. Placement makes all of
-//! this the exception.
+//! socket it was received from. A packet from a guest goes in one of the worker's own buffers, of
+//! which each port has its share, and that comes home too. A packet from the control plane goes in
+//! a buffer of its pool. Full means dropped and counted by the sender. Placement makes all of this
+//! the exception.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,6 +17,8 @@ use crossbeam::queue::ArrayQueue;
 use crate::packet::{FRAME_MAX, Offload, checksum};
 use crate::xdp::{Frame, Received};
 
+use super::flood::Flood;
+use super::shares::Shares;
 use super::{PortId, UplinkId, WorkerId};
 
 /// Longest packet that is handed over in a buffer.
@@ -24,8 +27,12 @@ pub const PACKET_BYTES_MAX: usize = FRAME_MAX;
 /// Packets that can wait in one inbox.
 const INBOX_PACKETS: usize = 1024;
 
-/// Buffers in the pool. Each has room for the longest frame, but memory is used only where packets
-/// have been: a pool that has carried nothing but small ones has a page per buffer.
+/// Buffers of each worker, as in the pool.
+const BUFFERS: usize = 512;
+
+/// Buffers in the control plane's pool. Each has room for the longest frame, but memory is used
+/// only where packets have been: a pool that has carried nothing but small ones has a page per
+/// buffer.
 const POOL_PACKETS: usize = 1024;
 
 /// A packet in a buffer of ours.
@@ -36,12 +43,24 @@ pub struct Packet {
     len: usize,
     /// What is left to do with it.
     pub offload: Offload,
+    /// The worker whose buffer it is, and the port that has it; None of the control plane's.
+    home: Option<(WorkerId, PortId)>,
 }
 
 impl Packet {
     fn new() -> Self {
         // Memory that is not touched costs nothing: zeroed, a pool takes tens of milliseconds.
-        Self { bytes: Vec::with_capacity(PACKET_BYTES_MAX), len: 0, offload: Offload::PLAIN }
+        let bytes = Vec::with_capacity(PACKET_BYTES_MAX);
+        Self { bytes, len: 0, offload: Offload::PLAIN, home: None }
+    }
+
+    /// Give it back where it was taken: to `pool`, or into the inbox of its worker.
+    pub fn go_home<'i>(self, pool: &PacketPool, inbox: impl FnOnce(WorkerId) -> &'i Inbox) {
+        match self.home {
+            // As many places as buffers.
+            Some((worker, _)) => drop(inbox(worker).buffers.push(self)),
+            None => pool.put(self),
+        }
     }
 
     /// The packet.
@@ -53,7 +72,7 @@ impl Packet {
     /// Complete a checksum that is not of the packet's transport. It is left to nobody else: who
     /// completes it may have decided something by the bytes that it is written to.
     pub fn settle_checksum(&mut self) {
-        let Self { bytes, len, offload } = self;
+        let Self { bytes, len, offload, .. } = self;
         let bytes = &mut bytes[..*len];
         if let Some(checksum) = offload.checksum
             && offload.segmentation.is_none()
@@ -115,6 +134,52 @@ impl Default for PacketPool {
     }
 }
 
+/// A worker's own buffers, those that are not under way.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    worker: WorkerId,
+    free: Vec<Packet>,
+    shares: Shares,
+}
+
+impl Buffers {
+    /// All of them.
+    pub fn new(worker: WorkerId) -> Self {
+        let free: Vec<_> = std::iter::repeat_with(Packet::new).take(BUFFERS).collect();
+        // A small constant.
+        #[allow(clippy::cast_possible_truncation)]
+        let shares = Shares::new(BUFFERS as u32);
+        Self { worker, free, shares }
+    }
+
+    /// Have shares for so many ports from now on.
+    pub fn divide(&mut self, ports: u32) {
+        self.shares.divide(ports);
+    }
+
+    /// One for a packet of this port; None while it has its share, and nobody leaves it more.
+    pub fn take(&mut self, port: PortId) -> Option<Packet> {
+        // At most BUFFERS.
+        #[allow(clippy::cast_possible_truncation)]
+        let free = self.free.len() as u32;
+        if self.shares.allowance(port, free) == 0 {
+            return None;
+        }
+        let mut packet = self.free.pop()?;
+        packet.home = Some((self.worker, port));
+        self.shares.take(port, 1);
+        Some(packet)
+    }
+
+    /// One is back.
+    pub fn put(&mut self, packet: Packet) {
+        if let Some((_, port)) = packet.home {
+            self.shares.give_back(port, 1);
+        }
+        self.free.push(packet);
+    }
+}
+
 /// Where a handed-over packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -130,6 +195,8 @@ pub enum Target {
         /// The uplink.
         uplink: UplinkId,
     },
+    /// The receiving worker's part of the ports that a frame is for.
+    Flood(Flood),
     /// The wire and all other switched ports, as if it came from this port.
     FloodFrom {
         /// The port.
@@ -155,7 +222,7 @@ pub enum Handover {
         /// Its queue pair.
         pair: u16,
     },
-    /// A packet in a buffer of the pool.
+    /// A packet in a buffer.
     Packet {
         /// The packet.
         packet: Packet,
@@ -170,12 +237,21 @@ pub struct Inbox {
     handovers: ArrayQueue<Handover>,
     /// Frames coming home, with their socket's place; room for all that may be away.
     homecoming: ArrayQueue<(usize, Frame)>,
+    /// Buffers coming home; room for all there are.
+    buffers: ArrayQueue<Packet>,
     /// Set while the worker sleeps or is about to.
     sleeping: AtomicBool,
     wake: File,
 }
 
 impl Inbox {
+    /// Places for all that so many workers can have under way to one: up to 16 of them, it is
+    /// never full.
+    #[must_use]
+    pub fn places_for(workers: usize) -> usize {
+        INBOX_PACKETS * workers.clamp(1, 16)
+    }
+
     /// An empty one, for a worker that lends no more than `frames` frames at a time.
     ///
     /// # Errors
@@ -193,6 +269,7 @@ impl Inbox {
         Ok(Self {
             handovers: ArrayQueue::new(packets),
             homecoming: ArrayQueue::new(frames.max(1)),
+            buffers: ArrayQueue::new(BUFFERS),
             sleeping: AtomicBool::new(false),
             wake: rustix::event::eventfd(0, flags)?.into(),
         })
@@ -238,6 +315,11 @@ impl Inbox {
     #[inline]
     pub(super) fn next_home(&self) -> Option<(usize, Frame)> {
         if self.homecoming.is_empty() { None } else { self.homecoming.pop() }
+    }
+
+    #[inline]
+    pub(super) fn next_buffer(&self) -> Option<Packet> {
+        if self.buffers.is_empty() { None } else { self.buffers.pop() }
     }
 
     /// Announce that the worker sleeps; it must look at everything once more before it does.

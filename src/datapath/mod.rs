@@ -16,6 +16,7 @@
 
 mod complete;
 mod deliver;
+mod flood;
 mod flows;
 mod forwarding;
 mod frame;
@@ -33,6 +34,7 @@ mod survey;
 mod watchdog;
 mod worker;
 
+pub use flood::Flood;
 pub use flows::FlowTable;
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};

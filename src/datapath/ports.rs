@@ -10,11 +10,22 @@ use crate::virtqueue::{Fault, Ring, settle};
 
 use super::complete::Completer;
 use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
+use super::flood::Room;
 use super::frame::{CompleteFrame, FrameView};
 use super::mailbox::RingReport;
 use super::signals::{Signaller, Signalling};
 use super::survey::{PortSight, RingSight, Sources};
 use super::{PortId, to_guest_ring};
+
+/// A queue pair that gets a flooded frame once it is completed.
+#[derive(Debug)]
+struct Receiver {
+    place: (PortId, u16),
+    /// How many of the frames that it becomes were offered to it.
+    offered: u64,
+    /// No more are: it has no buffers, or is broken.
+    done: bool,
+}
 
 /// A port in the hands of a worker: those of its rings that the worker serves.
 #[derive(Debug)]
@@ -69,6 +80,8 @@ pub(super) struct Ports {
     signaller: Signaller,
     /// Counts turns from 1.
     turn: u64,
+    /// Who gets a flooded frame once it is completed.
+    receivers: Vec<Receiver>,
     /// Where frames are completed that their receiver does not take as they are.
     pub completer: Completer,
 }
@@ -79,9 +92,10 @@ impl Ports {
     /// # Errors
     /// No thread to be had.
     pub fn new(lost: Sender<PortId>) -> std::io::Result<Self> {
-        let (slots, to_publish, completer) = (Vec::new(), Vec::new(), Completer::new());
+        let (slots, to_publish, receivers) = (Vec::new(), Vec::new(), Vec::new());
+        let completer = Completer::new();
         let signaller = Signaller::start()?;
-        Ok(Self { slots, to_publish, lost, signaller, turn: 1, completer })
+        Ok(Self { slots, to_publish, lost, signaller, turn: 1, receivers, completer })
     }
 
     /// Make room for a port; answers where its counters are published.
@@ -174,25 +188,88 @@ impl Ports {
         };
         let first = !ring.queue.parts().1.has_unpublished();
         let walk = walks[usize::from(index)].left(self.turn);
-        let (mut fault, mut frames) = (None, 1);
+        let (mut result, mut frames) = (Ok(()), 1);
         if frame.can_be_left_to(ring.kind.offloads) {
-            fault = put(ring, counters, (frame, &mut *walk));
+            result = put(ring, counters, (frame, walk));
         } else {
+            let mut left_out = 0;
             frames = 0;
             self.completer.complete(frame, |frame| {
                 frames += 1;
-                if fault.is_none() {
-                    fault = put(ring, counters, (frame, &mut *walk));
+                if result.is_ok() {
+                    result = put(ring, counters, (frame, &mut *walk));
+                } else {
+                    left_out += 1;
                 }
             });
+            counters.add(PortCounter::ToGuestDroppedNoBuffers, left_out);
         }
         if first && ring.queue.parts().1.has_unpublished() {
             self.to_publish.push((port, index));
         }
-        if let Some(fault) = fault {
+        if let Err(Refusal::Fault(fault)) = result {
             self.break_ring(port, index, fault);
         }
         frames
+    }
+
+    /// As [`deliver`](Self::deliver), while there is `room`; what the guest does not take as it is,
+    /// [`deliver_completed`](Self::deliver_completed) delivers.
+    pub fn deliver_flooded(
+        &mut self,
+        (port, pair): (PortId, u16),
+        frame: &FrameView<'_>,
+        room: &mut Room,
+    ) {
+        let ring = self.ring(port, to_guest_ring(pair));
+        if ring.is_some_and(|ring| !frame.can_be_left_to(ring.kind.offloads)) {
+            self.receivers.push(Receiver { place: (port, pair), offered: 0, done: false });
+        } else if room.take(frame.len()) {
+            self.deliver(port, pair, frame);
+        } else {
+            self.count(port, PortCounter::ToGuestDroppedHandover, 1);
+        }
+    }
+
+    /// Complete a flooded frame once and deliver what it becomes to all that wait for that, each
+    /// until it has no buffers, and while there is `room`.
+    pub fn deliver_completed(&mut self, frame: &FrameView<'_>, room: &mut Room) {
+        if self.receivers.is_empty() {
+            return;
+        }
+        let mut receivers = std::mem::take(&mut self.receivers);
+        let mut completer = std::mem::take(&mut self.completer);
+        let mut frames = 0;
+        completer.complete(frame, |frame| {
+            frames += 1;
+            for receiver in receivers.iter_mut().filter(|receiver| !receiver.done) {
+                if !room.take(frame.len()) {
+                    return;
+                }
+                receiver.offered += 1;
+                receiver.done = !self.try_deliver(receiver.place, frame);
+            }
+        });
+        for Receiver { place: (port, _), offered, done } in receivers.drain(..) {
+            let reason = if done {
+                PortCounter::ToGuestDroppedNoBuffers
+            } else {
+                PortCounter::ToGuestDroppedHandover
+            };
+            self.count(port, reason, frames - offered);
+        }
+        (self.receivers, self.completer) = (receivers, completer);
+    }
+
+    /// Deliver a complete frame; false if the next one is in vain too.
+    fn try_deliver(&mut self, (port, pair): (PortId, u16), frame: &FrameView<'_>) -> bool {
+        let before = self.delivered(port);
+        self.deliver(port, pair, frame);
+        self.delivered(port) > before
+    }
+
+    fn delivered(&mut self, port: PortId) -> u64 {
+        self.slot(port).map_or(0, |slot| slot.counters.get(PortCounter::ToGuestPackets))
     }
 
     /// Deliver complete frames to a queue pair that this worker serves, up to the first that is
@@ -377,24 +454,22 @@ impl Ports {
     }
 }
 
-/// Put one frame into a receive ring and count what became of it. Answers the guest's fault.
+/// Put one frame into a receive ring and count what became of it.
 #[inline]
 fn put(
     ring: &mut Ring,
     counters: &mut Counters<PortCounter>,
     (frame, walk): (&FrameView<'_>, &mut usize),
-) -> Option<Fault> {
-    match deliver(ring, frame, walk) {
+) -> Result<(), Refusal> {
+    let result = deliver(ring, frame, walk);
+    match result {
         Ok(()) => {
             counters.add(PortCounter::ToGuestPackets, 1);
             counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));
         }
         Err(Refusal::NoBuffers) => counters.add(PortCounter::ToGuestDroppedNoBuffers, 1),
         Err(Refusal::BufferSize) => counters.add(PortCounter::ToGuestDroppedBufferSize, 1),
-        Err(Refusal::Fault(fault)) => {
-            counters.add(PortCounter::ToGuestDroppedNotReady, 1);
-            return Some(fault);
-        }
+        Err(Refusal::Fault(_)) => counters.add(PortCounter::ToGuestDroppedNotReady, 1),
     }
-    None
+    result
 }

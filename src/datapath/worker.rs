@@ -16,7 +16,7 @@ use crate::xdp::{Socket, SocketAtRest, Umem};
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::from_uplink::Arrivals;
-use super::handover::{Handover, Inbox, PacketPool, Target};
+use super::handover::{Buffers, Handover, Inbox, PacketPool, Target};
 use super::idle::Idle;
 use super::mailbox::{Command, RingAtRest, SocketDescriptor, WorkerAtRest};
 use super::ports::Ports;
@@ -42,7 +42,7 @@ pub struct Setup {
     pub umems: Vec<Option<Arc<Umem>>>,
     /// Every worker's inbox, its own too, by number.
     pub inboxes: Vec<Arc<Inbox>>,
-    /// Buffers for handing packets over.
+    /// Where the control plane's buffers go back to.
     pub pool: PacketPool,
     /// Its commands.
     pub mailbox: Receiver<Command>,
@@ -96,7 +96,9 @@ pub struct Worker {
     /// Frames that other workers have and will send home.
     pub(super) lent: usize,
     pub(super) inboxes: Vec<Arc<Inbox>>,
-    pub(super) pool: PacketPool,
+    pool: PacketPool,
+    /// Its own buffers for handing packets over.
+    pub(super) buffers: Buffers,
     pub(super) ports: Ports,
     pub(super) table: Arc<Forwarding>,
     /// Scratch of a receive burst.
@@ -136,6 +138,7 @@ impl Worker {
             lent: 0,
             inboxes: setup.inboxes,
             pool: setup.pool,
+            buffers: Buffers::new(setup.id),
             ports: Ports::new(setup.lost)?,
             table: Arc::default(),
             arrivals: Arrivals::new(),
@@ -271,6 +274,9 @@ impl Worker {
             self.accepted += 1;
         }
         self.sockets.release_home();
+        while let Some(packet) = self.inboxes[own].next_buffer() {
+            self.buffers.put(packet);
+        }
         let mut work = 0;
         while work < usize::from(BURST)
             && let Some(handover) = self.inboxes[own].next()
@@ -281,7 +287,7 @@ impl Worker {
         work
     }
 
-    /// Answers how many frames it became.
+    /// Answers how many copies were made, at least one.
     fn accept(&mut self, handover: Handover) -> usize {
         match handover {
             Handover::Frame { home, place, uplink, received, port, pair } => {
@@ -293,20 +299,17 @@ impl Worker {
                 1
             }
             Handover::Packet { packet, target } => {
-                let mut frames = 1;
-                match target {
-                    Target::Pair { port, pair } => {
-                        let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
-                        frames = self.ports.deliver(port, pair, &frame).max(1);
-                    }
-                    Target::Arrival { uplink } => {
-                        let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
-                        from_uplink::arrival(self, uplink, &frame);
-                    }
+                let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
+                let copies = match target {
+                    Target::Pair { port, pair } => self.ports.deliver(port, pair, &frame),
+                    Target::Arrival { uplink } => from_uplink::arrival(self, uplink, &frame),
                     Target::FloodFrom { port } => from_guest::announce(self, port, packet.bytes()),
-                }
-                self.pool.put(packet);
-                frames
+                    Target::Flood(flood) => {
+                        flood.deliver(self.id, &mut self.ports, &self.table, &frame)
+                    }
+                };
+                packet.go_home(&self.pool, |worker| &self.inboxes[worker.index()]);
+                copies.max(1)
             }
         }
     }
@@ -488,6 +491,7 @@ impl Worker {
         match command {
             Command::SetForwarding { table, done } => {
                 self.sockets.divide(&table, self.id);
+                self.buffers.divide(table.senders_of(self.id));
                 let _ = done.send(std::mem::replace(&mut self.table, table));
             }
             Command::AddPort { port, name, done } => {
