@@ -84,6 +84,9 @@ impl Service for InMemory {
                 None => Err(missing(&name)),
             },
             Request::ListProfiles => Ok(Response::Profiles(ProfileView::all(&catalog, &uplinks))),
+            Request::ShowProfile(name) if name == "busy" => {
+                Err(ApiError::new(ErrorCode::Busy, "ask again"))
+            }
             Request::ShowProfile(name) => {
                 let chosen = catalog.resolve(&name).map_err(|_| missing(&name))?;
                 let view = ProfileView::new(&chosen.profile, &catalog, &uplinks);
@@ -92,7 +95,7 @@ impl Service for InMemory {
             Request::Stats => Ok(Response::Stats(Stats::default())),
             Request::Version => Ok(Response::Version(VersionView::current())),
             Request::ListUplinks => Ok(Response::Uplinks(Vec::new())),
-            Request::Upgrade(Upgrade { binary }) => {
+            Request::Upgrade(Upgrade { binary, .. }) => {
                 let message = format!("cannot start {binary:?}");
                 Err(ApiError::new(ErrorCode::Refused, message))
             }
@@ -219,7 +222,7 @@ fn an_error_of_the_service_reaches_the_client_whole() {
     let error = server.client().call::<PortView>(&Request::ShowPort("a b/c".into())).unwrap_err();
     let ClientError::Refused(error) = error else { panic!("{error}") };
     assert_eq!(error, missing("a b/c"));
-    let upgrade = Request::Upgrade(Upgrade { binary: Some("/new/isonic".into()) });
+    let upgrade = Request::Upgrade(Upgrade { binary: Some("/new/isonic".into()), force: false });
     let error = server.client().call::<Upgraded>(&upgrade).unwrap_err();
     assert_eq!(error.to_string(), "cannot start Some(\"/new/isonic\")");
 }
@@ -294,6 +297,7 @@ fn every_failure_is_json_with_a_code_and_its_status() {
         ("POST /v1/upgrade", "[]", 400, "invalid"),
         ("POST /v1/upgrade", "[\"/bin/true\"]", 400, "invalid"),
         ("POST /v1/upgrade", "{}", 409, "refused"),
+        ("GET /v1/profiles/busy", "", 503, "busy"),
         ("GET /v1/ports/%ff", "", 400, "invalid"),
         ("DELETE /v1/ports/%c3%28", "", 400, "invalid"),
         ("PUT /v1/ports/%ff/profile", "{\"profile\": \"p\"}", 400, "invalid"),

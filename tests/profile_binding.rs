@@ -160,6 +160,38 @@ fn a_port_of_the_configuration_changes_its_profile_only_by_file_and_command() {
 }
 
 #[test]
+fn another_mac_in_the_configuration_is_refused_by_name_until_the_port_is_bound_anew() {
+    let bed = Bed::new(1, 1);
+    let configured = |mac: &str| {
+        let port = PortSpec { mac: mac.to_owned(), ..PortSpec::switch(NIC, 1) };
+        Configuration::new(&bed, vec![port])
+    };
+    let [old, new] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
+    let mut daemon = Daemon::start(&bed, &configured(old));
+    daemon.stop();
+    assert_eq!(state(&bed)["bindings"]["vm1"]["mac"], old);
+    drop(daemon);
+    let mut daemon = Daemon::start(&bed, &configured(new));
+    let shown = daemon.json(&["port", "show", "vm1"]);
+    assert_eq!(shown["state"], "refused");
+    let reason = shown["refusal"].as_str().expect("a reason");
+    for told in [old, new, "isonic port set-profile vm1 org.isonic.net.v1"] {
+        assert!(reason.contains(told), "{reason}");
+    }
+    let bound = daemon.json(&["port", "set-profile", "vm1", PROFILE]);
+    assert_eq!((&bound["state"], &bound["mac"]), (&"waiting".into(), &new.into()));
+    daemon.stop();
+
+    // A state file of an older version says nothing of MACs, and is completed.
+    let mut text = state(&bed);
+    text["bindings"]["vm1"].as_object_mut().expect("a binding").remove("mac");
+    fs::write(bed.path("state/ports.json"), text.to_string()).expect("state file");
+    daemon.start_again();
+    assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "waiting");
+    assert_eq!(state(&bed)["bindings"]["vm1"]["mac"], new);
+}
+
+#[test]
 fn a_port_with_a_front_end_keeps_its_profile() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);

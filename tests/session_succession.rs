@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::bounded;
 use isonic::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF};
@@ -84,7 +85,7 @@ fn another_process_has_what_was_said_and_the_front_end_notices_nothing() {
     assert!(frontend.reply(code::SET_LOG_BASE).is_some());
     let marks = marks(&log.file);
 
-    let session = left(before.rest().expect("a session between two messages"), &host);
+    let session = left(rest(&mut before).expect("a session between two messages"), &host);
     let (mut after, next) = successor(with_log());
     let (commit, ours) = bounded(0);
     after.inherit(Some(session), ours).recv().expect("it is followed");
@@ -109,6 +110,10 @@ fn another_process_has_what_was_said_and_the_front_end_notices_nothing() {
     assert_eq!(frontend.stop_ring(0), Some(0));
 }
 
+fn rest(socket: &mut PortSocket) -> Option<SessionAtRest> {
+    socket.ask_to_rest(Instant::now() + Duration::from_millis(500)).wait()
+}
+
 fn marks(log: &File) -> Vec<u8> {
     let mut bytes = vec![0; 0x10000];
     log.read_exact_at(&mut bytes, 0).unwrap();
@@ -119,7 +124,7 @@ fn marks(log: &File) -> Vec<u8> {
 fn what_does_not_hold_there_is_not_followed_and_the_first_goes_on_if_the_other_does_not() {
     let memory = memory();
     let (frontend, mut before, host) = running(profile(), &memory);
-    let session = left(before.rest().expect("a session between two messages"), &host);
+    let session = left(rest(&mut before).expect("a session between two messages"), &host);
     let narrower = FeatureSet(profile().features.0 & !(1 << MRG_RXBUF));
     let (mut after, next) = successor(Profile { features: narrower, ..profile() });
     let (_never, ours) = bounded(0);
@@ -134,17 +139,18 @@ fn what_does_not_hold_there_is_not_followed_and_the_first_goes_on_if_the_other_d
 }
 
 #[test]
-fn a_session_in_the_middle_of_a_message_does_not_stand_still_and_is_served_on() {
+fn a_session_in_the_middle_of_a_message_does_not_stand_still_and_is_cut() {
     let memory = memory();
-    let (frontend, mut before, _host) = running(profile(), &memory);
+    let (frontend, mut before, host) = running(profile(), &memory);
     let message = [code::GET_FEATURES, 1, 0].map(u32::to_ne_bytes).concat();
     assert!(frontend.send_bytes(&message[..5], &[]));
     // Until it is read, whoever goes on can read it.
-    while before.rest().is_some() {
+    while rest(&mut before).is_some() {
         before.resume();
     }
+    // Whatever becomes of the other process: nobody has half a session.
+    assert_eq!(frontend.number(code::GET_FEATURES), None, "its connection has ended");
     before.resume();
-    assert!(frontend.send_bytes(&message[5..], &[]));
-    assert!(frontend.reply(code::GET_FEATURES).is_some());
     before.stop();
+    assert!(host.indices().is_empty(), "its rings are with nobody");
 }

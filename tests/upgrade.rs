@@ -5,17 +5,21 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{
     Bed, Configuration, Daemon, Flows, Guest, GuestSpec, NIC, PacketSocket, PortSpec,
-    ServiceManager, Testpmd, ping, wait_for,
+    ServiceManager, Testpmd, ping, run, wait_for,
 };
 use isonic::test_support::frontend::{Frontend, GuestFile, code};
 use isonic::test_support::rig_guest::{frame, mac};
 use isonic::test_support::vm::Vm;
+use serde_json::Value;
 
 const SPLIT: &str = "org.isonic.net.v3,ring_packed=off";
 const PACKED: &str = "org.isonic.net.v3";
@@ -295,6 +299,372 @@ fn host_and_vm_reach_each_other_whatever_becomes_of_an_upgrade() {
         daemon.upgrade(&[]);
         exchange();
     }
+}
+
+/// A program that becomes isonic when something is written to the pipe beside it.
+struct HeldProgram {
+    path: PathBuf,
+    pipe: PathBuf,
+}
+
+impl HeldProgram {
+    fn new(bed: &Bed) -> Self {
+        let (path, pipe) = (bed.path("held"), bed.path("held.pipe"));
+        bed.host.run(&["mkfifo", &pipe.display().to_string()]);
+        let text = format!(
+            "#!/bin/sh\necho $$ >{0}.id\nread -r word <{0}\nexec {1} \"$@\"\n",
+            pipe.display(),
+            env!("CARGO_BIN_EXE_isonic"),
+        );
+        std::fs::write(&path, text).expect("a program");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("permissions");
+        Self { path, pipe }
+    }
+
+    fn arguments(&self) -> [String; 3] {
+        ["upgrade".to_owned(), "--binary".to_owned(), self.path.display().to_string()]
+    }
+
+    fn id(&self) -> Option<u32> {
+        let text = std::fs::read_to_string(format!("{}.id", self.pipe.display())).ok()?;
+        text.trim().parse().ok()
+    }
+
+    fn wait_started(&self) {
+        wait_for("the new program is started", 20, || self.id().is_some());
+    }
+
+    fn release(&self) {
+        std::fs::write(&self.pipe, "go\n").expect("a reader");
+    }
+}
+
+/// A file system of 64 KiB; unmounted in the end.
+struct Mounted(String);
+
+impl Mounted {
+    fn new(path: &str) -> Self {
+        run(std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k"])
+            .args(["tmpfs", path]));
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["--lazy", &self.0]).status();
+    }
+}
+
+/// Whether there is such a process, which is no zombie.
+fn runs(id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.starts_with(" Z"))
+}
+
+/// A request as any client makes it: status and body. None if the connection was closed without an
+/// answer.
+fn ask(bed: &Bed, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    let mut stream = UnixStream::connect(bed.path("api.sock")).expect("the API's socket");
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    let head = format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(format!("{head}{body}").as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, serde_json::from_str(body).unwrap_or_default()))
+}
+
+fn port_json(bed: &Bed, name: &str) -> String {
+    let socket = bed.path(&format!("{name}.sock"));
+    serde_json::json!({
+        "name": name, "socket": socket, "profile": "org.isonic.net.v1", "uplink": NIC,
+    })
+    .to_string()
+}
+
+fn started(bed: &Bed, number: u8) -> (Frontend, GuestFile) {
+    let memory = GuestFile::new(0, 0x7f00_0000_0000, 0x10_0000);
+    let path = bed.path(&format!("vm{number}.sock"));
+    let frontend = Frontend::over(UnixStream::connect(path).expect("connect"));
+    frontend.start(&memory, 2);
+    (frontend, memory)
+}
+
+fn kept_ports(bed: &Bed) -> Vec<String> {
+    let text = std::fs::read_to_string(bed.path("state/ports.json")).expect("state");
+    let state: Value = serde_json::from_str(&text).expect("JSON");
+    let ports = state["ports"].as_array().expect("ports").iter();
+    let mut names: Vec<_> =
+        ports.map(|port| port["name"].as_str().expect("a name").to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn while_a_new_program_hangs_the_api_answers_and_changes_are_to_be_asked_for_again() {
+    let bed = Bed::new(1, 1);
+    let ports = vec![PortSpec::switch(NIC, 1)];
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports));
+    let (frontend, _memory) = started(&bed, 1);
+    daemon.json(&[
+        "port",
+        "add",
+        "old",
+        "--socket",
+        &bed.path("old.sock").display().to_string(),
+        "--uplink",
+        NIC,
+        "--profile",
+        "org.isonic.net.v1",
+    ]);
+    let held = HeldProgram::new(&bed);
+    let arguments = held.arguments();
+    let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            held.wait_started();
+            assert_eq!(ask(&bed, "GET", "/v1/ports", "").expect("an answer").0, 200);
+            let busy = |method: &str, path: &str, body: &str| {
+                let (status, answer) = ask(&bed, method, path, body).expect("an answer");
+                assert_eq!((status, &answer["error"]["code"]), (503, &"busy".into()), "{answer}");
+            };
+            busy("POST", "/v1/ports", &port_json(&bed, "new"));
+            busy("DELETE", "/v1/ports/old", "");
+            busy("PUT", "/v1/ports/old/profile", r#"{"profile": "org.isonic.net.v2"}"#);
+            let (status, answer) = ask(&bed, "POST", "/v1/upgrade", "{}").expect("an answer");
+            assert_eq!(status, 409, "{answer}");
+            assert!(answer.to_string().contains("another upgrade is under way"), "{answer}");
+            // A command asks again by itself, and is done by the new process.
+            let added = scope.spawn(|| {
+                Daemon::ask(
+                    &bed,
+                    &[
+                        "port",
+                        "add",
+                        "new",
+                        "--socket",
+                        &bed.path("new.sock").display().to_string(),
+                        "--uplink",
+                        NIC,
+                        "--profile",
+                        "org.isonic.net.v1",
+                    ],
+                )
+            });
+            held.release();
+            added.join().expect("added")
+        });
+        let answer = daemon.upgrade(&words);
+        assert_eq!(answer["sessions"], 1, "{answer}");
+        assert!(others.join().expect("answers").status.success());
+    });
+    assert_eq!(kept_ports(&bed), ["new", "old"]);
+    for name in ["new", "old"] {
+        UnixStream::connect(bed.path(&format!("{name}.sock"))).expect("it is served");
+    }
+    assert_eq!(frontend.stop_ring(1), Some(0));
+}
+
+/// Ports come and go as fast as they can while one process after the other takes over: what was
+/// answered is so.
+#[test]
+fn each_request_is_executed_by_one_process_or_answered_ask_again() {
+    let bed = Bed::new(1, 1);
+    let ports = vec![PortSpec::switch(NIC, 1)];
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports));
+    let (frontend, _memory) = started(&bed, 1);
+    let over = AtomicBool::new(false);
+    let come_and_go = |name: &str| {
+        let (path, body) = (format!("/v1/ports/{name}"), port_json(&bed, name));
+        let (mut there, mut done, mut busy) = (false, 0, 0);
+        while !over.load(Ordering::Relaxed) || done == 0 {
+            let answer = match there {
+                false => ask(&bed, "POST", "/v1/ports", &body),
+                true => ask(&bed, "DELETE", &path, ""),
+            };
+            match answer.unwrap_or_else(|| panic!("{name}: closed without an answer")) {
+                (200 | 201, _) => (there, done) = (!there, done + 1),
+                (503, _) => busy += 1,
+                other => panic!("{name}, which is there: {there}: {other:?}"),
+            }
+        }
+        (there, done, busy)
+    };
+    let outcomes = std::thread::scope(|scope| {
+        let names = ["a", "b", "c"];
+        let threads = names.map(|name| (name, scope.spawn(move || come_and_go(name))));
+        for upgrade in 0..5 {
+            let answer = daemon.upgrade(&[]);
+            assert_eq!(answer["sessions"], 1, "upgrade {upgrade}: {answer}");
+        }
+        over.store(true, Ordering::Relaxed);
+        threads.map(|(name, thread)| (name, thread.join().expect("answers")))
+    });
+    println!("port, (there, done, asked again): {outcomes:?}");
+    let there = outcomes.iter().filter(|(_, (there, ..))| *there).map(|(name, _)| *name);
+    assert_eq!(kept_ports(&bed), there.collect::<Vec<_>>());
+    for (name, (there, ..)) in outcomes {
+        let connects = UnixStream::connect(bed.path(&format!("{name}.sock"))).is_ok();
+        assert_eq!(connects, there, "{name}");
+    }
+    assert_eq!(frontend.stop_ring(1), Some(0));
+    daemon.frames();
+}
+
+#[test]
+fn a_stop_ends_an_upgrade_that_is_prepared_and_is_not_lost_while_one_is_completed() {
+    let bed = Bed::new(1, 1);
+    let ports: Vec<_> = (1..=2).map(|number| PortSpec::switch(NIC, number)).collect();
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports));
+    let held = HeldProgram::new(&bed);
+    let upgrade = |arguments: &[String]| {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Daemon::ask(&bed, &words)
+    };
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| upgrade(&held.arguments()));
+        held.wait_started();
+        daemon.stop();
+        let refused = refused.join().expect("an answer");
+        assert!(refused.errors.contains("told to stop"), "{refused:?}");
+    });
+    let ended = held.id().expect("a process");
+    wait_for("the new program has ended", 10, || !runs(ended));
+    let names = ["api.sock", "vm1.sock", "vm2.sock"];
+    assert!(names.iter().all(|name| !bed.path(name).exists()), "names stayed");
+
+    // A front-end in half a message makes the hand-over long enough to be told to stop in it.
+    daemon.start_again();
+    let (frontend, _memory) = started(&bed, 1);
+    let half = Frontend::over(UnixStream::connect(bed.path("vm2.sock")).expect("connect"));
+    assert!(half.send_bytes(&[1, 0, 0, 0, 1, 0], &[]));
+    Daemon::adopt_orphans();
+    let answer = std::thread::scope(|scope| {
+        let answer = scope.spawn(|| upgrade(&["upgrade".to_owned()]));
+        wait_for("the hand-over has begun", 20, || {
+            ask(&bed, "GET", "/v1/version", "").is_none_or(|(status, _)| status == 503)
+        });
+        daemon.stop();
+        answer.join().expect("an answer")
+    });
+    let answer: Value = serde_json::from_str(&answer.output).expect("it had begun");
+    let id = answer["pid"].as_u64().and_then(|id| u32::try_from(id).ok()).expect("a process");
+    wait_for("the process that has taken over has stopped, too", 20, || !runs(id));
+    assert!(names.iter().all(|name| !bed.path(name).exists()), "names stayed");
+    assert_eq!(frontend.number(code::GET_FEATURES), None, "its session has ended");
+    assert!(!bed.host.run(&["ip", "-details", "link"]).contains("xdp"), "the program is kept");
+}
+
+#[test]
+fn front_ends_in_half_a_message_are_cut_by_one_deadline_for_all_of_them() {
+    let bed = Bed::new(1, 1);
+    let ports: Vec<_> = (1..=13).map(|number| PortSpec::switch(NIC, number)).collect();
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports));
+    let (good, _memory) = started(&bed, 1);
+    let half: Vec<_> = (2..=13)
+        .map(|number| {
+            let path = bed.path(&format!("vm{number}.sock"));
+            let frontend = Frontend::over(UnixStream::connect(path).expect("connect"));
+            assert!(frontend.number(code::GET_FEATURES).is_some());
+            assert!(frontend.send_bytes(&[1, 0, 0, 0, 1, 0], &[]));
+            frontend
+        })
+        .collect();
+    let answer = daemon.upgrade(&[]);
+    let (sessions, reconnecting) = (&answer["sessions"], &answer["reconnecting"]);
+    assert_eq!((sessions.as_u64(), reconnecting.as_array().map(Vec::len)), (Some(1), Some(12)));
+    // Half a second for all of them; each for itself had it, that were six.
+    let unanswered = answer["unanswered_microseconds"].as_u64().expect("a time");
+    let outage = answer["outage_microseconds"].as_u64().expect("a time");
+    assert!((500_000..4_000_000).contains(&unanswered), "{answer}");
+    assert!(outage < unanswered, "{answer}");
+    for frontend in &half {
+        assert_eq!(frontend.number(code::GET_FEATURES), None, "its connection has ended");
+    }
+    assert_eq!(good.stop_ring(1), Some(0));
+    // Whoever connects anew is served.
+    let again = Frontend::over(UnixStream::connect(bed.path("vm2.sock")).expect("connect"));
+    assert!(again.number(code::GET_FEATURES).is_some());
+}
+
+#[test]
+fn a_full_disk_does_not_end_who_has_taken_over_and_is_told_until_there_is_room() {
+    let bed = Bed::new(1, 1);
+    let ports = vec![PortSpec::switch(NIC, 1)];
+    let configuration = Configuration::new(&bed, ports);
+    std::fs::create_dir(bed.path("state")).expect("state directory");
+    let state = bed.path("state").display().to_string();
+    let _mounted = Mounted::new(&state);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let (frontend, _memory) = started(&bed, 1);
+    let filler = format!("{state}/filler");
+    let full = std::io::copy(
+        &mut std::io::repeat(0),
+        &mut std::fs::File::create(&filler).expect("a file"),
+    );
+    assert_eq!(full.expect_err("it is full").kind(), std::io::ErrorKind::StorageFull);
+    let answer = daemon.upgrade(&[]);
+    assert_eq!(answer["sessions"], 1, "{answer}");
+    let problems = || daemon.json(&["stats"])["problems"].as_array().expect("problems").clone();
+    assert!(problems().iter().any(|problem| problem.to_string().contains("ports.json")));
+    std::fs::remove_file(&filler).expect("the filler");
+    wait_for("what could not be written is written", 20, || problems().is_empty());
+    assert!(bed.path("state/ports.json").exists());
+    assert_eq!(frontend.stop_ring(1), Some(0));
+}
+
+/// Of a configuration's ports.
+type Edit<'e> = &'e dyn Fn(&mut Vec<PortSpec>);
+
+#[test]
+fn what_an_edited_configuration_takes_from_a_running_vm_is_refused_until_it_is_insisted_on() {
+    let bed = Bed::new(2, 1);
+    let ports: Vec<_> = (1..=3).map(|number| PortSpec::switch(NIC, number)).collect();
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports.clone()));
+    let (frontend, memory) = started(&bed, 1);
+    let edited = |edit: Edit<'_>| {
+        let mut ports = ports.clone();
+        edit(&mut ports);
+        Configuration::new(&bed, ports).write(&bed);
+    };
+    let other = &bed.uplinks[1].nic;
+    let edits: [(&str, Edit<'_>); 4] = [
+        ("org.isonic.net.v2", &|ports| ports[0].profile = "org.isonic.net.v2".to_owned()),
+        ("52:54:00:00:00:77", &|ports| ports[0].mac = "52:54:00:00:00:77".to_owned()),
+        (other, &|ports| ports[0].uplink.clone_from(other)),
+        ("gone", &|ports| drop(ports.remove(0))),
+    ];
+    for (told, edit) in edits {
+        edited(edit);
+        let refusal = daemon.refusal(&["upgrade"]);
+        for word in ["vm1", told, "--force"] {
+            assert!(refusal.contains(word), "{told}: {refusal}");
+        }
+        // The same process serves the same session.
+        assert_eq!(frontend.stop_ring(0), Some(0));
+        frontend.start_ring(&memory, 0);
+        daemon.wait_state("vm1", "running");
+    }
+    // Nobody uses vm2: that is no loss, and is told.
+    edited(&|ports| ports[1].mac = "52:54:00:00:00:78".to_owned());
+    let answer = daemon.upgrade(&[]);
+    assert_eq!(answer["sessions"], 1, "{answer}");
+    let changed = answer["changed"].as_array().expect("changes");
+    assert_eq!((changed.len(), &changed[0]["port"]), (1, &"vm2".into()), "{answer}");
+    assert_eq!(daemon.json(&["port", "show", "vm2"])["state"], "refused");
+    edited(&|ports| ports[0].mac = "52:54:00:00:00:77".to_owned());
+    let answer = daemon.upgrade(&["--force"]);
+    assert_eq!(answer["reconnecting"], serde_json::json!(["vm1"]), "{answer}");
+    assert_eq!(daemon.json(&["port", "show", "vm1"])["state"], "refused");
+    assert_eq!(frontend.number(code::GET_FEATURES), None, "its session has ended");
+    // The way out that the refusal names.
+    daemon.json(&["port", "set-profile", "vm1", "org.isonic.net.v1"]);
+    let shown = daemon.json(&["port", "show", "vm1"]);
+    assert_eq!((&shown["state"], &shown["mac"]), (&"waiting".into(), &"52:54:00:00:00:77".into()));
 }
 
 /// A service that is restarted, or upgraded, under a manager that keeps what it leaves.

@@ -149,6 +149,10 @@ pub(super) struct UpgradeArguments {
     /// The program that is to go on [default: what is where the daemon was started from]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
+    /// Upgrade even if running VMs lose by it, as when the configuration file has another profile
+    /// or MAC for their port
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -226,8 +230,8 @@ pub(super) fn uplink(command: &UplinkCommand) -> Result<(), CliError> {
 }
 
 pub(super) fn upgrade(arguments: UpgradeArguments) -> Result<(), CliError> {
-    let UpgradeArguments { binary, connection } = arguments;
+    let UpgradeArguments { binary, force, connection } = arguments;
     // The daemon's working directory is not ours.
     let binary = binary.map(std::path::absolute).transpose().map_err(CliError::WorkingDirectory)?;
-    connection.ask(&Request::Upgrade(Upgrade { binary }), show::upgraded)
+    connection.ask(&Request::Upgrade(Upgrade { binary, force }), show::upgraded)
 }

@@ -47,15 +47,23 @@ fn bits(bits: &BitsView) -> String {
 }
 
 pub(super) fn upgraded(upgraded: &Upgraded) -> String {
-    let Upgraded { pid, version, outage_microseconds, sessions, reconnecting } = upgraded;
+    let Upgraded { pid, version, sessions, reconnecting, changed, .. } = upgraded;
+    let (stood_still, unanswered) =
+        (upgraded.outage_microseconds, upgraded.unanswered_microseconds);
     let version = version.as_deref().unwrap_or("of an unknown version");
     let mut text = format!("isonic {version}, process {pid}, goes on with {sessions} sessions\n");
-    if let Some(outage) = outage_microseconds {
-        let (milliseconds, rest) = (outage / 1000, outage % 1000);
-        text += &format!("packets stood still for {milliseconds}.{rest:03} ms\n");
+    for (what, time) in
+        [("packets stood still for", stood_still), ("front-ends got no answer for", unanswered)]
+    {
+        if let Some(time) = time {
+            text += &format!("{what} {}.{:03} ms\n", time / 1000, time % 1000);
+        }
     }
     if !reconnecting.is_empty() {
         text += &format!("front-ends that connect anew: {}\n", list(reconnecting));
+    }
+    for change in changed {
+        text += &format!("changed: {change}\n");
     }
     text
 }

@@ -83,8 +83,9 @@ fn select(stats: Stats, names: &[String]) -> Result<Stats, CliError> {
         counted.retain(|name, _| names.contains(name));
         counted
     };
-    let Stats { ports, uplinks, .. } = stats;
-    Ok(Stats { ports: of_these(ports), uplinks: of_these(uplinks), workers: Vec::new() })
+    let Stats { ports, uplinks, problems, .. } = stats;
+    let (ports, uplinks) = (of_these(ports), of_these(uplinks));
+    Ok(Stats { ports, uplinks, workers: Vec::new(), problems })
 }
 
 /// What was added a second between two answers, and the present value of what is no sum.
@@ -110,6 +111,7 @@ fn rates(before: &Stats, after: &Stats, elapsed: Duration) -> Stats {
         ports: each(&before.ports, &after.ports),
         uplinks: each(&before.uplinks, &after.uplinks),
         workers: after.workers.iter().map(worker).collect(),
+        problems: after.problems.clone(),
     }
 }
 
@@ -154,7 +156,8 @@ fn table(stats: &Stats, heading: &str, (zeros, idle): (bool, bool)) -> String {
         let cpu = worker.cpu.map(|cpu| format!(" (CPU {cpu})")).unwrap_or_default();
         add(format!("worker {}{cpu}", worker.id), &counters_of(worker));
     }
-    let mut text = table.render();
+    let problems = stats.problems.iter().map(|problem| format!("problem: {problem}\n"));
+    let mut text = problems.collect::<String>() + &table.render();
     if left_out > 0 {
         text += &format!("{left_out} more have counted nothing; --all prints them\n");
     }
@@ -190,6 +193,7 @@ mod tests {
                 sleeps: 0,
                 busy_nanoseconds: 0,
             }],
+            problems: Vec::new(),
         }
     }
 
@@ -207,6 +211,14 @@ mod tests {
         assert!(all.contains("port vm2          drops=0 packets=0\n"), "{all}");
         let named = table(&stats(0), "COUNTED", (false, true));
         assert!(named.contains("port vm2          nothing\n"), "{named}");
+    }
+
+    #[test]
+    fn problems_come_first_whatever_is_asked_for() {
+        let problems = vec!["the disk is full".to_owned()];
+        let chosen = select(Stats { problems, ..stats(3) }, &["vm1".to_owned()]).unwrap();
+        let text = table(&chosen, "COUNTED", (false, true));
+        assert!(text.starts_with("problem: the disk is full\n"), "{text}");
     }
 
     #[test]

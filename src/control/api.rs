@@ -5,6 +5,7 @@
 //! drop changes no type.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -45,8 +46,30 @@ pub enum Request {
     /// Who answers. [`Response::Version`].
     Version,
     /// Have another process go on with everything. [`Response::Upgraded`], after which this process
-    /// ends; `refused` with the reason, and all goes on as before.
+    /// ends; `refused` with the reason, and all goes on as before. Until then, requests that would
+    /// change something are `busy`.
     Upgrade(Upgrade),
+}
+
+impl Request {
+    /// Whether it only asks how things are.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        match self {
+            Self::AddPort(_)
+            | Self::PutPort(_)
+            | Self::DeletePort(_)
+            | Self::SetProfile(..)
+            | Self::Upgrade(_) => false,
+            Self::ListPorts
+            | Self::ShowPort(_)
+            | Self::ListUplinks
+            | Self::ListProfiles
+            | Self::ShowProfile(_)
+            | Self::Stats
+            | Self::Version => true,
+        }
+    }
 }
 
 /// What is answered. In JSON the content alone: the request says which it is.
@@ -87,6 +110,8 @@ pub enum ErrorCode {
     Refused,
     /// The request is not well formed.
     Invalid,
+    /// It was not executed, and is to be repeated: another process takes over, or this one ends.
+    Busy,
     /// Our own failure.
     Internal,
     /// One that only a later version knows.
@@ -102,6 +127,7 @@ impl ErrorCode {
             Self::Invalid => 400,
             Self::NotFound => 404,
             Self::Exists | Self::Refused => 409,
+            Self::Busy => 503,
             Self::Internal | Self::Unknown => 500,
         }
     }
@@ -167,6 +193,35 @@ pub struct Upgrade {
     /// Its path; what is where this one was started from, if there is none.
     #[serde(default)]
     pub binary: Option<PathBuf>,
+    /// Even if running guests lose by it. Left out if not, for daemons that do not know it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// What another process has otherwise for a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortChange {
+    /// The port.
+    pub port: String,
+    /// `profile`, `mac`, `uplink`, `attach`, `queues`, `socket`, `mode`, or `state` of a port that
+    /// is refused or gone.
+    pub what: String,
+    /// As it was.
+    pub before: String,
+    /// As it is, or would be.
+    pub after: String,
+}
+
+impl fmt::Display for PortChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, what, before, after } = self;
+        write!(f, "port \"{port}\": {what} from {before} to {after}")
+    }
 }
 
 /// Who goes on with everything, and at what cost.
@@ -178,10 +233,16 @@ pub struct Upgraded {
     pub version: Option<String>,
     /// For how long no packet moved.
     pub outage_microseconds: Option<u64>,
+    /// For how long front-ends got no answer, the outage included.
+    #[serde(default)]
+    pub unanswered_microseconds: Option<u64>,
     /// Sessions that go on.
     pub sessions: usize,
     /// Ports whose front-end has to connect anew.
     pub reconnecting: Vec<String>,
+    /// What is otherwise now than it was.
+    #[serde(default)]
+    pub changed: Vec<PortChange>,
 }
 
 /// Another profile for a port.
@@ -598,6 +659,9 @@ pub struct Stats {
     pub uplinks: BTreeMap<String, Counters>,
     /// By number.
     pub workers: Vec<WorkerView>,
+    /// What the daemon could not do and tries again, such as writing its state file.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 /// What is gone.

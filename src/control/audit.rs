@@ -9,9 +9,9 @@ use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::IncomingStream;
-use tokio::net::UnixListener;
 
 use super::api::ApiError;
+use super::server::Door;
 
 /// Most lines in a window. A client that fails in a loop must not fill the log.
 const LINES_MAX: u32 = 20;
@@ -25,8 +25,8 @@ pub(super) struct Peer {
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+impl Connected<IncomingStream<'_, Door>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
         match stream.io().peer_cred() {
             Ok(credentials) => Self { uid: Some(credentials.uid()), pid: credentials.pid() },
             Err(_unknown) => Self::default(),

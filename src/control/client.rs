@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -12,10 +12,12 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::api::{ApiError, ErrorBody, Request};
+use super::api::{ApiError, ErrorBody, ErrorCode, Request};
 
 /// How long an answer may take if nothing else is said: deleting a port waits for its workers.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long to wait before asking again whoever is busy, or takes over.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, bytes: some thousands of ports.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -82,11 +84,26 @@ impl Client {
         Self { patience, ..self.clone() }
     }
 
-    /// Ask, wait, and read the answer as `T`, the content of the request's response.
+    /// Ask, wait, and read the answer as `T`, the content of the request's response. A daemon that
+    /// is busy is asked again: the process that takes over answers on the same socket.
     ///
     /// # Errors
     /// [`ClientError`]; [`ClientError::Refused`] is the daemon's own.
     pub fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        let deadline = Instant::now() + ANSWER_WAIT_MAX;
+        loop {
+            match self.ask(request) {
+                Err(ClientError::Refused(error))
+                    if error.code == ErrorCode::Busy && Instant::now() + BUSY_PAUSE < deadline =>
+                {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

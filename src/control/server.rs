@@ -21,8 +21,10 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response as HttpResponse};
 use axum::routing::{get, post, put};
+use axum::serve::Listener;
 use futures_util::future::{Either, select};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::api::{ApiError, ErrorBody, ErrorCode, ProfileChange, Request, Upgrade};
 use super::audit::{self, Budget, Peer};
@@ -31,6 +33,8 @@ use crate::config::PortConfig;
 
 /// Largest request body, bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// How long a connection that was accepted last may take to ask something.
+const QUESTION_GRACE: Duration = Duration::from_millis(100);
 /// How long requests in flight may keep a daemon that is stopping.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
@@ -48,9 +52,15 @@ pub async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
+    let (accepts, accepting) = watch::channel(true);
+    let listener = Door { listener, accepting };
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let signal = async move {
         shutdown.await;
+        // Whoever connects from here on reaches the process that takes over, if there is one. Those
+        // accepted get the time to ask, and are answered.
+        let _ = accepts.send(false);
+        tokio::time::sleep(QUESTION_GRACE).await;
         // The receiver is gone only when serving has ended already.
         let _ = stopping.send(());
     };
@@ -63,6 +73,32 @@ pub async fn serve(
     match select(pin!(serving.into_future()), pin!(overdue)).await {
         Either::Left((outcome, _)) => outcome,
         Either::Right(((), _)) => Ok(()),
+    }
+}
+
+/// Accepts connections until it is told not to.
+pub(super) struct Door {
+    listener: tokio::net::UnixListener,
+    accepting: watch::Receiver<bool>,
+}
+
+impl Listener for Door {
+    type Io = tokio::net::UnixStream;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let closed = async {
+            // The sender is gone only when serving has ended.
+            drop(self.accepting.wait_for(|accepting| !accepting).await);
+        };
+        match select(pin!(closed), pin!(Listener::accept(&mut self.listener))).await {
+            Either::Left(_) => std::future::pending().await,
+            Either::Right((accepted, _)) => accepted,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which profile a port gets: resolved when the port is made, and the same ever after.
+//! Which profile and MAC a port gets: resolved when the port is made, and the same ever after.
 //!
 //! What is on record decides. The catalog may have grown since, `latest` may mean another profile,
 //! a file may have been edited or the daemon exchanged: a port whose recorded interface is not to
@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::config::{PortConfig, PortProblem, resolve_profile};
+use crate::device::mac::MacAddress;
 use crate::profile::{Catalog, Profile};
 
 use super::state_file::Bound;
@@ -51,6 +52,21 @@ pub enum BindingError {
         /// What it should have.
         asked: String,
     },
+    /// The guest's driver has the address that it read when it started.
+    #[error(
+        "port \"{port}\" is bound to MAC {recorded}, and is to have {asked}: put the old one back; \
+         or, when the VM is shut down, bind the port anew: isonic port set-profile {port} {profile}"
+    )]
+    Mac {
+        /// The port.
+        port: String,
+        /// What it has.
+        recorded: MacAddress,
+        /// What it should have.
+        asked: MacAddress,
+        /// Its profile, which stays.
+        profile: String,
+    },
 }
 
 fn list(problems: &[PortProblem]) -> String {
@@ -67,6 +83,24 @@ pub fn bind(
     recorded: Option<&Bound>,
 ) -> Result<(Arc<Profile>, Bound), BindingError> {
     let Some(recorded) = recorded else { return resolve(config, catalog) };
+    let (profile, bound) = bind_profile(config, catalog, recorded)?;
+    let asked = config.mac();
+    match recorded.mac.filter(|&mac| mac != asked) {
+        Some(mac) => Err(BindingError::Mac {
+            port: config.name.clone(),
+            recorded: mac,
+            asked,
+            profile: bound.profile,
+        }),
+        None => Ok((profile, Bound { mac: Some(asked), ..bound })),
+    }
+}
+
+fn bind_profile(
+    config: &PortConfig,
+    catalog: &Catalog,
+    recorded: &Bound,
+) -> Result<(Arc<Profile>, Bound), BindingError> {
     let known = [&recorded.asked, &recorded.profile];
     if !known.contains(&&config.profile) {
         // Other words for the same interface are no change.
@@ -102,6 +136,7 @@ fn resolve(config: &PortConfig, catalog: &Catalog) -> Result<(Arc<Profile>, Boun
         asked: config.profile.clone(),
         profile: profile.name.clone(),
         digest: profile.digest(),
+        mac: Some(config.mac()),
     };
     Ok((profile, bound))
 }
@@ -154,6 +189,22 @@ mod tests {
                 assert!(message.contains(told), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn another_mac_is_refused_and_a_record_without_one_is_completed() {
+        let catalog = catalog(&[512]);
+        let with_mac =
+            |mac| PortConfig { mac: Some(MacAddress([2, 0, 0, 0, 0, mac])), ..port("com.x.v1") };
+        let (_, bound) = bind(&with_mac(1), &catalog, None).unwrap();
+        assert_eq!(bind(&with_mac(1), &catalog, Some(&bound)).unwrap().1, bound);
+        let message = bind(&with_mac(2), &catalog, Some(&bound)).unwrap_err().to_string();
+        for told in ["02:00:00:00:00:01", "02:00:00:00:00:02", "set-profile vm1 com.x.v1"] {
+            assert!(message.contains(told), "{message}");
+        }
+        let old = Bound { mac: None, ..bound };
+        let completed = bind(&with_mac(2), &catalog, Some(&old)).unwrap().1;
+        assert_eq!(completed.mac, with_mac(2).mac);
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
 //! what survives a restart; `port_watch` looks at the ports, and `diagnosis` says what is wrong
 //! with them; `published` the list of profiles as a file; `service` answers the API;
-//! `succession` has another process go on with everything.
+//! `succession` has another process take over, `ownership` says whose everything is meanwhile;
+//! `upkeep` is what is begun at the start and repeated when it fails.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod host;
 mod link;
 mod nic_life;
 mod nic_watch;
+mod ownership;
 mod port_watch;
 mod ports;
 mod published;
@@ -28,6 +30,7 @@ mod stall;
 mod state_file;
 mod steering;
 mod succession;
+mod upkeep;
 mod uplinks;
 
 use std::io;
@@ -41,6 +44,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::config::{Config, Handed, RunOptions, UplinkConfig};
 use crate::control::server;
@@ -53,10 +57,11 @@ use crate::xdp::{BusyPollError, recover_interrupts};
 
 use fabric::Fabric;
 use ports::{Origin, PortError, Registry};
-use published::{PublishError, PublishedList};
+use published::PublishError;
 use service::DaemonService;
 use state_file::{StateError, StateFile};
 use succession::{Estate, Predecessor, Succession, TakeError, notify};
+use upkeep::Upkeep;
 use uplinks::{NicError, Nics, interrupt_notes};
 
 /// Why the daemon did not start, or ended. Nothing is left behind.
@@ -112,8 +117,8 @@ pub enum DaemonError {
     Take(#[from] TakeError),
 }
 
-/// How often the uplinks are looked at for the published list.
-const PUBLISH_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a signal may take through the runtime.
+const SIGNAL_WAIT: Duration = Duration::from_millis(1);
 
 /// Serve until told to stop by SIGTERM or SIGINT.
 ///
@@ -172,24 +177,18 @@ fn live(
         .map_err(DaemonError::Workers)?;
     // 5. Serve.
     // The ports first, since guests may be waiting for them.
+    let (stop, told) = (Arc::new(Notify::new()), Arc::clone(&registry));
+    runtime.spawn(heed(signals, Arc::clone(&stop), told));
     let outcome = add_ports(&registry, config, options)
         .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, api.as_mut())))
-        .and_then(|()| registry.start_threads().map_err(DaemonError::Workers))
-        .and_then(|()| Ok(registry.record()?))
-        .and_then(|()| publish(&registry))
-        .and_then(|list| {
-            if let Some(list) = list {
-                // It ends with the runtime.
-                runtime.spawn(keep_published(list, Arc::clone(&registry)));
-            }
-            serve(&runtime, signals, api.as_ref(), &registry, &succession)
+        .and_then(|()| Upkeep::begin(&registry, predecessor.is_some()))
+        .and_then(|upkeep| {
+            // It ends with the runtime.
+            runtime.spawn(upkeep.keep());
+            serve(&runtime, &stop, api.as_ref(), &registry, &succession)
         });
-    notify(&[NotifyState::Stopping]);
-    if outcome.is_ok() && (succession.is_over() || succession.leave_with_manager(&registry)) {
-        tracing::info!("another process goes on with everything: this one ends");
-        // Without undoing anything, for all of it is the other's.
-        std::process::exit(0);
-    }
+    let outcome = if predecessor.is_some() { outlive(outcome, &runtime, &stop) } else { outcome };
+    leave_or_return(&runtime, &registry, &succession, outcome.is_ok());
     drop(api);
     // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
     registry.leave_ports();
@@ -199,6 +198,43 @@ fn live(
     fabric.stop();
     if watch.join().is_err() {
         tracing::error!("the thread that watches for lost memory has panicked");
+    }
+    outcome
+}
+
+/// End here if another process has everything, or is to have it: without undoing anything.
+fn leave_or_return(
+    runtime: &Runtime,
+    registry: &Arc<Registry>,
+    succession: &Succession,
+    served: bool,
+) {
+    if registry.ownership.stop() {
+        // A signal that came last of all is still on its way through the runtime.
+        runtime.block_on(async { tokio::time::sleep(SIGNAL_WAIT).await });
+        if registry.ownership.stop_asked() {
+            succession.stop_successor();
+        }
+    } else {
+        notify(&[NotifyState::Stopping]);
+        if !served || !succession.leave_with_manager(registry) {
+            return;
+        }
+    }
+    tracing::info!("another process goes on with everything: this one ends");
+    std::process::exit(0);
+}
+
+/// A process that has taken over ends when it is told to, and not because the API cannot be served.
+fn outlive(
+    outcome: Result<(), DaemonError>,
+    runtime: &Runtime,
+    stop: &Notify,
+) -> Result<(), DaemonError> {
+    if let Err(DaemonError::Serve(error)) = &outcome {
+        tracing::error!(%error, "the API is not served; packets move");
+        runtime.block_on(stop.notified());
+        return Ok(());
     }
     outcome
 }
@@ -294,24 +330,6 @@ fn add_ports(
     Ok(())
 }
 
-/// Publish the list of profiles again when an uplink's MTU has changed.
-async fn keep_published(list: PublishedList, registry: Arc<Registry>) {
-    loop {
-        tokio::time::sleep(PUBLISH_INTERVAL).await;
-        if let Err(error) = list.update(&registry.catalog, &registry.nics.facts()) {
-            tracing::error!(error = chain(&error), "the published list of profiles is out of date");
-        }
-    }
-}
-
-/// Write the list of profiles, if this daemon publishes one.
-fn publish(registry: &Registry) -> Result<Option<PublishedList>, DaemonError> {
-    let Some(path) = registry.config.profiles_file.clone() else { return Ok(None) };
-    let list = PublishedList::new(path);
-    list.update(&registry.catalog, &registry.nics.facts())?;
-    Ok(Some(list))
-}
-
 /// What ends the daemon; from now on it ends in order.
 struct Signals {
     terminate: Signal,
@@ -326,19 +344,35 @@ impl Signals {
     }
 }
 
+/// Have the daemon stop at the first signal. A later one is not lost either: it may come when
+/// another process has taken over, which is to stop then.
+async fn heed(mut signals: Signals, stop: Arc<Notify>, registry: Arc<Registry>) {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = signals.interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        registry.ownership.ask_to_stop();
+        stop.notify_one();
+    }
+}
+
 fn serve(
     runtime: &Runtime,
-    mut signals: Signals,
+    stop: &Arc<Notify>,
     api: Option<&Api>,
     registry: &Arc<Registry>,
     succession: &Arc<Succession>,
 ) -> Result<(), DaemonError> {
     let (finished, succeeded) = (registry.finished(), succession.ended());
+    let (stop, owner) = (Arc::clone(stop), Arc::clone(registry));
     let stopped = async move {
         tokio::select! {
-            _ = signals.terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = signals.interrupt.recv() => tracing::info!("SIGINT: stopping"),
-            () = finished.notified() => tracing::info!("the only session has ended: stopping"),
+            () = stop.notified() => {}
+            () = finished.notified() => {
+                tracing::info!("the only session has ended: stopping");
+                owner.ownership.ask_to_stop();
+            }
             () = succeeded.notified() => {}
         }
     };

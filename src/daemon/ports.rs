@@ -29,9 +29,11 @@ use super::fabric::Fabric;
 use super::link::PortLink;
 use super::nic_life::NicLife;
 use super::nic_watch::NicWatch;
+use super::ownership::{Busy, Ownership};
 use super::port_watch::PortWatch;
 use super::state_file::{Bound, Kept, StateError, StateFile};
-use super::succession::Estate;
+use super::succession::{Estate, PortPart};
+use super::upkeep::Problems;
 use super::uplinks::{Nic, NicState, NicStatus, Nics};
 
 /// Most ports of a host: what numbers, tables and flooding are made for.
@@ -165,6 +167,9 @@ pub enum PortError {
     /// The daemon is stopping.
     #[error(transparent)]
     Worker(#[from] WorkerGone),
+    /// It is not this process's to change anything now.
+    #[error(transparent)]
+    Busy(#[from] Busy),
 }
 
 impl PortError {
@@ -263,6 +268,10 @@ pub struct Registry {
     pub nics: Arc<Nics>,
     /// The workers.
     pub fabric: Arc<Fabric>,
+    /// Whether all of this is this process's.
+    pub ownership: Ownership,
+    /// What is wrong with it at the moment.
+    pub problems: Problems,
     state: Option<StateFile>,
     ports: Mutex<BTreeMap<String, Port>>,
     /// No name is here and in `ports`. Locked after it.
@@ -293,6 +302,8 @@ impl Registry {
             catalog,
             nics,
             fabric,
+            ownership: Ownership::default(),
+            problems: Problems::default(),
             state,
             ports: Mutex::default(),
             refused: Mutex::default(),
@@ -311,14 +322,14 @@ impl Registry {
 
     /// The socket of a port on which another process listens for us.
     fn inherited(&self, config: &PortConfig) -> Option<UnixListener> {
-        let mut estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut estate = self.estate();
         let listens = config.mode == SocketMode::Server;
         estate.as_mut().filter(|_| listens)?.take_listener(&config.name, &config.socket)
     }
 
     /// Whether another process has the ports' sessions yet.
     pub(super) fn is_successor(&self) -> bool {
-        self.estate.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.estate().is_some()
     }
 
     /// Begin to bring broadcast and multicast from every NIC to the workers, and what the host has
@@ -327,9 +338,12 @@ impl Registry {
     /// # Errors
     /// No thread or descriptor to be had.
     pub fn start_threads(self: &Arc<Self>) -> io::Result<()> {
-        self.nics.start_threads(&self.fabric)?;
-        *self.port_watch() = Some(PortWatch::start(Arc::clone(self))?);
-        self.watch_nics()
+        let started = self.nics.start_threads(&self.fabric).and_then(|()| {
+            *self.port_watch() = Some(PortWatch::start(Arc::clone(self))?);
+            self.watch_nics()
+        });
+        // All of them or none, so that it can be tried again.
+        started.inspect_err(|_| self.nics.stop_threads())
     }
 
     /// Look at the ports no more. Not to be called with the ports locked.
@@ -349,7 +363,13 @@ impl Registry {
     pub fn watch_nics(self: &Arc<Self>) -> io::Result<()> {
         let mut watch = self.nic_watch();
         if let Err(lives) = &mut *watch {
-            *watch = Ok(NicWatch::start(Arc::clone(self), std::mem::take(lives))?);
+            match NicWatch::start(Arc::clone(self), std::mem::take(lives)) {
+                Ok(thread) => *watch = Ok(thread),
+                Err(error) => {
+                    *lives = self.nics.iter().map(NicLife::new).collect();
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
@@ -371,19 +391,79 @@ impl Registry {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The ports, to add, change or remove some for somebody who asks.
+    ///
+    /// # Errors
+    /// [`Busy`], at once: whoever asks must not wait for a hand-over.
+    fn change(&self) -> Result<MutexGuard<'_, BTreeMap<String, Port>>, Busy> {
+        self.ownership.check()?;
+        let ports = self.ports();
+        self.ownership.check()?;
+        Ok(ports)
+    }
+
+    /// Do something as the owner of everything, which this process stays until that is done.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn as_owner<T>(&self, work: impl FnOnce() -> T) -> Result<T, Busy> {
+        let _ports = self.change()?;
+        Ok(work())
+    }
+
+    /// All ports as a successor is told of them.
+    pub fn parts(&self, ports: &BTreeMap<String, Port>) -> Vec<PortPart> {
+        let served = ports.values().map(|port| PortPart {
+            config: port.config.clone(),
+            bound: Some(port.bound.clone()),
+            permanent: port.permanent,
+            served: true,
+        });
+        let refused = self.refused();
+        let refused = refused.values().map(|port| PortPart {
+            config: port.config.clone(),
+            bound: port.bound.clone(),
+            permanent: port.permanent,
+            served: false,
+        });
+        served.chain(refused).collect()
+    }
+
+    /// The ports as the process before this one was told of them, if it says so.
+    pub fn told(&self) -> Option<Vec<PortPart>> {
+        self.estate().as_ref()?.ports().cloned()
+    }
+
+    fn estate(&self) -> MutexGuard<'_, Option<Estate>> {
+        self.estate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The ports that are not served, by name.
     pub fn refused(&self) -> MutexGuard<'_, BTreeMap<String, RefusedPort>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ports kept from the last run.
+    /// The ports that the process before this one was given at run time, as it says itself, or as
+    /// it has kept.
     pub fn remembered(&self) -> Vec<PortConfig> {
-        self.state.as_ref().map(|state| state.kept().ports.clone()).unwrap_or_default()
+        let mut ports: Vec<PortConfig> = match &*self.estate() {
+            Some(estate) => estate.added().cloned().collect(),
+            None => Vec::new(),
+        };
+        let kept = self.state.as_ref().map(|state| state.kept().ports.clone());
+        for port in kept.unwrap_or_default() {
+            if ports.iter().all(|told| told.name != port.name) {
+                ports.push(port);
+            }
+        }
+        ports
     }
 
     /// What a port was bound to in the last run.
     fn recorded(&self, name: &str) -> Option<Bound> {
-        self.state.as_ref().and_then(|state| state.kept().bindings.get(name).cloned())
+        let told = self.estate().as_ref().and_then(|estate| estate.port(name)?.bound.clone());
+        let kept = || self.state.as_ref()?.kept().bindings.get(name).cloned();
+        told.or_else(kept)
     }
 
     /// Told when the only session of `--fd` has ended.
@@ -396,7 +476,7 @@ impl Registry {
     /// # Errors
     /// [`PortError`]; everything is then as it was.
     pub fn add(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
-        let mut ports = self.ports();
+        let mut ports = self.change()?;
         if ports.contains_key(&config.name) || self.refused().contains_key(&config.name) {
             return Err(PortError::Exists(config.name));
         }
@@ -409,7 +489,7 @@ impl Registry {
     /// # Errors
     /// [`PortError`]; everything is then as it was.
     pub fn put(&self, config: PortConfig) -> Result<bool, PortError> {
-        let mut ports = self.ports();
+        let mut ports = self.change()?;
         let served = ports.get(&config.name).map(|port| port.config.clone());
         let kept = || self.refused().get(&config.name).map(|port| port.config.clone());
         let Some(present) = served.or_else(kept) else {
@@ -462,7 +542,12 @@ impl Registry {
     /// # Errors
     /// [`StateError`].
     pub fn record(&self) -> Result<(), StateError> {
-        self.save(&self.ports(), None, None)
+        let ports = self.ports();
+        if self.ownership.is_over() {
+            // The file is another process's.
+            return Ok(());
+        }
+        self.save(&ports, None, None)
     }
 
     /// Give a port another profile. Nothing else does: no restart, no update, no new file.
@@ -470,7 +555,7 @@ impl Registry {
     /// # Errors
     /// [`PortError`]; the port is as it was, or refused if it could not be made again.
     pub fn set_profile(&self, name: &str, change: &ProfileChange) -> Result<(), PortError> {
-        let mut ports = self.ports();
+        let mut ports = self.change()?;
         let (old, permanent) = self.changeable(&ports, name)?;
         let config = if permanent {
             self.configured(old, change)?
@@ -582,7 +667,7 @@ impl Registry {
     /// # Errors
     /// [`PortError`].
     pub fn remove(&self, name: &str) -> Result<(), PortError> {
-        let mut ports = self.ports();
+        let mut ports = self.change()?;
         let served = ports.get(name).map(|port| port.permanent);
         let permanent = served.or_else(|| self.refused().get(name).map(|port| port.permanent));
         if permanent.ok_or_else(|| PortError::NotFound(name.to_owned()))? {
@@ -657,7 +742,12 @@ impl Registry {
     /// End the sessions whose front-end took their memory away, until the workers end.
     pub fn watch_memory(&self) {
         while let Some(lost) = self.fabric.next_lost() {
-            for port in self.ports().values().filter(|port| port.id == lost) {
+            let ports = self.ports();
+            if self.ownership.is_over() {
+                // The connection is another process's as well, which sees for itself.
+                return;
+            }
+            for port in ports.values().filter(|port| port.id == lost) {
                 // Told late, it may have been an earlier session's: the rings of this one say.
                 let rings = self.fabric.inspect(port.id).unwrap_or_default();
                 let gone = |ring: &RingReport| ring.broken == Some(Fault::MemoryGone);

@@ -1,7 +1,6 @@
 //! Answers the API: views of what there is, and ports made and removed.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,8 +20,9 @@ use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
 use super::fabric::Rings;
+use super::ownership::Busy;
 use super::ports::{Origin, Port, PortError, RefusedPort, Registry};
-use super::succession::{Succeeded, Succession};
+use super::succession::{Succeeded, Succession, UpgradeError};
 use super::uplinks::{Nic, NicState};
 
 /// The daemon as the API sees it.
@@ -34,6 +34,27 @@ pub struct DaemonService {
 
 impl Service for DaemonService {
     fn call(&self, request: Request) -> Result<Response, ApiError> {
+        if let Request::Upgrade(asked) = &request {
+            return self.upgrade(asked);
+        }
+        self.registry.ownership.check_readable().map_err(busy)?;
+        let reads = request.reads();
+        let answer = self.answer(request);
+        if reads {
+            // What was read may be another process's by now.
+            self.registry.ownership.check_readable().map_err(busy)?;
+        }
+        answer
+    }
+}
+
+impl DaemonService {
+    /// Answer for this registry.
+    pub fn new(registry: Arc<Registry>, succession: Arc<Succession>) -> Self {
+        Self { registry, succession }
+    }
+
+    fn answer(&self, request: Request) -> Result<Response, ApiError> {
         let registry = &self.registry;
         match request {
             Request::ListPorts => Ok(Response::Ports(self.ports())),
@@ -64,28 +85,28 @@ impl Service for DaemonService {
             Request::ShowProfile(name) => self.show_profile(&name),
             Request::Stats => Ok(Response::Stats(self.stats())),
             Request::Version => Ok(Response::Version(VersionView::current())),
-            Request::Upgrade(Upgrade { binary }) => self.upgrade(binary.as_deref()),
+            Request::Upgrade(asked) => self.upgrade(&asked),
         }
     }
-}
 
-impl DaemonService {
-    /// Answer for this registry.
-    pub fn new(registry: Arc<Registry>, succession: Arc<Succession>) -> Self {
-        Self { registry, succession }
-    }
-
-    fn upgrade(&self, binary: Option<&Path>) -> Result<Response, ApiError> {
-        let upgraded = self.succession.upgrade(&self.registry, binary);
-        let refused = |error| ApiError::new(ErrorCode::Refused, chain(&error));
-        let Succeeded { pid, running } = upgraded.map_err(refused)?;
+    fn upgrade(&self, asked: &Upgrade) -> Result<Response, ApiError> {
+        let upgraded = self.succession.upgrade(&self.registry, asked);
+        let Succeeded { pid, running, changes } = upgraded.map_err(|error| match error {
+            UpgradeError::Busy(reason) => busy(reason),
+            error => ApiError::new(ErrorCode::Refused, chain(&error)),
+        })?;
         let running = running.as_ref();
+        // An older version does not tell.
+        let unanswered = running.map(|running| running.unanswered_nanoseconds / 1000);
+        let unanswered = unanswered.filter(|&time| time != 0);
         Ok(Response::Upgraded(Upgraded {
             pid,
             version: running.map(|running| running.version.clone()),
             outage_microseconds: running.map(|running| running.outage_nanoseconds / 1000),
+            unanswered_microseconds: unanswered,
             sessions: running.map_or(0, |running| running.sessions),
             reconnecting: running.map(|running| running.reconnecting.clone()).unwrap_or_default(),
+            changed: changes,
         }))
     }
 
@@ -234,7 +255,8 @@ impl DaemonService {
             sleeps: worker.turns.sleeps(),
             busy_nanoseconds: worker.turns.busy_nanoseconds(),
         });
-        Stats { ports, uplinks, workers: workers.collect() }
+        let problems = registry.problems.list();
+        Stats { ports, uplinks, workers: workers.collect(), problems }
     }
 }
 
@@ -302,8 +324,13 @@ fn refused_port(port: &RefusedPort) -> PortView {
     }
 }
 
+fn busy(reason: Busy) -> ApiError {
+    ApiError::new(ErrorCode::Busy, reason.to_string())
+}
+
 fn refused(error: &PortError) -> ApiError {
     let code = match error {
+        PortError::Busy(_) => ErrorCode::Busy,
         PortError::Exists(_) | PortError::Differs { .. } => ErrorCode::Exists,
         PortError::Problems(problems)
             if problems.iter().any(PortProblem::is_of_the_port_itself) =>

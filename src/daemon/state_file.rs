@@ -73,6 +73,9 @@ pub struct Bound {
     pub profile: String,
     /// The profile's digest then.
     pub digest: String,
+    /// The guest's MAC; None in files of older versions, which did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
 }
 
 /// An uplink as it was opened last: what ports were checked against and placed by. With it they can
@@ -179,7 +182,12 @@ mod tests {
     }
 
     fn kept(names: &[&str]) -> Kept {
-        let bound = Bound { asked: "latest".into(), profile: "p".into(), digest: "d".into() };
+        let bound = Bound {
+            asked: "latest".into(),
+            profile: "p".into(),
+            digest: "d".into(),
+            mac: Some(MacAddress([2, 0, 0, 0, 0, 2])),
+        };
         let uplink = KnownUplink {
             driver: "veth".into(),
             mac: MacAddress([2, 0, 0, 0, 0, 1]),

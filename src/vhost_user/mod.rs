@@ -37,5 +37,5 @@ pub use pause::{Connection, InheritedSession, SessionAtRest};
 pub use record::{Record, Said, started};
 pub use refusal::Refusal;
 pub use session::{SessionEnd, serve, serve_connection};
-pub use socket::{PortSocket, SocketSource};
+pub use socket::{PortSocket, Resting, SocketSource};
 pub use transport::TransportError;

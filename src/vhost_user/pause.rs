@@ -12,15 +12,12 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::record::Record;
-
-/// How long a session may be busy with a message, or its front-end with half of one.
-const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// A session that stands still between two messages.
 #[derive(Debug)]
@@ -93,16 +90,16 @@ pub(super) struct Pauser {
 }
 
 impl Pauser {
-    /// Have the session stand still, unless it cannot for a while: what was said in it, and what
-    /// has it go on when dropped.
-    pub fn pause(&self) -> Option<(Record, Sender<()>)> {
+    /// Have the session stand still before the deadline, or not at all: what was said in it, and
+    /// what has it go on when dropped.
+    pub fn pause(&self, until: Instant) -> Option<(Record, Sender<()>)> {
         let (record, recorded) = bounded(1);
         let (goes_on, go_on) = bounded(0);
         self.pauses.send(Pause { record, go_on }).ok()?;
         self.bell.ring();
-        match recorded.recv_timeout(PAUSE_WAIT_MAX) {
+        match recorded.recv_deadline(until) {
             Ok(Ok(record)) => Some((record, goes_on)),
-            // Busy, at its end, or without a descriptor left: it goes on as if never asked.
+            // Busy, at its end, or without a descriptor left.
             Ok(Err(_)) | Err(_) => None,
         }
     }

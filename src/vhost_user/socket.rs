@@ -5,8 +5,9 @@
 //! first, since a front-end that lost us listens again at once, then every half second. Both take
 //! any number of disconnects and reconnects, whoever starts first.
 //!
-//! It can stand still (`rest`) for another process to go on, with the session it has; and begin so,
-//! to go on (`resume`) with the session that another process had.
+//! It can stand still (`ask_to_rest`) for another process to take over the session it has, and
+//! begin so, to continue (`resume`) a session that another process had. A session that does not
+//! stand still in time is cut: whoever takes over has all of a port, or its front-end connects anew.
 //!
 //! Does not make or remove socket paths: a server's listener comes bound.
 
@@ -39,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// second, to a backend that has fewer queue pairs than it wants (`net_vhost_user_init` of its
 /// net/vhost-user.c waits for a connection that it accepts).
 const PACE: Duration = Duration::from_millis(20);
+/// How long a session that was cut may take to end.
+const CUT_WAIT_MAX: Duration = Duration::from_millis(100);
 /// A session that was shorter is one that came and went, ...
 const SHORT: Duration = Duration::from_secs(1);
 /// ... of which so many in a row are logged.
@@ -63,7 +66,7 @@ type Serve = Arc<dyn Fn(&mut Connection) -> SessionEnd + Send + Sync>;
 /// What the waiting thread is told.
 enum Order {
     Stop,
-    Rest { done: Sender<Option<SessionAtRest>>, resume: Receiver<Resumption> },
+    Rest { until: Instant, done: Sender<Option<SessionAtRest>>, resume: Receiver<Resumption> },
 }
 
 /// How a socket that rests goes on.
@@ -116,7 +119,7 @@ impl PortSocket {
         serve: impl Fn(&mut Connection) -> SessionEnd + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let (mut socket, keeper) = Self::new(name, Arc::new(serve))?;
-        socket.ask_to_rest();
+        socket.ask_to_rest(Instant::now());
         socket.keep(keeper, source)
     }
 
@@ -156,20 +159,15 @@ impl PortSocket {
         self.listener.as_ref().map(AsFd::as_fd)
     }
 
-    /// Take no connection, and have the session stand still between two messages, so that another
-    /// process can go on with both. The session, if there is one; one that does not come to stand
-    /// still goes on.
-    pub fn rest(&mut self) -> Option<SessionAtRest> {
-        // A socket that has stopped has none.
-        self.ask_to_rest().recv().ok().flatten()
-    }
-
-    fn ask_to_rest(&mut self) -> Receiver<Option<SessionAtRest>> {
+    /// Have it take no connection, and its session stand still between two messages, so that
+    /// another process can take over both. A session that does not before the deadline ends: it is
+    /// in half a message, say. Returns at once, so that all ports are asked before any is waited for.
+    pub fn ask_to_rest(&mut self, until: Instant) -> Resting {
         let (done, at_rest) = bounded(1);
         let (goes_on, resume) = bounded(1);
         self.resting = Some(goes_on);
-        self.order(Order::Rest { done, resume });
-        at_rest
+        self.order(Order::Rest { until, done, resume });
+        Resting { at_rest, until }
     }
 
     /// Go on, as if nothing had been.
@@ -210,6 +208,23 @@ impl PortSocket {
                 tracing::error!("the thread of a port's socket has panicked");
             }
         }
+    }
+}
+
+/// A port's socket that was asked to rest.
+#[derive(Debug)]
+pub struct Resting {
+    at_rest: Receiver<Option<SessionAtRest>>,
+    until: Instant,
+}
+
+impl Resting {
+    /// The session, if there is one that stands still. Waits for the deadline, and little more.
+    #[must_use]
+    pub fn wait(self) -> Option<SessionAtRest> {
+        // A socket that has stopped has none. One whose thread does not answer hands over nothing:
+        // it rests before it accepts again.
+        self.at_rest.recv_deadline(self.until + 2 * CUT_WAIT_MAX).ok().flatten()
     }
 }
 
@@ -398,14 +413,28 @@ impl Keeper {
         while let Ok(order) = self.orders.try_recv() {
             match order {
                 Order::Stop => return true,
-                Order::Rest { done, resume } => self.rest(&done, &resume),
+                Order::Rest { until, done, resume } => self.rest(until, &done, &resume),
             }
         }
         false
     }
 
-    fn rest(&mut self, done: &Sender<Option<SessionAtRest>>, resume: &Receiver<Resumption>) {
-        let (session, goes_on) = self.live.as_ref().and_then(Live::rest).unzip();
+    fn rest(
+        &mut self,
+        until: Instant,
+        done: &Sender<Option<SessionAtRest>>,
+        resume: &Receiver<Resumption>,
+    ) {
+        let (session, goes_on) = self.live.as_ref().and_then(|live| live.rest(until)).unzip();
+        let busy = |live: &&Live| session.is_none() && !live.thread.is_finished();
+        if let Some(live) = self.live.as_ref().filter(busy) {
+            tracing::warn!(
+                port = self.name,
+                "the session did not stand still in time for another process and was cut: \
+                 its front-end connects anew"
+            );
+            live.cut();
+        }
         // Whoever asked may only want to have it go on later.
         let _ = done.send(session);
         if let Ok(Resumption { session, ours }) = resume.recv() {
@@ -516,10 +545,20 @@ impl Drop for SignalOnDrop {
 
 impl Live {
     /// Have the session stand still until what comes with it is dropped; None if it does not.
-    fn rest(&self) -> Option<(SessionAtRest, Sender<()>)> {
+    fn rest(&self, until: Instant) -> Option<(SessionAtRest, Sender<()>)> {
         let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
-        let (record, goes_on) = self.pauser.pause()?;
+        let (record, goes_on) = self.pauser.pause(until)?;
         Some((SessionAtRest { stream, record }, goes_on))
+    }
+
+    /// End the connection. The session gives its rings back meanwhile, but one that is stuck holds
+    /// nobody up.
+    fn cut(&self) {
+        // Fails where the front-end has closed already, which is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let wait = Timespec::try_from(CUT_WAIT_MAX).expect("a short time");
+        // Interrupted or not: nothing depends on it.
+        let _ = poll(&mut [PollFd::new(&self.done, PollFlags::IN)], Some(&wait));
     }
 }
 

@@ -240,6 +240,16 @@ impl<'bed> Daemon<'bed> {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
     }
 
+    /// What becomes of a client command with `--json`.
+    pub fn ask(bed: &Bed, arguments: &[&str]) -> Finished {
+        run_to_end(&mut Self::client(bed, arguments))
+    }
+
+    /// The processes that take over are this one's to wait for.
+    pub fn adopt_orphans() {
+        Process::adopt_orphans();
+    }
+
     /// The message of a client command that is refused; panics if it succeeds.
     pub fn refusal(&self, arguments: &[&str]) -> String {
         let finished = run_to_end(&mut Self::client(self.bed, arguments));

@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
@@ -29,8 +30,6 @@ const PIECE: usize = 128;
 const DESCRIPTORS_MAX: u32 = 1 << 20;
 /// Room for pieces that nobody reads yet, bytes: each takes about a thousand.
 const UNREAD_BYTES: usize = 8 << 20;
-/// How long a full socket may take to be read from.
-const WRITE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// One end.
 #[derive(Debug)]
@@ -40,7 +39,6 @@ impl Channel {
     /// Ours, and the other process's.
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        ours.set_write_timeout(Some(WRITE_WAIT_MAX))?;
         // It takes a capability that isonic has; without the room there may be more to wait for.
         let _ = set_socket_send_buffer_size_force(&ours, UNREAD_BYTES);
         Ok((Self(ours), theirs.into()))
@@ -51,18 +49,33 @@ impl Channel {
         Self(end.into())
     }
 
+    /// Break the channel from another thread: whoever waits on it gets an error.
+    pub fn breaker(&self) -> io::Result<impl FnOnce() + Send + 'static> {
+        let ours = self.0.try_clone()?;
+        // It fails only if the other end has done so.
+        Ok(move || drop(ours.shutdown(Shutdown::Both)))
+    }
+
     /// Send a message: how many descriptors it has, and they, with a byte for each piece of them.
-    pub fn send(&self, message: &impl Serialize, descriptors: &Descriptors) -> io::Result<()> {
+    /// A full socket must be read from before the deadline.
+    pub fn send(
+        &self,
+        message: &impl Serialize,
+        descriptors: &Descriptors,
+        deadline: Instant,
+    ) -> io::Result<()> {
         let text = File::from(rustix::fs::memfd_create("isonic-document", MemfdFlags::CLOEXEC)?);
         text.write_all_at(&serde_json::to_vec(message)?, 0)?;
         let all = [text.as_fd()].into_iter().chain(descriptors.iter().map(AsFd::as_fd));
         let all: Vec<BorrowedFd<'_>> = all.collect();
         let count = u32::try_from(all.len()).map_err(io::Error::other)?;
+        self.0.set_write_timeout(Some(left(deadline)?))?;
         (&self.0).write_all(&count.to_ne_bytes())?;
-        all.chunks(PIECE).try_for_each(|piece| self.send_piece(piece))
+        all.chunks(PIECE).try_for_each(|piece| self.send_piece(piece, deadline))
     }
 
-    fn send_piece(&self, piece: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fn send_piece(&self, piece: &[BorrowedFd<'_>], deadline: Instant) -> io::Result<()> {
+        self.0.set_write_timeout(Some(left(deadline)?))?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PIECE))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(piece)), "at most a piece");
@@ -72,12 +85,12 @@ impl Channel {
         Ok(())
     }
 
-    /// Receive a message, within this time if there is a limit.
+    /// Receive a message, whole before the deadline if there is one.
     pub fn receive<T: DeserializeOwned>(
         &self,
-        within: Option<Duration>,
+        deadline: Option<Instant>,
     ) -> io::Result<(T, Descriptors)> {
-        self.0.set_read_timeout(within)?;
+        self.0.set_read_timeout(deadline.map(left).transpose()?)?;
         let mut count = [0; 4];
         (&self.0).read_exact(&mut count)?;
         let count = u32::from_ne_bytes(count);
@@ -86,6 +99,7 @@ impl Channel {
         }
         let mut descriptors = Vec::new();
         while descriptors.len() < count as usize {
+            self.0.set_read_timeout(deadline.map(left).transpose()?)?;
             self.receive_piece(&mut descriptors)?;
         }
         let text = File::from(descriptors.remove(0));
@@ -113,4 +127,10 @@ impl Channel {
         }
         Ok(())
     }
+}
+
+/// The time until a deadline.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }

@@ -14,8 +14,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::PortConfig;
 use crate::vhost_user::{Record, Said};
 use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
+
+use super::super::state_file::Bound;
 
 /// Of both documents.
 pub(super) const VERSION: u32 = 1;
@@ -31,6 +34,26 @@ pub(super) struct Foundation {
     /// The API's listening socket.
     pub api: Option<Place>,
     pub listeners: Vec<ListenerPart>,
+    /// All ports, each a [`PortPart`]. Whoever sends them waits for [`Answer::Prepared`] and not
+    /// for [`Answer::Ready`], which is all that older versions know.
+    ///
+    /// [`Answer::Prepared`]: super::Answer::Prepared
+    /// [`Answer::Ready`]: super::Answer::Ready
+    #[serde(default)]
+    pub ports: Option<Vec<serde_json::Value>>,
+}
+
+/// One port, as it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PortPart {
+    /// As configured.
+    pub config: PortConfig,
+    /// What is on record of its interface.
+    pub bound: Option<Bound>,
+    /// The configuration file has it.
+    pub permanent: bool,
+    /// It is not refused.
+    pub served: bool,
 }
 
 /// One NIC.
@@ -65,6 +88,12 @@ pub(super) struct Traffic {
     pub stopped_at: u64,
     /// By interface.
     pub sockets: Vec<(String, SocketAtRest)>,
+    /// When sessions were asked to stand still, by the same clock; 0 if that is not told.
+    #[serde(default)]
+    pub asked_at: u64,
+    /// Who takes it has everything; without it, who says `taken`.
+    #[serde(default)]
+    pub token: Option<Place>,
     /// Ports whose session did not come to stand still.
     #[serde(default)]
     pub reconnecting: Vec<String>,

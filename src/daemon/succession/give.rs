@@ -6,38 +6,65 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
 
-use crate::datapath::{RingAtRest, SocketDescriptor, WorkerAtRest};
+use crate::control::api::{PortChange, Upgrade};
+use crate::datapath::{PortId, RingAtRest, SocketDescriptor, WorkerAtRest};
 use crate::report::chain;
 use crate::vhost_user::{SessionAtRest, started};
 
 use super::super::fabric::RestError;
+use super::super::ownership::Busy;
 use super::super::ports::{Port, Registry};
+use super::super::upkeep::Duty;
 use super::super::uplinks::{LeftUplink, Nic};
 use super::channel::Channel;
 use super::document::{
     Descriptors, Foundation, ListenerPart, Place, SaidPart, SessionPart, Traffic, UplinkPart,
     VERSION,
 };
-use super::{Answer, PREDECESSOR_VARIABLE, Running, manager, notify, now};
+use super::token::Token;
+use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, notify, now};
 
-/// How long a successor may take to start, while packets move.
+/// How long a successor may take to start, while packets move and requests are answered.
 const READY_WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long it may take to go on, while they do not.
-const TAKEN_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long a hand-over may take, from asking sessions to stand still until the successor has
+/// everything.
+const HAND_OVER_WAIT_MAX: Duration = Duration::from_secs(3);
+/// How much of that all sessions together have to come to stand still.
+const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How long the successor may take to say what came of it.
+const RUNNING_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Why there is no successor; all goes on as before.
 #[derive(Debug, thiserror::Error)]
 pub enum UpgradeError {
-    /// One is being started already, or has everything.
+    /// One is being started already.
     #[error("another upgrade is under way")]
     UnderWay,
+    /// Another process has everything, or this one stops.
+    #[error(transparent)]
+    Busy(Busy),
+    /// It was asked to stop while the new process started.
+    #[error("isonic was told to stop while the new process got ready; that process was ended")]
+    Stopped,
+    /// Running guests would lose what they have.
+    #[error(
+        "the new process would change what running VMs have: {}. Nothing was changed. Put the old \
+         values back into the configuration, shut these VMs down first, or insist: \
+         isonic upgrade --force",
+        list(.0)
+    )]
+    Takes(Vec<PortChange>),
+    /// An uplink went down, came back or was opened again while the successor got ready.
+    #[error("uplink {0} has changed while the new process got ready; give the command again")]
+    UplinkChanged(String),
     /// An uplink that cannot go over.
     #[error("no other process can go on with uplink {uplink}: {obstacle}; restart isonic instead")]
     Uplink {
@@ -78,6 +105,10 @@ pub enum UpgradeError {
     Give(#[source] io::Error),
 }
 
+fn list(changes: &[PortChange]) -> String {
+    changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// This process, as what has successors.
 #[derive(Debug)]
 pub struct Succession {
@@ -85,18 +116,20 @@ pub struct Succession {
     binary: io::Result<PathBuf>,
     /// The API's listening socket.
     api: Option<OwnedFd>,
-    under_way: AtomicBool,
-    over: AtomicBool,
+    /// The number of the process that has everything; 0 while there is none.
+    successor: AtomicU32,
     ended: Arc<Notify>,
 }
 
-/// A process that was started to go on with everything.
+/// A process that was started and has everything.
 #[derive(Debug)]
 pub struct Succeeded {
     /// Its number.
     pub pid: u32,
     /// What came of it.
     pub running: Option<Running>,
+    /// What it has changed.
+    pub changes: Vec<PortChange>,
 }
 
 impl Succession {
@@ -105,8 +138,7 @@ impl Succession {
         Ok(Self {
             binary: std::env::current_exe(),
             api: api.map(|api| api.try_clone_to_owned()).transpose()?,
-            under_way: AtomicBool::new(false),
-            over: AtomicBool::new(false),
+            successor: AtomicU32::new(0),
             ended: Arc::default(),
         })
     }
@@ -116,72 +148,77 @@ impl Succession {
         Arc::clone(&self.ended)
     }
 
-    /// Whether another process has everything.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
-    }
-
-    /// Have another process go on: `binary`, or what is where this one was started from.
+    /// Have another process take over: `binary`, or what is where this one was started from.
     ///
     /// # Errors
-    /// [`UpgradeError`]; all goes on as before then.
+    /// [`UpgradeError`]; this process continues as before then.
     pub fn upgrade(
         &self,
         registry: &Arc<Registry>,
-        binary: Option<&Path>,
+        asked: &Upgrade,
     ) -> Result<Succeeded, UpgradeError> {
-        if self.under_way.swap(true, Ordering::AcqRel) {
-            return Err(UpgradeError::UnderWay);
+        {
+            // No port comes or goes from here on: what the successor reads stays true.
+            let _ports = registry.ports();
+            registry.ownership.prepare().map_err(|busy| match busy {
+                Busy::Upgrading => UpgradeError::UnderWay,
+                busy => UpgradeError::Busy(busy),
+            })?;
         }
-        // What stands still is no fault of a NIC's.
-        registry.leave_nics();
-        let outcome = self.try_upgrade(registry, binary);
+        let _undecided = registry.ownership.undecided();
+        let outcome = self.try_upgrade(registry, asked).map(Successor::succeeded);
         match &outcome {
             Ok(succeeded) => {
                 notify(&[NotifyState::MainPid(succeeded.pid)]);
-                self.over.store(true, Ordering::Release);
                 self.ended.notify_one();
             }
             Err(error) => {
                 tracing::error!(error = chain(error), "no upgrade: this process goes on");
-                if let Err(error) = registry.watch_nics() {
-                    tracing::error!(%error, "what becomes of the NICs is followed no more");
-                }
-                self.under_way.store(false, Ordering::Release);
+                let watched = registry.watch_nics().map_err(|error| error.to_string());
+                registry.problems.note(Duty::Threads, watched);
             }
         }
         outcome
     }
 
+    /// Have the successor stop, as this process was told to.
+    pub fn stop_successor(&self) {
+        let id = i32::try_from(self.successor.load(Ordering::Acquire)).ok();
+        let Some(id) = id.and_then(Pid::from_raw) else { return };
+        tracing::info!(pid = id.as_raw_nonzero(), "the new process is told to stop as well");
+        // It is our child, and nobody has waited for it: the number is still its own.
+        if let Err(error) = kill_process(id, Signal::TERM) {
+            tracing::error!(%error, "the new process cannot be told to stop");
+        }
+    }
+
     /// Leave everything with the service manager, for the process that it starts next. Answers
     /// whether that is done: this process must do nothing more then.
     pub fn leave_with_manager(&self, registry: &Arc<Registry>) -> bool {
-        if !manager::keeps() || self.under_way.swap(true, Ordering::AcqRel) {
-            return self.is_over();
+        if !manager::keeps() {
+            return false;
         }
         registry.leave_nics();
         let left = self.try_leave(registry);
-        match left {
-            Ok(()) => self.over.store(true, Ordering::Release),
-            Err(error) => {
-                let error = chain(&error);
-                tracing::error!(error, "nothing is left with the service manager");
-            }
+        if let Err(error) = &left {
+            let error = chain(error);
+            tracing::error!(error, "nothing is left with the service manager");
         }
-        self.is_over()
+        left.is_ok()
     }
 
     fn try_leave(&self, registry: &Arc<Registry>) -> Result<(), UpgradeError> {
         look_for_obstacles(registry)?;
+        let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
         let ports = registry.ports();
         let sockets = registry.fabric.socket_descriptors()?;
         let (foundation, descriptors) =
             self.foundation(registry, &ports, sockets).map_err(UpgradeError::Give)?;
-        channel.send(&foundation, &descriptors).map_err(UpgradeError::Give)?;
+        channel.send(&foundation, &descriptors, deadline).map_err(UpgradeError::Give)?;
         let mut standstill = Standstill { registry, ports, armed: true };
         let (traffic, descriptors) = standstill.traffic()?;
-        channel.send(&traffic, &descriptors).map_err(UpgradeError::Give)?;
+        channel.send(&traffic, &descriptors, deadline).map_err(UpgradeError::Give)?;
         manager::keep(&theirs).map_err(UpgradeError::Give)?;
         standstill.armed = false;
         Ok(())
@@ -190,26 +227,55 @@ impl Succession {
     fn try_upgrade(
         &self,
         registry: &Arc<Registry>,
-        binary: Option<&Path>,
-    ) -> Result<Succeeded, UpgradeError> {
+        asked: &Upgrade,
+    ) -> Result<Successor, UpgradeError> {
         look_for_obstacles(registry)?;
-        // Held to the end: no port comes or goes meanwhile.
+        let looked_at = uplink_changes(registry);
+        let mut successor = Successor::start(&self.binary(asked.binary.as_deref())?)?;
+        registry.ownership.on_stop(successor.channel.breaker().map_err(UpgradeError::Give)?);
+        let stopped = |error| match error {
+            UpgradeError::Silent { .. } if registry.ownership.stop_asked() => UpgradeError::Stopped,
+            error => error,
+        };
+        successor.changes = self.prepare(registry, &mut successor).map_err(stopped)?;
+        // A link that goes down now is the successor's to notice.
+        registry.leave_nics();
+        look_for_obstacles(registry)?;
+        if let Some(uplink) = changed_since(looked_at, registry) {
+            return Err(UpgradeError::UplinkChanged(uplink));
+        }
         let ports = registry.ports();
-        let mut successor = Successor::start(&self.binary(binary)?)?;
-        let sockets = registry.fabric.socket_descriptors()?;
-        let (foundation, descriptors) =
-            self.foundation(registry, &ports, sockets).map_err(UpgradeError::Give)?;
-        successor.send(&foundation, &descriptors)?;
-        successor.expect("ready", READY_WAIT_MAX)?;
+        if !asked.force {
+            changes::refuse_losses(&successor.changes, &ports).map_err(UpgradeError::Takes)?;
+        }
+        registry.ownership.hand_over().map_err(|_stopping| UpgradeError::Stopped)?;
         let mut standstill = Standstill { registry, ports, armed: true };
         if let Err(error) = leave(&mut standstill, &mut successor) {
             // Before we go on.
             successor.end();
             return Err(error);
         }
-        // From here on it is the successor's.
+        // From here on everything is the successor's, and nobody gets the lock before that is said.
         standstill.armed = false;
-        Ok(successor.succeeded())
+        self.successor.store(successor.process.id(), Ordering::Release);
+        registry.ownership.lose();
+        Ok(successor)
+    }
+
+    /// Give the successor what it begins with, and wait until it is ready: what it would change.
+    fn prepare(
+        &self,
+        registry: &Registry,
+        successor: &mut Successor,
+    ) -> Result<Vec<PortChange>, UpgradeError> {
+        let deadline = Instant::now() + READY_WAIT_MAX;
+        let (foundation, descriptors) = {
+            let ports = registry.ports();
+            let sockets = registry.fabric.socket_descriptors()?;
+            self.foundation(registry, &ports, sockets).map_err(UpgradeError::Give)?
+        };
+        successor.send(&foundation, &descriptors, deadline)?;
+        successor.ready(deadline)
     }
 
     fn binary(&self, asked: Option<&Path>) -> Result<PathBuf, UpgradeError> {
@@ -250,15 +316,43 @@ impl Succession {
                 listeners.push(ListenerPart { port, path, listener: put(listener)? });
             }
         }
-        Ok((Foundation { version: VERSION, uplinks, api, listeners }, descriptors))
+        let parts = registry.parts(ports).into_iter().map(serde_json::to_value);
+        let ports = Some(parts.collect::<Result<_, _>>()?);
+        Ok((Foundation { version: VERSION, uplinks, api, listeners, ports }, descriptors))
     }
 }
 
-/// Stop, and leave it all to the successor.
+/// Since when each uplink is as it is.
+fn uplink_changes(registry: &Registry) -> Vec<SystemTime> {
+    registry.nics.iter().map(|nic| nic.status().since).collect()
+}
+
+/// An uplink that is not as it was.
+fn changed_since(before: Vec<SystemTime>, registry: &Registry) -> Option<String> {
+    let mut uplinks = registry.nics.iter().zip(before);
+    let changed = uplinks.find(|(nic, since)| nic.status().since != *since);
+    changed.map(|(nic, _)| nic.config.interface.clone())
+}
+
+/// Stop, and leave it all to the successor. An error says that it has taken nothing, and cannot
+/// any more.
 fn leave(standstill: &mut Standstill<'_>, successor: &mut Successor) -> Result<(), UpgradeError> {
-    let (traffic, descriptors) = standstill.traffic()?;
-    successor.send(&traffic, &descriptors)?;
-    successor.expect("taken", TAKEN_WAIT_MAX)
+    let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
+    let token = Token::new().map_err(UpgradeError::Give)?;
+    let (mut traffic, mut descriptors) = standstill.traffic()?;
+    let shared = token.share().map_err(UpgradeError::Give)?;
+    traffic.token = Some(descriptors.put(shared));
+    successor.send(&traffic, &descriptors, deadline)?;
+    match successor.taken(deadline) {
+        // Older versions say so and take no token.
+        Ok(()) => Ok(()),
+        Err(error) if token.take() => Err(error),
+        // It has everything, and did not get to say so.
+        Err(_) => {
+            successor.taken = true;
+            Ok(())
+        }
+    }
 }
 
 fn look_for_obstacles(registry: &Registry) -> Result<(), UpgradeError> {
@@ -301,14 +395,8 @@ struct Standstill<'r> {
 impl Standstill<'_> {
     /// Stop, and say where everything stands.
     fn traffic(&mut self) -> Result<(Traffic, Descriptors), UpgradeError> {
-        let (mut sessions, mut reconnecting) = (Vec::new(), Vec::new());
-        for (name, port) in self.ports.iter_mut() {
-            match port.socket.rest() {
-                Some(session) => sessions.push((port.id, name.clone(), session)),
-                None if port.link.session().is_some() => reconnecting.push(name.clone()),
-                None => {}
-            }
-        }
+        let asked_at = now();
+        let (sessions, reconnecting) = self.pause();
         self.registry.nics.stop_threads();
         let stopped_at = now();
         let workers = self.registry.fabric.rest()?;
@@ -334,8 +422,30 @@ impl Standstill<'_> {
                 serde_json::to_value(part).map_err(|error| UpgradeError::Give(error.into()))?,
             );
         }
-        let (version, sessions) = (VERSION, parts);
-        Ok((Traffic { version, stopped_at, sockets, reconnecting, sessions }, descriptors))
+        let (version, sessions, token) = (VERSION, parts, None);
+        let traffic =
+            Traffic { version, asked_at, stopped_at, sockets, token, reconnecting, sessions };
+        Ok((traffic, descriptors))
+    }
+
+    /// Have all sessions stand still, within one deadline for all of them: those that do, and the
+    /// ports whose front-ends have to connect anew.
+    fn pause(&mut self) -> (Vec<(PortId, String, SessionAtRest)>, Vec<String>) {
+        let until = Instant::now() + PAUSE_WAIT_MAX;
+        let ask = |(name, port): (&String, &mut Port)| {
+            let connected = port.link.session().is_some();
+            (port.id, name.clone(), connected, port.socket.ask_to_rest(until))
+        };
+        let asked: Vec<_> = self.ports.iter_mut().map(ask).collect();
+        let (mut sessions, mut reconnecting) = (Vec::new(), Vec::new());
+        for (id, name, connected, resting) in asked {
+            match resting.wait() {
+                Some(session) => sessions.push((id, name, session)),
+                None if connected => reconnecting.push(name),
+                None => {}
+            }
+        }
+        (sessions, reconnecting)
     }
 }
 
@@ -384,6 +494,8 @@ struct Successor {
     process: Child,
     channel: Channel,
     taken: bool,
+    /// What it would change, or has.
+    changes: Vec<PortChange>,
 }
 
 impl Successor {
@@ -398,31 +510,50 @@ impl Successor {
             .spawn()
             .map_err(|source| UpgradeError::Start { binary: binary.to_owned(), source })?;
         tracing::info!(binary = %binary.display(), pid = process.id(), "a new process is started");
-        Ok(Self { process, channel, taken: false })
+        Ok(Self { process, channel, taken: false, changes: Vec::new() })
     }
 
-    /// It is told what it did not wait for only if it has ended, which it says or shows.
+    /// A broken pipe means that it has ended: what is waited for next reports why.
     fn send(
         &self,
         message: &impl serde::Serialize,
         descriptors: &Descriptors,
+        deadline: Instant,
     ) -> Result<(), UpgradeError> {
-        match self.channel.send(message, descriptors) {
+        match self.channel.send(message, descriptors, deadline) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             outcome => outcome.map_err(UpgradeError::Give),
         }
     }
 
-    fn expect(&mut self, step: &'static str, within: Duration) -> Result<(), UpgradeError> {
-        let answer = self.channel.receive::<Answer>(Some(within));
-        match answer.map_err(|source| UpgradeError::Silent { step, source })?.0 {
-            Answer::Ready if step == "ready" => Ok(()),
-            Answer::Taken if step == "taken" => {
+    /// Wait until it has made all that it can: what it would change.
+    fn ready(&mut self, deadline: Instant) -> Result<Vec<PortChange>, UpgradeError> {
+        match self.answer("ready", deadline)? {
+            Answer::Prepared { changes } => Ok(changes),
+            Answer::Ready => {
+                tracing::warn!("the new process is older and does not say what it would change");
+                Ok(Vec::new())
+            }
+            _ => Err(UpgradeError::Foreign),
+        }
+    }
+
+    /// Wait until it has everything.
+    fn taken(&mut self, deadline: Instant) -> Result<(), UpgradeError> {
+        match self.answer("taken", deadline)? {
+            Answer::Taken => {
                 self.taken = true;
                 Ok(())
             }
-            Answer::Refused { reason } => Err(UpgradeError::Refused(reason)),
             _ => Err(UpgradeError::Foreign),
+        }
+    }
+
+    fn answer(&mut self, step: &'static str, deadline: Instant) -> Result<Answer, UpgradeError> {
+        let answer = self.channel.receive::<Answer>(Some(deadline));
+        match answer.map_err(|source| UpgradeError::Silent { step, source })?.0 {
+            Answer::Refused { reason } => Err(UpgradeError::Refused(reason)),
+            answer => Ok(answer),
         }
     }
 
@@ -432,7 +563,8 @@ impl Successor {
         // It has ended already if that fails.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let said = self.channel.receive::<Answer>(Some(Duration::from_millis(1)));
+        let now = Instant::now() + Duration::from_millis(1);
+        let said = self.channel.receive::<Answer>(Some(now));
         if let Ok((Answer::Taken, _)) = said {
             tracing::error!("the new process went on too late and was ended: this one ends too");
             std::process::exit(1);
@@ -440,12 +572,24 @@ impl Successor {
     }
 
     /// What came of it, if it says so.
-    fn succeeded(self) -> Succeeded {
-        let running = match self.channel.receive(Some(TAKEN_WAIT_MAX)) {
-            Ok((Answer::Running(running), _)) => Some(running),
-            _ => None,
+    fn succeeded(mut self) -> Succeeded {
+        let deadline = Instant::now() + RUNNING_WAIT_MAX;
+        let running = loop {
+            match self.channel.receive(Some(deadline)) {
+                Ok((Answer::Running(running), _)) => break Some(running),
+                // It was too late for whoever waited for it, and not for the token.
+                Ok((Answer::Taken, _)) => {}
+                _ => break None,
+            }
         };
-        Succeeded { pid: self.process.id(), running }
+        if running.is_none() && matches!(self.process.try_wait(), Ok(Some(_))) {
+            tracing::error!(
+                "the new process has ended after it took everything: this one ends too"
+            );
+            std::process::exit(1);
+        }
+        let changes = std::mem::take(&mut self.changes);
+        Succeeded { pid: self.process.id(), running, changes }
     }
 }
 

@@ -26,15 +26,20 @@
 //!
 //! Each module gives and takes its own part; here is where they meet.
 
+mod changes;
 mod channel;
 mod document;
 mod give;
 mod manager;
 mod take;
+mod token;
 
 use serde::{Deserialize, Serialize};
 
-pub use give::{Succeeded, Succession};
+use crate::control::api::PortChange;
+
+pub use document::PortPart;
+pub use give::{Succeeded, Succession, UpgradeError};
 pub use manager::notify;
 pub use take::{Estate, Predecessor, TakeError};
 
@@ -47,6 +52,11 @@ const PREDECESSOR_VARIABLE: &str = "ISONIC_PREDECESSOR";
 enum Answer {
     /// All is made that can be, and nothing is taken.
     Ready,
+    /// The same, to a predecessor that has said what its ports are.
+    Prepared {
+        /// What would be otherwise.
+        changes: Vec<PortChange>,
+    },
     /// All is taken. Sent before anything moves.
     Taken,
     /// Packets move again.
@@ -62,6 +72,9 @@ pub struct Running {
     pub version: String,
     /// From when the workers came to rest until they went on.
     pub outage_nanoseconds: u64,
+    /// From when sessions were asked to stand still until they went on; 0 if that is not told.
+    #[serde(default)]
+    pub unanswered_nanoseconds: u64,
     /// Sessions that go on.
     pub sessions: usize,
     /// Ports whose front-end has to connect anew.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
 
+use crate::config::PortConfig;
 use crate::datapath::{UplinkId, WorkerGone};
 use crate::platform::unix_socket::SocketFile;
 use crate::report::chain;
@@ -19,11 +20,15 @@ use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
 
 use super::super::ports::Registry;
 use super::channel::Channel;
-use super::document::{Descriptors, Foundation, SessionPart, Traffic, VERSION};
-use super::{Answer, PREDECESSOR_VARIABLE, Running, manager, now};
+use super::document::{Descriptors, Foundation, PortPart, SessionPart, Traffic, VERSION};
+use super::token::Token;
+use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, now};
 
 /// How long a session may take to be followed: each message is microseconds.
 const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How long the predecessor may take to read a full channel.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long what was kept may take to be read.
 const KEPT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -40,6 +45,9 @@ pub enum TakeError {
         /// As it says.
         found: u32,
     },
+    /// It continues itself, since we took too long.
+    #[error("this process was not ready to take over in time")]
+    Late,
     /// Its frames are not as it says.
     #[error("its sockets' frames are not where it says")]
     Frames,
@@ -57,6 +65,8 @@ pub struct Estate {
     uplinks: BTreeMap<String, InheritedUplink>,
     api: Option<UnixListener>,
     listeners: BTreeMap<String, (PathBuf, UnixListener)>,
+    /// As they are with it; None if it does not say.
+    ports: Option<Vec<PortPart>>,
 }
 
 impl Estate {
@@ -74,7 +84,24 @@ impl Estate {
                 estate.listeners.insert(part.port, (part.path, listener.into()));
             }
         }
+        estate.ports = foundation.ports.map(|parts| parts.into_iter().filter_map(port).collect());
         estate
+    }
+
+    /// A port as it was, if that is told.
+    pub fn port(&self, name: &str) -> Option<&PortPart> {
+        self.ports.iter().flatten().find(|part| part.config.name == name)
+    }
+
+    /// All ports as they were, if that is told.
+    pub fn ports(&self) -> Option<&Vec<PortPart>> {
+        self.ports.as_ref()
+    }
+
+    /// The ports that it was given at run time.
+    pub fn added(&self) -> impl Iterator<Item = &PortConfig> {
+        let added = self.ports.iter().flatten().filter(|part| !part.permanent);
+        added.map(|part| &part.config)
     }
 
     /// The uplink of this name.
@@ -94,6 +121,15 @@ impl Estate {
         let (at, listener) = self.listeners.remove(port)?;
         (at == path).then_some(listener)
     }
+}
+
+/// A port that another version may say more of than we know: then the state file has it.
+fn port(part: serde_json::Value) -> Option<PortPart> {
+    serde_json::from_value(part)
+        .inspect_err(
+            |error| tracing::warn!(%error, "a port is told of in words of another version"),
+        )
+        .ok()
 }
 
 /// The process before this one.
@@ -140,7 +176,7 @@ impl Predecessor {
     }
 
     fn foundation(&self) -> Result<Estate, TakeError> {
-        let (foundation, descriptors) = self.channel.receive::<Foundation>(self.patience())?;
+        let (foundation, descriptors) = self.channel.receive::<Foundation>(self.deadline())?;
         if foundation.version != VERSION {
             return Err(TakeError::Version { found: foundation.version });
         }
@@ -148,8 +184,8 @@ impl Predecessor {
     }
 
     /// What was kept is there.
-    fn patience(&self) -> Option<Duration> {
-        if self.waits { None } else { Some(KEPT_WAIT_MAX) }
+    fn deadline(&self) -> Option<Instant> {
+        if self.waits { None } else { Some(Instant::now() + KEPT_WAIT_MAX) }
     }
 
     /// Say why we do not go on.
@@ -162,49 +198,90 @@ impl Predecessor {
         if !self.waits {
             return Ok(());
         }
-        self.channel.send(answer, &Descriptors::default())
+        self.channel.send(answer, &Descriptors::default(), Instant::now() + ANSWER_WAIT_MAX)
     }
 
-    /// Go on where it rests: ports are made, and they and the workers are at rest.
+    /// Take over where it rests: ports are made, and they and the workers are at rest.
     ///
     /// # Errors
-    /// [`TakeError`]; nothing has moved, and nothing may: the process has to end.
+    /// [`TakeError`]; nothing has moved, and nothing may: the process has to end. Nothing that
+    /// fails after the token is taken is an error: there is nobody else who could continue.
     pub fn take_over(&self, registry: &Registry) -> Result<(), TakeError> {
-        self.answer(&Answer::Ready)?;
-        let (traffic, descriptors) = self.channel.receive::<Traffic>(self.patience())?;
-        let Traffic { version, stopped_at, sockets, mut reconnecting, sessions } = traffic;
-        if version != VERSION {
-            return Err(TakeError::Version { found: version });
+        self.get_ready(registry)?;
+        let (mut traffic, mut descriptors) = self.channel.receive::<Traffic>(self.deadline())?;
+        if traffic.version != VERSION {
+            return Err(TakeError::Version { found: traffic.version });
         }
-        let sessions = join(sessions, descriptors);
+        let token = traffic.token.and_then(|place| descriptors.take(place)).map(Token::of);
+        let sessions = join(std::mem::take(&mut traffic.sessions), descriptors);
         // Forgotten rather than dropped where this fails: what is at rest must not go on.
         let (commit, ours) = bounded(0);
         let commit = std::mem::ManuallyDrop::new(commit);
         let (followed, lost) = follow(registry, sessions, &ours);
-        reconnecting.extend(lost);
-        if !registry.fabric.adopt(by_number(registry, sockets))? {
+        let sockets = by_number(registry, std::mem::take(&mut traffic.sockets));
+        if !registry.fabric.adopt(sockets)? {
             return Err(TakeError::Frames);
         }
         for nic in registry.nics.iter() {
             nic.replace_program()?;
         }
-        self.answer(&Answer::Taken)?;
-        registry.fabric.resume()?;
-        let outage_nanoseconds = now().saturating_sub(stopped_at);
+        self.take(token.as_ref())?;
+        if let Err(error) = registry.fabric.resume() {
+            tracing::error!(%error, "a worker does not go on");
+        }
+        let resumed_at = now();
         drop(std::mem::ManuallyDrop::into_inner(commit));
         own_names(registry);
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        let sessions = followed;
+        traffic.reconnecting.extend(lost);
+        self.tell(&traffic, followed, resumed_at);
+        Ok(())
+    }
+
+    /// Say that all is made that can be, and what is otherwise than it was.
+    fn get_ready(&self, registry: &Registry) -> Result<(), TakeError> {
+        let told = registry.told();
+        let Some(told) = told else { return Ok(self.answer(&Answer::Ready)?) };
+        let changes = changes::compare(&told, registry);
+        for change in &changes {
+            tracing::warn!(%change, "not as it was with the process before this one");
+        }
+        Ok(self.answer(&Answer::Prepared { changes })?)
+    }
+
+    /// Be the owner of everything from here on.
+    fn take(&self, token: Option<&Token>) -> Result<(), TakeError> {
+        let Some(token) = token else { return Ok(self.answer(&Answer::Taken)?) };
+        if !token.take() {
+            return Err(TakeError::Late);
+        }
+        if let Err(error) = self.answer(&Answer::Taken) {
+            // It finds the token taken.
+            tracing::warn!(%error, "the process before this one does not hear that we took over");
+        }
+        Ok(())
+    }
+
+    fn tell(&self, traffic: &Traffic, sessions: usize, resumed_at: u64) {
+        let outage_nanoseconds = resumed_at.saturating_sub(traffic.stopped_at);
+        let asked_at = Some(traffic.asked_at).filter(|&at| at != 0);
+        let unanswered = asked_at.map(|at| now().saturating_sub(at)).unwrap_or_default();
+        let reconnecting = traffic.reconnecting.clone();
         tracing::info!(
             us = outage_nanoseconds / 1000,
+            unanswered_us = unanswered / 1000,
             sessions,
             ?reconnecting,
             "went on where the process before this one rests"
         );
-        let running = Running { version, outage_nanoseconds, sessions, reconnecting };
+        let running = Running {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            outage_nanoseconds,
+            unanswered_nanoseconds: unanswered,
+            sessions,
+            reconnecting,
+        };
         // It has ended already if it does not hear it.
         let _ = self.answer(&Answer::Running(running));
-        Ok(())
     }
 }
 
@@ -250,7 +327,13 @@ fn follow(
     for (name, outcome) in outcomes {
         match outcome.recv_deadline(deadline) {
             Ok(()) => followed += 1,
-            Err(_) => reconnecting.push(name),
+            Err(_) => {
+                // One that is late only must not go on after all.
+                if let Some(port) = ports.get(&name) {
+                    port.link.end_session();
+                }
+                reconnecting.push(name);
+            }
         }
     }
     (followed, reconnecting)

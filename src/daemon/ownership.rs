@@ -1,0 +1,273 @@
+//! Who owns the ports, their sockets, the NICs and the files at this instant: this process, or the
+//! one that takes over from it.
+//!
+//! ```text
+//!           prepare           hand_over            lose
+//! Serving ───────────▶ Preparing ─────▶ HandingOver ──▶ Over
+//!    │ ▲                   │                │
+//!    │ └─ nothing came of it, or a stop ────┘
+//!    └── stop ──▶ Stopping
+//! ```
+//!
+//! Only in `Serving` may a request change anything: what a successor reads at its start is still
+//! true when it takes over. In `Over` this process touches nothing. The phase changes to
+//! `Preparing` and `HandingOver` under the registry's lock; so whoever has that lock and found
+//! `Serving` may finish.
+
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// How far this process is from being the owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// It is the owner.
+    #[default]
+    Serving,
+    /// It is, and a successor gets ready.
+    Preparing,
+    /// Everything stands still, between the two.
+    HandingOver,
+    /// Another process is the owner.
+    Over,
+    /// It gives everything back.
+    Stopping,
+}
+
+impl Phase {
+    fn check(self) -> Result<(), Busy> {
+        match self {
+            Self::Serving => Ok(()),
+            Self::Preparing | Self::HandingOver => Err(Busy::Upgrading),
+            Self::Over => Err(Busy::Over),
+            Self::Stopping => Err(Busy::Stopping),
+        }
+    }
+}
+
+/// Why a request was not executed; to repeat it is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Busy {
+    /// A successor gets ready, or takes over.
+    #[error("an upgrade is under way, and nothing was changed; ask again in a moment")]
+    Upgrading,
+    /// Another process has everything.
+    #[error("a new process has taken over, and nothing was changed by the old one; ask again")]
+    Over,
+    /// The daemon ends.
+    #[error("isonic is stopping, and nothing was changed; ask again when it has started")]
+    Stopping,
+}
+
+/// Cuts a preparation short.
+type Cancel = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    stop_asked: bool,
+    cancel: Option<Cancel>,
+}
+
+/// The phase of this process.
+#[derive(Default)]
+pub struct Ownership {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl fmt::Debug for Ownership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ownership").field(&self.state().phase).finish()
+    }
+}
+
+impl Ownership {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something may be changed now.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn check(&self) -> Result<(), Busy> {
+        self.state().phase.check()
+    }
+
+    /// Whether this process knows how things are.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn check_readable(&self) -> Result<(), Busy> {
+        match self.state().phase {
+            Phase::Preparing => Ok(()),
+            phase => phase.check(),
+        }
+    }
+
+    /// Whether another process has everything.
+    pub fn is_over(&self) -> bool {
+        self.state().phase == Phase::Over
+    }
+
+    /// Whether this process was told to stop.
+    pub fn stop_asked(&self) -> bool {
+        self.state().stop_asked
+    }
+
+    /// A successor is to be started. Call it with the ports locked.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn prepare(&self) -> Result<(), Busy> {
+        let mut state = self.state();
+        state.phase.check()?;
+        if state.stop_asked {
+            return Err(Busy::Stopping);
+        }
+        state.phase = Phase::Preparing;
+        Ok(())
+    }
+
+    /// While the successor gets ready, a request to stop does this.
+    pub fn on_stop(&self, cancel: impl FnOnce() + Send + 'static) {
+        let mut state = self.state();
+        if state.stop_asked {
+            drop(state);
+            cancel();
+        } else {
+            state.cancel = Some(Box::new(cancel));
+        }
+    }
+
+    /// The successor is ready: everything comes to stand still. Call it with the ports locked.
+    ///
+    /// # Errors
+    /// [`Busy::Stopping`].
+    pub fn hand_over(&self) -> Result<(), Busy> {
+        let mut state = self.state();
+        if state.stop_asked {
+            return Err(Busy::Stopping);
+        }
+        state.cancel = None;
+        state.phase = Phase::HandingOver;
+        Ok(())
+    }
+
+    /// The successor has everything.
+    pub fn lose(&self) {
+        self.state().phase = Phase::Over;
+        self.changed.notify_all();
+    }
+
+    /// While it lives, an upgrade is under way; if nothing came of it this process is the owner as
+    /// before. A panic is no exception.
+    pub fn undecided(&self) -> impl Drop {
+        Undecided(self)
+    }
+
+    fn settle(&self) {
+        let mut state = self.state();
+        state.cancel = None;
+        if matches!(state.phase, Phase::Preparing | Phase::HandingOver) {
+            state.phase = Phase::Serving;
+        }
+        self.changed.notify_all();
+    }
+
+    /// This process was told to stop: a preparation is cut short, a hand-over comes to its end.
+    pub fn ask_to_stop(&self) {
+        let mut state = self.state();
+        state.stop_asked = true;
+        let cancel = state.cancel.take();
+        drop(state);
+        if let Some(cancel) = cancel {
+            cancel();
+        }
+    }
+
+    /// Wait for the outcome of an upgrade that is under way, and let nobody change anything from
+    /// then on. Answers whether another process has everything.
+    pub fn stop(&self) -> bool {
+        if self.is_over() {
+            return true;
+        }
+        self.ask_to_stop();
+        let under_way =
+            |state: &mut State| matches!(state.phase, Phase::Preparing | Phase::HandingOver);
+        let waited = self.changed.wait_while(self.state(), under_way);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.phase == Phase::Over {
+            return true;
+        }
+        state.phase = Phase::Stopping;
+        false
+    }
+}
+
+struct Undecided<'o>(&'o Ownership);
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        self.0.settle();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn only_the_owner_changes_anything_and_whoever_asks_is_told_to_ask_again() {
+        let ownership = Ownership::default();
+        assert_eq!((ownership.check(), ownership.check_readable()), (Ok(()), Ok(())));
+        ownership.prepare().unwrap();
+        assert_eq!(ownership.check(), Err(Busy::Upgrading));
+        assert_eq!(ownership.check_readable(), Ok(()));
+        assert_eq!(ownership.prepare(), Err(Busy::Upgrading));
+        ownership.hand_over().unwrap();
+        assert_eq!(ownership.check_readable(), Err(Busy::Upgrading));
+        drop(ownership.undecided());
+        assert_eq!(ownership.check(), Ok(()));
+        ownership.prepare().unwrap();
+        ownership.hand_over().unwrap();
+        ownership.lose();
+        drop(ownership.undecided());
+        assert_eq!((ownership.check(), ownership.is_over()), (Err(Busy::Over), true));
+    }
+
+    #[test]
+    fn a_stop_cuts_a_preparation_short_and_waits_for_a_hand_over() {
+        let ownership = Arc::new(Ownership::default());
+        ownership.prepare().unwrap();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let cancel = |ownership: &Ownership| {
+            let cancelled = Arc::clone(&cancelled);
+            ownership.on_stop(move || cancelled.store(true, Ordering::Release));
+        };
+        cancel(&ownership);
+        ownership.ask_to_stop();
+        assert!(cancelled.swap(false, Ordering::AcqRel));
+        assert_eq!(ownership.hand_over(), Err(Busy::Stopping));
+        // It was told before there was anything to cut short.
+        cancel(&ownership);
+        assert!(cancelled.load(Ordering::Acquire));
+        drop(ownership.undecided());
+        assert!(!ownership.stop());
+        assert_eq!(ownership.check(), Err(Busy::Stopping));
+
+        let ownership = Arc::new(Ownership::default());
+        ownership.prepare().unwrap();
+        ownership.hand_over().unwrap();
+        let waits = Arc::clone(&ownership);
+        let stopped = std::thread::spawn(move || waits.stop());
+        while !ownership.stop_asked() {
+            std::thread::yield_now();
+        }
+        ownership.lose();
+        assert!(stopped.join().unwrap(), "another process has everything");
+    }
+}
