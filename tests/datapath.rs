@@ -9,7 +9,7 @@ use isonic::test_support::frontend::{event, signalled};
 use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER, WRITE};
 use isonic::test_support::rig::Rig;
 use isonic::test_support::rig_guest::{OUTSIDE, RigGuest, each_layout, frame, mac, route};
-use isonic::virtqueue::{EventFd, EventKind, Fault};
+use isonic::virtqueue::{EventFd, EventKind, Fault, QueueOptions};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 
@@ -529,6 +529,40 @@ fn a_full_inbox_drops_and_counts_and_loses_no_frame() {
         rig.settle();
         assert_eq!(rig.port_count(guest.port, PortCounter::ToGuestDroppedHandover), 1);
         rig.assert_frames_balance();
+    });
+}
+
+/// Whether the driver of a transmit ring with nothing outstanding would kick for its next packet.
+fn asks_for_kicks(driver: &Driver, options: QueueOptions) -> bool {
+    match options {
+        QueueOptions { packed: true, .. } => driver.device_area_flags() == 0,
+        QueueOptions { event_idx: true, .. } => driver.available_event() == driver.available,
+        _ => driver.used_flags() & 1 == 0,
+    }
+}
+
+#[test]
+fn a_quiet_ring_asks_for_kicks_in_other_memory_too() {
+    // More than the turns after which a ring without packets is quiet.
+    const MANY_TURNS: usize = 100;
+    each_layout(|options| {
+        let mut rig = Rig::new(1);
+        let attachment = Attachment::Switch { mac: mac(1) };
+        let port = rig.add_port(route(attachment, vec![WorkerId(0)]));
+        let mut ram = GuestRam::new(1 << 20);
+        let mut driver = Driver::new(&mut ram, 64, options);
+        rig.give(0, port, 1, driver.ring().0);
+        for _ in 0..3 {
+            driver.send(&frame(OUTSIDE, mac(1), 60), &[]);
+            rig.settle();
+            assert_eq!(driver.completed().len(), 1);
+            for _ in 0..MANY_TURNS {
+                rig.workers[0].turn();
+            }
+            assert!(asks_for_kicks(&driver, options), "before, {options:?}");
+            assert!(rig.relocate(0, (port, 1), driver.setup(), &ram.memory));
+            assert!(asks_for_kicks(&driver, options), "in the other, {options:?}");
+        }
     });
 }
 

@@ -1,6 +1,10 @@
 //! Memory tables change under rings that run, whole or not at all.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -126,6 +130,11 @@ fn each_queue_pair_of_qemu_may_add_and_remove_the_same_region() {
         frontend.ok(code::REM_MEM_REG, &second.single(), &[]);
     }
     assert_eq!(host.indices(), [0]);
+    // What never was there is not taken for gone.
+    let never = GuestFile::new(2 << 32, FRONTEND + (2 << 32), 0x10000);
+    frontend.refused(code::REM_MEM_REG, &never.single(), &[]);
+    let longer = GuestFile { size: 2 * second.size, ..second };
+    frontend.refused(code::REM_MEM_REG, &longer.single(), &[]);
     // The same addresses backed by another file are another region, and overlap.
     let other = memory();
     frontend.refused(code::ADD_MEM_REG, &other.single(), &[&other.file]);
@@ -215,4 +224,84 @@ fn memory_changes_under_a_worker_that_never_rests() {
     assert!(host.rings.lock().unwrap().is_empty());
     host.stop.store(true, Ordering::Relaxed);
     assert!(worker.join().unwrap() > 0);
+}
+
+#[test]
+fn a_table_with_a_region_that_is_mapped_already_maps_it_once() {
+    let (frontend, host) = connect();
+    let first = memory();
+    frontend.start(&first, 1);
+    let at = |host: &RecordingHost| host.rings()[&0].queue.ring().position();
+    let before = at(&host);
+    let second = GuestFile::new(1 << 32, FRONTEND + (1 << 32), 0x10000);
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let inode = first.file.metadata().unwrap().ino().to_string();
+        maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode)).count()
+    };
+    let table = GuestFile::table(&[&first, &second]);
+    assert_eq!(mapped(), 1);
+    frontend.ok(code::SET_MEM_TABLE, &table, &[&first.file, &second.file]);
+    assert_eq!((mapped(), at(&host)), (1, before));
+}
+
+#[test]
+fn sparse_memory_beyond_the_port_s_limit_is_refused_in_one_region_or_in_many() {
+    const LIMIT: u64 = 1 << 42;
+    let (frontend, _host) = connect();
+    frontend.negotiate();
+    let (mut guest, mut taken) = (0, 0);
+    // From more than there is down to a page, as often as it is taken.
+    for size in (12..=46).rev().map(|bits| 1_u64 << bits) {
+        while taken < 8 {
+            let region = GuestFile::new(guest, FRONTEND + guest, size);
+            if !frontend.accepted(code::ADD_MEM_REG, &region.single(), &[&region.file]) {
+                break;
+            }
+            (guest, taken) = (guest + size, taken + 1);
+        }
+    }
+    assert!(guest <= LIMIT, "{guest:#x} bytes");
+    let table: Vec<_> =
+        (0..3).map(|n| GuestFile::new(n * LIMIT, FRONTEND + n * LIMIT, LIMIT / 2)).collect();
+    let both = [&table[0], &table[1]];
+    let files = [&table[0].file, &table[1].file, &table[2].file];
+    frontend.ok(code::SET_MEM_TABLE, &GuestFile::table(&both), &files[..2]);
+    let all = GuestFile::table(&[both[0], both[1], &table[2]]);
+    frontend.refused(code::SET_MEM_TABLE, &all, &files);
+}
+
+#[test]
+fn only_memory_is_memory_and_a_refused_file_is_asked_nothing() {
+    let (frontend, _host) = connect();
+    frontend.negotiate();
+    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+    let program = File::open("/proc/self/exe").unwrap();
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let region = memory();
+    for file in [null, program, File::from(OwnedFd::from(socket)), event()] {
+        frontend.refused(code::ADD_MEM_REG, &region.single(), &[&file]);
+        frontend.refused(code::SET_MEM_TABLE, &GuestFile::table(&[&region]), &[&file]);
+    }
+    frontend.ok(code::ADD_MEM_REG, &region.single(), &[&region.file]);
+}
+
+#[test]
+fn memory_that_cannot_be_written_or_that_lies_askew_is_refused() {
+    let (frontend, host) = connect();
+    frontend.negotiate();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("isonic-guest", flags).unwrap());
+    file.set_len(0x10000).unwrap();
+    let sealed = GuestFile { file, guest: 0, frontend: FRONTEND, size: 0x10000 };
+    rustix::fs::fcntl_add_seals(&sealed.file, rustix::fs::SealFlags::WRITE).unwrap();
+    frontend.refused(code::ADD_MEM_REG, &sealed.single(), &[&sealed.file]);
+    for (guest, frontend_address) in [(0, FRONTEND + 1), (8, FRONTEND), (16, FRONTEND + 2048)] {
+        let askew = GuestFile::new(guest, frontend_address, 0x10000);
+        frontend.refused(code::ADD_MEM_REG, &askew.single(), &[&askew.file]);
+    }
+    let first = memory();
+    frontend.ok(code::ADD_MEM_REG, &first.single(), &[&first.file]);
+    frontend.start_ring(&first, 0);
+    assert_eq!(host.indices(), [0]);
 }

@@ -2,10 +2,12 @@
 //! rings that run are not touched.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use isonic::test_support::frontend::{
     Frontend, GuestFile, NEED_REPLY, RING_SIZE, RecordingHost, addresses, code, event, pair,
@@ -234,4 +236,167 @@ fn another_protocol_or_an_endless_body_ends_the_session_with_its_reason() {
     let end = frontend.ended();
     assert!(matches!(end, SessionEnd::Protocol(TransportError::TooLong { code: 5, len: 4097 })));
     assert!(host.indices().is_empty());
+}
+
+/// Say all of ring 1 in QEMU's order but for what is left out, the kick last.
+fn say_ring(frontend: &Frontend, memory: &GuestFile, without: u32) {
+    let index = 1_u64.to_ne_bytes();
+    let steps = [
+        (code::SET_VRING_NUM, pair(1, RING_SIZE), None),
+        (code::SET_VRING_BASE, pair(1, 0), None),
+        (code::SET_VRING_ADDR, addresses(1, 0, memory.ring(1)), None),
+        (code::SET_VRING_CALL, index.to_vec(), Some(event())),
+        (code::SET_VRING_KICK, index.to_vec(), Some(event())),
+    ];
+    for (request, body, file) in steps.into_iter().filter(|(request, ..)| *request != without) {
+        let files: Vec<&File> = file.iter().collect();
+        // Not asked for: a front-end need not hear that a ring could not start.
+        assert!(frontend.send(request, 1, &body, &files));
+    }
+    assert_eq!(frontend.number(code::GET_QUEUE_NUM), Some(2), "all of them were done");
+}
+
+#[test]
+fn a_ring_does_not_start_with_what_was_in_force_before_a_refusal() {
+    let end = 0x7f00_0000_0000_u64 + (1 << 40);
+    let refused: [(u32, Vec<u8>, bool); 9] = [
+        (code::SET_VRING_NUM, pair(1, 4096), false),
+        (code::SET_VRING_NUM, pair(1, 100), false),
+        (code::SET_VRING_NUM, pair(1, RING_SIZE), true),
+        (code::SET_VRING_BASE, pair(1, 0x1_0000), false),
+        (code::SET_VRING_ADDR, addresses(1, 2, [end; 3]), false),
+        (code::SET_VRING_ADDR, addresses(1, 0, [end + 1, end, end]), false),
+        (code::SET_VRING_ADDR, pair(1, 0), false),
+        (code::SET_VRING_KICK, 1_u64.to_ne_bytes().to_vec(), false),
+        (code::SET_VRING_CALL, 1_u64.to_ne_bytes().to_vec(), false),
+    ];
+    for (request, body, with_descriptor) in refused {
+        let (frontend, host, memory) = running();
+        // A run, so that there is something to be left over.
+        frontend.start_ring(&memory, 1);
+        assert_eq!(host.indices(), [0, 1]);
+        frontend.stop_ring(1).unwrap();
+        let descriptor = event();
+        let files: &[&File] = if with_descriptor { &[&descriptor] } else { &[] };
+        frontend.refused(request, &body, files);
+        say_ring(&frontend, &memory, request);
+        assert_eq!(host.indices(), [0], "after {request} with {body:02x?} was refused");
+        say_ring(&frontend, &memory, 0);
+        assert_eq!(host.indices(), [0, 1], "{request} came again");
+    }
+}
+
+#[test]
+fn a_ring_that_runs_goes_on_after_a_refusal_and_starts_again_only_without_one() {
+    let (frontend, host, memory) = running();
+    frontend.start_ring(&memory, 1);
+    frontend.refused(code::SET_VRING_NUM, &pair(1, 512), &[]);
+    assert_eq!(host.indices(), [0, 1]);
+    frontend.stop_ring(1).unwrap();
+    say_ring(&frontend, &memory, code::SET_VRING_NUM);
+    assert_eq!(host.indices(), [0], "its front-end believes that it has 512 entries");
+    frontend.ok(code::SET_VRING_NUM, &pair(1, 512), &[]);
+    assert_eq!(host.rings()[&1].queue.ring().size(), 512);
+}
+
+#[test]
+fn no_ring_starts_by_features_or_in_memory_that_were_to_be_replaced() {
+    let offered = profile().features.0;
+    let (frontend, host, memory) = running();
+    frontend.stop_ring(0).unwrap();
+    frontend.refused(code::SET_FEATURES, &(offered | 1).to_ne_bytes(), &[]);
+    say_ring(&frontend, &memory, 0);
+    assert!(host.indices().is_empty());
+    frontend.ok(code::SET_FEATURES, &offered.to_ne_bytes(), &[]);
+    assert_eq!(host.indices(), [1], "it waited for nothing else");
+    frontend.stop_ring(1).unwrap();
+    let table = GuestFile::table(&[&memory]);
+    frontend.refused(code::SET_MEM_TABLE, &table, &[&event()]);
+    say_ring(&frontend, &memory, 0);
+    assert!(host.indices().is_empty());
+    frontend.ok(code::SET_MEM_TABLE, &table, &[&memory.file]);
+    assert_eq!(host.indices(), [1]);
+}
+
+#[test]
+fn the_offer_is_the_profile_s_and_nothing_is_forced_on() {
+    for bit in [0, 3, 17] {
+        let mut profile = profile();
+        profile.protocol_features.0 &= !(1 << bit);
+        let offer = profile.protocol_features.0;
+        let frontend = Frontend::connect(profile, Arc::new(RecordingHost::default()));
+        assert_eq!(frontend.number(code::GET_PROTOCOL_FEATURES), Some(offer), "bit {bit}");
+        // As front-ends go on: what they were offered they may have.
+        assert!(frontend.send(code::SET_PROTOCOL_FEATURES, 1, &offer.to_ne_bytes(), &[]));
+        let pairs = frontend.number(code::GET_QUEUE_NUM);
+        assert_eq!(pairs.is_some(), bit != 0, "GET_QUEUE_NUM needs mq alone");
+    }
+}
+
+/// "It is recommended that back-ends either ignore this message, or use it to disable all rings."
+#[test]
+fn reset_owner_discards_nothing() {
+    const RESET_OWNER: u32 = 4;
+    let (frontend, host, _memory) = running();
+    frontend.ok(RESET_OWNER, &[], &[]);
+    assert_eq!(host.indices(), [0]);
+    assert!(host.moves.lock().unwrap().is_empty());
+}
+
+/// A socket whose close(2) waits: not all that was written can be sent, and it is to linger.
+fn lingering() -> (File, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    while (&near).write(&[0; 65536]).is_ok() {}
+    let long = Some(Duration::from_secs(600));
+    rustix::net::sockopt::set_socket_linger(&near, long).unwrap();
+    (File::from(OwnedFd::from(near)), far)
+}
+
+#[test]
+fn a_descriptor_whose_close_waits_is_refused_and_the_session_goes_on() {
+    let (frontend, host, memory) = running();
+    let region = GuestFile::table(&[&memory]);
+    let requests = [
+        (code::SET_OWNER, vec![]),
+        (code::SET_MEM_TABLE, region),
+        (code::ADD_MEM_REG, memory.single()),
+        (code::SET_VRING_KICK, 1_u64.to_ne_bytes().to_vec()),
+        (code::SET_VRING_CALL, 1_u64.to_ne_bytes().to_vec()),
+        (code::SET_LOG_FD, vec![]),
+        (code::SET_BACKEND_REQ_FD, vec![]),
+        (99, vec![]),
+    ];
+    let mut peers = Vec::new();
+    for (request, body) in requests {
+        let (socket, peer) = lingering();
+        assert!(frontend.send(request, NEED_REPLY, &body, &[&socket]));
+        // Ours is not the last any more.
+        drop(socket);
+        assert_eq!(frontend.reply(request), Some(1_u64.to_ne_bytes().to_vec()), "{request}");
+        peers.push(peer);
+    }
+    assert_eq!(host.indices(), [0]);
+}
+
+#[test]
+fn a_front_end_that_sends_more_than_is_closed_loses_its_session_and_nothing_else() {
+    // Epoll sets of epoll sets and pipes close at once, and are not known to: a thread has them.
+    let (frontend, host, _memory) = running();
+    let (near, _far) = UnixStream::pair().unwrap();
+    let file = File::from(OwnedFd::from(near));
+    let many: Vec<&File> = std::iter::repeat_n(&file, 64).collect();
+    for _ in 0..20 {
+        if !frontend.send(code::SET_OWNER, 1, &[], &many) {
+            break;
+        }
+    }
+    drop(frontend);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !host.indices().is_empty() {
+        assert!(Instant::now() < deadline, "rings are back whatever is closed meanwhile");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

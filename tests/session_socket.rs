@@ -1,12 +1,16 @@
 //! A port's socket takes any number of connections, in any order of who starts first.
 
+use std::fs::File;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isonic::test_support::frontend::{Frontend, GuestFile, RecordingHost, code, profile};
-use isonic::vhost_user::{PortHost, PortSocket, SocketSource, serve};
+use isonic::vhost_user::{Ended, PortHost, PortSocket, SessionEnd, SocketSource, serve};
 
 fn start(source: SocketSource) -> (PortSocket, Arc<RecordingHost>) {
     let host = Arc::new(RecordingHost::default());
@@ -137,4 +141,69 @@ fn a_stream_that_is_there_already_is_served_once() {
     drop(frontend);
     eventually(|| host.indices().is_empty());
     socket.stop();
+}
+
+/// A socket whose close(2) waits for longer than any test: not all that was written can be sent.
+fn lingering() -> (File, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    while (&near).write(&[0; 65536]).is_ok() {}
+    rustix::net::sockopt::set_socket_linger(&near, Some(Duration::from_secs(600))).unwrap();
+    (File::from(OwnedFd::from(near)), far)
+}
+
+/// A front-end that speaks no protocol, and has a socket that lingers behind that, which is not
+/// read.
+fn hostile(path: &Path) -> (Frontend, TcpStream) {
+    let (frontend, (descriptor, peer)) = (frontend(path), lingering());
+    assert!(frontend.send_bytes(&[0; 12], &[]));
+    assert!(frontend.send_bytes(&[0; 12], &[&descriptor]));
+    (frontend, peer)
+}
+
+/// Closing a connection closes what nobody has received of it.
+#[test]
+fn what_waits_unread_in_a_connection_holds_up_neither_the_next_session_nor_a_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("port");
+    let (mut socket, host) = start(SocketSource::Listener(UnixListener::bind(&path).unwrap()));
+    let mut peers = Vec::new();
+    let mut served = frontend(&path);
+    served.start(&memory(), 2);
+    for _ in 0..3 {
+        // All of it is there before its session begins.
+        let (hostile, peer) = hostile(&path);
+        peers.push(peer);
+        drop(served);
+        assert_eq!(hostile.number(code::GET_FEATURES), None, "its session has ended");
+        served = frontend(&path);
+        served.start(&memory(), 1);
+        assert_eq!(host.indices(), [0]);
+    }
+    // The one that waits to be served has something to be closed too.
+    let _waiting = hostile(&path);
+    assert_eq!(socket.stop(), Ended::Whole);
+    assert!(host.indices().is_empty());
+    drop(socket);
+}
+
+#[test]
+fn a_session_that_does_not_end_is_left_behind_by_whoever_stops_its_socket() {
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let mut socket = PortSocket::start(SocketSource::Stream(theirs), "isonic-test", move |_| {
+        // As in a system call that waits for something of the front-end's.
+        let _ = held.lock().unwrap().recv();
+        SessionEnd::Disconnected
+    })
+    .unwrap();
+    assert!(!socket.is_stopped());
+    socket.begin_stop();
+    assert_eq!(socket.stop(), Ended::LeftBehind);
+    assert!(socket.is_stopped());
+    assert_eq!(socket.stop(), Ended::Whole, "nothing more can be stopped");
+    drop(release);
 }

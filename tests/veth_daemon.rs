@@ -3,12 +3,17 @@
 
 mod common;
 
+use std::fs::File;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use common::{
     Bed, Configuration, Daemon, Finished, NIC, PortSpec, Process, ping, run_to_end, wait_for,
 };
-use isonic::test_support::frontend::{Frontend, GuestFile};
+use isonic::test_support::frontend::{Frontend, GuestFile, code};
 
 /// One port on the bed's first uplink.
 fn one_port(bed: &Bed) -> Configuration {
@@ -265,4 +270,46 @@ fn a_guest_cannot_be_promised_an_mtu_that_the_uplink_does_not_carry() {
     bed.host.run(&["ip", "link", "set", NIC, "mtu", "1400"]);
     let refused = Daemon::refused(&bed, &one_port(&bed));
     assert_refused(&bed, &refused, &["vm1", "1400", "1500"]);
+}
+
+/// A socket whose close(2) waits for minutes, whatever is set on it: what lingers waits in its
+/// queue.
+fn blocking_descriptor() -> (File, impl Sized) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let lingers = TcpStream::connect(listener.local_addr().expect("an address")).expect("joined");
+    let peer = listener.accept().expect("joined").0;
+    lingers.set_nonblocking(true).expect("set");
+    while (&lingers).write(&[0; 65536]).is_ok() {}
+    let minutes = Some(Duration::from_secs(600));
+    rustix::net::sockopt::set_socket_linger(&lingers, minutes).expect("set");
+    let (near, far) = UnixStream::pair().expect("a pair");
+    let inner = File::from(OwnedFd::from(lingers));
+    assert!(Frontend::over(far.try_clone().expect("another")).send_bytes(&[0], &[&inner]));
+    // On its way: whoever closes the near end closes it.
+    drop(inner);
+    (File::from(OwnedFd::from(near)), (peer, far))
+}
+
+#[test]
+fn a_front_end_whose_descriptors_do_not_close_holds_up_nobody() {
+    let bed = Bed::new(1, 1);
+    let mut daemon = Daemon::start(&bed, &one_port(&bed));
+    add(&bed, &daemon, "hostile");
+    let hostile = UnixStream::connect(bed.path("hostile.sock")).expect("connected");
+    let hostile = Frontend::over(hostile);
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let (descriptor, keeps) = blocking_descriptor();
+        hostile.refused(code::SET_OWNER, &[], &[&descriptor]);
+        drop(descriptor);
+        kept.push(keeps);
+    }
+    hostile.negotiate();
+    // Nobody who may wait for that does.
+    daemon.json(&["port", "del", "hostile"]);
+    assert_eq!(names(&daemon), ["vm1"]);
+    add(&bed, &daemon, "hostile");
+    let again = UnixStream::connect(bed.path("hostile.sock")).expect("connected");
+    Frontend::over(again).negotiate();
+    daemon.stop();
 }

@@ -98,7 +98,8 @@ fn a_buffer_may_cross_from_one_region_into_the_next() {
         size: 0x1000,
         file_offset: 0,
     };
-    let file = tempfile::tempfile().unwrap();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::memfd_create("isonic-test", flags).unwrap());
     file.set_len(0x1000).unwrap();
     let second = Arc::new(Region::map(second, file).unwrap());
     let first = Arc::new(Region::map(GuestRam::spec(1 << 20), ram.file.try_clone().unwrap()));

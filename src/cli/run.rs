@@ -196,6 +196,8 @@ fn single(arguments: RunArguments) -> Result<Action, CliError> {
         profiles_file: None,
         workers: arguments.workers.map_or(1, usize::from),
         worker_cpus: None,
+        memory_files: config::MemoryFiles::default(),
+        memory_max_gib: config::MEMORY_MAX_GIB,
         uplinks: vec![uplink],
         ports: vec![port],
     };

@@ -14,14 +14,16 @@ use super::rules::{
     PortProblem, fits_socket_address, port_problems, repeated, resolve_profile, uplink_problems,
 };
 use super::types::{
-    Attach, Config, Handed, PortConfig, SocketMode, SocketPermissions, UplinkConfig, UplinkMode,
-    UplinkSteering,
+    Attach, Config, Handed, MEMORY_MAX_GIB, MemoryFiles, PortConfig, SocketMode, SocketPermissions,
+    UplinkConfig, UplinkMode, UplinkSteering,
 };
 
 const API_SOCKET: &str = "/run/isonic/isonic.sock";
 const STATE_DIR: &str = "/var/lib/isonic";
 /// Where what outlives the process is, if nothing is said.
 pub const RUNTIME_DIR: &str = "/run/isonic";
+/// What all ports together may map beyond their shares, GiB (`guest_memory::COMMON_BYTES`).
+const MEMORY_MAX_GIB_MOST: i64 = 32 << 10;
 /// Within the state directory.
 const PROFILES_FILE: &str = "profiles.json";
 /// Largest configuration file that is read, bytes: some ten thousand ports.
@@ -79,6 +81,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let workers = root.integer::<usize>("workers", 1..=WORKERS_MAX);
     let workers = workers.map_or(1, |workers| workers.value);
     let worker_cpus = worker_cpus(root, workers);
+    let memory_files = root.optional::<MemoryFiles>("memory_files").map(|files| files.value);
+    let memory_max_gib = root.integer::<u32>("memory_max_gib", 1..=MEMORY_MAX_GIB_MOST);
     let uplinks = root.sections("uplinks", uplink);
     let ports = root.sections("ports", port);
     check_uplinks(root, &uplinks);
@@ -97,6 +101,8 @@ fn config(root: &Section<'_>) -> Option<Config> {
         profiles_file: Some(profiles_file),
         workers,
         worker_cpus,
+        memory_files: memory_files.unwrap_or_default(),
+        memory_max_gib: memory_max_gib.map_or(MEMORY_MAX_GIB, |most| most.value),
         uplinks,
         ports,
     })
@@ -388,6 +394,12 @@ impl Read for Attach {
 }
 
 impl Read for ForwardGroups {
+    fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
+        read_text(value)
+    }
+}
+
+impl Read for MemoryFiles {
     fn read(value: &DeValue<'_>) -> Result<Self, Unreadable> {
         read_text(value)
     }

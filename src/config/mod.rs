@@ -19,6 +19,6 @@ pub use rules::{
     port_problems, resolve_profile, uplink_problems,
 };
 pub use types::{
-    Attach, Config, Handed, PortConfig, RunOptions, SocketMode, SocketPermissions, UplinkConfig,
-    UplinkMode, UplinkSteering, WordError, steering_note,
+    Attach, Config, Handed, MEMORY_MAX_GIB, MemoryFiles, PortConfig, RunOptions, SocketMode,
+    SocketPermissions, UplinkConfig, UplinkMode, UplinkSteering, WordError, steering_note,
 };

@@ -141,6 +141,29 @@ impl FromStr for UplinkSteering {
     }
 }
 
+/// The files that front-ends may share as their guests' memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryFiles {
+    /// memfd, tmpfs and hugetlbfs.
+    #[default]
+    Shared,
+    /// Any: a worker waits for their file systems.
+    Any,
+}
+
+impl FromStr for MemoryFiles {
+    type Err = WordError;
+
+    fn from_str(word: &str) -> Result<Self, WordError> {
+        match word {
+            "shared" => Ok(Self::Shared),
+            "any" => Ok(Self::Any),
+            _ => Err(WordError::new(word, "shared or any")),
+        }
+    }
+}
+
 /// The permission bits of a socket file, written in octal: `0660`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -301,6 +324,10 @@ impl UplinkConfig {
     }
 }
 
+/// GiB of memory that one port's front-end may share, if nothing is said: more than most hosts
+/// have.
+pub const MEMORY_MAX_GIB: u32 = 4096;
+
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -319,6 +346,10 @@ pub struct Config {
     pub workers: usize,
     /// The CPU of each worker; chosen by the daemon if None.
     pub worker_cpus: Option<Vec<usize>>,
+    /// The files that may be a guest's memory.
+    pub memory_files: MemoryFiles,
+    /// GiB of memory that one port's front-end may share.
+    pub memory_max_gib: u32,
     /// The interfaces.
     pub uplinks: Vec<UplinkConfig>,
     /// The ports that are always there.

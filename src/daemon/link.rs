@@ -10,7 +10,7 @@ use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_
 use crate::device::offloads::Offloads;
 use crate::guest_memory::GuestMemory;
 use crate::packet::Offload;
-use crate::vhost_user::{HostError, PortHost, SessionBinding};
+use crate::vhost_user::{Connection, Deferred, HostError, MemoryPolicy, PortHost, SessionBinding};
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
 use super::fabric::Fabric;
@@ -20,12 +20,13 @@ use super::rarp;
 #[derive(Debug, Default)]
 struct SessionState {
     /// The connection, to end it.
-    stream: Option<UnixStream>,
+    stream: Option<Arc<Deferred<UnixStream>>>,
+    /// Number of the session that is served, or of the last one. What an earlier one asks for,
+    /// which was left behind, is not done: rings of that number may be another's by then.
+    session: u64,
     binding: SessionBinding,
     /// Receive rings that are with a worker and enabled, by queue pair.
     ready: Vec<u16>,
-    /// Sessions so far: tells them apart.
-    sessions: u64,
     /// What was found at the last look.
     findings: Vec<FindingView>,
 }
@@ -39,9 +40,17 @@ pub struct PortLink {
     coalesce: bool,
     /// Where its packed rings are kept.
     journals: Option<Arc<Journals>>,
+    memory: MemoryPolicy,
     state: Mutex<SessionState>,
     /// Announcements that were lost, ever.
     lost: AtomicU64,
+}
+
+/// What one session has of its port's link.
+#[derive(Debug)]
+pub struct SessionLink {
+    link: Arc<PortLink>,
+    session: u64,
 }
 
 impl PortLink {
@@ -50,10 +59,10 @@ impl PortLink {
         port: PortId,
         fabric: Arc<Fabric>,
         coalesce: bool,
-        journals: Option<Arc<Journals>>,
+        (journals, memory): (Option<Arc<Journals>>, MemoryPolicy),
     ) -> Self {
         let (state, lost) = (Mutex::default(), AtomicU64::new(0));
-        Self { port, fabric, coalesce, journals, state, lost }
+        Self { port, fabric, coalesce, journals, memory, state, lost }
     }
 
     fn state(&self) -> MutexGuard<'_, SessionState> {
@@ -61,19 +70,28 @@ impl PortLink {
     }
 
     /// A session begins on this connection.
-    pub fn connected(&self, stream: &UnixStream) {
+    pub fn connected(self: &Arc<Self>, connection: &Connection) -> Arc<SessionLink> {
         let mut state = self.state();
-        // Without a duplicate the session cannot be ended from here, which is all that is lost.
-        state.stream = stream.try_clone().ok();
-        state.sessions += 1;
+        state.session += 1;
+        state.stream = Some(connection.stream());
         state.findings.clear();
+        Arc::new(SessionLink { link: Arc::clone(self), session: state.session })
     }
 
-    /// The session has ended.
-    pub fn disconnected(&self) {
+    /// Do nothing more that the session asks for, which is left behind, and take its rings back.
+    pub fn cut_off(&self) {
         let mut state = self.state();
-        state.stream = None;
+        state.session += 1;
+        (state.stream, state.binding) = (None, SessionBinding::default());
         state.findings.clear();
+        drop(state);
+        for (worker, ring) in self.fabric.inspect(self.port).unwrap_or_default() {
+            let taken = self.set_ready(ring.index, None);
+            // Unmapped here, if the session has its memory no more: a worker unmaps nothing.
+            if taken.and_then(|()| self.fabric.take(worker, self.port, ring.index)).is_err() {
+                tracing::error!("a worker is gone");
+            }
+        }
     }
 
     /// End the session, as if the front-end had closed the connection.
@@ -92,7 +110,7 @@ impl PortLink {
 
     /// The number of the session, the last one if there is none now.
     pub fn session_number(&self) -> u64 {
-        self.state().sessions
+        self.state().session
     }
 
     /// What was found at the last look.
@@ -103,7 +121,7 @@ impl PortLink {
     /// This was found, of the session with this number if it is still there.
     pub fn set_findings(&self, session: u64, findings: Vec<FindingView>) {
         let mut state = self.state();
-        if state.sessions == session {
+        if state.session == session {
             state.findings = findings;
         }
     }
@@ -140,19 +158,42 @@ impl PortLink {
     }
 }
 
-impl PortHost for PortLink {
+impl SessionLink {
+    /// The session has ended.
+    pub fn disconnected(&self) {
+        let mut state = self.link.state();
+        if state.session == self.session {
+            state.stream = None;
+            state.findings.clear();
+        }
+    }
+
+    /// The port's link, if this session is still the one that is served.
+    fn link(&self) -> Result<&PortLink, HostError> {
+        let current = self.link.state().session == self.session;
+        current.then_some(&*self.link).ok_or(HostError::CutOff)
+    }
+
+    /// With the worker of a ring.
+    fn served(&self, index: u16) -> Result<(&PortLink, WorkerId), HostError> {
+        let link = self.link()?;
+        Ok((link, link.worker(index).ok_or(HostError::Stopping)?))
+    }
+}
+
+impl PortHost for SessionLink {
     fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
-        let worker = self.worker(index).ok_or(HostError::Stopping)?;
+        let (link, worker) = self.served(index)?;
         let ready = ring.enabled && ring.broken.is_none();
         let ready = ready.then_some(ring.kind.offloads);
-        let given = self.fabric.give(worker, self.port, index, ring);
-        given.and_then(|()| self.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
+        let given = link.fabric.give(worker, link.port, index, ring);
+        given.and_then(|()| link.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
-        let worker = self.worker(index).ok_or(HostError::Stopping)?;
-        self.set_ready(index, None)
-            .and_then(|()| self.fabric.take(worker, self.port, index))
+        let (link, worker) = self.served(index)?;
+        link.set_ready(index, None)
+            .and_then(|()| link.fabric.take(worker, link.port, index))
             .map_err(|WorkerGone| HostError::Stopping)
     }
 
@@ -162,8 +203,8 @@ impl PortHost for PortLink {
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), HostError> {
-        let worker = self.worker(index).ok_or(HostError::Stopping)?;
-        let exchanged = self.fabric.exchange((worker, self.port, index), kind, event);
+        let (link, worker) = self.served(index)?;
+        let exchanged = link.fabric.exchange((worker, link.port, index), kind, event);
         exchanged.map_err(|WorkerGone| HostError::Stopping)
     }
 
@@ -173,30 +214,36 @@ impl PortHost for PortLink {
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Result<bool, HostError> {
-        let worker = self.worker(index).ok_or(HostError::Stopping)?;
-        let before = self.fabric.relocate((worker, self.port, index), setup, memory);
+        let (link, worker) = self.served(index)?;
+        let before = link.fabric.relocate((worker, link.port, index), setup, memory);
         before.map(|before| before.is_some()).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn announce(&self, mac: [u8; 6]) {
-        let target = Target::FloodFrom { port: self.port };
-        if let Some(worker) = self.worker(0)
-            && !self.fabric.hand_over(worker, (&rarp::request(mac), Offload::PLAIN), target)
-        {
-            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        let Ok((link, worker)) = self.served(0) else { return };
+        let target = Target::FloodFrom { port: link.port };
+        if !link.fabric.hand_over(worker, (&rarp::request(mac), Offload::PLAIN), target) {
+            let lost = link.lost.fetch_add(1, Ordering::Relaxed) + 1;
             // A front-end may ask for any number of them.
             if lost.is_power_of_two() {
-                let port = self.port.0;
+                let port = link.port.0;
                 tracing::warn!(port, lost, "announcements were lost: the worker is behind");
             }
         }
     }
 
     fn bound(&self, binding: SessionBinding) {
-        self.state().binding = binding;
+        let mut state = self.link.state();
+        if state.session == self.session {
+            state.binding = binding;
+        }
+    }
+
+    fn memory_policy(&self) -> MemoryPolicy {
+        self.link.memory
     }
 
     fn journals(&self) -> Option<Arc<Journals>> {
-        self.journals.clone()
+        self.link.journals.clone()
     }
 }

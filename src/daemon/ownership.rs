@@ -50,6 +50,9 @@ pub enum Busy {
     /// A successor gets ready, or takes over.
     #[error("an upgrade is under way, and nothing was changed; ask again in a moment")]
     Upgrading,
+    /// A port is being removed or changed, and its session has not ended yet.
+    #[error("a port is being removed or changed, and nothing else was; ask again in a moment")]
+    Changing,
     /// Another process has everything.
     #[error("a new process has taken over, and nothing was changed by the old one; ask again")]
     Over,

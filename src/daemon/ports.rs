@@ -10,17 +10,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::config::{
-    Attach, Config, PortConfig, PortProblem, SocketMode, host_address_problem, port_differences,
-    port_problems,
+    self, Attach, Config, PortConfig, PortProblem, SocketMode, host_address_problem,
+    port_differences, port_problems,
 };
 use crate::control::api::ProfileChange;
 use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerId, frame_max};
 use crate::device::features::RING_PACKED;
+use crate::guest_memory::MemoryFiles;
 use crate::metrics::{PortCounter, Published};
 use crate::platform::unix_socket::{AccessError, ClaimError, Inherited, SocketFile, claim};
 use crate::profile::{Blocker, Catalog, Profile, ResolveError};
 use crate::report::chain;
-use crate::vhost_user::{Connection, PortSocket, SocketSource, serve_connection};
+use crate::vhost_user::{
+    Connection, Ended, MemoryPolicy, PortSocket, SocketSource, serve_connection,
+};
 use crate::virtqueue::{Fault, JournalError, Journals};
 use crate::xdp::{self, ProgramError};
 
@@ -69,6 +72,9 @@ pub enum PortError {
     /// What is on record of the port is not to be had.
     #[error(transparent)]
     Binding(Box<BindingError>),
+    /// Somebody else waits for its session to end.
+    #[error("port \"{0}\" is being removed or changed; ask again when that is done")]
+    Leaving(String),
     /// Its front-end would not notice that its interface is another now.
     #[error(
         "port \"{0}\" has a front-end connected; shut the VM down first: a guest keeps its \
@@ -233,14 +239,53 @@ pub struct Port {
     pub(super) file: Option<SocketFile>,
     /// It has its one connection from the command line, and no way to another.
     inherited: bool,
+    /// Somebody waits for its session to end.
+    leaving: Option<Leaving>,
+}
+
+/// What becomes of a port whose session is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// It goes. It is not in the state file any more.
+    Removed,
+    /// It is made anew with another profile.
+    Changed,
 }
 
 impl Port {
-    /// End its session and take no connection.
-    fn disconnect(&mut self) {
-        if !self.inherited {
-            self.socket.stop();
-            self.file = None;
+    /// End its session and take no connection; whoever waits for that waits without the ports.
+    fn disconnect(&mut self) -> Option<Ending> {
+        if self.inherited {
+            return None;
+        }
+        self.file = None;
+        Some(self.end())
+    }
+
+    /// Take its socket, which begins to stop.
+    fn end(&mut self) -> Ending {
+        let mut socket =
+            std::mem::replace(&mut self.socket, PortSocket::stopped(&self.config.name));
+        socket.begin_stop();
+        Ending { name: self.config.name.clone(), link: Arc::clone(&self.link), socket }
+    }
+}
+
+/// A port's socket that stops. To wait for it takes as long as its front-end likes, up to a bound,
+/// so nobody waits while the ports are locked.
+#[must_use]
+struct Ending {
+    name: String,
+    link: Arc<PortLink>,
+    socket: PortSocket,
+}
+
+impl Ending {
+    /// Wait until no ring of the session is with a worker. A session that does not end is cut off.
+    fn wait(mut self) {
+        if self.socket.stop() == Ended::LeftBehind {
+            self.link.cut_off();
+            tracing::error!(port = self.name, "the port goes on without the session left behind");
         }
     }
 }
@@ -256,6 +301,9 @@ pub struct RefusedPort {
     pub reason: String,
     permanent: bool,
 }
+
+/// The ports, by name, locked.
+pub type Ports<'r> = MutexGuard<'r, BTreeMap<String, Port>>;
 
 /// All ports of the daemon.
 #[derive(Debug)]
@@ -386,8 +434,9 @@ impl Registry {
         self.nic_watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ports, by name.
-    pub fn ports(&self) -> MutexGuard<'_, BTreeMap<String, Port>> {
+    /// The ports, by name, locked. Whoever has them waits for no front-end: neither for a session
+    /// to end nor for anything to be closed that a front-end sent.
+    pub fn ports(&self) -> Ports<'_> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -395,11 +444,20 @@ impl Registry {
     ///
     /// # Errors
     /// [`Busy`], at once: whoever asks must not wait for a hand-over.
-    fn change(&self) -> Result<MutexGuard<'_, BTreeMap<String, Port>>, Busy> {
+    fn change(&self) -> Result<Ports<'_>, Busy> {
         self.ownership.check()?;
         let ports = self.ports();
         self.ownership.check()?;
         Ok(ports)
+    }
+
+    /// Whether no port is half removed or changed: then another process could not be told of it.
+    ///
+    /// # Errors
+    /// [`Busy::Changing`].
+    pub fn check_settled(&self, ports: &BTreeMap<String, Port>) -> Result<(), Busy> {
+        let settled = ports.values().all(|port| port.leaving.is_none());
+        if settled { Ok(()) } else { Err(Busy::Changing) }
     }
 
     /// Do something as the owner of everything, which this process stays until that is done.
@@ -413,7 +471,8 @@ impl Registry {
 
     /// All ports as a successor is told of them.
     pub fn parts(&self, ports: &BTreeMap<String, Port>) -> Vec<PortPart> {
-        let served = ports.values().map(|port| PortPart {
+        let stays = |port: &&Port| port.leaving != Some(Leaving::Removed);
+        let served = ports.values().filter(stays).map(|port| PortPart {
             config: port.config.clone(),
             bound: Some(port.bound.clone()),
             permanent: port.permanent,
@@ -477,6 +536,7 @@ impl Registry {
     /// [`PortError`]; everything is then as it was.
     pub fn add(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
         let mut ports = self.change()?;
+        self.check_stays(&ports, &config.name)?;
         if ports.contains_key(&config.name) || self.refused().contains_key(&config.name) {
             return Err(PortError::Exists(config.name));
         }
@@ -490,6 +550,7 @@ impl Registry {
     /// [`PortError`]; everything is then as it was.
     pub fn put(&self, config: PortConfig) -> Result<bool, PortError> {
         let mut ports = self.change()?;
+        self.check_stays(&ports, &config.name)?;
         let served = ports.get(&config.name).map(|port| port.config.clone());
         let kept = || self.refused().get(&config.name).map(|port| port.config.clone());
         let Some(present) = served.or_else(kept) else {
@@ -555,7 +616,8 @@ impl Registry {
     /// # Errors
     /// [`PortError`]; the port is as it was, or refused if it could not be made again.
     pub fn set_profile(&self, name: &str, change: &ProfileChange) -> Result<(), PortError> {
-        let mut ports = self.change()?;
+        let ports = self.change()?;
+        self.check_stays(&ports, name)?;
         let (old, permanent) = self.changeable(&ports, name)?;
         let config = if permanent {
             self.configured(old, change)?
@@ -568,8 +630,10 @@ impl Registry {
             return Ok(());
         }
         self.check(&config, &ports, None)?;
-        if let Some(mut port) = ports.remove(name) {
-            port.socket.stop();
+        let mut ports = self.end_session_of(ports, name, Leaving::Changed);
+        // Whoever stops the daemon meanwhile leaves everything as it was.
+        self.ownership.check()?;
+        if let Some(port) = ports.remove(name) {
             self.forget(port.id);
         }
         self.discard_journals(name);
@@ -640,9 +704,16 @@ impl Registry {
         let counters = self.fabric.add_port(id, &config.name)?;
         self.fabric.change_routes(|routes| drop(routes.insert(id, route)))?;
         self.redirect(nic)?;
-        let link =
-            Arc::new(PortLink::new(id, Arc::clone(&self.fabric), nic.config.coalesce, journals));
-        let socket = self.start(source, &config, &profile, &link).map_err(PortError::Thread)?;
+        let kept = (journals, memory_policy(&self.config));
+        let link = PortLink::new(id, Arc::clone(&self.fabric), nic.config.coalesce, kept);
+        let link = Arc::new(link);
+        let down = nic.config.link_to_guests && nic.status().state != NicState::Up;
+        let (socket, file) = if down && !inherited {
+            (PortSocket::discard(source, &config.name), None)
+        } else {
+            let socket = self.start(source, &config, &profile, &link);
+            (socket.map_err(PortError::Thread)?, file)
+        };
         // Last, so that a port that could not be made is not there after a restart.
         if keep {
             self.save(ports, Some((&config, &bound)), None)?;
@@ -653,11 +724,20 @@ impl Registry {
             uplink = config.uplink, mac = %config.mac(), socket = %config.socket.display(),
             "port is served"
         );
-        let mut port =
-            Port { id, config, profile, bound, link, counters, permanent, socket, file, inherited };
-        if nic.config.link_to_guests && nic.status().state != NicState::Up {
-            port.disconnect();
-        }
+        let leaving = None;
+        let port = Port {
+            id,
+            config,
+            profile,
+            bound,
+            link,
+            counters,
+            permanent,
+            socket,
+            file,
+            inherited,
+            leaving,
+        };
         ports.insert(port.config.name.clone(), port);
         Ok(())
     }
@@ -667,7 +747,8 @@ impl Registry {
     /// # Errors
     /// [`PortError`].
     pub fn remove(&self, name: &str) -> Result<(), PortError> {
-        let mut ports = self.change()?;
+        let ports = self.change()?;
+        self.check_stays(&ports, name)?;
         let served = ports.get(name).map(|port| port.permanent);
         let permanent = served.or_else(|| self.refused().get(name).map(|port| port.permanent));
         if permanent.ok_or_else(|| PortError::NotFound(name.to_owned()))? {
@@ -675,13 +756,37 @@ impl Registry {
         }
         self.save(&ports, None, Some(name))?;
         self.refused().remove(name);
-        if let Some(mut port) = ports.remove(name) {
-            port.socket.stop();
+        let mut ports = self.end_session_of(ports, name, Leaving::Removed);
+        if let Some(port) = ports.remove(name) {
             self.forget(port.id);
         }
         self.discard_journals(name);
         tracing::info!(port = name, "port is removed");
         Ok(())
+    }
+
+    /// Whether nobody removes the port just now.
+    fn check_stays(&self, ports: &BTreeMap<String, Port>, name: &str) -> Result<(), PortError> {
+        match ports.get(name) {
+            Some(port) if port.leaving.is_some() => Err(PortError::Leaving(name.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    /// End a port's session and wait for that without the ports, of which it stays one meanwhile,
+    /// so that its name, its address and its socket are still taken. The ports, locked again.
+    fn end_session_of<'r>(
+        &'r self,
+        mut ports: Ports<'r>,
+        name: &str,
+        leaving: Leaving,
+    ) -> Ports<'r> {
+        let Some(port) = ports.get_mut(name) else { return ports };
+        port.leaving = Some(leaving);
+        let ending = port.end();
+        drop(ports);
+        ending.wait();
+        self.ports()
     }
 
     /// Where a port's packed rings are kept, if its guest may have any, and this daemon keeps them.
@@ -714,24 +819,32 @@ impl Registry {
     /// Show the guests of an uplink that wants it so that its link is down, or up again: their
     /// front-ends have no backend while it is down.
     pub fn show_link(&self, nic: &Nic, up: bool) {
-        let of_nic = |port: &&mut Port| port.config.uplink == nic.config.interface;
-        let mut ports = self.ports();
-        for port in ports.values_mut().filter(of_nic).filter(|_| nic.config.link_to_guests) {
-            if !up {
-                port.disconnect();
-            } else if let Err(error) = self.connect(port) {
+        if !nic.config.link_to_guests {
+            return;
+        }
+        let of_nic =
+            |port: &&mut Port| port.leaving.is_none() && port.config.uplink == nic.config.interface;
+        if !up {
+            let endings: Vec<_> =
+                self.ports().values_mut().filter(of_nic).filter_map(Port::disconnect).collect();
+            // All of them end at once.
+            endings.into_iter().for_each(Ending::wait);
+            return;
+        }
+        let stopped = |port: &&mut Port| port.socket.is_stopped();
+        for port in self.ports().values_mut().filter(of_nic).filter(stopped) {
+            if let Err(error) = self.connect(port) {
                 let (port, reason) = (&port.config.name, chain(&error));
                 tracing::error!(port, reason, "the port takes no connections");
             }
         }
     }
 
-    /// Take connections again.
+    /// Take connections again, of a port that was disconnected.
     fn connect(&self, port: &mut Port) -> Result<(), PortError> {
         if port.inherited {
             return Ok(());
         }
-        port.disconnect();
         let (source, file) = open_socket(&port.config, Origin::State)?;
         let Port { config, profile, link, .. } = &*port;
         port.socket = self.start(source, config, profile, link).map_err(PortError::Thread)?;
@@ -761,9 +874,9 @@ impl Registry {
 
     /// End all sessions and forget all ports; the state file keeps them.
     pub fn stop(&self) {
-        for port in self.ports().values_mut() {
-            port.socket.stop();
-        }
+        let endings: Vec<_> = self.ports().values_mut().map(Port::end).collect();
+        // All of them end at once.
+        endings.into_iter().for_each(Ending::wait);
         self.ports().clear();
     }
 
@@ -823,7 +936,9 @@ impl Registry {
     ) -> Result<(), StateError> {
         let Some(state) = &self.state else { return Ok(()) };
         let refused = self.refused();
-        let served = ports.values().map(|port| (&port.config, Some(&port.bound), port.permanent));
+        let stays = |port: &&Port| port.leaving != Some(Leaving::Removed);
+        let served = ports.values().filter(stays);
+        let served = served.map(|port| (&port.config, Some(&port.bound), port.permanent));
         let refused =
             refused.values().map(|port| (&port.config, port.bound.as_ref(), port.permanent));
         let more = more.into_iter().map(|(config, bound)| (config, Some(bound), false));
@@ -855,10 +970,10 @@ impl Registry {
         let (name, profile) = (config.name.clone(), Arc::clone(profile));
         let link = Arc::clone(link);
         let serve = move |connection: &mut Connection| {
-            link.connected(connection);
-            let (profile, host) = (Arc::clone(&profile), Arc::clone(&link) as _);
+            let session = link.connected(connection);
+            let (profile, host) = (Arc::clone(&profile), Arc::clone(&session) as _);
             let end = serve_connection(connection, profile, host, &name);
-            link.disconnected();
+            session.disconnected();
             if let Some(finished) = &only_session {
                 finished.notify_one();
             }
@@ -885,6 +1000,15 @@ impl Registry {
             tracing::error!("a worker is gone");
         }
     }
+}
+
+/// What front-ends may share as their guests' memory.
+fn memory_policy(config: &Config) -> MemoryPolicy {
+    let files = match config.memory_files {
+        config::MemoryFiles::Shared => MemoryFiles::Shared,
+        config::MemoryFiles::Any => MemoryFiles::Any,
+    };
+    MemoryPolicy { files, max: u64::from(config.memory_max_gib) << 30 }
 }
 
 /// Whether a port from there is the configuration's to make and remove.

@@ -330,7 +330,7 @@ fn busy(reason: Busy) -> ApiError {
 
 fn refused(error: &PortError) -> ApiError {
     let code = match error {
-        PortError::Busy(_) => ErrorCode::Busy,
+        PortError::Busy(_) | PortError::Leaving(_) => ErrorCode::Busy,
         PortError::Exists(_) | PortError::Differs { .. } => ErrorCode::Exists,
         PortError::Problems(problems)
             if problems.iter().any(PortProblem::is_of_the_port_itself) =>

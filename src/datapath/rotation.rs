@@ -58,6 +58,11 @@ impl Rotation {
         self.quiet.iter().copied()
     }
 
+    /// Whether this ring asks for kicks.
+    pub fn is_quiet(&self, place: Place) -> bool {
+        self.quiet.contains(&place)
+    }
+
     /// All rings.
     pub fn all(&self) -> impl Iterator<Item = Place> {
         self.busy().chain(self.quiet())

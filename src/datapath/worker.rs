@@ -600,10 +600,11 @@ impl Worker {
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Option<Queue> {
+        // As before: nobody else tells a quiet ring's driver to kick once the worker sleeps.
+        let wanted = is_from_guest(place.1) && (self.resting || self.rotation.is_quiet(place));
         let ring = self.ports.ring(place.0, place.1)?;
         let before = ring.relocate(setup, memory).ok()?;
-        // As of a ring that was just given.
-        ring.queue.ring_mut().want_kicks(false);
+        ring.queue.ring_mut().want_kicks(wanted);
         self.ports.remind(place.0, place.1);
         Some(before)
     }

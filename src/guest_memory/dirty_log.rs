@@ -9,15 +9,20 @@
 //! [`GuestMemory`](super::GuestMemory) whose pages it is about for as long as they are logged.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{FrontendAddress, GuestAddress, MapError, Region, RegionSpec};
+use super::{FrontendAddress, GuestAddress, MapError, MemoryFiles, Region, RegionSpec, Room};
 
 /// Bytes that one bit stands for (VHOST_LOG_PAGE).
 pub const LOG_PAGE_BYTES: u64 = 0x1000;
 
 /// Largest log, with what is before it in its file, bytes: for guest addresses up to 2^47.
 pub const LOG_BYTES_MAX: u64 = 1 << 32;
+
+/// Bytes of a log that any guest may have, whatever it needs: those of addresses up to 2 TiB, where
+/// memory may be that we are not told of.
+const SPARE_BYTES: u64 = 64 << 20;
 
 /// Why a log was not taken; the one in force stays.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +34,21 @@ pub enum LogError {
         size: u64,
         /// In the file, bytes.
         offset: u64,
+    },
+    /// Far more than the guest's memory needs, all of which would have to be marked.
+    #[error(
+        "a log of {size:#x} bytes for memory that ends at {end:#x}, which needs {needed:#x}; at \
+         most {limit:#x} are taken"
+    )]
+    BeyondMemory {
+        /// Bytes.
+        size: u64,
+        /// The first guest address behind all regions.
+        end: u64,
+        /// Bytes for that.
+        needed: u64,
+        /// Bytes.
+        limit: u64,
     },
     /// The file is not there, or not as long as was said.
     #[error("cannot map the log, which starts at guest address 0")]
@@ -50,17 +70,46 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// The log of `size` bytes at `offset` of `file`.
+    /// The log of `size` bytes at `offset` of `file`, for a port with room of its own.
     ///
     /// # Errors
     /// [`LogError::TooLarge`], [`LogError::Map`].
     pub fn map(file: File, size: u64, offset: u64) -> Result<Self, LogError> {
+        Self::map_in(&Room::new(MemoryFiles::Shared), file, (size, offset))
+    }
+
+    /// The same, in the room of a port.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_in(
+        room: &Arc<Room>,
+        file: File,
+        (size, offset): (u64, u64),
+    ) -> Result<Self, LogError> {
         if offset.checked_add(size).is_none_or(|end| end > LOG_BYTES_MAX) {
             return Err(LogError::TooLarge { size, offset });
         }
         let (guest, frontend) = (GuestAddress(0), FrontendAddress(0));
         let spec = RegionSpec { guest, frontend, size, file_offset: offset };
-        Ok(Self { bits: Region::map(spec, file).map_err(LogError::Map)? })
+        Ok(Self { bits: Region::map_bytes(room, spec, file).map_err(LogError::Map)? })
+    }
+
+    /// Whether memory that ends at `end` makes use of a log of `size` bytes: at most twice what it
+    /// needs, which leaves room for memory to come.
+    ///
+    /// # Errors
+    /// [`LogError::TooLarge`], [`LogError::BeyondMemory`].
+    pub fn check_size((size, offset): (u64, u64), end: GuestAddress) -> Result<(), LogError> {
+        if offset.checked_add(size).is_none_or(|end| end > LOG_BYTES_MAX) {
+            return Err(LogError::TooLarge { size, offset });
+        }
+        let needed = end.0.div_ceil(8 * LOG_PAGE_BYTES);
+        let limit = SPARE_BYTES.max(2 * needed);
+        if size <= limit {
+            return Ok(());
+        }
+        Err(LogError::BeyondMemory { size, end: end.0, needed, limit })
     }
 
     /// Bytes.
@@ -146,8 +195,13 @@ mod tests {
 
     use super::*;
 
+    fn memory() -> File {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        File::from(rustix::fs::memfd_create("isonic-test", flags).unwrap())
+    }
+
     fn log(size: u64, offset: u64) -> (DirtyLog, File) {
-        let file = tempfile::tempfile().unwrap();
+        let file = memory();
         file.set_len(offset + size).unwrap();
         (DirtyLog::map(file.try_clone().unwrap(), size, offset).unwrap(), file)
     }
@@ -205,6 +259,16 @@ mod tests {
     }
 
     #[test]
+    fn a_log_far_larger_than_the_memory_needs_is_refused() {
+        const TIB: u64 = 1 << 40;
+        for (end, limit) in [(0, 64 << 20), (TIB, 64 << 20), (8 * TIB, 512 << 20)] {
+            DirtyLog::check_size((limit, 0), GuestAddress(end)).unwrap();
+            let refused = DirtyLog::check_size((limit + 1, 0), GuestAddress(end)).unwrap_err();
+            assert!(matches!(refused, LogError::BeyondMemory { .. }), "{refused}");
+        }
+    }
+
+    #[test]
     fn marks_are_taken_over_for_the_range_asked_for() {
         let ((old, _), (new, file)) = (log(8, 0), log(16, 0));
         for page in [0, 5, 9, 40, 63] {
@@ -217,7 +281,7 @@ mod tests {
     #[test]
     fn a_log_that_overflows_or_is_not_in_its_file_is_refused() {
         let file = || {
-            let file = tempfile::tempfile().unwrap();
+            let file = memory();
             file.set_len(0x1000).unwrap();
             file
         };

@@ -6,11 +6,14 @@
 //! the mark at the end of its burst and ends that session. SIGBUS anywhere else stays fatal.
 //!
 //! The handler may run in any thread at any instruction, so all it uses is a fixed table of
-//! atomics and one system call.
+//! atomics and one system call. A slot of the table may change while the handler reads it: another
+//! session's region goes, and a third one's takes its place. So each slot has a generation, and the
+//! handler believes base and length only if both are of one generation. The slot of the mapping
+//! that it looks for cannot change: the access that faulted keeps that mapping.
 
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use super::MapError;
 
@@ -20,6 +23,8 @@ const WATCHES_MAX: usize = 16384;
 /// One watched mapping; free while `len` is 0 and `claimed` is not set.
 struct Slot {
     claimed: AtomicBool,
+    /// Odd while the slot changes; never the same twice.
+    generation: AtomicUsize,
     base: AtomicUsize,
     len: AtomicUsize,
     faulted: AtomicBool,
@@ -28,11 +33,35 @@ struct Slot {
 static SLOTS: [Slot; WATCHES_MAX] = [const {
     Slot {
         claimed: AtomicBool::new(false),
+        generation: AtomicUsize::new(0),
         base: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         faulted: AtomicBool::new(false),
     }
 }; WATCHES_MAX];
+
+impl Slot {
+    /// Watch `len` bytes at `base` from now on. Only whoever has claimed the slot may change it.
+    fn set(&self, base: usize, len: usize) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        // Whoever sees what follows sees the odd generation too.
+        fence(Ordering::Release);
+        self.base.store(base, Ordering::Relaxed);
+        self.len.store(len, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Base and length of one generation; None if the slot changes meanwhile.
+    fn range(&self) -> Option<(usize, usize)> {
+        let before = self.generation.load(Ordering::Acquire);
+        let len = self.len.load(Ordering::Relaxed);
+        let base = self.base.load(Ordering::Relaxed);
+        // What was read was read before the generation is looked at again.
+        fence(Ordering::Acquire);
+        let after = self.generation.load(Ordering::Relaxed);
+        (before == after && before.is_multiple_of(2)).then_some((base, len))
+    }
+}
 
 /// No slot at or above this one was ever claimed, so the handler need not look there.
 static SLOTS_USED: AtomicUsize = AtomicUsize::new(0);
@@ -51,8 +80,7 @@ impl Watch {
         };
         let slot = SLOTS.iter().position(free).ok_or(MapError::TooMany(WATCHES_MAX))?;
         SLOTS[slot].faulted.store(false, Ordering::Relaxed);
-        SLOTS[slot].base.store(base.addr(), Ordering::Relaxed);
-        SLOTS[slot].len.store(len, Ordering::Release);
+        SLOTS[slot].set(base.addr(), len);
         SLOTS_USED.fetch_max(slot + 1, Ordering::Release);
         Ok(Self { slot })
     }
@@ -64,7 +92,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        SLOTS[self.slot].len.store(0, Ordering::Release);
+        SLOTS[self.slot].set(0, 0);
         SLOTS[self.slot].claimed.store(false, Ordering::Release);
     }
 }
@@ -90,8 +118,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     let address = unsafe { (*info).si_addr() }.addr();
     let used = SLOTS_USED.load(Ordering::Acquire);
     for slot in &SLOTS[..used] {
-        let len = slot.len.load(Ordering::Acquire);
-        let base = slot.base.load(Ordering::Relaxed);
+        let Some((base, len)) = slot.range() else { continue };
         if address.wrapping_sub(base) < len {
             slot.faulted.store(true, Ordering::Relaxed);
             if replace_with_zeroes(base, len) {
@@ -123,4 +150,51 @@ fn replace_with_zeroes(base: usize, len: usize) -> bool {
         )
     };
     mapped != libc::MAP_FAILED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_and_length_that_are_read_together_belong_together() {
+        const READS: usize = 1_000_000;
+        let slot = Slot {
+            claimed: AtomicBool::new(true),
+            generation: AtomicUsize::new(0),
+            base: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            faulted: AtomicBool::new(false),
+        };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for turn in 0.. {
+                    slot.set(turn, turn << 8);
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            let mut torn = 0;
+            for _ in 0..READS {
+                if let Some((base, len)) = slot.range() {
+                    torn += usize::from(len != base << 8);
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(torn, 0, "of {READS} reads");
+        });
+    }
+
+    #[test]
+    fn a_slot_that_is_being_changed_is_not_believed() {
+        let slot = &SLOTS[WATCHES_MAX - 1];
+        slot.set(4096, 8192);
+        assert_eq!(slot.range(), Some((4096, 8192)));
+        slot.generation.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(slot.range(), None, "half of it may be another region's");
+        slot.generation.fetch_add(1, Ordering::Relaxed);
+        slot.set(0, 0);
+    }
 }

@@ -15,13 +15,17 @@
 
 mod dirty_log;
 mod fault;
+mod files;
 mod region;
+mod room;
 mod slice;
 mod table;
 
 pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError};
 pub use fault::install_handler as install_fault_handler;
+pub use files::MemoryFiles;
 pub use region::{MapError, Region, RegionSpec};
+pub use room::{COMMON_BYTES, Room, SHARE_BYTES};
 pub use slice::{GuestSlice, prefetch};
 pub use table::{GuestMemory, REGIONS_MAX, TableError};
 

@@ -3,12 +3,19 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::fault::Watch;
-use super::{FrontendAddress, GuestAddress};
+use super::room::Taken;
+use super::{COMMON_BYTES, FrontendAddress, GuestAddress, MemoryFiles, Room, SHARE_BYTES};
+
+/// Bytes of the smallest page, to which every address of a region lies as its place in the file.
+const PAGE_BYTES: u64 = 4096;
+/// The largest huge page of any architecture, bytes.
+const HUGE_PAGE_BYTES_MAX: u64 = 16 << 30;
 
 /// What a front-end says of a memory region (vhost-user: "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +60,37 @@ pub enum MapError {
         /// Bytes the file has.
         actual: u64,
     },
+    /// Its pages would come when somebody else likes.
+    #[error(
+        "the file is not memory (memfd, tmpfs, hugetlbfs), and each access to it could wait for \
+         its file system; share such memory (memory-backend-memfd, or memory-backend-file in /dev/shm \
+         or on hugetlbfs, each with share=on), or allow all files with `memory_files = \"any\"`"
+    )]
+    Foreign,
+    /// Its addresses would have another alignment here than they have for the guest.
+    #[error(
+        "region at guest address {guest:#x}: front-end address {frontend:#x} and file offset \
+         {offset:#x} do not lie at the same place of a page of {PAGE_BYTES} bytes"
+    )]
+    Misaligned {
+        /// Guest address.
+        guest: u64,
+        /// Front-end address.
+        frontend: u64,
+        /// Offset in the file.
+        offset: u64,
+    },
+    /// The process's address space is for all ports.
+    #[error(
+        "no room to map {bytes:#x} bytes beside the {mapped:#x} that the port has: \
+         {SHARE_BYTES:#x} are each port's, and {COMMON_BYTES:#x} are there for what all need beyond that"
+    )]
+    NoRoom {
+        /// Of this mapping.
+        bytes: u64,
+        /// By the port, in bytes.
+        mapped: u64,
+    },
     /// The file could not be examined.
     #[error("cannot stat the region's file")]
     Stat(#[source] io::Error),
@@ -72,27 +110,53 @@ pub struct Region {
     // no longer ours.
     watch: Watch,
     mapping: MmapRegion,
+    /// Where in the mapping its first byte is.
+    start: usize,
+    // After `mapping`: room is free when it is unmapped.
+    _room: Taken,
 }
 
 impl Region {
-    /// Map the part of `file` that `spec` names.
+    /// Map the part of `file` that `spec` names, for a port with room of its own.
     ///
-    /// The file is mapped from its start: huge page files can be mapped only at multiples of
-    /// their page size, and `file_offset` need not be one.
+    /// # Errors
+    /// As [`map_in`](Self::map_in).
+    pub fn map(spec: RegionSpec, file: File) -> Result<Self, MapError> {
+        Self::map_in(&Room::new(MemoryFiles::Shared), spec, file)
+    }
+
+    /// The same, in the room of a port. Each address of it has the alignment here that it has in
+    /// the guest and in the front-end, down to a page.
     ///
     /// # Errors
     /// [`MapError`], before anything is mapped unless the kernel itself refuses.
-    pub fn map(spec: RegionSpec, file: File) -> Result<Self, MapError> {
-        let length = checked_length(&spec, &file)?;
+    pub fn map_in(room: &Arc<Room>, spec: RegionSpec, file: File) -> Result<Self, MapError> {
+        let RegionSpec { guest, frontend, file_offset: offset, .. } = spec;
+        let same = |address: u64| address % PAGE_BYTES == offset % PAGE_BYTES;
+        if !same(guest.0) || !same(frontend.0) {
+            return Err(MapError::Misaligned { guest: guest.0, frontend: frontend.0, offset });
+        }
+        Self::map_bytes(room, spec, file)
+    }
+
+    /// The same of what is no guest's memory and read and written in single bytes.
+    pub(super) fn map_bytes(
+        room: &Arc<Room>,
+        spec: RegionSpec,
+        file: File,
+    ) -> Result<Self, MapError> {
+        room.files.check(&file)?;
+        let Extent { first, start, length } = Extent::of(&spec, &file)?;
+        let taken = room.take(length as u64)?;
         let mapping = MmapRegion::build(
-            Some(FileOffset::new(file, 0)),
+            Some(FileOffset::new(file, first)),
             length,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_SHARED | libc::MAP_NORESERVE,
         )
         .map_err(MapError::Map)?;
         let watch = Watch::new(mapping.as_ptr(), length)?;
-        Ok(Self { spec, watch, mapping })
+        Ok(Self { spec, watch, mapping, start, _room: taken })
     }
 
     /// What the front-end said of it.
@@ -122,31 +186,106 @@ impl Region {
 
     /// Where the region's first byte is in our process; `spec().size` bytes are mapped there.
     pub(super) fn host_base(&self) -> *mut u8 {
-        // `map` checked that file_offset + size fits in the mapping, hence in usize.
-        #[allow(clippy::cast_possible_truncation)]
-        self.mapping.as_ptr().wrapping_add(self.spec.file_offset as usize)
+        self.mapping.as_ptr().wrapping_add(self.start)
     }
 }
 
-/// Bytes of the file to map: all up to the region's end, in whole pages of the file's kind.
-fn checked_length(spec: &RegionSpec, file: &File) -> Result<usize, MapError> {
-    let RegionSpec { guest, frontend, size, file_offset } = *spec;
-    if size == 0 {
-        return Err(MapError::Empty(guest.0));
+/// What is mapped of a file: whole pages of its kind, since huge pages are mapped and unmapped
+/// whole and a region need not begin or end with one.
+struct Extent {
+    /// Where in the file the mapping begins, bytes.
+    first: u64,
+    /// Where in the mapping the region begins, bytes.
+    start: usize,
+    /// Bytes mapped; start + size are at most these.
+    length: usize,
+}
+
+impl Extent {
+    /// Of a file that was looked at: to stat it asks nobody.
+    fn of(spec: &RegionSpec, file: &File) -> Result<Self, MapError> {
+        let RegionSpec { guest, frontend, size, file_offset } = *spec;
+        if size == 0 {
+            return Err(MapError::Empty(guest.0));
+        }
+        let wraps = || MapError::Wraps { guest: guest.0, size, offset: file_offset };
+        let (Some(needed), Some(_), Some(_)) = (
+            file_offset.checked_add(size),
+            guest.0.checked_add(size),
+            frontend.0.checked_add(size),
+        ) else {
+            return Err(wraps());
+        };
+        let metadata = file.metadata().map_err(MapError::Stat)?;
+        if needed > metadata.len() {
+            return Err(MapError::BeyondFile { guest: guest.0, needed, actual: metadata.len() });
+        }
+        // hugetlbfs reports its page size as the block size. Another file system may report
+        // anything.
+        let page = match metadata.blksize() {
+            page if page.is_power_of_two() && page <= HUGE_PAGE_BYTES_MAX => page.max(PAGE_BYTES),
+            _ => PAGE_BYTES,
+        };
+        let first = file_offset - file_offset % page;
+        let end = needed.checked_next_multiple_of(page).ok_or_else(wraps)?;
+        let whole = |bytes: u64| usize::try_from(bytes).map_err(|_| wraps());
+        Ok(Self { first, start: whole(file_offset - first)?, length: whole(end - first)? })
     }
-    let wraps = MapError::Wraps { guest: guest.0, size, offset: file_offset };
-    let (Some(needed), Some(_), Some(_)) =
-        (file_offset.checked_add(size), guest.0.checked_add(size), frontend.0.checked_add(size))
-    else {
-        return Err(wraps);
-    };
-    let metadata = file.metadata().map_err(MapError::Stat)?;
-    if needed > metadata.len() {
-        return Err(MapError::BeyondFile { guest: guest.0, needed, actual: metadata.len() });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn memory(bytes: u64) -> File {
+        let file = File::from(memfd_create("isonic-test", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes).unwrap();
+        file
     }
-    // hugetlbfs reports its page size as the block size and unmaps only whole pages.
-    let Some(length) = needed.checked_next_multiple_of(metadata.blksize().max(4096)) else {
-        return Err(wraps);
-    };
-    usize::try_from(length).map_err(|_| wraps)
+
+    fn spec(guest: u64, frontend: u64, file_offset: u64) -> RegionSpec {
+        let (guest, frontend) = (GuestAddress(guest), FrontendAddress(frontend));
+        RegionSpec { guest, frontend, size: 0x2000, file_offset }
+    }
+
+    #[test]
+    fn only_the_region_s_own_part_of_a_sparse_file_is_mapped() {
+        let file = memory(1 << 46);
+        let offset = (1 << 45) + 0x1000;
+        file.write_all_at(b"isonic", offset).unwrap();
+        let region = Region::map(spec(0, 0x7000, offset), file).unwrap();
+        assert_eq!(region.mapping.size(), 0x2000);
+        // SAFETY: the region's first bytes, which are mapped.
+        let read = unsafe { std::slice::from_raw_parts(region.host_base(), 6) }.to_vec();
+        assert_eq!(read, b"isonic");
+    }
+
+    #[test]
+    fn addresses_that_would_be_aligned_otherwise_here_are_refused() {
+        for (guest, frontend, offset) in
+            [(0, 1, 0), (1, 0, 0), (0, 0, 1), (8, 0, 0), (0x1234, 0x5678, 0x234), (0, 2048, 2048)]
+        {
+            let refused = Region::map(spec(guest, frontend, offset), memory(1 << 20)).unwrap_err();
+            assert!(matches!(refused, MapError::Misaligned { .. }), "{refused}");
+        }
+        // None of them begins with a page, and all of them at the same place of one.
+        let region = Region::map(spec(0x4234, 0x8234, 0x1234), memory(1 << 20)).unwrap();
+        assert_eq!(region.host_base().addr() % 4096, 0x234);
+    }
+
+    #[test]
+    fn what_is_no_memory_is_refused_unless_all_files_are_allowed() {
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let program = File::open("/proc/self/exe").unwrap();
+        for file in [null(), program] {
+            assert!(matches!(Region::map(spec(0, 0, 0), file), Err(MapError::Foreign)));
+        }
+        let any = Room::new(MemoryFiles::Any);
+        let refused = Region::map_in(&any, spec(0, 0, 0), null()).unwrap_err();
+        assert!(matches!(refused, MapError::BeyondFile { .. }), "only then it is looked at");
+    }
 }

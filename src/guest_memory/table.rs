@@ -139,10 +139,16 @@ impl GuestMemory {
         self.regions.iter().map(|region| (region.spec(), region.file()))
     }
 
-    /// Whether one of the regions is exactly what `spec` and `file` describe.
+    /// The region that is exactly what `spec` and `file` describe, and whose file is still there.
     #[must_use]
-    pub fn has(&self, spec: &RegionSpec, file: &File) -> bool {
-        self.regions.iter().any(|region| region.is_of(spec, file))
+    pub fn find(&self, spec: &RegionSpec, file: &File) -> Option<&Arc<Region>> {
+        self.regions.iter().find(|region| region.is_of(spec, file) && !region.faulted())
+    }
+
+    /// Bytes of all regions.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.regions().fold(0, |sum: u64, spec| sum.saturating_add(spec.size))
     }
 
     /// The first guest address behind all regions.
@@ -230,7 +236,8 @@ mod tests {
     use super::*;
 
     fn file(bytes: u64) -> File {
-        let file = tempfile::tempfile().unwrap();
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("isonic-test", flags).unwrap());
         file.set_len(bytes).unwrap();
         file
     }

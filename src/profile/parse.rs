@@ -146,7 +146,7 @@ fn profile(section: &Section<'_>, base: Option<&Profile>) -> Option<Profile> {
             Contradiction::Frontend { .. } => bits.frontend.line,
             Contradiction::ProtocolFeatures => bits.protocol.line,
             Contradiction::RingSize(_) => line_of(&ring_size),
-            Contradiction::QueuePairs(_) => line_of(&pairs),
+            Contradiction::QueuePairs(_) | Contradiction::QueueNumber(_) => line_of(&pairs),
         };
         section.note(line, contradiction);
     }

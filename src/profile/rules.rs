@@ -4,7 +4,9 @@
 
 use std::ops::RangeInclusive;
 
-use crate::device::features::{self, FeatureSet, MQ, PROTOCOL_FEATURES, RING_PACKED, VERSION_1};
+use crate::device::features::{
+    self, FeatureSet, MQ, PROTOCOL_FEATURES, PROTOCOL_MQ, RING_PACKED, VERSION_1,
+};
 
 use super::Profile;
 
@@ -49,6 +51,13 @@ pub enum Contradiction {
     /// A second queue pair needs the bit that announces it.
     #[error("queue_pairs_max is {0} without the feature mq")]
     QueuePairs(u16),
+    /// Front-ends ask for the number of queue pairs with that protocol feature (GET_QUEUE_NUM) and
+    /// take it for 1 else; QEMU that is to have more connects again and again.
+    #[error(
+        "queue_pairs_max is {0} without the protocol feature mq, by which front-ends learn the \
+         number; leave it on, or make queue_pairs_max 1"
+    )]
+    QueueNumber(u16),
 }
 
 impl Contradiction {
@@ -86,6 +95,10 @@ pub(super) fn contradictions(profile: &Profile) -> Vec<Contradiction> {
             Contradiction::RingSize(ring_size),
         ),
         (pairs > 1 && !backend.has(MQ), Contradiction::QueuePairs(pairs)),
+        (
+            pairs > 1 && !profile.protocol_features.has(PROTOCOL_MQ),
+            Contradiction::QueueNumber(pairs),
+        ),
     ];
     found.extend(checks.into_iter().filter_map(|(broken, it)| broken.then_some(it)));
     found

@@ -574,6 +574,9 @@ mod tests {
                 "queue_pairs_max is 16 without the feature mq",
             ]
         );
+        let lacks = problems("org.isonic.net.v1,protocol.mq=off");
+        assert!(lacks.len() == 1 && lacks[0].contains("16 without the protocol feature mq"));
+        Catalog::embedded().resolve("org.isonic.net.v1,protocol.mq=off,queue_pairs=1").unwrap();
         assert_eq!(problems("max_ring=256,max_ring=512"), ["max_ring is given twice"]);
         assert_eq!(problems("max_ring=256,ring_size_max=256"), ["ring_size_max is given twice"]);
         assert_eq!(problems("host_tso4=on"), ["\"host_tso4\" needs csum"]);

@@ -17,12 +17,13 @@ use crate::device::features::{
     EVENT_IDX, FeatureSet, INDIRECT_DESC, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK,
     RING_PACKED, TRANSPORT, VERSION_1,
 };
-use crate::guest_memory::{DirtyLog, GuestMemory};
+use crate::guest_memory::{DirtyLog, GuestMemory, RegionSpec, Room};
 use crate::profile::Profile;
 use crate::virtqueue::QueueOptions;
 
+use super::closer::Deferred;
 use super::device_state::{DeviceState, LastRun, StateError, state_of};
-use super::host::{PortHost, SessionBinding};
+use super::host::{MemoryPolicy, PortHost, SessionBinding};
 use super::message::{Message, Request};
 use super::outage::{Outage, Turn};
 use super::refusal::Refusal;
@@ -54,9 +55,17 @@ pub(super) struct Device {
     outage: Outage,
     /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
     /// for a failure.
-    pub(super) backend_channel: Option<OwnedFd>,
-    /// Why the last request was not done: the `vhost` crate's errors cannot carry it.
-    pub(super) refusal: Option<Refusal>,
+    pub(super) backend_channel: Option<Deferred<OwnedFd>>,
+    /// What the port may map, and has mapped.
+    pub(super) room: Arc<Room>,
+    /// Bytes that its regions may have.
+    pub(super) memory_max: u64,
+    /// Regions that were removed one by one, and not added again.
+    pub(super) removed: Vec<RegionSpec>,
+    /// SET_FEATURES was refused since it was last done: see [`RingState::refused`].
+    pub(super) features_refused: bool,
+    /// Likewise SET_MEM_TABLE.
+    pub(super) memory_refused: bool,
     /// The request that was refused last, and why.
     last_refusal: Option<Arc<str>>,
 }
@@ -65,6 +74,7 @@ impl Device {
     /// A device as a front-end finds it when it connects.
     pub fn new(profile: Arc<Profile>, host: Arc<dyn PortHost>) -> Self {
         let rings = (usize::from(profile.queue_pairs_max) * 2).min(RINGS_MAX);
+        let MemoryPolicy { files, max } = host.memory_policy();
         let mut device = Self {
             rings: std::iter::repeat_with(RingState::default).take(rings).collect(),
             profile,
@@ -77,7 +87,11 @@ impl Device {
             last_run: LastRun::default(),
             outage: Outage::default(),
             backend_channel: None,
-            refusal: None,
+            room: Room::new(files),
+            memory_max: max,
+            removed: Vec::new(),
+            features_refused: false,
+            memory_refused: false,
             last_refusal: None,
         };
         device.publish();
@@ -89,8 +103,7 @@ impl Device {
         self.protocol.has(PROTOCOL_REPLY_ACK)
     }
 
-    /// What can be said of a request before it is passed on: what the `vhost` crate would refuse
-    /// without saying why, or would note as done though we refused it.
+    /// What can be said of a request before anything of it is done.
     pub fn check(&self, request: &Request, message: &Message) -> Result<(), Refusal> {
         if let Some(bit) = request.feature.filter(|&bit| !self.protocol.has(bit)) {
             return Err(Refusal::NotNegotiated(bit));
@@ -169,9 +182,8 @@ impl Device {
         }
     }
 
-    /// RESET_DEVICE, and RESET_OWNER, which front-ends of old used for it. Memory and log stay:
-    /// the front-end knows what it shared and sends only differences. So do the protocol features,
-    /// which belong to the connection.
+    /// RESET_DEVICE. Memory and log stay: the front-end knows what it shared and sends only
+    /// differences. So do the protocol features, which belong to the connection.
     pub fn reset(&mut self) -> Result<(), Refusal> {
         for index in 0..self.rings.len() {
             self.stop(index)?;
@@ -210,9 +222,9 @@ impl Device {
     }
 
     /// SET_BACKEND_REQ_FD: a connection, in place of the one before.
-    pub fn set_backend_channel(&mut self, channel: OwnedFd) -> Result<(), Refusal> {
-        let domain = rustix::net::sockopt::socket_domain(&channel);
-        let kind = rustix::net::sockopt::socket_type(&channel);
+    pub fn set_backend_channel(&mut self, channel: Deferred<OwnedFd>) -> Result<(), Refusal> {
+        let domain = rustix::net::sockopt::socket_domain(&*channel);
+        let kind = rustix::net::sockopt::socket_type(&*channel);
         if (domain, kind) != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) {
             return Err(Refusal::NotASocket);
         }

@@ -12,7 +12,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::sync::Arc;
 
 use crate::device::features::LOG_ALL;
@@ -20,6 +19,7 @@ use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError};
 use crate::virtqueue::{EventFd, QueueSetup};
 
 use super::device::Device;
+use super::memory::memory_file;
 use super::message::Message;
 use super::refusal::Refusal;
 
@@ -27,7 +27,9 @@ impl Device {
     /// SET_LOG_BASE: u64 size, u64 offset, one descriptor.
     pub(super) fn set_log(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let (size, offset) = (message.u64_at(0), message.u64_at(8));
-        let log = DirtyLog::map(File::from(message.take_descriptor()), size, offset)?;
+        DirtyLog::check_size((size, offset), self.memory.end())?;
+        let file = memory_file(&self.room, message.take_descriptor()).map_err(LogError::Map)?;
+        let log = DirtyLog::map_in(&self.room, file, (size, offset))?;
         check_covers(&log, &self.memory)?;
         let log = Arc::new(log);
         let before = self.log.replace(Arc::clone(&log));
@@ -41,8 +43,7 @@ impl Device {
     /// SET_LOG_FD: an event that "may be used to inform the front-end that the log has been
     /// modified". Front-ends look by themselves, so nobody is informed.
     pub(super) fn set_log_event(&self, message: &mut Message) -> Result<(), Refusal> {
-        let event = EventFd::new(File::from(message.take_descriptor()));
-        event.map(drop).map_err(Refusal::LogEvent)
+        EventFd::check(&*message.take_descriptor()).map_err(Refusal::LogEvent)
     }
 
     /// SET_VRING_ADDR of a ring that runs: its own pages are logged at `log`, or no more.

@@ -1,211 +1,169 @@
-//! The `vhost` crate's way into the [`Device`]: one method per request, each one call.
+//! One request, from its check to its answer.
 //!
-//! The requests whose protocol features we never offer are refused by the table before they get
-//! here; their methods exist because the trait asks for them.
+//! What a front-end was refused it may believe to be in force, since it hears of a refusal only if
+//! it asks. So what was refused is not replaced by what was there before: a ring does not start
+//! until the same request comes again and is done. What runs goes on as it is.
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use vhost::VhostUserMemoryRegionBase;
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
-    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{
-    Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
-};
+use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::FeatureSet;
 use crate::guest_memory::GuestAddress;
 use crate::virtqueue::EventKind;
 
 use super::device::Device;
-use super::memory::region_spec;
+use super::message::{Message, Request};
 use super::refusal::Refusal;
-use super::rings::addresses;
+use super::rings::{RING_LOGGED, addresses};
+use super::transport::reply_to;
 
-impl Device {
-    /// Keep the reason for the log, and give the crate an error to acknowledge with.
-    fn note<T>(&mut self, result: std::result::Result<T, Refusal>) -> Result<T> {
-        result.map_err(|refusal| {
-            self.refusal = Some(refusal);
-            Error::InvalidParam
-        })
-    }
-
-    fn unknown<T>(&mut self) -> Result<T> {
-        self.note(Err(Refusal::Unknown))
-    }
+/// What goes back when a request was done.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// An acknowledgement, if one is asked for.
+    Done,
+    /// A number.
+    Value(u64),
+    /// A reply with a body of its own, whole.
+    Reply(Vec<u8>),
+    /// Zero, and the front-end's end of a channel.
+    Channel(OwnedFd),
 }
 
-impl VhostUserBackendReqHandlerMut for Device {
-    /// Nothing to own: a connection is its session's. QEMU repeats the request for each queue
-    /// pair, and after it reconnects.
-    fn set_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> Result<()> {
-        let done = self.reset();
-        self.note(done)
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        let done = self.reset();
-        self.note(done)
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(self.profile.features.0)
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
-        let done = self.acknowledge(FeatureSet(features));
-        self.note(done)
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::from_bits_retain(self.profile.protocol_features.0))
-    }
-
-    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        self.acknowledge_protocol(FeatureSet(features));
-        Ok(())
-    }
-
-    /// Queue pairs, not rings: QEMU compares the number with `queues=`, which are pairs
-    /// (net/vhost-user.c, `vhost_user_start`).
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(u64::from(self.profile.queue_pairs_max))
-    }
-
-    fn set_mem_table(
+impl Device {
+    /// Check what `message` asks for, and do it.
+    pub(super) fn answer(
         &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let done = self.set_memory(regions, files);
-        self.note(done.map(|()| None))
+        request: &Request,
+        message: &mut Message,
+    ) -> Result<Answer, Refusal> {
+        let (code, index) = (request.code, message.ring());
+        let asked = message.features();
+        let memory = Arc::as_ptr(&self.memory);
+        // What comes again takes the place of what was refused.
+        self.expect_again(code, index, false);
+        let checked = message.check_shape(request).and_then(|()| self.check(request, message));
+        let answer = checked.and_then(|()| self.do_as_asked(code, message));
+        if answer.is_err() {
+            let in_force = match code {
+                FrontendReq::SET_FEATURES => asked.is_some() && self.acknowledged == asked,
+                FrontendReq::SET_MEM_TABLE => memory != Arc::as_ptr(&self.memory),
+                _ => false,
+            };
+            self.expect_again(code, index, !in_force);
+        }
+        answer
     }
 
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Ok(u64::from(self.profile.memory_slots))
+    /// Whether the setting that this request makes was refused, so that no ring that depends on it
+    /// starts.
+    fn expect_again(&mut self, code: FrontendReq, index: Option<u64>, refused: bool) {
+        match code {
+            FrontendReq::SET_FEATURES => self.features_refused = refused,
+            FrontendReq::SET_MEM_TABLE => self.memory_refused = refused,
+            FrontendReq::SET_VRING_NUM
+            | FrontendReq::SET_VRING_ADDR
+            | FrontendReq::SET_VRING_BASE
+            | FrontendReq::SET_VRING_KICK
+            | FrontendReq::SET_VRING_CALL => {
+                let ring = index.and_then(|index| self.ring_index(index).ok());
+                if let Some(ring) = ring.map(|ring| &mut self.rings[ring]) {
+                    ring.refused.retain(|&other| other != code);
+                    ring.refused.extend(refused.then_some(code));
+                }
+            }
+            _ => {}
+        }
     }
 
-    fn add_mem_region(
-        &mut self,
-        region: &VhostUserSingleMemoryRegion,
-        file: File,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        let done = self.add_region(region_spec(region), file);
-        self.note(done.map(|()| None))
+    fn do_as_asked(&mut self, code: FrontendReq, message: &mut Message) -> Result<Answer, Refusal> {
+        let value = match code {
+            FrontendReq::GET_FEATURES => self.profile.features.0,
+            FrontendReq::GET_PROTOCOL_FEATURES => self.profile.protocol_features.0,
+            // Queue pairs, not rings: QEMU compares the number with `queues=`, which are pairs
+            // (net/vhost-user.c, `vhost_user_start`).
+            FrontendReq::GET_QUEUE_NUM => u64::from(self.profile.queue_pairs_max),
+            FrontendReq::GET_MAX_MEM_SLOTS => u64::from(self.profile.memory_slots),
+            FrontendReq::GET_STATUS => u64::from(self.status()),
+            FrontendReq::GET_VRING_BASE => return self.position(message),
+            FrontendReq::SET_LOG_BASE => {
+                self.set_log(message)?;
+                // The log's description again: QEMU takes any body, the `vhost` crate's front-end
+                // this one.
+                return Ok(Answer::Reply(reply_to(message, &message.body)));
+            }
+            _ => return self.set(code, message).map(|()| Answer::Done),
+        };
+        Ok(Answer::Value(value))
     }
 
-    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        let done = self.remove_region(&region_spec(region));
-        self.note(done)
+    /// The requests that are only acknowledged.
+    fn set(&mut self, code: FrontendReq, message: &mut Message) -> Result<(), Refusal> {
+        match code {
+            // Nothing to own: a connection is its session's. QEMU repeats the request for each
+            // queue pair, and after it reconnects.
+            FrontendReq::SET_OWNER => Ok(()),
+            // "It is recommended that back-ends either ignore this message, or use it to disable
+            // all rings": front-ends that still send it mean either.
+            FrontendReq::RESET_OWNER => Ok(()),
+            FrontendReq::RESET_DEVICE => self.reset(),
+            FrontendReq::SET_FEATURES => self.acknowledge(FeatureSet(message.u64_at(0))),
+            FrontendReq::SET_PROTOCOL_FEATURES => {
+                self.acknowledge_protocol(FeatureSet(message.u64_at(0)));
+                Ok(())
+            }
+            FrontendReq::SET_STATUS => self.set_status(message.u64_at(0)),
+            FrontendReq::SET_MEM_TABLE => self.set_memory(message),
+            FrontendReq::ADD_MEM_REG => self.add_region(message),
+            FrontendReq::REM_MEM_REG => self.remove_region(message.region_at(8)),
+            FrontendReq::SET_LOG_FD => self.set_log_event(message),
+            FrontendReq::SET_BACKEND_REQ_FD => self.set_backend_channel(message.take_descriptor()),
+            FrontendReq::CREATE_CRYPTO_SESSION | FrontendReq::CLOSE_CRYPTO_SESSION => {
+                Err(Refusal::NoCrypto)
+            }
+            FrontendReq::NET_SET_MTU => self.set_mtu(message.u64_at(0)),
+            FrontendReq::SEND_RARP => {
+                // The address is in the first six bytes as they lie (hw/virtio/vhost-user.c,
+                // `vhost_user_migration_done`, copies it there).
+                let [a, b, c, d, e, f, ..] = message.u64_at(0).to_ne_bytes();
+                self.host.announce([a, b, c, d, e, f]);
+                Ok(())
+            }
+            _ => self.set_ring(code, message),
+        }
     }
 
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let done = self.ring_index(u64::from(index)).and_then(|index| self.set_size(index, num));
-        self.note(done)
+    /// The requests that set something of one ring.
+    fn set_ring(&mut self, code: FrontendReq, message: &mut Message) -> Result<(), Refusal> {
+        let index = self.ring_index(message.ring().ok_or(Refusal::Unknown)?)?;
+        match code {
+            FrontendReq::SET_VRING_NUM => self.set_size(index, message.u32_at(4)),
+            FrontendReq::SET_VRING_BASE => self.set_base(index, message.u32_at(4)),
+            FrontendReq::SET_VRING_ENABLE => self.set_enable(index, message.u32_at(4)),
+            FrontendReq::SET_VRING_ADDR => {
+                let [descriptors, used, available, log] =
+                    [8, 16, 24, 32].map(|offset| message.u64_at(offset));
+                let logged = message.u32_at(4) & RING_LOGGED != 0;
+                let log = logged.then_some(GuestAddress(log));
+                self.set_addresses(index, addresses(descriptors, available, used), log)
+            }
+            FrontendReq::SET_VRING_KICK => self.set_event(index, EventKind::Kick, message),
+            FrontendReq::SET_VRING_CALL => self.set_event(index, EventKind::Call, message),
+            FrontendReq::SET_VRING_ERR => self.set_event(index, EventKind::Err, message),
+            _ => Err(Refusal::Unknown),
+        }
     }
 
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        log: u64,
-    ) -> Result<()> {
-        let addresses = addresses(descriptor, available, used);
-        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
-        let log = logged.then_some(GuestAddress(log));
-        let done = self
-            .ring_index(u64::from(index))
-            .and_then(|index| self.set_addresses(index, addresses, log));
-        self.note(done)
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let done = self.ring_index(u64::from(index)).and_then(|index| self.set_base(index, base));
-        self.note(done)
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let base = self.ring_index(u64::from(index)).and_then(|index| self.stop(index));
+    /// GET_VRING_BASE.
+    fn position(&mut self, message: &Message) -> Result<Answer, Refusal> {
+        let number = message.u32_at(0);
+        let base = self.ring_index(u64::from(number)).and_then(|index| self.stop(index));
         self.publish();
-        self.note(base.map(|base| VhostUserVringState::new(index, base)))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let done = self.set_event(index, EventKind::Kick, file);
-        self.note(done)
-    }
-
-    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let done = self.set_event(index, EventKind::Call, file);
-        self.note(done)
-    }
-
-    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let done = self.set_event(index, EventKind::Err, file);
-        self.note(done)
-    }
-
-    /// The session answers this one: the crate refuses it before SET_FEATURES.
-    fn set_vring_enable(&mut self, _: u32, _: bool) -> Result<()> {
-        self.unknown()
-    }
-
-    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        self.unknown()
-    }
-
-    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        self.unknown()
-    }
-
-    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
-        self.unknown()
-    }
-
-    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
-        self.unknown()
-    }
-
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        self.unknown()
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        self.unknown()
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
-    ) -> Result<Option<File>> {
-        self.unknown()
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        self.unknown()
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        self.unknown()
-    }
-
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        self.unknown()
+        let body = [number, base?].map(u32::to_ne_bytes).concat();
+        Ok(Answer::Reply(reply_to(message, &body)))
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::device::features::FeatureSet;
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, MemoryFiles};
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
 use super::outage::Took;
@@ -15,6 +15,9 @@ pub enum HostError {
     /// The worker that should answer has ended: the daemon is stopping.
     #[error("the worker is gone; the daemon is stopping")]
     Stopping,
+    /// The session was left behind when its port stopped.
+    #[error("the session did not end when its port stopped, and has no rings any more")]
+    CutOff,
 }
 
 /// What a session has come to agree on with its front-end, for `isonic port show`.
@@ -36,6 +39,22 @@ pub struct SessionBinding {
     pub regions: usize,
     /// The request that was refused last, and why.
     pub refusal: Option<Arc<str>>,
+}
+
+/// What a front-end may share as its guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPolicy {
+    /// The files.
+    pub files: MemoryFiles,
+    /// Bytes of all regions of a port together.
+    pub max: u64,
+}
+
+impl Default for MemoryPolicy {
+    /// Memory only, and as much as any host has.
+    fn default() -> Self {
+        Self { files: MemoryFiles::Shared, max: 1 << 42 }
+    }
 }
 
 /// The port behind a session. A call returns when what it says is true: for `give`, `take`,
@@ -88,6 +107,11 @@ pub trait PortHost: Send + Sync {
 
     /// Record what is agreed on so far.
     fn bound(&self, binding: SessionBinding);
+
+    /// What its front-end may share.
+    fn memory_policy(&self) -> MemoryPolicy {
+        MemoryPolicy::default()
+    }
 
     /// Where the positions of packed rings outlive this process; None where they need not.
     fn journals(&self) -> Option<Arc<Journals>> {

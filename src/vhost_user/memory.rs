@@ -1,31 +1,31 @@
 //! The memory messages: each makes a new table, whole, and moves the running rings to it.
 //!
 //! Everything is mapped and checked before any ring is touched, so that a refused table leaves
-//! everything as it was. Only when every ring has left it does the old table go.
+//! everything as it was. Only when every ring has left it does the old table go. A region that is
+//! in both is mapped once.
 
 #![forbid(unsafe_code)]
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, VhostUserMemoryRegion};
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 
 use crate::guest_memory::{
-    FrontendAddress, GuestAddress, GuestMemory, Region, RegionSpec, TableError,
+    GuestMemory, MapError, REGIONS_MAX, Region, RegionSpec, Room, TableError,
 };
 
+use super::closer::Deferred;
 use super::device::Device;
 use super::message::Message;
 use super::refusal::Refusal;
 
-/// A region as the `vhost` crate reads it from a message.
-pub(super) fn region_spec(region: &VhostUserMemoryRegion) -> RegionSpec {
-    RegionSpec {
-        guest: GuestAddress(region.guest_phys_addr),
-        frontend: FrontendAddress(region.user_addr),
-        size: region.memory_size,
-        file_offset: region.mmap_offset,
-    }
+/// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
+/// waits, and asked nothing before.
+pub(super) fn memory_file(room: &Room, descriptor: Deferred<OwnedFd>) -> Result<File, MapError> {
+    room.files.check(&*descriptor)?;
+    Ok(File::from(descriptor.keep()))
 }
 
 impl Device {
@@ -44,14 +44,17 @@ impl Device {
     }
 
     /// SET_MEM_TABLE, checked: these regions and no others.
-    pub(super) fn set_memory(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-    ) -> Result<(), Refusal> {
-        let map = |(region, file)| Ok(Arc::new(Region::map(region_spec(region), file)?));
-        let mapped: Result<Vec<_>, Refusal> = regions.iter().zip(files).map(map).collect();
-        let memory = GuestMemory::new(mapped?)?;
+    pub(super) fn set_memory(&mut self, message: &mut Message) -> Result<(), Refusal> {
+        let descriptors = std::mem::take(&mut message.descriptors);
+        let specs: Vec<_> =
+            (0..descriptors.len()).map(|index| message.region_at(8 + 32 * index)).collect();
+        self.check_room(specs.iter().fold(0, |sum: u64, spec| sum.saturating_add(spec.size)))?;
+        let mut regions = Vec::new();
+        for (spec, descriptor) in specs.into_iter().zip(descriptors) {
+            regions.push(self.region(spec, descriptor)?);
+        }
+        let memory = GuestMemory::new(regions)?;
+        self.removed.clear();
         self.replace_memory(memory)
     }
 
@@ -59,26 +62,61 @@ impl Device {
     ///
     /// QEMU 7.2 keeps one list of regions per queue pair and sends its changes for each, so the
     /// same region is added, and removed, once per pair: what is there already is there, and what
-    /// is gone is gone.
-    pub(super) fn add_region(&mut self, spec: RegionSpec, file: File) -> Result<(), Refusal> {
-        if self.memory.has(&spec, &file) {
+    /// was removed is gone.
+    pub(super) fn add_region(&mut self, message: &mut Message) -> Result<(), Refusal> {
+        let spec = message.region_at(8);
+        let file = memory_file(&self.room, message.take_descriptor())?;
+        if self.memory.find(&spec, &file).is_some() {
             return Ok(());
         }
         let slots = usize::from(self.profile.memory_slots);
         if self.memory.regions().len() >= slots {
             return Err(Refusal::NoSlot(slots, self.profile.name.clone()));
         }
-        let memory = self.memory.with_region(Region::map(spec, file)?)?;
+        self.check_room(self.memory.bytes().saturating_add(spec.size))?;
+        let memory = self.memory.with_region(Region::map_in(&self.room, spec, file)?)?;
+        self.removed.retain(|removed| !is_same(removed, &spec));
         self.replace_memory(memory)
     }
 
-    /// REM_MEM_REG: one less, or already gone.
-    pub(super) fn remove_region(&mut self, spec: &RegionSpec) -> Result<(), Refusal> {
-        match self.memory.without_region(spec) {
-            Ok(memory) => self.replace_memory(memory),
-            Err(TableError::NotFound(_)) => Ok(()),
+    /// REM_MEM_REG: one less, or one that was removed already.
+    pub(super) fn remove_region(&mut self, spec: RegionSpec) -> Result<(), Refusal> {
+        match self.memory.without_region(&spec) {
+            Ok(memory) => {
+                if self.removed.len() == REGIONS_MAX {
+                    self.removed.remove(0);
+                }
+                self.removed.push(spec);
+                self.replace_memory(memory)
+            }
+            Err(TableError::NotFound(_))
+                if self.removed.iter().any(|removed| is_same(removed, &spec)) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A region of the table in force, or a new one.
+    fn region(
+        &self,
+        spec: RegionSpec,
+        descriptor: Deferred<OwnedFd>,
+    ) -> Result<Arc<Region>, Refusal> {
+        let file = memory_file(&self.room, descriptor)?;
+        match self.memory.find(&spec, &file) {
+            Some(region) => Ok(Arc::clone(region)),
+            None => Ok(Arc::new(Region::map_in(&self.room, spec, file)?)),
+        }
+    }
+
+    /// Whether the port may have so many bytes of regions.
+    fn check_room(&self, bytes: u64) -> Result<(), Refusal> {
+        if bytes <= self.memory_max {
+            return Ok(());
+        }
+        Err(Refusal::MemoryMax { bytes, limit: self.memory_max })
     }
 
     /// Put `memory` in force.
@@ -103,4 +141,10 @@ impl Device {
         self.publish();
         fatal.or(failure).map_or(Ok(()), Err)
     }
+}
+
+/// Whether two descriptions are of one region; front-ends send 0 for its place in the file when
+/// they remove it.
+fn is_same(one: &RegionSpec, other: &RegionSpec) -> bool {
+    (one.guest, one.frontend, one.size) == (other.guest, other.frontend, other.size)
 }

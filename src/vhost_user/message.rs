@@ -13,29 +13,22 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
 use crate::device::features::{
-    PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION,
+    FeatureSet, PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION,
     PROTOCOL_DEVICE_STATE, PROTOCOL_LOG_SHMFD, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP,
     PROTOCOL_RESET_DEVICE, PROTOCOL_STATUS,
 };
+use crate::guest_memory::{FrontendAddress, GuestAddress, RegionSpec};
 
+use super::closer::Deferred;
 use super::refusal::Refusal;
 
 /// Bytes of a message header: request, flags, size.
 pub(super) const HEADER_LEN: usize = 12;
-/// The longest body we read; the `vhost` crate has the same limit.
+/// The longest body we read.
 pub(super) const BODY_MAX: usize = 4096;
 /// Bytes of a u64 body.
 const U64: RangeInclusive<usize> = 8..=8;
 const NO_BODY: RangeInclusive<usize> = 0..=0;
-
-/// Who answers a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answerer {
-    /// The `vhost` crate, which calls our handler.
-    Crate,
-    /// The session itself: the crate does not know these, or refuses them where we must not.
-    Session,
-}
 
 /// One row of the table.
 #[derive(Debug)]
@@ -52,7 +45,6 @@ pub(super) struct Request {
     pub payload_reply: bool,
     /// The number that refuses it all the same, where the payload has room for a refusal.
     pub refusal: Option<u64>,
-    pub answerer: Answerer,
 }
 
 const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usize>) -> Request {
@@ -64,7 +56,6 @@ const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usi
         feature: None,
         payload_reply: false,
         refusal: None,
-        answerer: Answerer::Crate,
     }
 }
 
@@ -88,11 +79,6 @@ impl Request {
         (self.payload_reply, self.refusal) = (true, Some(refusal));
         self
     }
-
-    const fn ours(mut self) -> Self {
-        self.answerer = Answerer::Session;
-        self
-    }
 }
 
 /// A table of regions: a count, padding, and 32 bytes for each.
@@ -109,12 +95,10 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::SET_LOG_BASE, "SET_LOG_BASE", 16..=16)
         .needs(PROTOCOL_LOG_SHMFD)
         .descriptors(1..=1)
-        .replies()
-        .ours(),
+        .replies(),
     request(FrontendReq::SET_LOG_FD, "SET_LOG_FD", NO_BODY)
         .needs(PROTOCOL_LOG_SHMFD)
-        .descriptors(1..=1)
-        .ours(),
+        .descriptors(1..=1),
     request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", U64),
     request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", 40..=40),
     request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", U64),
@@ -125,21 +109,18 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::GET_PROTOCOL_FEATURES, "GET_PROTOCOL_FEATURES", NO_BODY).replies(),
     request(FrontendReq::SET_PROTOCOL_FEATURES, "SET_PROTOCOL_FEATURES", U64),
     request(FrontendReq::GET_QUEUE_NUM, "GET_QUEUE_NUM", NO_BODY).needs(PROTOCOL_MQ).replies(),
-    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", U64).ours(),
-    request(FrontendReq::SEND_RARP, "SEND_RARP", U64).needs(PROTOCOL_RARP).ours(),
-    request(FrontendReq::NET_SET_MTU, "NET_SET_MTU", U64).needs(PROTOCOL_MTU).ours(),
+    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", U64),
+    request(FrontendReq::SEND_RARP, "SEND_RARP", U64).needs(PROTOCOL_RARP),
+    request(FrontendReq::NET_SET_MTU, "NET_SET_MTU", U64).needs(PROTOCOL_MTU),
     request(FrontendReq::SET_BACKEND_REQ_FD, "SET_BACKEND_REQ_FD", NO_BODY)
         .needs(PROTOCOL_BACKEND_REQ)
-        .descriptors(1..=1)
-        .ours(),
+        .descriptors(1..=1),
     // How long its body is depends on the front-end's version; none is read.
     request(FrontendReq::CREATE_CRYPTO_SESSION, "CREATE_CRYPTO_SESSION", 0..=BODY_MAX)
         .needs(PROTOCOL_CRYPTO_SESSION)
-        .replies()
-        .ours(),
+        .replies(),
     request(FrontendReq::CLOSE_CRYPTO_SESSION, "CLOSE_CRYPTO_SESSION", U64)
-        .needs(PROTOCOL_CRYPTO_SESSION)
-        .ours(),
+        .needs(PROTOCOL_CRYPTO_SESSION),
     request(FrontendReq::RESET_DEVICE, "RESET_DEVICE", NO_BODY).needs(PROTOCOL_RESET_DEVICE),
     request(FrontendReq::GET_MAX_MEM_SLOTS, "GET_MAX_MEM_SLOTS", NO_BODY)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
@@ -151,21 +132,19 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::REM_MEM_REG, "REM_MEM_REG", 40..=40)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .descriptors(0..=1),
-    request(FrontendReq::SET_STATUS, "SET_STATUS", U64).needs(PROTOCOL_STATUS).ours(),
-    request(FrontendReq::GET_STATUS, "GET_STATUS", NO_BODY).needs(PROTOCOL_STATUS).ours().replies(),
+    request(FrontendReq::SET_STATUS, "SET_STATUS", U64).needs(PROTOCOL_STATUS),
+    request(FrontendReq::GET_STATUS, "GET_STATUS", NO_BODY).needs(PROTOCOL_STATUS).replies(),
     // "Bits 0-7 are 0 on success, and non-zero on error. Bit 8 is the invalid FD flag".
     request(FrontendReq::SET_DEVICE_STATE_FD, "SET_DEVICE_STATE_FD", U64)
         .needs(PROTOCOL_DEVICE_STATE)
         .descriptors(1..=1)
-        .replies_or(0x101)
-        .ours(),
+        .replies_or(0x101),
     request(FrontendReq::CHECK_DEVICE_STATE, "CHECK_DEVICE_STATE", NO_BODY)
         .needs(PROTOCOL_DEVICE_STATE)
-        .replies_or(1)
-        .ours(),
+        .replies_or(1),
 ];
 
-/// One message, whole. Its descriptors close when it is dropped.
+/// One message, whole. Its descriptors are closed, where nobody waits, when it is dropped.
 #[derive(Debug)]
 pub(super) struct Message {
     /// Request number, known or not.
@@ -173,8 +152,9 @@ pub(super) struct Message {
     /// As sent; the version was checked.
     pub flags: u32,
     pub body: Vec<u8>,
-    pub descriptors: Vec<OwnedFd>,
-    /// More descriptors came than are ever of use; the kernel closed the rest.
+    pub descriptors: Vec<Deferred<OwnedFd>>,
+    /// More descriptors came than are ever of use, or than this process has room for; the rest is
+    /// closed.
     pub descriptors_cut: bool,
 }
 
@@ -214,8 +194,43 @@ impl Message {
         u32::from_ne_bytes(bytes)
     }
 
+    /// The ring that it is of, if it is of one: the first half of its body, or of SET_VRING_KICK,
+    /// CALL and ERR bits 0 to 7, of which bit 8 is not the ring's.
+    pub fn ring(&self) -> Option<u64> {
+        match self.request()?.code {
+            FrontendReq::SET_VRING_KICK
+            | FrontendReq::SET_VRING_CALL
+            | FrontendReq::SET_VRING_ERR => Some(self.word()? & !0x100),
+            FrontendReq::SET_VRING_NUM
+            | FrontendReq::SET_VRING_ADDR
+            | FrontendReq::SET_VRING_BASE
+            | FrontendReq::SET_VRING_ENABLE => self.word().map(|word| word & 0xffff_ffff),
+            _ => None,
+        }
+    }
+
+    /// The features of a SET_FEATURES.
+    pub fn features(&self) -> Option<FeatureSet> {
+        let code = self.request()?.code;
+        self.word().filter(|_| code == FrontendReq::SET_FEATURES).map(FeatureSet)
+    }
+
+    /// The first u64 of its body, if that is so long: nothing may have been checked yet.
+    fn word(&self) -> Option<u64> {
+        self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+    }
+
+    /// The region described at byte `offset` of the body, whose length was checked: u64 guest
+    /// address, size, front-end address, and place in its file.
+    pub fn region_at(&self, offset: usize) -> RegionSpec {
+        let [guest, size, frontend, file_offset] =
+            [0, 8, 16, 24].map(|field| self.u64_at(offset + field));
+        let (guest, frontend) = (GuestAddress(guest), FrontendAddress(frontend));
+        RegionSpec { guest, frontend, size, file_offset }
+    }
+
     /// Its last descriptor, of as many as were checked against the table.
-    pub fn take_descriptor(&mut self) -> OwnedFd {
+    pub fn take_descriptor(&mut self) -> Deferred<OwnedFd> {
         self.descriptors.pop().expect("a request that has one")
     }
 
@@ -228,8 +243,11 @@ impl Message {
             let expected = request.body.clone();
             return Err(Refusal::Length { actual: self.body.len(), expected });
         }
+        if self.descriptors_cut {
+            return Err(Refusal::DescriptorsCut);
+        }
         let actual = self.descriptors.len();
-        if self.descriptors_cut || !request.descriptors.contains(&actual) {
+        if !request.descriptors.contains(&actual) {
             let expected = request.descriptors.clone();
             return Err(Refusal::Descriptors { actual, expected });
         }

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use super::closer::{Closer, Deferred};
 use super::record::Record;
 
 /// A session that stands still between two messages.
@@ -60,6 +61,19 @@ impl Bell {
     pub fn ring(&self) {
         // Fails only when the counter is full, and then the other side has its signal.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Wait until it rings, at most until `deadline`; false if it does not.
+    pub fn rings_by(&self, deadline: Instant) -> bool {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).expect("a deadline is at most seconds away");
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => return outcome.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 
     /// Have it silent again.
@@ -108,7 +122,8 @@ impl Pauser {
 /// A front-end's connection, as a session gets it.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Arc<Deferred<UnixStream>>,
+    closer: Arc<Closer>,
     bell: Arc<Bell>,
     pauses: Receiver<Pause>,
     inherited: Option<Inheritance>,
@@ -116,13 +131,25 @@ pub struct Connection {
 
 impl Connection {
     pub(super) fn new(
-        stream: UnixStream,
+        stream: Arc<Deferred<UnixStream>>,
+        closer: Arc<Closer>,
         inherited: Option<Inheritance>,
     ) -> io::Result<(Self, Pauser)> {
         let bell = Arc::new(Bell::new()?);
         let (asks, pauses) = unbounded();
         let pauser = Pauser { bell: Arc::clone(&bell), pauses: asks };
-        Ok((Self { stream, bell, pauses, inherited }, pauser))
+        Ok((Self { stream, closer, bell, pauses, inherited }, pauser))
+    }
+
+    /// The connection itself, for whoever may have to end it.
+    #[must_use]
+    pub fn stream(&self) -> Arc<Deferred<UnixStream>> {
+        Arc::clone(&self.stream)
+    }
+
+    /// Closes what comes with messages and is not kept.
+    pub(super) fn closer(&self) -> &Arc<Closer> {
+        &self.closer
     }
 
     pub(super) fn take_inherited(&mut self) -> Option<Inheritance> {

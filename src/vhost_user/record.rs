@@ -11,6 +11,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::FrontendReq;
 
@@ -18,6 +19,7 @@ use crate::device::features::{PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_FEATURES, P
 use crate::guest_memory::RegionSpec;
 use crate::virtqueue::EventKind;
 
+use super::closer::{Closer, Deferred};
 use super::device::Device;
 use super::message::Message;
 use super::rings::{Kick, RING_LOGGED, RingState, number};
@@ -70,9 +72,10 @@ impl Said {
     }
 
     /// As if it had just come.
-    pub(super) fn into_message(self) -> Message {
+    pub(super) fn into_message(self, closer: &Arc<Closer>) -> Message {
         const VERSION: u32 = 1;
         let Self { code, body, descriptors } = self;
+        let descriptors = descriptors.into_iter().map(|fd| Deferred::new(fd, closer)).collect();
         Message { code, flags: VERSION, body, descriptors, descriptors_cut: false }
     }
 }
@@ -96,14 +99,19 @@ impl Device {
     /// All that was said, but for what workers have.
     pub(super) fn record(&self) -> io::Result<Record> {
         let mut said = self.said_of_features();
-        said.extend(self.said_of_memory()?);
+        // What was refused since is to come again, unless rings run with what was before it.
+        let idle = self.started() == 0;
+        if !(idle && self.memory_refused) {
+            said.extend(self.said_of_memory()?);
+        }
         // Before the features that have it written to: what was marked until now is marked.
         if let Some(log) = &self.log {
             let body = [log.size(), log.file_offset()];
             let file = OwnedFd::from(log.file().try_clone()?);
             said.push(Said::new(FrontendReq::SET_LOG_BASE, &body).with([file]));
         }
-        if let Some(acknowledged) = self.acknowledged {
+        let features_hold = !(idle && self.features_refused);
+        if let Some(acknowledged) = self.acknowledged.filter(|_| features_hold) {
             said.push(Said::new(FrontendReq::SET_FEATURES, &[acknowledged.0]));
         }
         if self.protocol.has(PROTOCOL_STATUS) && self.status != 0 {
@@ -158,10 +166,12 @@ impl Device {
 
     fn said_of_ring(&self, index: u16, ring: &RingState) -> io::Result<Vec<Said>> {
         let mut said = Vec::new();
-        if let Some(size) = ring.size {
+        // What a ring that runs has is in force; of another, what was refused is to come again.
+        let holds = |code| ring.started || !ring.refused.contains(&code);
+        if let Some(size) = ring.size.filter(|_| holds(FrontendReq::SET_VRING_NUM)) {
             said.push(Said::of_ring(FrontendReq::SET_VRING_NUM, index, size.into()));
         }
-        if let Some(addresses) = ring.addresses {
+        if let Some(addresses) = ring.addresses.filter(|_| holds(FrontendReq::SET_VRING_ADDR)) {
             let flags = if ring.log.is_some() { RING_LOGGED } else { 0 };
             let parts = [addresses.descriptors, addresses.used, addresses.available];
             let log = ring.log.map_or(0, |log| log.0);
@@ -186,6 +196,7 @@ impl Device {
             }
         }
         match &ring.kick {
+            _ if !ring.refused.is_empty() => {}
             Kick::Unset => {}
             Kick::Polling => said.push(Said::of_event(EventKind::Kick, index, None)),
             Kick::Event(event) => {

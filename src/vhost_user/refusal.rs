@@ -11,7 +11,6 @@ use crate::virtqueue::{ActivateError, EventFdError};
 
 use super::device_state::StateError;
 use super::host::HostError;
-use super::transport::TransportError;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +43,12 @@ pub enum Refusal {
         /// How many the request has.
         expected: RangeInclusive<usize>,
     },
+    /// Not all descriptors were received.
+    #[error(
+        "more file descriptors came with it than any request has, or than this process may have; \
+         raise its limit of open files (LimitNOFILE)"
+    )]
+    DescriptorsCut,
     /// SET_FEATURES beyond GET_FEATURES.
     #[error("features {extra} are not offered by profile {profile}")]
     Features {
@@ -175,6 +180,17 @@ pub enum Refusal {
     /// ADD_MEM_REG beyond GET_MAX_MEM_SLOTS.
     #[error("{0} memory regions are there, as many as profile {1} has slots")]
     NoSlot(usize, String),
+    /// More memory than one port may share.
+    #[error(
+        "{bytes:#x} bytes of memory regions, and a port may share {limit:#x}; give the VM less \
+         memory, or raise `memory_max_gib` of the configuration"
+    )]
+    MemoryMax {
+        /// Of all regions together.
+        bytes: u64,
+        /// The configuration's `memory_max_gib`, in bytes.
+        limit: u64,
+    },
     /// A region that cannot be mapped.
     #[error("memory region refused")]
     Map(#[from] MapError),
@@ -206,21 +222,15 @@ pub enum Refusal {
     /// SET_DEVICE_STATE_FD or CHECK_DEVICE_STATE.
     #[error("device state refused")]
     State(#[from] StateError),
-    /// A body that the `vhost` crate objects to.
-    #[error("malformed request")]
-    Malformed(#[source] vhost::vhost_user::Error),
     /// The daemon cannot do it.
     #[error("the daemon cannot do it")]
     Host(#[from] HostError),
-    /// Our own socket pair failed.
-    #[error("the connection to the request handler failed")]
-    Relay(#[from] TransportError),
 }
 
 impl Refusal {
     /// Whether the session cannot go on, since no other request would fare better.
     #[must_use]
     pub fn ends_session(&self) -> bool {
-        matches!(self, Self::Host(_) | Self::Relay(_))
+        matches!(self, Self::Host(_))
     }
 }

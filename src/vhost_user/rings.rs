@@ -9,18 +9,20 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::VhostUserVringAddrFlags;
+use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddrFlags};
 
 use crate::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::device::net_header;
 use crate::device::offloads::Offloads;
 use crate::guest_memory::{FrontendAddress, GuestAddress};
 use crate::virtqueue::{
-    ActivateError, EventFd, EventKind, Journal, QueueAddresses, QueueSetup, Ring, RingKind,
-    check_size,
+    ActivateError, EventFd, EventFdError, EventKind, Journal, QueueAddresses, QueueSetup, Ring,
+    RingKind, check_size,
 };
 
+use super::closer::Deferred;
 use super::device::Device;
 use super::message::Message;
 use super::refusal::Refusal;
@@ -68,6 +70,9 @@ pub(super) struct RingState {
     pub err: Option<EventFd>,
     pub enabled: bool,
     pub started: bool,
+    /// The settings that were refused since they were last made: while there is one the ring does
+    /// not start, since its front-end may believe that it is in force.
+    pub refused: Vec<FrontendReq>,
 }
 
 /// VHOST_VRING_F_LOG: writes to the ring are to be logged.
@@ -134,7 +139,7 @@ impl Device {
             return Err(Refusal::Started(index));
         }
         state.size = Some(size);
-        self.start_if_ready(index).inspect_err(|_| self.rings[index].size = None)
+        self.start_if_ready(index)
     }
 
     /// SET_VRING_ADDR, checked. Of a ring that runs only what is logged may change.
@@ -152,7 +157,7 @@ impl Device {
             return self.log_ring(index, log);
         }
         (state.addresses, state.log) = (Some(addresses), log);
-        self.start_if_ready(index).inspect_err(|_| self.rings[index].addresses = None)
+        self.start_if_ready(index)
     }
 
     /// SET_VRING_BASE. The upper half is a packed ring's.
@@ -172,12 +177,11 @@ impl Device {
     /// descriptor each time the guest masks or unmasks an interrupt.
     pub(super) fn set_event(
         &mut self,
-        ring: u8,
+        index: usize,
         kind: EventKind,
-        file: Option<File>,
+        message: &mut Message,
     ) -> Result<(), Refusal> {
-        let index = self.ring_index(u64::from(ring))?;
-        let event = file.map(EventFd::new).transpose();
+        let event = message.descriptors.pop().map(event).transpose();
         let event = event.map_err(|source| Refusal::Event { ring: index, source })?;
         let state = &mut self.rings[index];
         if state.started {
@@ -188,23 +192,18 @@ impl Device {
             EventKind::Call => state.call = event,
             EventKind::Err => state.err = event,
         }
-        if kind == EventKind::Kick {
-            return self
-                .start_if_ready(index)
-                .inspect_err(|_| self.rings[index].kick = Kick::Unset);
-        }
-        Ok(())
+        // The kick starts a ring; a call descriptor only one that waits for it after a refusal.
+        self.start_if_ready(index)
     }
 
     /// SET_VRING_ENABLE. QEMU sends it before SET_FEATURES when a device comes up
     /// (hw/net/vhost_net.c, `vhost_set_vring_enable`), so that bit 30 was offered is enough.
-    pub(super) fn set_enable(&mut self, message: &Message) -> Result<(), Refusal> {
-        let index = self.ring_index(u64::from(message.u32_at(0)))?;
+    pub(super) fn set_enable(&mut self, index: usize, value: u32) -> Result<(), Refusal> {
         if self.acknowledged.is_some_and(|features| !features.has(PROTOCOL_FEATURES)) {
             return Err(Refusal::AlwaysEnabled);
         }
-        match message.u32_at(4) {
-            value @ (0 | 1) => self.enable(index, value == 1)?,
+        match value {
+            0 | 1 => self.enable(index, value == 1)?,
             value => return Err(Refusal::Enable { ring: index, value }),
         }
         self.publish();
@@ -272,6 +271,7 @@ impl Device {
     fn start_if_ready(&mut self, index: usize) -> Result<(), Refusal> {
         let state = &self.rings[index];
         let waits = matches!(state.kick, Kick::Unset) || self.memory.regions().len() == 0;
+        let waits = waits || self.waits_for_refused(index);
         if state.started || waits {
             return Ok(());
         }
@@ -293,6 +293,11 @@ impl Device {
         self.give(index, ring)?;
         self.publish();
         Ok(())
+    }
+
+    /// Whether what the ring depends on was refused.
+    fn waits_for_refused(&self, index: usize) -> bool {
+        self.features_refused || self.memory_refused || !self.rings[index].refused.is_empty()
     }
 
     /// Start all rings that only waited for what has just come; the first failure.
@@ -373,6 +378,12 @@ fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
             Offloads::sent(features)
         },
     }
+}
+
+/// An event that came with a message; anything else is closed where nobody waits.
+fn event(descriptor: Deferred<OwnedFd>) -> Result<EventFd, EventFdError> {
+    EventFd::check(&*descriptor)?;
+    EventFd::new(File::from(descriptor.keep()))
 }
 
 /// The ring's number, as the host counts.

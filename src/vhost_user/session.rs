@@ -7,10 +7,9 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,15 +18,16 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::profile::Profile;
 use crate::report::chain;
 
+use super::closer::Closer;
 use super::device::Device;
 use super::device_state::{DeviceState, StateError};
+use super::handler::Answer;
 use super::host::PortHost;
-use super::message::{Answerer, Message, Request};
+use super::message::Message;
 use super::outage::Turn;
 use super::pause::{Connection, Inheritance};
 use super::record::Record;
 use super::refusal::Refusal;
-use super::relay::Relay;
 use super::transfer::Transfer;
 use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
 
@@ -62,9 +62,6 @@ pub enum SessionEnd {
         #[source]
         source: Refusal,
     },
-    /// No descriptors left for the session to begin with.
-    #[error("cannot start a session; raise the limit of open files")]
-    Setup(#[source] io::Error),
     /// What was said in it to another process does not hold here.
     #[error("the session cannot be gone on with: {request}")]
     Inherited {
@@ -94,10 +91,7 @@ pub fn serve(
     host: Arc<dyn PortHost>,
     name: &str,
 ) -> SessionEnd {
-    match Session::new(stream, None, profile, host, name) {
-        Ok(mut session) => session.run(),
-        Err(end) => end,
-    }
+    Session::new(stream, None, profile, host, name).run()
 }
 
 /// The same for a connection of a [`PortSocket`](super::PortSocket), which may have begun with
@@ -110,12 +104,14 @@ pub fn serve_connection(
 ) -> SessionEnd {
     let inherited = connection.take_inherited();
     let stream: &UnixStream = connection;
-    let mut session = match Session::new(stream, Some(connection), profile, host, name) {
-        Ok(session) => session,
-        Err(end) => return end,
-    };
+    let mut session = Session::new(stream, Some(connection), profile, host, name);
     if let Some(Inheritance { record, followed, ours }) = inherited {
         if let Err(end) = session.follow(record) {
+            // Its rings are back before it is told; and the connection is the other's until it is
+            // ours to close.
+            drop(session);
+            drop(followed);
+            let _ = ours.recv();
             return end;
         }
         // Nobody waits any more only if the process ends.
@@ -125,25 +121,13 @@ pub fn serve_connection(
     session.run()
 }
 
-/// What goes back when a request was done.
-#[derive(Debug)]
-enum Answer {
-    /// An acknowledgement, if one is asked for.
-    Done,
-    /// A number.
-    Value(u64),
-    /// A reply with a body of its own, whole.
-    Reply(Vec<u8>),
-    /// Zero, and the front-end's end of a channel.
-    Channel(OwnedFd),
-}
-
 struct Session<'s> {
     stream: &'s UnixStream,
     /// Where it is told to pause, if it can be.
     connection: Option<&'s Connection>,
-    device: Arc<Mutex<Device>>,
-    relay: Relay,
+    /// Closes what the front-end sent and nobody keeps.
+    closer: Arc<Closer>,
+    device: Device,
     /// A state of the device, out or in.
     transfer: Transfer,
     port: &'s str,
@@ -162,12 +146,12 @@ impl<'s> Session<'s> {
         profile: Arc<Profile>,
         host: Arc<dyn PortHost>,
         port: &'s str,
-    ) -> Result<Self, SessionEnd> {
-        let device = Arc::new(Mutex::new(Device::new(profile, host)));
-        let relay = Relay::new(Arc::clone(&device)).map_err(SessionEnd::Setup)?;
+    ) -> Self {
+        let device = Device::new(profile, host);
+        let closer = connection.map_or_else(|| Closer::new(port), |of| Arc::clone(of.closer()));
         let transfer = Transfer::Idle;
         let (refused, states, turns) = (0, 0, 0);
-        Ok(Self { stream, connection, device, relay, transfer, port, refused, states, turns })
+        Self { stream, connection, closer, device, transfer, port, refused, states, turns }
     }
 
     fn run(&mut self) -> SessionEnd {
@@ -181,24 +165,26 @@ impl<'s> Session<'s> {
     /// Have all done that was said to another process; nobody waits for the answers.
     fn follow(&mut self, record: Record) -> Result<(), SessionEnd> {
         for said in record.said {
-            let mut message = said.into_message();
+            let mut message = said.into_message(&self.closer);
             let followed = self.answer(&mut message);
             followed.map_err(|source| SessionEnd::Inherited { request: message.name(), source })?;
         }
-        self.device().ran(record.ran);
+        self.device.ran(record.ran);
         Ok(())
     }
 
     /// One message, from reading it to its answer.
     fn turn(&mut self) -> Result<(), SessionEnd> {
         self.await_message()?;
-        let mut message = read_message(self.stream)?;
+        let mut message = read_message(self.stream, &self.closer)?;
         let answer = self.timed(&mut message);
-        // Closed before the answer, so that none is ours any more when the front-end has it.
+        // Closed before the answer, so that none is ours any more when the front-end has it; what
+        // may block is on its way.
         message.descriptors.clear();
+        self.closer.check()?;
         // An acknowledgement is due if the request's own features say so after it was done:
         // SET_PROTOCOL_FEATURES itself may ask for one.
-        let acknowledge = message.needs_reply() && self.device().acknowledges();
+        let acknowledge = message.needs_reply() && self.device.acknowledges();
         match answer {
             Ok(Answer::Reply(reply)) => write_all(self.stream, &reply, &[])?,
             Ok(Answer::Value(value)) => reply_u64(self.stream, &message, value)?,
@@ -235,7 +221,7 @@ impl<'s> Session<'s> {
             let [message, state, pause] = fds.map(|fd| !fd.revents().is_empty());
             // First, so that a message that has come is whoever goes on's.
             if pause && let Some(connection) = connection {
-                connection.pause(|| self.device().record());
+                connection.pause(|| self.device.record());
                 continue;
             }
             if message {
@@ -249,10 +235,10 @@ impl<'s> Session<'s> {
 
     /// Do what `message` asks for, and note how long it took.
     fn timed(&mut self, message: &mut Message) -> Result<Answer, Refusal> {
-        let (begun, before) = (Instant::now(), self.device().started());
+        let (begun, before) = (Instant::now(), self.device.started());
         let answer = self.answer(message);
         if let Some(request) = message.request() {
-            let turn = self.device().took(request.code, before, begun.elapsed());
+            let turn = self.device.took(request.code, before, begun.elapsed());
             self.log_turn(turn);
         }
         answer
@@ -261,59 +247,20 @@ impl<'s> Session<'s> {
     /// Do what `message` asks for.
     fn answer(&mut self, message: &mut Message) -> Result<Answer, Refusal> {
         let request = message.request().ok_or(Refusal::Unknown)?;
+        let transfers: fn(&mut Self, &Message) -> Result<Answer, Refusal> = match request.code {
+            FrontendReq::SET_DEVICE_STATE_FD => Self::transfer_state,
+            FrontendReq::CHECK_DEVICE_STATE => Self::check_state,
+            _ => return self.device.answer(request, message),
+        };
         message.check_shape(request)?;
-        self.device().check(request, message)?;
-        match request.answerer {
-            Answerer::Session => self.answer_ourselves(request, message),
-            Answerer::Crate => self.pass(message),
-        }
-    }
-
-    /// The requests that the `vhost` crate does not know, or refuses where we must not.
-    fn answer_ourselves(
-        &mut self,
-        request: &Request,
-        message: &mut Message,
-    ) -> Result<Answer, Refusal> {
-        match request.code {
-            FrontendReq::SET_DEVICE_STATE_FD => return self.transfer_state(message),
-            FrontendReq::CHECK_DEVICE_STATE => return self.check_state(),
-            _ => {}
-        }
-        let mut device = self.device();
-        match request.code {
-            FrontendReq::SET_VRING_ENABLE => device.set_enable(message)?,
-            FrontendReq::SET_STATUS => device.set_status(message.u64_at(0))?,
-            FrontendReq::GET_STATUS => return Ok(Answer::Value(u64::from(device.status()))),
-            FrontendReq::SET_LOG_BASE => {
-                device.set_log(message)?;
-                // The log's description again: QEMU takes any body, the `vhost` crate's front-end
-                // this one.
-                return Ok(Answer::Reply(reply_to(message, &message.body)));
-            }
-            FrontendReq::SET_LOG_FD => device.set_log_event(message)?,
-            FrontendReq::SET_BACKEND_REQ_FD => {
-                device.set_backend_channel(message.take_descriptor())?;
-            }
-            FrontendReq::CREATE_CRYPTO_SESSION | FrontendReq::CLOSE_CRYPTO_SESSION => {
-                return Err(Refusal::NoCrypto);
-            }
-            FrontendReq::NET_SET_MTU => device.set_mtu(message.u64_at(0))?,
-            FrontendReq::SEND_RARP => {
-                // The address is in the first six bytes as they lie (hw/virtio/vhost-user.c,
-                // `vhost_user_migration_done`, copies it there).
-                let [a, b, c, d, e, f, ..] = message.u64_at(0).to_ne_bytes();
-                device.host.announce([a, b, c, d, e, f]);
-            }
-            _ => return Err(Refusal::Unknown),
-        }
-        Ok(Answer::Done)
+        self.device.check(request, message)?;
+        transfers(self, message)
     }
 
     /// SET_DEVICE_STATE_FD: u32 direction, u32 phase. The front-end's own descriptor is not used.
     fn transfer_state(&mut self, message: &Message) -> Result<Answer, Refusal> {
-        self.device().check_suspended()?;
-        let state = self.device().state();
+        self.device.check_suspended()?;
+        let state = self.device.state();
         let end = match (message.u32_at(0), message.u32_at(4)) {
             (0, 0) => self.transfer.save(&state.write())?,
             (1, 0) => self.transfer.load()?,
@@ -324,31 +271,19 @@ impl<'s> Session<'s> {
 
     /// CHECK_DEVICE_STATE: whether a state went out whole, or came in and is that of a VM with this
     /// port's interface.
-    fn check_state(&mut self) -> Result<Answer, Refusal> {
+    fn check_state(&mut self, _: &Message) -> Result<Answer, Refusal> {
         match self.transfer.finish()? {
             None => {
-                let state = self.device().state();
+                let state = self.device.state();
                 self.log_state("device state given", &state);
             }
             Some(bytes) => {
                 let state = DeviceState::read(&bytes)?;
-                state.check(&self.device().profile)?;
+                state.check(&self.device.profile)?;
                 self.log_state("device state taken: the same interface", &state);
             }
         }
         Ok(Answer::Value(0))
-    }
-
-    /// All other requests. Where the crate reports an error, it may or may not have acknowledged;
-    /// that acknowledgement is dropped and ours is the only one.
-    fn pass(&mut self, message: &Message) -> Result<Answer, Refusal> {
-        let outcome = self.relay.pass(message)?;
-        let refusal = self.device().refusal.take();
-        match outcome.result {
-            Ok(()) if outcome.reply.is_empty() => Ok(Answer::Done),
-            Ok(()) => Ok(Answer::Reply(outcome.reply)),
-            Err(error) => Err(refusal.unwrap_or(Refusal::Malformed(error))),
-        }
     }
 
     /// Log the refusal, and end the session if there is no way on. The answer, if the request has
@@ -388,7 +323,7 @@ impl<'s> Session<'s> {
 
     fn log(&mut self, request: &str, refusal: &Refusal) {
         self.refused = self.refused.saturating_add(1);
-        self.device().note_refusal(request, &chain(refusal));
+        self.device.note_refusal(request, &chain(refusal));
         if self.refused <= LOGGED_MAX {
             let error: &(dyn Error + 'static) = refusal;
             tracing::warn!(port = self.port, request, error, "request refused");
@@ -396,10 +331,5 @@ impl<'s> Session<'s> {
         if self.refused == LOGGED_MAX {
             tracing::warn!(port = self.port, "further refusals of this session are not logged");
         }
-    }
-
-    fn device(&self) -> MutexGuard<'_, Device> {
-        // Poisoned only if this thread panicked under the lock, and then it is not here.
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,6 +9,11 @@
 //! begin so, to continue (`resume`) a session that another process had. A session that does not
 //! stand still in time is cut: whoever takes over has all of a port, or its front-end connects anew.
 //!
+//! Whoever stops a socket waits for its session to give its rings back, and no longer than
+//! [`END_WAIT_MAX`]: a session whose thread waits for something of its front-end's is left behind,
+//! and must be cut off by its host. All that leads to descriptors in front-ends' messages, the
+//! listener and every connection, is closed by the port's `Closer`.
+//!
 //! Does not make or remove socket paths: a server's listener comes bound.
 
 #![forbid(unsafe_code)]
@@ -16,7 +21,7 @@
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +32,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use super::closer::{Closer, Deferred};
 use super::pause::{Bell, Connection, Inheritance, InheritedSession, Pauser, SessionAtRest};
 use super::session::SessionEnd;
 
@@ -40,7 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// second, to a backend that has fewer queue pairs than it wants (`net_vhost_user_init` of its
 /// net/vhost-user.c waits for a connection that it accepts).
 const PACE: Duration = Duration::from_millis(20);
-/// How long a session that was cut may take to end.
+/// How long a session may take to end. The longest that it does by itself is to unmap its memory.
+const END_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long a session that was cut while another process waits may take to end.
 const CUT_WAIT_MAX: Duration = Duration::from_millis(100);
 /// A session that was shorter is one that came and went, ...
 const SHORT: Duration = Duration::from_secs(1);
@@ -58,6 +66,16 @@ pub enum SocketSource {
     Stream(UnixStream),
     /// The connection of the session that it resumes with, and no other.
     Inherited,
+}
+
+/// What has become of a socket's session when it has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// There is none, and no ring of it is with the host.
+    Whole,
+    /// Its thread waits for something of its front-end's: rings may be with the host, which must
+    /// take them back itself and do nothing more that the session asks for.
+    LeftBehind,
 }
 
 /// Runs one session to its end.
@@ -79,13 +97,14 @@ struct Resumption {
 
 /// A port's socket; stopped when dropped.
 pub struct PortSocket {
-    bell: Arc<Bell>,
-    orders: Sender<Order>,
+    /// None of one that was never started.
+    way: Option<(Arc<Bell>, Sender<Order>)>,
     /// Where front-ends connect, if they do, for another process to have.
-    listener: Option<OwnedFd>,
+    listener: Option<Arc<Deferred<UnixListener>>>,
+    closer: Arc<Closer>,
     /// While it rests: the way to have it go on.
     resting: Option<Sender<Resumption>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Ended>>,
 }
 
 impl fmt::Debug for PortSocket {
@@ -125,10 +144,14 @@ impl PortSocket {
 
     fn new(name: &str, serve: Serve) -> io::Result<(Self, Keeper)> {
         let bell = Arc::new(Bell::new()?);
+        let closer = Closer::new(name);
         let (orders, told) = unbounded();
         let keeper = Keeper {
             name: name.to_owned(),
             serve,
+            closer: Arc::clone(&closer),
+            ended: Ended::Whole,
+            full: false,
             bell: Arc::clone(&bell),
             orders: told,
             live: None,
@@ -138,13 +161,38 @@ impl PortSocket {
             short: 0,
             failed: false,
         };
-        Ok((Self { bell, orders, listener: None, resting: None, thread: None }, keeper))
+        let (listener, resting, thread) = (None, None, None);
+        let way = Some((bell, orders));
+        Ok((Self { way, listener, closer, resting, thread }, keeper))
+    }
+
+    /// One that takes no connection, as after [`stop`](Self::stop).
+    #[must_use]
+    pub fn stopped(name: &str) -> Self {
+        let closer = Closer::new(name);
+        Self { way: None, listener: None, closer, resting: None, thread: None }
+    }
+
+    /// Whether it takes no connection any more.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.thread.is_none()
+    }
+
+    /// Such a one, in place of one that would take connections from there: front-ends may have sent
+    /// something already.
+    #[must_use]
+    pub fn discard(source: SocketSource, name: &str) -> Self {
+        let socket = Self::stopped(name);
+        drop(Source::of(source, &socket.closer));
+        socket
     }
 
     fn keep(mut self, mut keeper: Keeper, source: SocketSource) -> io::Result<Self> {
-        if let SocketSource::Listener(listener) = &source {
+        let source = Source::of(source, &self.closer);
+        if let Source::Listener(listener) = &source {
             listener.set_nonblocking(true)?;
-            self.listener = Some(listener.as_fd().try_clone_to_owned()?);
+            self.listener = Some(Arc::clone(listener));
         }
         let thread = std::thread::Builder::new()
             .name(format!("port {}", keeper.name))
@@ -156,7 +204,7 @@ impl PortSocket {
     /// Where front-ends connect, if they do.
     #[must_use]
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
-        self.listener.as_ref().map(AsFd::as_fd)
+        self.listener.as_ref().map(|listener| listener.as_fd())
     }
 
     /// Have it take no connection, and its session stand still between two messages, so that
@@ -193,21 +241,27 @@ impl PortSocket {
     }
 
     fn order(&self, order: Order) {
+        let Some((bell, orders)) = &self.way else { return };
         // Nobody hears it if the socket has stopped, which is as good.
-        let _ = self.orders.send(order);
-        self.bell.ring();
+        let _ = orders.send(order);
+        bell.ring();
+    }
+
+    /// Begin to [`stop`](Self::stop), without waiting.
+    pub fn begin_stop(&mut self) {
+        self.resting = None;
+        self.order(Order::Stop);
     }
 
     /// End the session, if there is one, and take no more. Returns when its rings are back with
-    /// nobody. Does nothing the second time.
-    pub fn stop(&mut self) {
-        self.resting = None;
-        if let Some(thread) = self.thread.take() {
-            self.order(Order::Stop);
-            if thread.join().is_err() {
-                tracing::error!("the thread of a port's socket has panicked");
-            }
-        }
+    /// nobody, or it is left behind. Does nothing the second time.
+    pub fn stop(&mut self) -> Ended {
+        let Some(thread) = self.thread.take() else { return Ended::Whole };
+        self.begin_stop();
+        thread.join().unwrap_or_else(|_| {
+            tracing::error!("the thread of a port's socket has panicked");
+            Ended::LeftBehind
+        })
     }
 }
 
@@ -234,9 +288,30 @@ impl Drop for PortSocket {
     }
 }
 
+/// Where connections come from, as the waiting thread has it.
+enum Source {
+    Listener(Arc<Deferred<UnixListener>>),
+    Connect(PathBuf),
+    Stream(Deferred<UnixStream>),
+    Inherited,
+}
+
+impl Source {
+    fn of(source: SocketSource, closer: &Arc<Closer>) -> Self {
+        match source {
+            SocketSource::Listener(listener) => {
+                Self::Listener(Arc::new(Deferred::new(listener, closer)))
+            }
+            SocketSource::Connect(path) => Self::Connect(path),
+            SocketSource::Stream(stream) => Self::Stream(Deferred::new(stream, closer)),
+            SocketSource::Inherited => Self::Inherited,
+        }
+    }
+}
+
 /// A session that runs.
 struct Live {
-    stream: UnixStream,
+    stream: Arc<Deferred<UnixStream>>,
     pauser: Pauser,
     thread: JoinHandle<()>,
     done: Arc<Bell>,
@@ -246,11 +321,16 @@ struct Live {
 struct Keeper {
     name: String,
     serve: Serve,
+    closer: Arc<Closer>,
+    /// What has become of all sessions so far.
+    ended: Ended,
+    /// Too much waits to be closed, which was logged then.
+    full: bool,
     bell: Arc<Bell>,
     orders: Receiver<Order>,
     live: Option<Live>,
     /// A connection that came during a session, and until when it may wait.
-    waiting: Option<(UnixStream, Instant)>,
+    waiting: Option<(Deferred<UnixStream>, Instant)>,
     /// When a connection is to be tried for, and how long to wait if that fails.
     attempt: (Instant, Duration),
     /// When the last session began.
@@ -269,23 +349,42 @@ struct Ready {
 }
 
 impl Keeper {
-    fn run(&mut self, source: SocketSource) {
+    fn run(&mut self, source: Source) -> Ended {
         let result = match source {
-            SocketSource::Listener(listener) => self.run_server(&listener),
-            SocketSource::Connect(path) => self.run_client(&path),
-            SocketSource::Stream(stream) => self.run_once(stream),
-            SocketSource::Inherited => self.run_inherited(),
+            Source::Listener(listener) => self.run_server(&listener),
+            Source::Connect(path) => self.run_client(&path),
+            Source::Stream(stream) => self.run_once(stream),
+            Source::Inherited => self.run_inherited(),
         };
         if let Err(error) = result {
             tracing::error!(port = self.name, %error, "the port's socket cannot go on");
         }
         self.waiting = None;
         self.end_session();
+        self.ended
+    }
+
+    /// Whether a connection may come: none does while too much of what others sent waits to be
+    /// closed.
+    fn may_connect(&mut self) -> bool {
+        let full = self.closer.is_full();
+        if full && !std::mem::replace(&mut self.full, full) {
+            tracing::error!(
+                port = self.name,
+                descriptors = self.closer.waiting(),
+                "what front-ends sent does not close: no connection is taken until it does"
+            );
+        }
+        self.full = full;
+        !full
     }
 
     fn run_server(&mut self, listener: &UnixListener) -> io::Result<()> {
         loop {
-            let ready = self.wait(Some(listener).filter(|_| self.waiting.is_none()), self.due())?;
+            let may_connect = self.may_connect();
+            let listening = Some(listener).filter(|_| self.waiting.is_none() && may_connect);
+            let due = self.due().into_iter().chain(self.look_again()).min();
+            let ready = self.wait(listening, due)?;
             if ready.ordered && self.obey() {
                 return Ok(());
             }
@@ -297,6 +396,11 @@ impl Keeper {
             }
             self.serve_waiting();
         }
+    }
+
+    /// When to look whether connections may come again: nobody tells.
+    fn look_again(&self) -> Option<Instant> {
+        self.full.then(|| Instant::now() + RETRY_MAX)
     }
 
     /// When something is to be done about the connection that waits.
@@ -313,7 +417,10 @@ impl Keeper {
             stream.set_nonblocking(false)?;
             Ok(stream)
         }) {
-            Ok(stream) => self.waiting = Some((stream, Instant::now() + PATIENCE)),
+            Ok(stream) => {
+                let stream = Deferred::new(stream, &self.closer);
+                self.waiting = Some((stream, Instant::now() + PATIENCE));
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(port = self.name, %error, "cannot accept a connection");
@@ -368,10 +475,14 @@ impl Keeper {
     fn try_connect(&mut self, path: &Path) {
         let (_, pause) = self.attempt;
         self.attempt = (Instant::now() + pause, (2 * pause).min(RETRY_MAX));
+        if !self.may_connect() {
+            return;
+        }
         match connect_to(path) {
             Ok(stream) => {
                 self.failed = false;
                 tracing::info!(port = self.name, path = %path.display(), "connected");
+                let stream = Deferred::new(stream, &self.closer);
                 self.begin_session(stream);
             }
             Err(error) => {
@@ -385,7 +496,7 @@ impl Keeper {
         }
     }
 
-    fn run_once(&mut self, stream: UnixStream) -> io::Result<()> {
+    fn run_once(&mut self, stream: Deferred<UnixStream>) -> io::Result<()> {
         self.begin_session(stream);
         while self.live.is_some() {
             let ready = self.wait(None, None)?;
@@ -439,6 +550,7 @@ impl Keeper {
         let _ = done.send(session);
         if let Ok(Resumption { session, ours }) = resume.recv() {
             if let Some((InheritedSession { stream, record }, followed)) = session {
+                let stream = Deferred::new(stream, &self.closer);
                 let ours = ours.clone();
                 self.begin(stream, Some(Inheritance { record, followed, ours }));
             }
@@ -447,7 +559,7 @@ impl Keeper {
         drop(goes_on);
     }
 
-    fn begin_session(&mut self, stream: UnixStream) {
+    fn begin_session(&mut self, stream: Deferred<UnixStream>) {
         let now = Instant::now();
         let short = self.begun.replace(now).is_some_and(|begun| now - begun < SHORT);
         self.short = if short { self.short.saturating_add(1) } else { 0 };
@@ -461,7 +573,7 @@ impl Keeper {
         self.begin(stream, None);
     }
 
-    fn begin(&mut self, stream: UnixStream, inherited: Option<Inheritance>) {
+    fn begin(&mut self, stream: Deferred<UnixStream>, inherited: Option<Inheritance>) {
         match self.spawn(stream, inherited) {
             Ok(live) => self.live = Some(live),
             Err(error) => {
@@ -470,19 +582,29 @@ impl Keeper {
         }
     }
 
-    fn spawn(&self, stream: UnixStream, inherited: Option<Inheritance>) -> io::Result<Live> {
+    fn spawn(
+        &self,
+        stream: Deferred<UnixStream>,
+        inherited: Option<Inheritance>,
+    ) -> io::Result<Live> {
         let done = Arc::new(Bell::new()?);
-        let (ours, serve, name) = (stream.try_clone()?, Arc::clone(&self.serve), self.name.clone());
-        let (mut connection, pauser) = Connection::new(stream, inherited)?;
+        let (stream, serve, name) = (Arc::new(stream), Arc::clone(&self.serve), self.name.clone());
+        let closer = Arc::clone(&self.closer);
+        let (connection, pauser) = Connection::new(Arc::clone(&stream), closer, inherited)?;
         let signal_done = SignalOnDrop(Arc::clone(&done));
         let (logged, begun) = (self.short < LOGGED_MAX, Instant::now());
         let thread =
             std::thread::Builder::new().name(format!("session {name}")).spawn(move || {
                 let _signal_done = signal_done;
+                // Ours no more before that signal.
+                let mut connection = connection;
                 if logged {
                     tracing::info!(port = name, "front-end connected");
                 }
-                match serve(&mut connection) {
+                let end = serve(&mut connection);
+                // The front-end need not wait for the connection to be closed.
+                let _ = connection.shutdown(Shutdown::Both);
+                match end {
                     SessionEnd::Disconnected if !logged && begun.elapsed() < SHORT => {}
                     SessionEnd::Disconnected => {
                         tracing::info!(port = name, "front-end disconnected");
@@ -493,14 +615,23 @@ impl Keeper {
                     }
                 }
             })?;
-        Ok(Live { stream: ours, pauser, thread, done })
+        Ok(Live { stream, pauser, thread, done })
     }
 
-    /// Have the session end, if there is one, and wait until it has.
+    /// Have the session end, if there is one, and wait until it has, or leave it behind.
     fn end_session(&mut self) {
-        let Some(Live { stream, thread, .. }) = self.live.take() else { return };
+        let Some(Live { stream, thread, done, .. }) = self.live.take() else { return };
         // Fails where the front-end has closed already, which is as good.
         let _ = stream.shutdown(Shutdown::Both);
+        if !done.rings_by(Instant::now() + END_WAIT_MAX) {
+            self.ended = Ended::LeftBehind;
+            tracing::error!(
+                port = self.name,
+                "the session's thread does not end, and is left behind: it waits for something of \
+                 its front-end's"
+            );
+            return;
+        }
         if thread.join().is_err() {
             tracing::error!(port = self.name, "the session's thread has panicked");
         }
@@ -556,9 +687,8 @@ impl Live {
     fn cut(&self) {
         // Fails where the front-end has closed already, which is as good.
         let _ = self.stream.shutdown(Shutdown::Both);
-        let wait = Timespec::try_from(CUT_WAIT_MAX).expect("a short time");
-        // Interrupted or not: nothing depends on it.
-        let _ = poll(&mut [PollFd::new(&self.done, PollFlags::IN)], Some(&wait));
+        // Nothing depends on whether it has ended: what is left of it is not the other process's.
+        let _ = self.done.rings_by(Instant::now() + CUT_WAIT_MAX);
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The session reads for itself, rather than let the `vhost` crate do so, because the crate takes
 //! a body that arrives in two pieces for an error, and loses its place in the stream then. Every
-//! descriptor that arrives, with whatever byte, is owned from the first moment, so none leaks.
+//! descriptor that arrives, with whatever byte, is owned from the first moment, so none leaks. All
+//! that one sendmsg(2) can bring are taken: what did not fit the kernel would close at once, on
+//! this thread, which could block.
 //!
 //! Reads and writes block; shutdown(2) of a clone of the stream ends them.
 
@@ -11,16 +13,21 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use super::closer::{Closer, Deferred};
 use super::message::{BODY_MAX, HEADER_LEN, Message};
 
-/// Descriptors taken with one message: one more than any request has, so that too many shows.
+/// Descriptors kept with one message: one more than any request has, so that too many shows.
 pub(super) const DESCRIPTORS_MAX: usize = 33;
+/// Descriptors that one sendmsg(2) brings at most (SCM_MAX_FD of include/net/scm.h). A recvmsg(2)
+/// takes no more than one sendmsg(2) brought.
+const DESCRIPTORS_AT_ONCE: usize = 253;
 
 /// Why a stream cannot be followed any further.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,15 @@ pub enum TransportError {
         /// Bytes.
         len: u32,
     },
+    /// More than a port may have of descriptors whose close(2) does not return.
+    #[error(
+        "{waiting} descriptors that came from front-ends wait to be closed; only events and shared \
+         memory, which close at once, are of use here"
+    )]
+    Unclosed {
+        /// Descriptors.
+        waiting: usize,
+    },
     /// The kernel's word.
     #[error("cannot read from or write to the connection")]
     Io(#[from] io::Error),
@@ -53,9 +69,12 @@ pub enum TransportError {
 ///
 /// # Errors
 /// [`TransportError`]; what was read of the message is gone then, its descriptors closed.
-pub(super) fn read_message(stream: impl AsFd) -> Result<Message, TransportError> {
-    let mut reader =
-        Reader { stream: stream.as_fd(), descriptors: Vec::new(), descriptors_cut: false };
+pub(super) fn read_message(
+    stream: impl AsFd,
+    closer: &Arc<Closer>,
+) -> Result<Message, TransportError> {
+    let stream = stream.as_fd();
+    let mut reader = Reader { stream, closer, descriptors: Vec::new(), descriptors_cut: false };
     let mut header = [0; HEADER_LEN];
     reader.fill(&mut header)?;
     let field =
@@ -77,7 +96,8 @@ pub(super) fn read_message(stream: impl AsFd) -> Result<Message, TransportError>
 /// One message being read.
 struct Reader<'s> {
     stream: BorrowedFd<'s>,
-    descriptors: Vec<OwnedFd>,
+    closer: &'s Arc<Closer>,
+    descriptors: Vec<Deferred<OwnedFd>>,
     descriptors_cut: bool,
 }
 
@@ -96,7 +116,8 @@ impl Reader<'_> {
 
     /// One recvmsg(2), keeping the descriptors that came along.
     fn receive(&mut self, bytes: &mut [u8]) -> Result<usize, TransportError> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_ONCE))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::io::retry_on_intr(|| {
             let mut buffers = [IoSliceMut::new(bytes)];
@@ -108,7 +129,8 @@ impl Reader<'_> {
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
+                let deferred = descriptors.map(|fd| Deferred::new(fd, self.closer));
+                self.descriptors.extend(deferred);
             }
         }
         // A body read byte by byte could bring descriptors with every byte.
@@ -117,6 +139,7 @@ impl Reader<'_> {
             self.descriptors_cut = true;
         }
         self.descriptors_cut |= received.flags.contains(ReturnFlags::CTRUNC);
+        self.closer.check()?;
         Ok(received.bytes)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::device::net_header;
@@ -28,16 +28,28 @@ pub enum EventFdError {
 pub struct EventFd(Arc<File>);
 
 impl EventFd {
-    /// Take a descriptor that came with a message.
+    /// Whether a descriptor is an event, whose close(2) never blocks. The kernel is asked for its
+    /// name, which asks no file system: fstat(2) of somebody's file could block for ever. No file
+    /// can have this name, since those of files begin with a slash.
+    ///
+    /// # Errors
+    /// [`EventFdError`].
+    pub fn check(descriptor: impl AsFd) -> Result<(), EventFdError> {
+        let number = descriptor.as_fd().as_raw_fd();
+        let target = std::fs::read_link(format!("/proc/self/fd/{number}"))?;
+        if target.as_os_str() == "anon_inode:[eventfd]" {
+            return Ok(());
+        }
+        Err(EventFdError::NotAnEventFd(target.display().to_string()))
+    }
+
+    /// Take a descriptor that came with a message. One that is no event is closed here: whoever may
+    /// not wait for that asks [`check`](Self::check) first.
     ///
     /// # Errors
     /// [`EventFdError`].
     pub fn new(file: File) -> Result<Self, EventFdError> {
-        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-        let target = std::fs::read_link(link)?;
-        if target.as_os_str() != "anon_inode:[eventfd]" {
-            return Err(EventFdError::NotAnEventFd(target.display().to_string()));
-        }
+        Self::check(&file)?;
         let flags = rustix::fs::fcntl_getfl(&file).map_err(io::Error::from)?;
         rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK)
             .map_err(io::Error::from)?;

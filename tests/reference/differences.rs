@@ -104,11 +104,7 @@ pub const DIFFERENCES: &[Difference] = &[
         "QEMU repeats it for each queue pair; theirs takes it once",
     ),
     differs("ADD_MEM_REG again", ALLOWED, "QEMU 7.2 sends each region once per queue pair"),
-    differs(
-        "REM_MEM_REG of a region that is not there",
-        ALLOWED,
-        "QEMU 7.2 takes each region away once per queue pair",
-    ),
+    differs("REM_MEM_REG of a region that is not there", REFUSED, ENDS),
     differs(
         "SET_VRING_ADDR before the memory",
         ALLOWED,

@@ -159,8 +159,9 @@ impl Succession {
     ) -> Result<Succeeded, UpgradeError> {
         {
             // No port comes or goes from here on: what the successor reads stays true.
-            let _ports = registry.ports();
-            registry.ownership.prepare().map_err(|busy| match busy {
+            let ports = registry.ports();
+            let settled = registry.check_settled(&ports);
+            settled.and_then(|()| registry.ownership.prepare()).map_err(|busy| match busy {
                 Busy::Upgrading => UpgradeError::UnderWay,
                 busy => UpgradeError::Busy(busy),
             })?;

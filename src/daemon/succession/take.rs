@@ -230,6 +230,9 @@ impl Predecessor {
             tracing::error!(%error, "a worker does not go on");
         }
         let resumed_at = now();
+        // They are late only, and their front-ends connect anew. Before the token was ours the
+        // connections were the other's.
+        end_sessions(registry, &lost);
         drop(std::mem::ManuallyDrop::into_inner(commit));
         own_names(registry);
         traffic.reconnecting.extend(lost);
@@ -327,16 +330,17 @@ fn follow(
     for (name, outcome) in outcomes {
         match outcome.recv_deadline(deadline) {
             Ok(()) => followed += 1,
-            Err(_) => {
-                // One that is late only must not go on after all.
-                if let Some(port) = ports.get(&name) {
-                    port.link.end_session();
-                }
-                reconnecting.push(name);
-            }
+            Err(_) => reconnecting.push(name),
         }
     }
     (followed, reconnecting)
+}
+
+fn end_sessions(registry: &Registry, lost: &[String]) {
+    let ports = registry.ports();
+    for port in lost.iter().filter_map(|name| ports.get(name)) {
+        port.link.end_session();
+    }
 }
 
 fn by_number(

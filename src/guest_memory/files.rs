@@ -1,0 +1,35 @@
+//! Which files may be a guest's memory.
+
+use std::os::fd::AsFd;
+
+use super::MapError;
+
+/// What files a front-end may share as its guest's memory, and as its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryFiles {
+    /// Of memory only: memfd, tmpfs (`/dev/shm`), hugetlbfs. Their pages come from the kernel
+    /// alone, so that no access to them waits for anybody.
+    #[default]
+    Shared,
+    /// Of any file system. Each access waits for it as long as it likes: a worker, and with it all
+    /// of its guests; and so does a close(2).
+    Any,
+}
+
+impl MemoryFiles {
+    /// Whether this file may be memory. No file system is asked, which could take for ever: seals
+    /// are looked at in the kernel, and only files of shared memory have them (fcntl(2),
+    /// F_GET_SEALS; `memfd_file_seals_ptr` of mm/memfd.c: `shmem_file`, `is_file_hugepages`).
+    ///
+    /// # Errors
+    /// [`MapError::Foreign`].
+    pub fn check(self, file: impl AsFd) -> Result<(), MapError> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Shared => match rustix::fs::fcntl_get_seals(file) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(MapError::Foreign),
+            },
+        }
+    }
+}

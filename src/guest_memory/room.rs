@@ -1,0 +1,107 @@
+//! How much of our address space the guests' memory takes.
+//!
+//! A file may be sparse, so what a front-end shares costs it nothing, and us address space, of
+//! which a process has 2^47 bytes. What one table of regions may have is a limit of the port.
+//! Beyond that, each port has a share that nobody takes from it, and what all have beyond their
+//! shares is bounded: so a port within its share is served whatever the others do.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{MapError, MemoryFiles};
+
+/// Bytes that every port may map whatever the others have: for 1024 ports, half of the address
+/// space.
+pub const SHARE_BYTES: u64 = 1 << 36;
+/// Bytes that all ports together may map beyond their shares.
+pub const COMMON_BYTES: u64 = 1 << 45;
+
+/// What all ports of the process have beyond their shares.
+static COMMON: AtomicU64 = AtomicU64::new(0);
+
+/// What a port may map, and has mapped.
+#[derive(Debug)]
+pub struct Room {
+    /// The files that may be memory.
+    pub files: MemoryFiles,
+    mapped: Mutex<u64>,
+    common: &'static AtomicU64,
+}
+
+impl Room {
+    /// Of a port with nothing mapped.
+    #[must_use]
+    pub fn new(files: MemoryFiles) -> Arc<Self> {
+        Arc::new(Self { files, mapped: Mutex::new(0), common: &COMMON })
+    }
+
+    /// Take `bytes` of it for a mapping.
+    ///
+    /// # Errors
+    /// [`MapError::NoRoom`].
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<Taken, MapError> {
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        let no_room = MapError::NoRoom { bytes, mapped: *mapped };
+        let Some(after) = mapped.checked_add(bytes) else { return Err(no_room) };
+        let beyond = beyond_share(after) - beyond_share(*mapped);
+        let add = |used: u64| used.checked_add(beyond).filter(|&used| used <= COMMON_BYTES);
+        if beyond > 0
+            && self.common.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err()
+        {
+            return Err(no_room);
+        }
+        *mapped = after;
+        Ok(Taken { room: Arc::clone(self), bytes })
+    }
+}
+
+fn beyond_share(bytes: u64) -> u64 {
+    bytes.saturating_sub(SHARE_BYTES)
+}
+
+/// Room for one mapping, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Taken {
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut mapped = self.room.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = *mapped - self.bytes;
+        let beyond = beyond_share(*mapped) - beyond_share(after);
+        self.room.common.fetch_sub(beyond, Ordering::Relaxed);
+        *mapped = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(common: &'static AtomicU64) -> Arc<Room> {
+        Arc::new(Room { files: MemoryFiles::Shared, mapped: Mutex::new(0), common })
+    }
+
+    #[test]
+    fn a_port_has_its_share_whatever_the_others_take() {
+        static TEST_COMMON: AtomicU64 = AtomicU64::new(0);
+        let (greedy, modest) = (port(&TEST_COMMON), port(&TEST_COMMON));
+        let mut taken = Vec::new();
+        for bytes in (12..=47).rev().map(|bits| 1 << bits) {
+            while let Ok(more) = greedy.take(bytes) {
+                taken.push(more);
+            }
+        }
+        assert!(matches!(greedy.take(1 << 12), Err(MapError::NoRoom { .. })));
+        assert!(greedy.take(u64::MAX).is_err());
+        let share = modest.take(SHARE_BYTES).unwrap();
+        assert!(modest.take(1).is_err());
+        drop(taken);
+        let more = modest.take(COMMON_BYTES).unwrap();
+        assert!(modest.take(1).is_err(), "all that is common");
+        drop((share, more));
+        assert_eq!(TEST_COMMON.load(Ordering::Relaxed), 0, "all is given back, in any order");
+    }
+}

@@ -1,0 +1,196 @@
+//! Closing what a front-end sent, where nobody waits for it.
+//!
+//! A close(2) may block for as long as a front-end likes: a TCP socket with SO_LINGER, a file of a
+//! file system that the front-end serves, a unix socket in whose queue such a descriptor waits. So
+//! every descriptor that came from a front-end, or that leads to what it sent, is [`Deferred`]:
+//! when dropped it is closed at once if that cannot block (an event, shared memory), and else by a
+//! thread of its port's. What one front-end sends so keeps one thread busy, which nobody joins.
+//!
+//! A port keeps a bounded number of descriptors so ([`Closer::is_full`]): its session ends with the
+//! message that goes beyond, or within it, and it takes no connection until some are closed.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Deref;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::guest_memory::MemoryFiles;
+use crate::virtqueue::EventFd;
+
+use super::transport::TransportError;
+
+/// Descriptors of a port that may wait to be closed; a session ends with the message that goes
+/// beyond.
+const WAITING_MAX: usize = 64;
+
+/// Closes what the front-ends of one port sent.
+#[derive(Debug)]
+pub(super) struct Closer {
+    port: String,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<OwnedFd>,
+    /// A thread closes what waits.
+    closing: bool,
+}
+
+impl Closer {
+    pub fn new(port: &str) -> Arc<Self> {
+        Arc::new(Self { port: port.to_owned(), queue: Mutex::default() })
+    }
+
+    /// Descriptors that are not closed yet.
+    pub fn waiting(&self) -> usize {
+        let queue = self.queue();
+        queue.waiting.len() + usize::from(queue.closing)
+    }
+
+    /// Whether the port may have no more of them.
+    pub fn is_full(&self) -> bool {
+        self.waiting() > WAITING_MAX
+    }
+
+    /// Whether a session may go on.
+    ///
+    /// # Errors
+    /// [`TransportError::Unclosed`], if it [is full](Self::is_full).
+    pub fn check(&self) -> Result<(), TransportError> {
+        if self.is_full() {
+            return Err(TransportError::Unclosed { waiting: self.waiting() });
+        }
+        Ok(())
+    }
+
+    /// Have it closed: at once if that cannot block.
+    fn close(self: &Arc<Self>, descriptor: OwnedFd) {
+        let harmless =
+            EventFd::check(&descriptor).is_ok() || MemoryFiles::Shared.check(&descriptor).is_ok();
+        if harmless {
+            return;
+        }
+        let mut queue = self.queue();
+        queue.waiting.push_back(descriptor);
+        if !queue.closing {
+            queue.closing = self.start();
+        }
+    }
+
+    /// Without a thread to be had the descriptors wait until the next is to be closed.
+    fn start(self: &Arc<Self>) -> bool {
+        let closer = Arc::clone(self);
+        let name = format!("close {}", self.port);
+        std::thread::Builder::new().name(name).spawn(move || closer.run()).is_ok()
+    }
+
+    fn run(&self) {
+        loop {
+            let mut queue = self.queue();
+            let Some(descriptor) = queue.waiting.pop_front() else {
+                queue.closing = false;
+                return;
+            };
+            drop(queue);
+            // The usual lever, and the front-end may move it back: then this thread waits.
+            let _ = rustix::net::sockopt::set_socket_linger(&descriptor, None);
+            drop(descriptor);
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // No code that can panic runs under the lock.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Closer {
+    /// What is left had no thread to close it; here somebody would wait.
+    fn drop(&mut self) {
+        self.queue().waiting.drain(..).for_each(std::mem::forget);
+    }
+}
+
+/// A descriptor whose close may block: done by the port's [`Closer`] when this is dropped.
+pub struct Deferred<T: Into<OwnedFd>> {
+    /// Some until it is kept or dropped.
+    inner: Option<T>,
+    closer: Arc<Closer>,
+}
+
+impl<T: Into<OwnedFd>> Deferred<T> {
+    pub(super) fn new(inner: T, closer: &Arc<Closer>) -> Self {
+        Self { inner: Some(inner), closer: Arc::clone(closer) }
+    }
+
+    /// For whoever has looked at it and found that closing it cannot block.
+    pub(super) fn keep(mut self) -> T {
+        self.inner.take().expect("taken here only")
+    }
+}
+
+impl<T: Into<OwnedFd>> Deref for Deferred<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.inner.as_ref().expect("there until it is kept or dropped")
+    }
+}
+
+impl<T: Into<OwnedFd>> Drop for Deferred<T> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            self.closer.close(inner.into());
+        }
+    }
+}
+
+impl<T: Into<OwnedFd> + AsFd> fmt::Debug for Deferred<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Deferred").field(&self.inner.as_ref().map(AsFd::as_fd)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_block_is_closed_at_once_and_the_rest_by_a_thread() {
+        let closer = Closer::new("isonic-test");
+        for descriptor in [
+            eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            memfd_create("isonic-test", MemfdFlags::CLOEXEC).unwrap(),
+        ] {
+            drop(Deferred::new(descriptor, &closer));
+            assert_eq!(closer.waiting(), 0);
+        }
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        drop(Deferred::new(ours, &closer));
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "it was closed");
+    }
+
+    #[test]
+    fn a_close_that_blocks_holds_up_nobody_and_is_counted() {
+        let closer = Closer::new("isonic-test");
+        // A thread that is busy with one for ever.
+        closer.queue().closing = true;
+        for number in 1..=WAITING_MAX {
+            assert!(!closer.is_full(), "after {number}");
+            drop(Deferred::new(UnixStream::pair().unwrap().0, &closer));
+        }
+        assert!(closer.is_full());
+        closer.run();
+        assert_eq!(closer.waiting(), 0, "and it serves again once all are closed");
+    }
+}
