@@ -63,7 +63,8 @@ pub enum MapError {
     /// Its pages would come when somebody else likes.
     #[error(
         "the file is not memory (memfd, tmpfs, hugetlbfs), and each access to it could wait for \
-         its file system; share such memory (memory-backend-memfd, or memory-backend-file in /dev/shm \
+         its file system; share such memory (memory-backend-memfd, or memory-backend-file in \
+         /dev/shm \
          or on hugetlbfs, each with share=on), or allow all files with `memory_files = \"any\"`"
     )]
     Foreign,
@@ -83,7 +84,8 @@ pub enum MapError {
     /// The process's address space is for all ports.
     #[error(
         "no room to map {bytes:#x} bytes beside the {mapped:#x} that the port has: \
-         {SHARE_BYTES:#x} are each port's, and {COMMON_BYTES:#x} are there for what all need beyond that"
+         {SHARE_BYTES:#x} are each port's, and {COMMON_BYTES:#x} are there for what all need \
+         beyond that"
     )]
     NoRoom {
         /// Of this mapping.
