@@ -7,7 +7,8 @@
 //!
 //! It can stand still (`ask_to_rest`) for another process to take over the session it has, and
 //! begin so, to continue (`resume`) a session that another process had. A session that does not
-//! stand still in time is cut: whoever takes over has all of a port, or its front-end connects anew.
+//! stand still in time is cut: whoever takes over has all of a port, or its front-end connects
+//! anew.
 //!
 //! Whoever stops a socket waits for its session to give its rings back, and no longer than
 //! [`END_WAIT_MAX`]: a session whose thread waits for something of its front-end's is left behind,
@@ -209,7 +210,8 @@ impl PortSocket {
 
     /// Have it take no connection, and its session stand still between two messages, so that
     /// another process can take over both. A session that does not before the deadline ends: it is
-    /// in half a message, say. Returns at once, so that all ports are asked before any is waited for.
+    /// in half a message, say. Returns at once, so that all ports are asked before any is waited
+    /// for.
     pub fn ask_to_rest(&mut self, until: Instant) -> Resting {
         let (done, at_rest) = bounded(1);
         let (goes_on, resume) = bounded(1);
