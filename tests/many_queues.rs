@@ -109,7 +109,10 @@ fn flow(guest: [u8; 6], number: u16, out: bool) -> Vec<u8> {
         ([OUTSIDE, guest], [[10, 0, 0, 2], [10, 0, 0, 1]], [80, 40_000 + number])
     };
     let builder = PacketBuilder::ethernet2(from, to).ipv4(a, b, 64).udp(source, destination);
-    builder.write(&mut frame, &number.to_be_bytes()).unwrap();
+    // Long enough that nothing pads it on its way out.
+    let mut payload = [0; 32];
+    payload[..2].copy_from_slice(&number.to_be_bytes());
+    builder.write(&mut frame, &payload).unwrap();
     frame
 }
 

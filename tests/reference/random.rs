@@ -52,7 +52,7 @@ fn play(who: Who, bursts: &[Burst]) -> Vec<Seen> {
         match burst {
             Burst::Send(packets) => {
                 for (len, pieces) in packets {
-                    let bytes = frame(1540, number as u8);
+                    let bytes = frame(*len, number as u8);
                     stage.sender().send(&bytes[..*len], pieces);
                 }
             }
