@@ -7,14 +7,15 @@
 //!
 //! Used for the API and for every port. It accepts no connections itself.
 
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -23,7 +24,7 @@ const BACKLOG: i32 = 64;
 /// What a socket file may be used by until it is told otherwise: its owner.
 const OWNER_ONLY: u32 = 0o600;
 
-/// How long another process may hold the directory's lock.
+/// How long another process of our user may hold the lock of a name.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How often it is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
@@ -83,10 +84,10 @@ pub struct SocketFile {
 pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
     let system = |source| ClaimError::System { path: path.to_owned(), source };
     // Between two processes that both see a dead socket, the second must not remove what the
-    // first has just made: the directory is locked for as long as we look and act.
-    let _directory = lock_directory(path)?;
+    // first has just made: the name is locked for as long as we look and act.
+    let _lock = NameLock::take(path);
     match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if is_missing(&error) => {}
         Err(error) => return Err(system(error)),
         Ok(found) if !found.file_type().is_socket() => {
             return Err(ClaimError::NotASocket(path.to_owned()));
@@ -96,6 +97,7 @@ pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
     }
     let listener = listen(path).map_err(|errno| match errno {
         Errno::ROFS => ClaimError::ReadOnly(path.to_owned()),
+        Errno::NOENT | Errno::NOTDIR => ClaimError::NoDirectory(path.to_owned()),
         _ => system(errno.into()),
     })?;
     let metadata = std::fs::symlink_metadata(path).map_err(system)?;
@@ -103,35 +105,68 @@ pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
     Ok(Claimed { listener, file: SocketFile { path: path.to_owned(), identity } })
 }
 
-fn lock_directory(path: &Path) -> Result<OwnedFd, ClaimError> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let opened = rustix::fs::open(
-        directory,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
-    let locked = opened.and_then(|fd| lock(&fd).map(|()| fd));
-    locked.map_err(|errno| match errno {
-        Errno::NOENT | Errno::NOTDIR => ClaimError::NoDirectory(path.to_owned()),
-        _ => ClaimError::System { path: path.to_owned(), source: errno.into() },
-    })
+/// Whether the name, or a directory before it, is not there.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Take the lock, which is held for microseconds; but anybody who may read the directory may hold
-/// it, and must not hold us up for ever.
-fn lock(directory: &OwnedFd) -> rustix::io::Result<()> {
-    let deadline = Instant::now() + LOCK_WAIT_MAX;
-    loop {
-        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(LOCK_RETRY);
+/// A file `PATH.lock` beside a socket, locked and removed again.
+///
+/// Only our own user can open it. A lock on the directory itself would be everybody's to take who
+/// may read the directory. Where the file cannot be had (a read-only or full file system, a file
+/// of somebody else's, a lock that is not given up) there is no lock: two processes that take over
+/// the same dead socket in the same instant are rare, and a port that is not made is worse.
+struct NameLock(PathBuf, File);
+
+impl NameLock {
+    fn take(socket: &Path) -> Option<Self> {
+        let mut name = socket.file_name()?.to_owned();
+        name.push(".lock");
+        let path = socket.with_file_name(name);
+        let deadline = Instant::now() + LOCK_WAIT_MAX;
+        loop {
+            let file = open_own(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Whoever had it has removed it: what we have locked must be what is there.
+                Ok(()) if is_at(&file, &path) => return Some(Self(path, file)),
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_RETRY),
+                Err(_) => return None,
             }
-            outcome => return outcome,
+            if Instant::now() >= deadline {
+                return None;
+            }
         }
     }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        if is_at(&self.1, &self.0) {
+            // Before it is unlocked, so that nobody locks a file that is about to go. A file that
+            // stays is taken by the next.
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+}
+
+/// The file at `path`, made if it is not there, if it is our user's and nobody else may open it.
+fn open_own(path: &Path) -> Option<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(OWNER_ONLY).custom_flags(flags);
+    let file = options.open(path).ok()?;
+    let ours = |found: &Metadata| {
+        let owner = rustix::process::geteuid().as_raw();
+        found.is_file() && found.uid() == owner && found.mode() & 0o077 == 0
+    };
+    file.metadata().is_ok_and(|found| ours(&found)).then_some(file)
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |found: Metadata| (found.dev(), found.ino());
+    let there = std::fs::symlink_metadata(path).map(identity);
+    matches!((file.metadata().map(identity), there), (Ok(ours), Ok(there)) if ours == there)
 }
 
 /// Whether somebody listens. Only a refused connection says that nobody does; one that would have
@@ -380,6 +415,50 @@ mod tests {
         assert!(path.exists());
         let _claimed = claim(&path).unwrap();
         UnixStream::connect(&path).unwrap();
+    }
+
+    /// Somebody who may read the directory, or who has got at the lock's name first, is no obstacle.
+    #[test]
+    fn no_lock_of_somebody_elses_stands_in_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let held = File::open(directory.path()).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        drop(claim(&path).unwrap());
+        // Open to others, so others may have locked it.
+        let lock = directory.path().join("s.lock");
+        std::fs::write(&lock, "").unwrap();
+        std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let theirs = File::open(&lock).unwrap();
+        flock(&theirs, FlockOperation::LockExclusive).unwrap();
+        drop(claim(&path).unwrap());
+        assert!(lock.exists(), "it is not ours to remove");
+        // A link or a pipe is not followed or waited for.
+        std::fs::remove_file(&lock).unwrap();
+        let mode = Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &lock, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        drop(claim(&path).unwrap());
+    }
+
+    #[test]
+    fn of_many_who_take_over_a_dead_socket_one_has_it_and_no_lock_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let racers: Vec<_> = (0..4)
+                .map(|_| {
+                    let path = path.clone();
+                    std::thread::spawn(move || claim(&path))
+                })
+                .collect();
+            let claims: Vec<_> = racers.into_iter().map(|racer| racer.join().unwrap()).collect();
+            assert_eq!(claims.iter().filter(|claim| claim.is_ok()).count(), 1, "{claims:?}");
+            UnixStream::connect(&path).unwrap();
+            drop(claims);
+            let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
     }
 
     #[test]
