@@ -28,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("virtqueue", &["device", "guest_memory"]),
     ("profile", &["device", "document", "guest_memory", "platform"]),
     ("datapath", &["virtqueue", "xdp", "guest_memory", "device", "metrics", "packet", "platform"]),
-    ("vhost_user", &["device", "guest_memory", "profile", "report", "virtqueue"]),
+    ("vhost_user", &["device", "guest_memory", "platform", "profile", "report", "virtqueue"]),
     ("reference", &["device", "profile"]),
     ("config", &["device", "document", "platform", "profile"]),
     ("control", &["config", "device", "profile", "report"]),

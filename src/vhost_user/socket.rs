@@ -33,6 +33,8 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use crate::platform::descriptors::Room;
+
 use super::closer::{Closer, Deferred};
 use super::pause::{Bell, Connection, Inheritance, InheritedSession, Pauser, SessionAtRest};
 use super::session::SessionEnd;
@@ -419,16 +421,27 @@ impl Keeper {
             stream.set_nonblocking(false)?;
             Ok(stream)
         }) {
+            Ok(stream) if Room::now().is_reserved(&stream) => self.refuse(&no_room()),
             Ok(stream) => {
                 let stream = Deferred::new(stream, &self.closer);
                 self.waiting = Some((stream, Instant::now() + PATIENCE));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                tracing::warn!(port = self.name, %error, "cannot accept a connection");
+                self.refuse(&error);
                 // Out of descriptors, most likely: do not spin until there are some.
                 std::thread::sleep(Duration::from_millis(50));
             }
+        }
+    }
+
+    /// A connection cannot be served, which is told once until one can.
+    fn refuse(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.failed, true) {
+            tracing::error!(
+                port = self.name, %error,
+                "front-ends are refused until there is room; this is not logged again"
+            );
         }
     }
 
@@ -482,7 +495,6 @@ impl Keeper {
         }
         match connect_to(path) {
             Ok(stream) => {
-                self.failed = false;
                 tracing::info!(port = self.name, path = %path.display(), "connected");
                 let stream = Deferred::new(stream, &self.closer);
                 self.begin_session(stream);
@@ -577,10 +589,11 @@ impl Keeper {
 
     fn begin(&mut self, stream: Deferred<UnixStream>, inherited: Option<Inheritance>) {
         match self.spawn(stream, inherited) {
-            Ok(live) => self.live = Some(live),
-            Err(error) => {
-                tracing::error!(port = self.name, %error, "cannot start a session");
+            Ok(live) => {
+                self.failed = false;
+                self.live = Some(live);
             }
+            Err(error) => self.refuse(&error),
         }
     }
 
@@ -694,6 +707,15 @@ impl Live {
     }
 }
 
+/// Why a connection that is there is closed: it would take what is reserved.
+fn no_room() -> io::Error {
+    let Room { limit, reserved } = Room::now();
+    io::Error::other(format!(
+        "all but {reserved} of {limit} file descriptors are open, and these are reserved; raise \
+         the limit of open files (LimitNOFILE)"
+    ))
+}
+
 /// Connect without blocking: a listener with a full backlog would hold us, and `stop` with us.
 fn connect_to(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -701,5 +723,5 @@ fn connect_to(path: &Path) -> io::Result<UnixStream> {
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
-    Ok(stream)
+    if Room::now().is_reserved(&stream) { Err(no_room()) } else { Ok(stream) }
 }

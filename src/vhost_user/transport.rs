@@ -20,6 +20,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use crate::platform::descriptors::Room;
+
 use super::closer::{Closer, Deferred};
 use super::message::{BODY_MAX, HEADER_LEN, Message};
 
@@ -59,6 +61,17 @@ pub enum TransportError {
     Unclosed {
         /// Descriptors.
         waiting: usize,
+    },
+    /// What came with the message would take what is reserved, or was lost already.
+    #[error(
+        "no file descriptor is left for what the front-end sends: the limit of open files is \
+         {limit}, of which {reserved} are reserved; raise it (LimitNOFILE)"
+    )]
+    NoDescriptor {
+        /// RLIMIT_NOFILE.
+        limit: u64,
+        /// Of these.
+        reserved: u64,
     },
     /// The kernel's word.
     #[error("cannot read from or write to the connection")]
@@ -127,18 +140,26 @@ impl Reader<'_> {
             Err(rustix::io::Errno::CONNRESET) => return Err(TransportError::Closed),
             other => other.map_err(io::Error::from)?,
         };
+        let before = self.descriptors.len();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 let deferred = descriptors.map(|fd| Deferred::new(fd, self.closer));
                 self.descriptors.extend(deferred);
             }
         }
+        // The kernel takes the lowest number that is free, and drops what has none: nothing else
+        // is cut.
+        let lost = received.flags.contains(ReturnFlags::CTRUNC);
+        let (new, room) = (&self.descriptors[before..], Room::now());
+        if lost || new.iter().any(|descriptor| room.is_reserved(&**descriptor)) {
+            let Room { limit, reserved } = room;
+            return Err(TransportError::NoDescriptor { limit, reserved });
+        }
         // A body read byte by byte could bring descriptors with every byte.
         if self.descriptors.len() > DESCRIPTORS_MAX {
             self.descriptors.truncate(DESCRIPTORS_MAX);
             self.descriptors_cut = true;
         }
-        self.descriptors_cut |= received.flags.contains(ReturnFlags::CTRUNC);
         self.closer.check()?;
         Ok(received.bytes)
     }

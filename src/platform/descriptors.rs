@@ -1,0 +1,75 @@
+//! Room in the table of open files, part of which is reserved: what front-ends bring must not take
+//! the last descriptors, which the API, the state file and the NICs need.
+//!
+//! The kernel gives the lowest number that is free (POSIX, "File Descriptor Allocation"), so a new
+//! descriptor's number says how many are open at least. A number near the limit means that the
+//! table is nearly full; nothing has to be counted for that.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::process::{Resource, getrlimit};
+
+/// Most descriptors that are reserved; of a low limit it is a quarter.
+const RESERVED_MAX: u64 = 256;
+
+/// How many descriptors there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// RLIMIT_NOFILE: every number is below it.
+    pub limit: u64,
+    /// The highest of these numbers are for control.
+    pub reserved: u64,
+}
+
+impl Room {
+    /// By the limit that is in force now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+    }
+
+    /// By this limit.
+    #[must_use]
+    pub fn of(limit: u64) -> Self {
+        Self { limit, reserved: RESERVED_MAX.min(limit / 4) }
+    }
+
+    /// Descriptors that are not reserved.
+    #[must_use]
+    pub fn unreserved(&self) -> u64 {
+        self.limit - self.reserved
+    }
+
+    /// Whether a descriptor that was just made took one of those reserved.
+    #[must_use]
+    pub fn is_reserved(&self, descriptor: &impl AsFd) -> bool {
+        let number = descriptor.as_fd().as_raw_fd();
+        u64::try_from(number).is_ok_and(|number| number >= self.unreserved())
+    }
+
+    /// Whether nothing but the reserved ones is left: the next descriptor would be one of them.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        std::fs::File::open("/dev/null").map_or(true, |file| self.is_reserved(&file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_numbers_are_reserved() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let number = u64::try_from(file.as_raw_fd()).unwrap();
+        assert!(!Room { limit: number + 10, reserved: 9 }.is_reserved(&file));
+        assert!(Room { limit: number + 10, reserved: 10 }.is_reserved(&file));
+    }
+
+    #[test]
+    fn of_a_low_limit_a_quarter_is_reserved_and_never_more_than_is_of_use() {
+        assert_eq!(Room::of(96).unreserved(), 72);
+        assert_eq!(Room::of(65536).unreserved(), 65536 - RESERVED_MAX);
+        assert_eq!(Room::of(0).unreserved(), 0);
+    }
+}
