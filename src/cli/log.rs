@@ -1,11 +1,19 @@
 //! What is logged, and in which colours.
 
 use std::env;
+use std::error::Error;
 use std::ffi::OsStr;
+use std::fmt::{self, Debug};
 use std::io::{self, IsTerminal};
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer;
+
+use crate::report::{chain, printable};
 
 /// The level of what no directive names.
 const DEFAULT: &str = "info";
@@ -30,11 +38,63 @@ pub fn start(level: Option<&str>) -> Result<(), String> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(wants_colours(env::var_os("NO_COLOR").as_deref(), io::stderr().is_terminal()))
+        .fmt_fields(OneLine)
+        // It would say so on standard error, and panic where that is what has failed.
+        .log_internal_errors(false)
         .init();
     if let Some(mistake) = mistake {
         tracing::warn!("{VARIABLE} is ignored: {mistake}");
     }
     Ok(())
+}
+
+/// Puts the fields of a log line on one line whatever they contain: a front-end chooses the name of
+/// a file that is quoted there, and must not write lines of ours.
+struct OneLine;
+
+impl<'w> FormatFields<'w> for OneLine {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut line = Line { writer, first: true, result: Ok(()) };
+        fields.record(&mut line);
+        line.result
+    }
+}
+
+/// A line that is being written: the message, then each field as `name=value`.
+struct Line<'w> {
+    writer: Writer<'w>,
+    first: bool,
+    result: fmt::Result,
+}
+
+impl Line<'_> {
+    fn write(&mut self, field: &Field, value: &str) {
+        let space = if std::mem::replace(&mut self.first, false) { "" } else { " " };
+        let value = printable(value);
+        let written = match field.name() {
+            "message" => write!(self.writer, "{space}{value}"),
+            name => write!(self.writer, "{space}{name}={value}"),
+        };
+        self.result = self.result.and(written);
+    }
+}
+
+impl Visit for Line<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.write(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.write(field, value);
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.write(field, &chain(value));
+    }
 }
 
 /// Only on a terminal, and unless NO_COLOR is set to anything (no-color.org).
