@@ -9,7 +9,8 @@ use std::thread::JoinHandle;
 
 use isonic::config::{Attach, PortConfig, SocketMode};
 use isonic::control::api::{
-    Deleted, PortState, PortView, ProfileChange, ProfileView, Stats, Upgrade, Upgraded, VersionView,
+    Deleted, HealthView, PortState, PortView, ProfileChange, ProfileView, Stats, Upgrade, Upgraded,
+    VersionView,
 };
 use isonic::control::client::{Client, ClientError};
 use isonic::control::{ApiError, ErrorCode, Request, Response, Service, server};
@@ -94,6 +95,7 @@ impl Service for InMemory {
             }
             Request::Stats => Ok(Response::Stats(Stats::default())),
             Request::Version => Ok(Response::Version(VersionView::current())),
+            Request::Health => Ok(Response::Health(HealthView::default())),
             Request::ListUplinks => Ok(Response::Uplinks(Vec::new())),
             Request::Upgrade(Upgrade { binary, .. }) => {
                 let message = format!("cannot start {binary:?}");
@@ -351,6 +353,42 @@ fn a_client_that_sends_half_a_request_does_not_keep_the_server() {
     let mut stream = UnixStream::connect(&server.path).unwrap();
     stream.write_all(b"GET /v1/ver").unwrap();
     drop(server);
+}
+
+/// Idle, in the middle of a request's head, of its body, and with an answer that nobody reads.
+#[test]
+fn connections_that_are_left_open_lock_nobody_out() {
+    let server = Server::start();
+    let beginnings = [
+        "",
+        "GET /v1/ver",
+        "POST /v1/ports HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{",
+        "GET /v1/profiles HTTP/1.1\r\nHost: x\r\n\r\n",
+    ];
+    let mut left_open = Vec::new();
+    for beginning in beginnings.into_iter().cycle().take(400) {
+        let mut stream = UnixStream::connect(&server.path).unwrap();
+        stream.write_all(beginning.as_bytes()).unwrap();
+        left_open.push(stream);
+    }
+    let (status, _) = server.http("GET /v1/version", "");
+    assert_eq!(status, 200);
+    // Those that have waited longest have made room.
+    let mut rest = Vec::new();
+    left_open[0].read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+}
+
+#[test]
+fn a_head_without_end_is_refused() {
+    let server = Server::start();
+    let mut stream = UnixStream::connect(&server.path).unwrap();
+    let line = format!("X-Filler: {}\r\n", "x".repeat(1000));
+    let _ = stream.write_all(b"GET /v1/version HTTP/1.1\r\n");
+    // The server closes as soon as it is too much.
+    let sent = (0..1000).take_while(|_| stream.write_all(line.as_bytes()).is_ok()).count();
+    assert!(sent < 1000, "{sent} KB were taken");
+    assert_eq!(server.http("GET /v1/version", "").0, 200);
 }
 
 #[test]

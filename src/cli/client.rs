@@ -8,10 +8,11 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
 use crate::control::Request;
-use crate::control::api::{Deleted, PortView, ProfileChange, Upgrade, UplinkView};
+use crate::control::api::{Deleted, HealthView, PortView, ProfileChange, Upgrade, UplinkView};
 use crate::control::client::Client;
 use crate::device::mac::MacAddress;
 
+use super::failure::note;
 use super::{CliError, compare, print, print_json, show};
 
 /// Where the API is, if neither argument nor environment says.
@@ -189,6 +190,22 @@ impl Connection {
         self.print(&answer, show)
     }
 
+    /// The same, and what is wrong with the host, which a reader of a list should know, on standard
+    /// error.
+    fn ask_with_health<T: DeserializeOwned + Serialize>(
+        &self,
+        request: &Request,
+        show: impl FnOnce(&T) -> String,
+    ) -> Result<(), CliError> {
+        self.ask(request, show)?;
+        // An older daemon does not know the question.
+        let health: HealthView = self.client().call(&Request::Health).unwrap_or_default();
+        for problem in health.problems {
+            note(&format!("{}: {}", problem.id, problem.message));
+        }
+        Ok(())
+    }
+
     pub(super) fn print<T: Serialize>(
         &self,
         answer: &T,
@@ -206,9 +223,8 @@ pub(super) fn port(command: PortCommand) -> Result<(), CliError> {
             let request = if put { Request::PutPort(port) } else { Request::AddPort(port) };
             connection.ask(&request, show::port)
         }
-        PortCommand::List(connection) => {
-            connection.ask(&Request::ListPorts, |ports: &Vec<PortView>| show::ports(ports))
-        }
+        PortCommand::List(connection) => connection
+            .ask_with_health(&Request::ListPorts, |ports: &Vec<PortView>| show::ports(ports)),
         PortCommand::Show(Named { name, connection }) => {
             connection.ask(&Request::ShowPort(name), show::port)
         }
@@ -226,7 +242,8 @@ pub(super) fn port(command: PortCommand) -> Result<(), CliError> {
 
 pub(super) fn uplink(command: &UplinkCommand) -> Result<(), CliError> {
     let UplinkCommand::List(connection) = command;
-    connection.ask(&Request::ListUplinks, |uplinks: &Vec<UplinkView>| show::uplinks(uplinks))
+    let show = |uplinks: &Vec<UplinkView>| show::uplinks(uplinks);
+    connection.ask_with_health(&Request::ListUplinks, show)
 }
 
 pub(super) fn upgrade(arguments: UpgradeArguments) -> Result<(), CliError> {

@@ -15,8 +15,8 @@ mod types;
 
 pub use load::{ConfigError, RUNTIME_DIR, load, parse};
 pub use rules::{
-    HandedProblem, PortProblem, SOCKET_PATH_MAX, host_address_problem, port_differences,
-    port_problems, resolve_profile, uplink_problems,
+    HandedProblem, PortProblem, SOCKET_PATH_MAX, host_address_problem, is_port_name,
+    port_differences, port_problems, resolve_profile, uplink_problems,
 };
 pub use types::{
     Attach, Config, Handed, MEMORY_MAX_GIB, MemoryFiles, PortConfig, RunOptions, SocketMode,

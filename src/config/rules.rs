@@ -288,11 +288,16 @@ pub fn uplink_problems(uplink: &UplinkConfig) -> Vec<HandedProblem> {
     problems
 }
 
-fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
+/// Whether a port may have this name, which becomes part of file names.
+#[must_use]
+pub fn is_port_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let name = port.name.as_bytes();
-    let dots_alone = name.iter().all(|&byte| byte == b'.');
-    if dots_alone || name.len() > NAME_MAX || !name.iter().copied().all(allowed) {
+    let dots_alone = name.bytes().all(|byte| byte == b'.');
+    !dots_alone && name.len() <= NAME_MAX && name.bytes().all(allowed)
+}
+
+fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
+    if !is_port_name(&port.name) {
         problems.push(PortProblem::Name(port.name.clone()));
     }
     if !fits_socket_address(&port.socket) {

@@ -45,6 +45,8 @@ pub enum Request {
     Stats,
     /// Who answers. [`Response::Version`].
     Version,
+    /// What is wrong with the host. [`Response::Health`].
+    Health,
     /// Have another process go on with everything. [`Response::Upgraded`], after which this process
     /// ends; `refused` with the reason, and all goes on as before. Until then, requests that would
     /// change something are `busy`.
@@ -67,7 +69,8 @@ impl Request {
             | Self::ListProfiles
             | Self::ShowProfile(_)
             | Self::Stats
-            | Self::Version => true,
+            | Self::Version
+            | Self::Health => true,
         }
     }
 }
@@ -94,6 +97,8 @@ pub enum Response {
     Stats(Stats),
     /// Who answers.
     Version(VersionView),
+    /// What is wrong.
+    Health(HealthView),
     /// Who goes on.
     Upgraded(Upgraded),
 }
@@ -669,6 +674,22 @@ pub struct Stats {
 pub struct Deleted {
     /// The port's name.
     pub deleted: String,
+}
+
+/// What is wrong with the host, as far as the daemon has met it. It serves all the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// By identifier; empty if all is well.
+    pub problems: Vec<ProblemView>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemView {
+    /// For programs; never changes.
+    pub id: String,
+    /// For people: what, where, what it costs and the way out.
+    pub message: String,
 }
 
 /// Who answers.

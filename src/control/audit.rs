@@ -3,15 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
-use axum::serve::IncomingStream;
+use tokio::net::UnixStream;
 
 use super::api::ApiError;
-use super::server::Door;
 
 /// Most lines in a window. A client that fails in a loop must not fill the log.
 const LINES_MAX: u32 = 20;
@@ -25,16 +23,15 @@ pub(super) struct Peer {
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, Door>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        match stream.io().peer_cred() {
+impl Peer {
+    /// At the other end of this connection.
+    pub fn of(stream: &UnixStream) -> Self {
+        match stream.peer_cred() {
             Ok(credentials) => Self { uid: Some(credentials.uid()), pid: credentials.pid() },
             Err(_unknown) => Self::default(),
         }
     }
-}
 
-impl Peer {
     /// The name of its program, which is its own to choose; empty if it has ended.
     fn program(self) -> String {
         let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
@@ -72,7 +69,7 @@ impl Budget {
 /// Answer a request, and log it if it failed. The error is among the answer's extensions.
 pub(super) async fn failures(
     State(budget): State<Arc<Budget>>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(peer): Extension<Peer>,
     request: Request,
     next: Next,
 ) -> Response {

@@ -163,6 +163,7 @@ fn route(request: &Request) -> (Method, String) {
         Request::ShowProfile(name) => (Method::GET, named("/v1/profiles/", name)),
         Request::Stats => (Method::GET, "/v1/stats".into()),
         Request::Version => (Method::GET, "/v1/version".into()),
+        Request::Health => (Method::GET, "/v1/health".into()),
         Request::Upgrade(_) => (Method::POST, "/v1/upgrade".into()),
     }
 }

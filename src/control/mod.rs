@@ -2,14 +2,15 @@
 //!
 //! [`api`] has the whole of it as types. [`server`] carries it as HTTP and JSON over a Unix
 //! socket, so that curl serves as a client; [`client`] is the other end, for our own command line;
-//! `audit` logs who asked for what failed. Whoever answers implements [`Service`]: this module
-//! knows no port, ring or uplink.
+//! `connections` bounds what clients may take; `audit` logs who asked for what failed. Whoever
+//! answers implements [`Service`]: this module knows no port, ring or uplink.
 
 #![forbid(unsafe_code)]
 
 pub mod api;
 mod audit;
 pub mod client;
+mod connections;
 pub mod server;
 
 pub use api::{ApiError, ErrorCode, Request, Response};

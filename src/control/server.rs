@@ -3,42 +3,34 @@
 //! One route per request; the body is the answer, or `{"error": {"code", "message", "reasons"}}`
 //! with a status that says the same: every answer to what is HTTP at all is JSON. Who may connect
 //! is decided by the socket file's permissions; who asked for what failed is logged. A [`Service`]
-//! may block, so each request runs on a thread of its own.
+//! may block, so each request runs on a thread of its own (`connections`).
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{
-    DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request as HttpRequest, State,
+    DefaultBodyLimit, Extension, FromRequest, FromRequestParts, Path, Request as HttpRequest, State,
 };
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response as HttpResponse};
 use axum::routing::{get, post, put};
-use axum::serve::Listener;
-use futures_util::future::{Either, select};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
 
 use super::api::{ApiError, ErrorBody, ErrorCode, ProfileChange, Request, Upgrade};
 use super::audit::{self, Budget, Peer};
+use super::connections::{self, Worker};
 use super::{Response, Service};
 use crate::config::PortConfig;
 
 /// Largest request body, bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// How long a connection that was accepted last may take to ask something.
-const QUESTION_GRACE: Duration = Duration::from_millis(100);
-/// How long requests in flight may keep a daemon that is stopping.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
-type Shared = State<Arc<dyn Service>>;
+type Shared = State<(Arc<dyn Service>, Worker)>;
 
 /// Answer requests on `listener` until `shutdown` completes and the requests in flight are done,
 /// or have had their time.
@@ -52,57 +44,18 @@ pub async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    let (accepts, accepting) = watch::channel(true);
-    let listener = Door { listener, accepting };
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let signal = async move {
-        shutdown.await;
-        // Whoever connects from here on reaches the process that takes over, if there is one. Those
-        // accepted get the time to ask, and are answered.
-        let _ = accepts.send(false);
-        tokio::time::sleep(QUESTION_GRACE).await;
-        // The receiver is gone only when serving has ended already.
-        let _ = stopping.send(());
-    };
-    let router = router(service).into_make_service_with_connect_info::<Peer>();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(signal);
-    let overdue = async move {
-        let _ = stopped.await;
-        tokio::time::sleep(SHUTDOWN_GRACE).await;
-    };
-    match select(pin!(serving.into_future()), pin!(overdue)).await {
-        Either::Left((outcome, _)) => outcome,
-        Either::Right(((), _)) => Ok(()),
-    }
+    let budget = Arc::new(Budget::default());
+    let router = move |peer, worker| router(Arc::clone(&service), &budget, (peer, worker));
+    connections::serve(listener, router, shutdown).await;
+    Ok(())
 }
 
-/// Accepts connections until it is told not to.
-pub(super) struct Door {
-    listener: tokio::net::UnixListener,
-    accepting: watch::Receiver<bool>,
-}
-
-impl Listener for Door {
-    type Io = tokio::net::UnixStream;
-    type Addr = tokio::net::unix::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let closed = async {
-            // The sender is gone only when serving has ended.
-            drop(self.accepting.wait_for(|accepting| !accepting).await);
-        };
-        match select(pin!(closed), pin!(Listener::accept(&mut self.listener))).await {
-            Either::Left(_) => std::future::pending().await,
-            Either::Right((accepted, _)) => accepted,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
-}
-
-fn router(service: Arc<dyn Service>) -> Router {
+/// Answers the requests of one connection.
+fn router(
+    service: Arc<dyn Service>,
+    budget: &Arc<Budget>,
+    (peer, worker): (Peer, Worker),
+) -> Router {
     Router::new()
         .route("/v1/ports", get(list_ports).post(add_port))
         .route("/v1/ports/{name}", get(show_port).put(put_port).delete(delete_port))
@@ -112,6 +65,7 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/profiles/{name}", get(show_profile))
         .route("/v1/stats", get(stats))
         .route("/v1/version", get(version))
+        .route("/v1/health", get(health))
         .route("/v1/upgrade", post(upgrade))
         .fallback(async |uri: Uri| Failure::from(no_route(&uri)))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
@@ -120,14 +74,16 @@ fn router(service: Arc<dyn Service>) -> Router {
             Failure::invalid(StatusCode::METHOD_NOT_ALLOWED, message)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(from_fn_with_state(Arc::new(Budget::default()), audit::failures))
-        .with_state(service)
+        .layer(from_fn_with_state(Arc::clone(budget), audit::failures))
+        .layer(Extension(peer))
+        .with_state((service, worker))
 }
 
 fn no_route(uri: &Uri) -> ApiError {
     let message = format!(
         "there is no path {}; known: /v1/ports, /v1/ports/NAME, /v1/ports/NAME/profile, \
-         /v1/uplinks, /v1/profiles, /v1/profiles/NAME, /v1/stats, /v1/version, /v1/upgrade",
+         /v1/uplinks, /v1/profiles, /v1/profiles/NAME, /v1/stats, /v1/version, /v1/health, \
+         /v1/upgrade",
         uri.path()
     );
     ApiError::new(ErrorCode::NotFound, message)
@@ -232,20 +188,20 @@ fn content<T: Content>(body: &[u8]) -> Result<T, String> {
 /// An answer, or why there is none.
 type Outcome = Result<HttpResponse, Failure>;
 
-async fn list_ports(State(service): Shared) -> Outcome {
-    answer(service, Request::ListPorts).await
+async fn list_ports(State(shared): Shared) -> Outcome {
+    answer(shared, Request::ListPorts).await
 }
 
-async fn show_port(State(service): Shared, Name(name): Name) -> Outcome {
-    answer(service, Request::ShowPort(name)).await
+async fn show_port(State(shared): Shared, Name(name): Name) -> Outcome {
+    answer(shared, Request::ShowPort(name)).await
 }
 
-async fn add_port(State(service): Shared, Object(port): Object<PortConfig>) -> Outcome {
-    answer(service, Request::AddPort(port)).await
+async fn add_port(State(shared): Shared, Object(port): Object<PortConfig>) -> Outcome {
+    answer(shared, Request::AddPort(port)).await
 }
 
 async fn put_port(
-    State(service): Shared,
+    State(shared): Shared,
     Name(name): Name,
     Object(port): Object<PortConfig>,
 ) -> Outcome {
@@ -253,48 +209,51 @@ async fn put_port(
         let message = format!("the path is that of port {name:?}, and the body of {:?}", port.name);
         return Err(Failure::invalid(StatusCode::BAD_REQUEST, message));
     }
-    answer(service, Request::PutPort(port)).await
+    answer(shared, Request::PutPort(port)).await
 }
 
 async fn set_profile(
-    State(service): Shared,
+    State(shared): Shared,
     Name(name): Name,
     Object(change): Object<ProfileChange>,
 ) -> Outcome {
-    answer(service, Request::SetProfile(name, change)).await
+    answer(shared, Request::SetProfile(name, change)).await
 }
 
-async fn delete_port(State(service): Shared, Name(name): Name) -> Outcome {
-    answer(service, Request::DeletePort(name)).await
+async fn delete_port(State(shared): Shared, Name(name): Name) -> Outcome {
+    answer(shared, Request::DeletePort(name)).await
 }
 
-async fn list_uplinks(State(service): Shared) -> Outcome {
-    answer(service, Request::ListUplinks).await
+async fn list_uplinks(State(shared): Shared) -> Outcome {
+    answer(shared, Request::ListUplinks).await
 }
 
-async fn list_profiles(State(service): Shared) -> Outcome {
-    answer(service, Request::ListProfiles).await
+async fn list_profiles(State(shared): Shared) -> Outcome {
+    answer(shared, Request::ListProfiles).await
 }
 
-async fn show_profile(State(service): Shared, Name(name): Name) -> Outcome {
-    answer(service, Request::ShowProfile(name)).await
+async fn show_profile(State(shared): Shared, Name(name): Name) -> Outcome {
+    answer(shared, Request::ShowProfile(name)).await
 }
 
-async fn stats(State(service): Shared) -> Outcome {
-    answer(service, Request::Stats).await
+async fn stats(State(shared): Shared) -> Outcome {
+    answer(shared, Request::Stats).await
 }
 
-async fn version(State(service): Shared) -> Outcome {
-    answer(service, Request::Version).await
+async fn version(State(shared): Shared) -> Outcome {
+    answer(shared, Request::Version).await
 }
 
-async fn upgrade(State(service): Shared, Object(upgrade): Object<Upgrade>) -> Outcome {
-    answer(service, Request::Upgrade(upgrade)).await
+async fn health(State(shared): Shared) -> Outcome {
+    answer(shared, Request::Health).await
 }
 
-async fn answer(service: Arc<dyn Service>, request: Request) -> Outcome {
-    let call = tokio::task::spawn_blocking(move || service.call(request));
-    match call.await {
+async fn upgrade(State(shared): Shared, Object(upgrade): Object<Upgrade>) -> Outcome {
+    answer(shared, Request::Upgrade(upgrade)).await
+}
+
+async fn answer((service, worker): (Arc<dyn Service>, Worker), request: Request) -> Outcome {
+    match worker.run(move || service.call(request)).await {
         Ok(Ok(response)) => Ok(success(&response)),
         Ok(Err(error)) => Err(error.into()),
         Err(panic) => {

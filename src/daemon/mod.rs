@@ -6,10 +6,11 @@
 //! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
 //! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
 //! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
-//! what survives a restart; `port_watch` looks at the ports, and `diagnosis` says what is wrong
-//! with them; `published` the list of profiles as a file; `service` answers the API;
-//! `succession` has another process take over, `ownership` says whose everything is meanwhile;
-//! `upkeep` is what is begun at the start and repeated when it fails.
+//! what survives a restart, and `state_lock` keeps a second daemon out of it; `problems` is what is
+//! wrong with the host; `signals` what the process hears; `port_watch` looks at the ports, and
+//! `diagnosis` says what is wrong with them; `published` the list of profiles as a file; `service`
+//! answers the API; `succession` has another process take over, `ownership` says whose everything
+//! is meanwhile; `upkeep` is what is begun at the start and repeated when it fails.
 
 #![forbid(unsafe_code)]
 
@@ -23,11 +24,14 @@ mod nic_watch;
 mod ownership;
 mod port_watch;
 mod ports;
+mod problems;
 mod published;
 mod rarp;
 mod service;
+mod signals;
 mod stall;
 mod state_file;
+mod state_lock;
 mod steering;
 mod succession;
 mod upkeep;
@@ -43,7 +47,6 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::config::{Config, Handed, RunOptions, UplinkConfig};
@@ -57,8 +60,8 @@ use crate::xdp::{BusyPollError, recover_interrupts};
 
 use fabric::Fabric;
 use ports::{Origin, PortError, Registry};
-use published::PublishError;
 use service::DaemonService;
+use signals::Signals;
 use state_file::{StateError, StateFile};
 use succession::{Estate, Predecessor, Succession, TakeError, notify};
 use upkeep::Upkeep;
@@ -109,9 +112,6 @@ pub enum DaemonError {
     /// `--fd` names no usable socket.
     #[error(transparent)]
     Inherit(#[from] InheritError),
-    /// The published list of profiles.
-    #[error(transparent)]
-    Publish(#[from] PublishError),
     /// The process before this one, which was to leave everything to it.
     #[error("cannot go on where the process before this one was")]
     Take(#[from] TakeError),
@@ -119,6 +119,8 @@ pub enum DaemonError {
 
 /// How long a signal may take through the runtime.
 const SIGNAL_WAIT: Duration = Duration::from_millis(1);
+/// How long a thread of the API waits for its next request.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Serve until told to stop by SIGTERM or SIGINT.
 ///
@@ -146,17 +148,15 @@ fn live(
     // 1. What can be refused without touching anything.
     check_privileges(config)?;
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
-    let state = config.state_dir.as_deref().map(StateFile::open).transpose()?;
+    let waits = predecessor.is_some_and(Predecessor::waits);
+    let state = open_state(config, &mut estate, waits)?;
     let mut api =
         config.api_socket.as_deref().map(|path| Api::open(path, &mut estate)).transpose()?;
     let listener = api.as_ref().map(|api| api.listener.as_fd());
     let succession = Arc::new(Succession::new(listener).map_err(DaemonError::Serve)?);
     // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
     install_fault_handler();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(DaemonError::Serve)?;
+    let runtime = start_runtime().map_err(DaemonError::Serve)?;
     let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
     // 3. NICs and workers.
     if let Some(notes) = interrupt_notes(config) {
@@ -179,9 +179,12 @@ fn live(
     // The ports first, since guests may be waiting for them.
     let (stop, told) = (Arc::new(Notify::new()), Arc::clone(&registry));
     runtime.spawn(heed(signals, Arc::clone(&stop), told));
-    let outcome = add_ports(&registry, config, options)
+    let outcome = add_ports(&registry, config, options, waits)
         .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, api.as_mut())))
-        .and_then(|()| Upkeep::begin(&registry, predecessor.is_some()))
+        .and_then(|()| {
+            let begun = Upkeep::begin(&registry, predecessor.is_some());
+            begun.map_err(DaemonError::Workers)
+        })
         .and_then(|upkeep| {
             // It ends with the runtime.
             runtime.spawn(upkeep.keep());
@@ -303,23 +306,55 @@ fn check_privileges(config: &Config) -> Result<(), DaemonError> {
     }
 }
 
-/// A port of the configuration must be served, or is refused if its guest would find another
-/// interface; one of the state file that no longer can be served (its NIC is gone from the
-/// configuration, say) is kept for the next start.
+/// The state, and the lock of its directory, which a process before this one may leave. One that
+/// `waits` knows all of the state and continues if we end, so nothing is taken over without.
+fn open_state(
+    config: &Config,
+    estate: &mut Option<Estate>,
+    waits: bool,
+) -> Result<Option<StateFile>, StateError> {
+    let Some(directory) = config.state_dir.as_deref() else { return Ok(None) };
+    let lock = estate.as_mut().and_then(Estate::take_state_lock);
+    let state = StateFile::open(directory, lock)?;
+    if waits {
+        state.check_whole()?;
+    }
+    Ok(Some(state))
+}
+
+/// The API's. One thread for requests is there from the start and stays: where no more can be made
+/// (RLIMIT_NPROC, a cgroup's limit) requests wait for it.
+fn start_runtime() -> io::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().thread_keep_alive(THREAD_KEEP_ALIVE).build()?;
+    runtime.block_on(runtime.spawn_blocking(|| ())).map_err(io::Error::other)?;
+    Ok(runtime)
+}
+
+/// A port that cannot be served is refused: kept, listed with the reason, and tried again where
+/// that may pass. Only if there is no other port is it an error, since nobody loses anything then;
+/// or if a process that `waits` serves the port.
 fn add_ports(
     registry: &Arc<Registry>,
     config: &Config,
     options: RunOptions,
+    waits: bool,
 ) -> Result<(), DaemonError> {
+    let mut first = None;
     for port in &config.ports {
         let origin = match options.socket_fd {
             Some(_) if registry.is_successor() => Origin::Predecessor,
             Some(number) => Origin::Inherited(unix_socket::inherited(number)?),
             None => Origin::Configuration,
         };
-        registry
-            .restore(port.clone(), origin)
-            .map_err(|source| DaemonError::Port { name: port.name.clone(), source })?;
+        let served = waits && registry.is_left_to_us(&port.name);
+        if let Err(source) = registry.restore(port.clone(), origin) {
+            let error = DaemonError::Port { name: port.name.clone(), source };
+            if served {
+                return Err(error);
+            }
+            first.get_or_insert(error);
+        }
     }
     for port in registry.remembered() {
         let name = port.name.clone();
@@ -327,31 +362,15 @@ fn add_ports(
             .restore(port, Origin::State)
             .map_err(|source| DaemonError::Port { name, source })?;
     }
-    Ok(())
-}
-
-/// What ends the daemon; from now on it ends in order.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// Take over SIGTERM and SIGINT. Call it inside a runtime.
-    fn new() -> io::Result<Self> {
-        let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
-    }
+    first.filter(|_| registry.ports().is_empty()).map_or(Ok(()), Err)
 }
 
 /// Have the daemon stop at the first signal. A later one is not lost either: it may come when
 /// another process has taken over, which is to stop then.
 async fn heed(mut signals: Signals, stop: Arc<Notify>, registry: Arc<Registry>) {
     loop {
-        tokio::select! {
-            _ = signals.terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = signals.interrupt.recv() => tracing::info!("SIGINT: stopping"),
-        }
+        let name = signals.stopping().await;
+        tracing::info!("{name}: stopping");
         registry.ownership.ask_to_stop();
         stop.notify_one();
     }

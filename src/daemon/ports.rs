@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -34,9 +35,9 @@ use super::nic_life::NicLife;
 use super::nic_watch::NicWatch;
 use super::ownership::{Busy, Ownership};
 use super::port_watch::PortWatch;
+use super::problems::{Problem, Problems};
 use super::state_file::{Bound, Kept, StateError, StateFile};
 use super::succession::{Estate, PortPart};
-use super::upkeep::Problems;
 use super::uplinks::{Nic, NicState, NicStatus, Nics};
 
 /// Most ports of a host: what numbers, tables and flooding are made for.
@@ -193,6 +194,17 @@ impl PortError {
             _ => Vec::new(),
         }
     }
+
+    /// Whether the obstacle is the host's, which may come to be another without a command.
+    fn may_pass(&self) -> bool {
+        let of_socket = matches!(self, Self::Claim(_) | Self::Access(_) | Self::Journal(_));
+        let of_host = matches!(self, Self::Thread(_) | Self::Program(_));
+        let of_uplink = matches!(
+            self,
+            Self::Blocked { .. } | Self::FrameSize { .. } | Self::NoSuchQueue { .. }
+        );
+        of_socket || of_host || of_uplink
+    }
 }
 
 fn strings<T: ToString>(items: &[T]) -> Vec<String> {
@@ -244,15 +256,24 @@ pub struct Port {
 }
 
 /// What becomes of a port whose session is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Leaving {
     /// It goes. It is not in the state file any more.
     Removed,
-    /// It is made anew with another profile.
-    Changed,
+    /// It is made anew with another profile, and is so in the state file already.
+    Changed(Box<(PortConfig, Bound)>),
 }
 
 impl Port {
+    /// As it is in the state file, if it is there.
+    fn recorded(&self) -> Option<(&PortConfig, &Bound)> {
+        match &self.leaving {
+            None => Some((&self.config, &self.bound)),
+            Some(Leaving::Changed(to)) => Some((&to.0, &to.1)),
+            Some(Leaving::Removed) => None,
+        }
+    }
+
     /// End its session and take no connection; whoever waits for that waits without the ports.
     fn disconnect(&mut self) -> Option<Ending> {
         if self.inherited {
@@ -300,6 +321,8 @@ pub struct RefusedPort {
     /// Why it is not served.
     pub reason: String,
     permanent: bool,
+    /// The obstacle is the host's, and may pass by itself.
+    may_pass: bool,
 }
 
 /// The ports, by name, locked.
@@ -318,13 +341,15 @@ pub struct Registry {
     pub fabric: Arc<Fabric>,
     /// Whether all of this is this process's.
     pub ownership: Ownership,
-    /// What is wrong with it at the moment.
+    /// What is wrong with the host.
     pub problems: Problems,
     state: Option<StateFile>,
     ports: Mutex<BTreeMap<String, Port>>,
     /// No name is here and in `ports`. Locked after it.
     refused: Mutex<BTreeMap<String, RefusedPort>>,
     finished: Arc<Notify>,
+    /// The state was saved since the start.
+    recorded: AtomicBool,
     /// The port number given last.
     last_id: AtomicU16,
     /// What another process leaves to us, until we go on where it rests.
@@ -345,17 +370,22 @@ impl Registry {
         state: Option<StateFile>,
     ) -> Self {
         let lives = nics.iter().map(NicLife::new).collect();
+        let problems = Problems::default();
+        for (problem, reason) in state.iter().flat_map(StateFile::problems) {
+            problems.set(*problem, Some(reason.clone()));
+        }
         Self {
             config: config.clone(),
             catalog,
             nics,
             fabric,
             ownership: Ownership::default(),
-            problems: Problems::default(),
+            problems,
             state,
             ports: Mutex::default(),
             refused: Mutex::default(),
             finished: Arc::default(),
+            recorded: AtomicBool::default(),
             last_id: AtomicU16::default(),
             estate: Mutex::default(),
             nic_watch: Mutex::new(Err(lives)),
@@ -378,6 +408,11 @@ impl Registry {
     /// Whether another process has the ports' sessions yet.
     pub(super) fn is_successor(&self) -> bool {
         self.estate().is_some()
+    }
+
+    /// Whether the process before this one serves a port of this name.
+    pub(super) fn is_left_to_us(&self, name: &str) -> bool {
+        self.estate().as_ref().is_some_and(|estate| estate.has_listener(name))
     }
 
     /// Begin to bring broadcast and multicast from every NIC to the workers, and what the host has
@@ -502,6 +537,11 @@ impl Registry {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lock of the state directory, for the process that takes over.
+    pub(super) fn state_lock(&self) -> Option<BorrowedFd<'_>> {
+        self.state.as_ref().and_then(StateFile::lock)
+    }
+
     /// The ports that the process before this one was given at run time, as it says itself, or as
     /// it has kept.
     pub fn remembered(&self) -> Vec<PortConfig> {
@@ -569,11 +609,11 @@ impl Registry {
     }
 
     /// Make a port again that may have been there in the last run, with the interface that it had.
-    /// One that cannot have it is refused: kept and listed, and not served. So is every port of
-    /// the state file that cannot be served.
+    /// One that cannot have it, or cannot be served, is refused: kept and listed.
     ///
     /// # Errors
-    /// [`PortError`], for a port of the configuration that cannot be served for another reason.
+    /// [`PortError`], for a port of the configuration that is refused for another reason than its
+    /// interface.
     pub fn restore(&self, config: PortConfig, origin: Origin) -> Result<(), PortError> {
         let mut ports = self.ports();
         if ports.contains_key(&config.name) {
@@ -585,16 +625,39 @@ impl Registry {
         let bound = self.recorded(&config.name);
         let kept = config.clone();
         match self.serve_port(&mut ports, config, origin, bound.as_ref()) {
-            Err(error) if !permanent || matches!(error, PortError::Binding(_)) => {
-                self.refuse(RefusedPort { config: kept, bound, reason: chain(&error), permanent });
-                Ok(())
+            Err(error) => {
+                let (reason, may_pass) = (chain(&error), error.may_pass());
+                let config = kept;
+                self.refuse(RefusedPort { config, bound, reason, permanent, may_pass });
+                let told = !permanent || matches!(error, PortError::Binding(_));
+                if told { Ok(()) } else { Err(error) }
             }
-            outcome => outcome,
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Serve the refused ports whose obstacle has passed.
+    pub fn serve_refused(&self) {
+        let may_pass = |port: &&RefusedPort| port.may_pass;
+        let names: Vec<String> =
+            self.refused().values().filter(may_pass).map(|port| port.config.name.clone()).collect();
+        for name in names {
+            let Ok(mut ports) = self.change() else { return };
+            let Some(port) = self.refused().remove(&name) else { continue };
+            let (config, origin) = (port.config.clone(), origin_of(port.permanent));
+            let served = self.serve_port(&mut ports, config, origin, port.bound.as_ref());
+            if let Err(error) = served {
+                self.refuse_quietly(RefusedPort { reason: chain(&error), ..port });
+            }
         }
     }
 
     fn refuse(&self, port: RefusedPort) {
         tracing::error!(port = port.config.name, reason = port.reason, "port is refused");
+        self.refuse_quietly(port);
+    }
+
+    fn refuse_quietly(&self, port: RefusedPort) {
         self.refused().insert(port.config.name.clone(), port);
     }
 
@@ -603,64 +666,102 @@ impl Registry {
     /// # Errors
     /// [`StateError`].
     pub fn record(&self) -> Result<(), StateError> {
-        let ports = self.ports();
-        if self.ownership.is_over() {
-            // The file is another process's.
+        let Ok(ports) = self.change() else {
+            // The file is another process's, or is about to be; else the upkeep does it.
+            self.recorded.store(false, Ordering::Relaxed);
             return Ok(());
-        }
+        };
         self.save(&ports, None, None)
+    }
+
+    /// The same if it was not possible before, or never done.
+    pub fn record_if_due(&self) {
+        let failed = self.problems.has(Problem::State) || self.problems.has(Problem::StateCopy);
+        if failed || !self.recorded.load(Ordering::Relaxed) {
+            // What is wrong is among the problems.
+            let _ = self.record();
+        }
     }
 
     /// Give a port another profile. Nothing else does: no restart, no update, no new file.
     ///
     /// # Errors
-    /// [`PortError`]; the port is as it was, or refused if it could not be made again.
+    /// [`PortError`]; the port is as it was, or refused if it could not be made again. What cannot
+    /// be kept is not done.
     pub fn set_profile(&self, name: &str, change: &ProfileChange) -> Result<(), PortError> {
         let ports = self.change()?;
         self.check_stays(&ports, name)?;
         let (old, permanent) = self.changeable(&ports, name)?;
         let config = if permanent {
-            self.configured(old, change)?
+            self.configured(&old.0, change)?
         } else {
             let (profile, allow_draft) = (change.profile.clone(), change.allow_draft);
-            PortConfig { profile, allow_draft, ..old }
+            PortConfig { profile, allow_draft, ..old.0.clone() }
         };
         if permanent && ports.contains_key(name) {
             // It is served as the configuration file says, or it would be refused.
             return Ok(());
         }
-        self.check(&config, &ports, None)?;
-        let mut ports = self.end_session_of(ports, name, Leaving::Changed);
+        let (_, profile, bound) = self.check(&config, &ports, None)?;
+        let recorded = PortConfig { profile: profile.name.clone(), ..config.clone() };
+        self.save(&ports, Some((&recorded, &bound, permanent)), Some(name))?;
+        let changed = Leaving::Changed(Box::new((recorded, bound)));
+        let mut ports = self.end_session_of(ports, name, changed);
         // Whoever stops the daemon meanwhile leaves everything as it was.
-        self.ownership.check()?;
+        let stopping = self.ownership.check().map_err(PortError::from);
+        if stopping.is_err() {
+            let port = ports.get_mut(name);
+            port.into_iter().for_each(|port| port.leaving = None);
+        } else {
+            self.take_port(&mut ports, name);
+            self.discard_journals(name);
+        }
+        let serve = |()| self.serve_port(&mut ports, config, origin_of(permanent), None);
+        let Err(error) = stopping.and_then(serve) else { return Ok(()) };
+        self.put_back(&mut ports, old, permanent);
+        Err(error)
+    }
+
+    /// Take a port away, served or refused, that has no session any more.
+    fn take_port(&self, ports: &mut BTreeMap<String, Port>, name: &str) {
+        self.refused().remove(name);
         if let Some(port) = ports.remove(name) {
             self.forget(port.id);
         }
-        self.discard_journals(name);
-        let before = self.refused().remove(name);
-        let origin = if permanent { Origin::Configuration } else { Origin::State };
-        let kept = config.clone();
-        if let Err(error) = self.serve_port(&mut ports, config, origin, None) {
-            let bound = before.and_then(|before| before.bound);
-            self.refuse(RefusedPort { config: kept, bound, reason: chain(&error), permanent });
-            return Err(error);
-        }
-        Ok(self.save(&ports, None, None)?)
     }
 
-    /// The port of this name, if its profile may be changed now, and whether it is permanent.
+    /// Have a port be as it was before a change that came to nothing, if that can still be.
+    fn put_back(
+        &self,
+        ports: &mut BTreeMap<String, Port>,
+        (config, bound): (PortConfig, Option<Bound>),
+        permanent: bool,
+    ) {
+        if !ports.contains_key(&config.name) {
+            let origin = origin_of(permanent);
+            if let Err(error) = self.serve_port(ports, config.clone(), origin, bound.as_ref()) {
+                let (reason, may_pass) = (chain(&error), error.may_pass());
+                self.refuse(RefusedPort { config, bound, reason, permanent, may_pass });
+            }
+        }
+        // Where that fails it is among the problems, and tried again.
+        let _ = self.save(ports, None, None);
+    }
+
+    /// The port of this name, if its profile may be changed now: what is on record of its profile,
+    /// and whether it is permanent.
     fn changeable(
         &self,
         ports: &BTreeMap<String, Port>,
         name: &str,
-    ) -> Result<(PortConfig, bool), PortError> {
+    ) -> Result<((PortConfig, Option<Bound>), bool), PortError> {
         match ports.get(name) {
             Some(port) if port.link.session().is_some() => {
                 Err(PortError::Connected(name.to_owned()))
             }
-            Some(port) => Ok((port.config.clone(), port.permanent)),
+            Some(port) => Ok(((port.config.clone(), Some(port.bound.clone())), port.permanent)),
             None => match self.refused().get(name) {
-                Some(port) => Ok((port.config.clone(), port.permanent)),
+                Some(port) => Ok(((port.config.clone(), port.bound.clone()), port.permanent)),
                 None => Err(PortError::NotFound(name.to_owned())),
             },
         }
@@ -668,9 +769,13 @@ impl Registry {
 
     /// A permanent port with the profile of the configuration file, which must be the one asked
     /// for: at the next start it would be refused again.
-    fn configured(&self, old: PortConfig, change: &ProfileChange) -> Result<PortConfig, PortError> {
-        let file = self.config.ports.iter().find(|port| port.name == old.name).cloned();
-        let file = file.unwrap_or(old);
+    fn configured(
+        &self,
+        old: &PortConfig,
+        change: &ProfileChange,
+    ) -> Result<PortConfig, PortError> {
+        let file = self.config.ports.iter().find(|port| port.name == old.name);
+        let file = file.unwrap_or(old).clone();
         let digest = |text: &str| Ok(self.catalog.resolve(text)?.profile.digest());
         let problem = |error: ResolveError| PortError::Problems(vec![error.into()]);
         if digest(&change.profile).map_err(problem)? == digest(&file.profile).map_err(problem)? {
@@ -699,7 +804,15 @@ impl Registry {
             Some(listener) => (SocketSource::Listener(listener), None),
             None => open_socket(&config, origin)?,
         };
-        let journals = self.journals(&config, &profile)?;
+        let journals = match self.journals(&config, &profile) {
+            // What was there before is served without them.
+            Err(error) if !keep && !inherited => {
+                let (port, error) = (&config.name, chain(&error));
+                self.problems.set(Problem::RingPositions, Some(format!("port {port}: {error}")));
+                None
+            }
+            journals => journals?,
+        };
         let mut undo = Undo { registry: self, port: id, armed: true };
         let counters = self.fabric.add_port(id, &config.name)?;
         self.fabric.change_routes(|routes| drop(routes.insert(id, route)))?;
@@ -716,7 +829,7 @@ impl Registry {
         };
         // Last, so that a port that could not be made is not there after a restart.
         if keep {
-            self.save(ports, Some((&config, &bound)), None)?;
+            self.save(ports, Some((&config, &bound, false)), None)?;
         }
         undo.armed = false;
         tracing::info!(
@@ -755,11 +868,8 @@ impl Registry {
             return Err(PortError::Permanent(name.to_owned()));
         }
         self.save(&ports, None, Some(name))?;
-        self.refused().remove(name);
         let mut ports = self.end_session_of(ports, name, Leaving::Removed);
-        if let Some(port) = ports.remove(name) {
-            self.forget(port.id);
-        }
+        self.take_port(&mut ports, name);
         self.discard_journals(name);
         tracing::info!(port = name, "port is removed");
         Ok(())
@@ -927,26 +1037,27 @@ impl Registry {
     }
 
     /// Keep the ports added at run time, the refused ones among them, and all bindings: with one
-    /// more that is about to be made, or without one that is about to go.
+    /// more that is about to be made (whether it is permanent), or without one that is about to go;
+    /// with both, it is changed.
     fn save(
         &self,
         ports: &BTreeMap<String, Port>,
-        more: Option<(&PortConfig, &Bound)>,
+        more: Option<(&PortConfig, &Bound, bool)>,
         less: Option<&str>,
     ) -> Result<(), StateError> {
         let Some(state) = &self.state else { return Ok(()) };
         let refused = self.refused();
-        let stays = |port: &&Port| port.leaving != Some(Leaving::Removed);
-        let served = ports.values().filter(stays);
-        let served = served.map(|port| (&port.config, Some(&port.bound), port.permanent));
+        let served = ports.values().filter_map(|port| {
+            let (config, bound) = port.recorded()?;
+            Some((config, Some(bound), port.permanent))
+        });
         let refused =
             refused.values().map(|port| (&port.config, port.bound.as_ref(), port.permanent));
-        let more = more.into_iter().map(|(config, bound)| (config, Some(bound), false));
+        let more =
+            more.into_iter().map(|(config, bound, permanent)| (config, Some(bound), permanent));
+        let others = served.chain(refused).filter(|(config, ..)| less != Some(&config.name));
         let mut kept = Kept::default();
-        for (config, bound, permanent) in served.chain(refused).chain(more) {
-            if less == Some(config.name.as_str()) {
-                continue;
-            }
+        for (config, bound, permanent) in others.chain(more) {
             if let Some(bound) = bound {
                 kept.bindings.insert(config.name.clone(), bound.clone());
             }
@@ -955,7 +1066,13 @@ impl Registry {
             }
         }
         kept.uplinks = self.nics.known();
-        state.save(kept)
+        let saved = state.save(&kept);
+        self.problems.set(Problem::State, saved.as_ref().err().map(|error| chain(error)));
+        saved?;
+        self.recorded.store(true, Ordering::Relaxed);
+        let copied = state.back_up(&kept).err().map(|error| chain(&error));
+        self.problems.set(Problem::StateCopy, copied);
+        Ok(())
     }
 
     fn start(
@@ -1009,6 +1126,11 @@ fn memory_policy(config: &Config) -> MemoryPolicy {
         config::MemoryFiles::Any => MemoryFiles::Any,
     };
     MemoryPolicy { files, max: u64::from(config.memory_max_gib) << 30 }
+}
+
+/// Where a port comes from that was there before.
+fn origin_of(permanent: bool) -> Origin {
+    if permanent { Origin::Configuration } else { Origin::State }
 }
 
 /// Whether a port from there is the configuration's to make and remove.
@@ -1085,7 +1207,7 @@ fn route(
             workers.sort_unstable();
             workers.dedup();
             // Single-queue guests, the common kind, spread over the workers too.
-            let turn = id.index() % workers.len();
+            let turn = id.index() % workers.len().max(1);
             workers.rotate_left(turn);
             (Attachment::Switch { mac: config.mac().0 }, workers)
         }

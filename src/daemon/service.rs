@@ -86,6 +86,7 @@ impl DaemonService {
             Request::Stats => Ok(Response::Stats(self.stats())),
             Request::Version => Ok(Response::Version(VersionView::current())),
             Request::Upgrade(asked) => self.upgrade(&asked),
+            Request::Health => Ok(Response::Health(registry.problems.view())),
         }
     }
 

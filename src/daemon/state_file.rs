@@ -1,59 +1,59 @@
 //! What survives a restart: the ports added at run time, what every port was bound to, and what the
-//! uplinks were like, in one JSON file.
+//! uplinks were like, as JSON.
 //!
 //! A binding holds the profile's digest, so that another version of the daemon, or an edited
 //! profile file, cannot give a VM another interface under the same name.
+//!
+//! There are two copies with the same content, `ports.json` and `ports.backup.json`, each replaced
+//! as a whole and each with a checksum. One that is damaged is put aside, never removed, and the
+//! other is used; of two damaged ones, the entries that can still be read. A daemon that can
+//! neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
+//! that could not be kept are refused. The directory is one daemon's at a time (`state_lock`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::fs;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::config::PortConfig;
+use crate::config::{PortConfig, is_port_name};
 use crate::device::mac::MacAddress;
-use crate::platform::text_file::replace;
+use crate::platform::text_file::{FileError, read_text, replace};
+use crate::report::chain;
 use crate::xdp::{AttachMode, SocketMode};
+
+use super::problems::Problem;
+use super::state_lock::{LockError, StateLock};
 
 /// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
 const VERSION: u32 = 2;
+/// Largest file, bytes: a thousand ports are half a megabyte.
+const BYTES_MAX: u64 = 64 << 20;
+/// Queues of a NIC, as of an uplink's configuration.
+const QUEUES_MAX: u32 = 256;
+/// How a file begins that has a checksum: that of its whole text, with zeroes in its own place.
+const CHECKSUM_HEAD: &str = "{\n  \"checksum\": \"";
+/// In place of the checksum while it is computed: SHA-256 in hexadecimal.
+const CHECKSUM_BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Damaged files that are kept; one more is not put aside.
+const ASIDE_MAX: u32 = 1000;
 
 /// Why the state cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The directory or file cannot be read.
-    #[error("cannot read the state in {}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is not what we write.
-    #[error(
-        "{} is not a state file of this version; move it away to start without the ports that \
-         were added at run time",
-        path.display()
-    )]
-    Content {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// Written by a version that knows more.
-    #[error("{} has version {found}; this isonic knows {VERSION}", path.display())]
-    Version {
-        /// Which.
-        path: PathBuf,
-        /// As written.
-        found: u32,
-    },
+    /// Another daemon has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// There is a state, and what it says is not known.
+    #[error("{0}")]
+    Unknown(String),
     /// It could not be written; what was there is still there.
-    #[error("cannot write the state to {}", path.display())]
+    #[error("cannot write the state to {}; nothing was changed", path.display())]
     Write {
         /// Which.
         path: PathBuf,
@@ -109,47 +109,81 @@ pub struct Kept {
     pub uplinks: BTreeMap<String, KnownUplink>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Content {
+/// As it is written.
+#[derive(Serialize)]
+struct Content<'k> {
+    checksum: &'static str,
     version: u32,
-    ports: Vec<PortConfig>,
-    #[serde(default)]
-    bindings: BTreeMap<String, Bound>,
-    #[serde(default)]
-    uplinks: BTreeMap<String, KnownUplink>,
+    ports: &'k [PortConfig],
+    bindings: &'k BTreeMap<String, Bound>,
+    uplinks: &'k BTreeMap<String, KnownUplink>,
 }
 
-/// The file.
+/// As it is read: entry by entry, so that one that is damaged takes no other with it.
+#[derive(Deserialize)]
+struct Entries {
+    version: u32,
+    #[serde(default)]
+    ports: Vec<serde_json::Value>,
+    #[serde(default)]
+    bindings: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    uplinks: BTreeMap<String, serde_json::Value>,
+}
+
+/// One of the two files, as it was found.
+enum Copy {
+    /// There is none.
+    Missing,
+    /// As it was written; or what is left of it, with what is wrong.
+    Read(Kept, Vec<String>),
+    /// Nothing is left of it.
+    Damaged(String),
+    /// Written by a version that knows more.
+    Newer(u32),
+}
+
+/// The files.
 #[derive(Debug)]
 pub struct StateFile {
-    path: PathBuf,
+    directory: PathBuf,
+    lock: Option<StateLock>,
     /// As it was when opened.
     kept: Kept,
+    /// What was wrong then.
+    problems: Vec<(Problem, String)>,
+    /// Why nothing is written: there is a state that is not to be overwritten.
+    sealed: Option<String>,
+    /// What was there and is not all known.
+    lost: Option<String>,
 }
 
 impl StateFile {
-    /// Read the state in `directory`, which is made if it is not there.
+    /// Read the state in `directory`, which is made if it is not there, and lock it; `inherited` is
+    /// the lock of a process that leaves it to us.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn open(directory: &Path) -> Result<Self, StateError> {
-        let path = directory.join("ports.json");
-        let unreadable = |source| StateError::Read { path: path.clone(), source };
-        fs::create_dir_all(directory).map_err(unreadable)?;
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { path, kept: Kept::default() });
-            }
-            Err(source) => return Err(unreadable(source)),
+    /// [`StateError::Lock`]. Whatever else is wrong is in [`problems`](Self::problems).
+    pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateError> {
+        let mut state = Self {
+            directory: directory.to_owned(),
+            lock: None,
+            kept: Kept::default(),
+            problems: Vec::new(),
+            sealed: None,
+            lost: None,
         };
-        let content: Content = serde_json::from_slice(&text)
-            .map_err(|source| StateError::Content { path: path.clone(), source })?;
-        if !(1..=VERSION).contains(&content.version) {
-            return Err(StateError::Version { path, found: content.version });
+        if let Err(error) = fs::create_dir_all(directory) {
+            let reason = format!("cannot make state_dir {}: {error}", directory.display());
+            state.problems.push((Problem::State, reason));
+            return Ok(state);
         }
-        let Content { ports, bindings, uplinks, .. } = content;
-        Ok(Self { path, kept: Kept { ports, bindings, uplinks } })
+        match StateLock::take(directory, inherited)? {
+            Ok(lock) => state.lock = Some(lock),
+            Err(reason) => state.problems.push((Problem::StateLock, reason)),
+        }
+        state.read();
+        Ok(state)
     }
 
     /// What was kept when it was opened.
@@ -157,17 +191,244 @@ impl StateFile {
         &self.kept
     }
 
+    /// What was wrong when it was opened.
+    pub fn problems(&self) -> &[(Problem, String)] {
+        &self.problems
+    }
+
+    /// The lock, for the process that takes over.
+    pub fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(StateLock::descriptor)
+    }
+
+    /// Whether there was a state that is lost, at least in part.
+    ///
+    /// # Errors
+    /// [`StateError::Unknown`]: what is lost.
+    pub fn check_whole(&self) -> Result<(), StateError> {
+        let lost = self.sealed.as_ref().or(self.lost.as_ref());
+        lost.map_or(Ok(()), |reason| Err(StateError::Unknown(reason.clone())))
+    }
+
     /// Keep this.
     ///
     /// # Errors
-    /// [`StateError::Write`].
-    pub fn save(&self, kept: Kept) -> Result<(), StateError> {
-        self.write(kept).map_err(|source| StateError::Write { path: self.path.clone(), source })
+    /// [`StateError`]; nothing was changed.
+    pub fn save(&self, kept: &Kept) -> Result<(), StateError> {
+        if let Some(reason) = &self.sealed {
+            return Err(StateError::Unknown(reason.clone()));
+        }
+        self.write(&self.main(), kept)
     }
 
-    fn write(&self, Kept { ports, bindings, uplinks }: Kept) -> io::Result<()> {
-        let content = Content { version: VERSION, ports, bindings, uplinks };
-        replace(&self.path, &serde_json::to_vec_pretty(&content)?)
+    /// Keep it in the second place too.
+    ///
+    /// # Errors
+    /// [`StateError::Write`].
+    pub fn back_up(&self, kept: &Kept) -> Result<(), StateError> {
+        self.write(&self.backup(), kept)
+    }
+
+    fn main(&self) -> PathBuf {
+        self.directory.join("ports.json")
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.directory.join("ports.backup.json")
+    }
+
+    fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateError> {
+        // It may have been removed, or not have been there at the start.
+        let made = fs::create_dir_all(&self.directory);
+        let written = made.and_then(|()| replace(path, text(kept)?.as_bytes()));
+        written.map_err(|source| StateError::Write { path: path.to_owned(), source })
+    }
+
+    /// Choose between the two copies.
+    fn read(&mut self) {
+        let (main, backup) = (self.main(), self.backup());
+        let (rest, told) = match read(&main) {
+            Copy::Read(kept, wrong) if wrong.is_empty() => {
+                self.kept = kept;
+                return;
+            }
+            Copy::Newer(found) => return self.seal_newer(&main, found),
+            Copy::Read(kept, wrong) => (Some(kept), self.put_aside(&main, &wrong.join("; "))),
+            Copy::Damaged(reason) => (None, self.put_aside(&main, &reason)),
+            Copy::Missing => (None, String::new()),
+        };
+        let (other, used) = match read(&backup) {
+            // A new daemon's.
+            Copy::Missing if told.is_empty() => return,
+            Copy::Newer(found) => return self.seal_newer(&backup, found),
+            Copy::Read(kept, wrong) if wrong.is_empty() => {
+                self.kept = kept;
+                let used = format!("{} is used", backup.display());
+                return self.problems.push((Problem::StateDamaged, joined(&told, &used)));
+            }
+            Copy::Read(kept, wrong) => (Some(kept), self.put_aside(&backup, &wrong.join("; "))),
+            Copy::Damaged(reason) => (None, self.put_aside(&backup, &reason)),
+            Copy::Missing => (None, format!("there is no {}", backup.display())),
+        };
+        self.kept = rest.or(other).unwrap_or_default();
+        let ports = self.kept.ports.len();
+        let told = joined(&joined(&told, &used), "what can be read is used");
+        let told = format!("{told}: {ports} ports added at run time; others may be missing");
+        self.lost = Some(told.clone());
+        self.problems.push((Problem::StateDamaged, told));
+    }
+
+    /// Give a damaged file another name; what is to be told of it. While one stays where it is
+    /// nothing is written.
+    fn put_aside(&mut self, path: &Path, wrong: &str) -> String {
+        let file = path.display();
+        match put_aside(path) {
+            Ok(aside) => format!("{file} was damaged ({wrong}), and is now {}", aside.display()),
+            Err(error) => {
+                let told = format!("{file} is damaged ({wrong}) and cannot be put aside ({error})");
+                let reason = format!("{told}; no change is kept until it is moved away");
+                self.problems.push((Problem::State, reason.clone()));
+                self.sealed = Some(reason);
+                told
+            }
+        }
+    }
+
+    fn seal_newer(&mut self, path: &Path, found: u32) {
+        let reason = format!(
+            "{} has version {found}, and this isonic knows {VERSION}: its ports are not served and \
+             no change is kept; start a newer isonic, or move it and its copy away",
+            path.display()
+        );
+        self.kept = Kept::default();
+        self.problems.push((Problem::State, reason.clone()));
+        self.sealed = Some(reason);
+    }
+}
+
+fn joined(first: &str, second: &str) -> String {
+    if first.is_empty() { second.to_owned() } else { format!("{first}; {second}") }
+}
+
+/// A damaged file's new name.
+fn put_aside(path: &Path) -> io::Result<PathBuf> {
+    let name = |number: u32| {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        // Writing to an OsString cannot fail.
+        let _ = write!(name, ".damaged-{number}");
+        path.with_file_name(name)
+    };
+    let free = |path: &PathBuf| fs::symlink_metadata(path).is_err();
+    let aside = (1..=ASIDE_MAX).map(name).find(free);
+    let aside = aside.ok_or_else(|| io::Error::other("there are too many already"))?;
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+/// What a file has, with its checksum.
+fn text(kept: &Kept) -> io::Result<String> {
+    let Kept { ports, bindings, uplinks } = kept;
+    let content = Content { checksum: CHECKSUM_BLANK, version: VERSION, ports, bindings, uplinks };
+    let mut text = serde_json::to_string_pretty(&content)?;
+    let place = CHECKSUM_HEAD.len()..CHECKSUM_HEAD.len() + CHECKSUM_BLANK.len();
+    let sum = checksum(&text);
+    text.replace_range(place, &sum);
+    Ok(text)
+}
+
+fn checksum(text: &str) -> String {
+    let mut sum = String::new();
+    for byte in Sha256::digest(text.as_bytes()) {
+        // Writing to a String cannot fail.
+        let _ = write!(sum, "{byte:02x}");
+    }
+    sum
+}
+
+/// Whether the checksum is right, if there is one: older versions, and people, write none.
+fn is_whole(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix(CHECKSUM_HEAD) else { return true };
+    let length = CHECKSUM_BLANK.len();
+    let (Some(sum), Some(rest)) = (rest.get(..length), rest.get(length..)) else { return false };
+    sum == checksum(&[CHECKSUM_HEAD, CHECKSUM_BLANK, rest].concat())
+}
+
+fn read(path: &Path) -> Copy {
+    let text = match read_text(path, BYTES_MAX) {
+        Ok(text) => text,
+        Err(FileError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Copy::Missing;
+        }
+        Err(error) => return Copy::Damaged(chain(&error)),
+    };
+    let entries: Entries = match serde_json::from_str(&text) {
+        Ok(entries) => entries,
+        Err(error) => return Copy::Damaged(error.to_string()),
+    };
+    if entries.version > VERSION {
+        return Copy::Newer(entries.version);
+    }
+    let mut wrong = Vec::new();
+    if !is_whole(&text) {
+        wrong.push("its checksum is another".to_owned());
+    }
+    if entries.version == 0 {
+        wrong.push("it has no version".to_owned());
+    }
+    let kept = Kept {
+        ports: ports(entries.ports, &mut wrong),
+        bindings: named("binding", entries.bindings, &mut wrong),
+        uplinks: named("uplink", entries.uplinks, &mut wrong),
+    };
+    Copy::Read(kept.plausible(&mut wrong), wrong)
+}
+
+fn ports(entries: Vec<serde_json::Value>, wrong: &mut Vec<String>) -> Vec<PortConfig> {
+    let mut names = BTreeSet::new();
+    let mut ports = Vec::new();
+    for (number, entry) in entries.into_iter().enumerate() {
+        match serde_json::from_value::<PortConfig>(entry) {
+            Ok(port) if !is_port_name(&port.name) => {
+                wrong.push(format!("port {number}: {:?} is no name", port.name));
+            }
+            Ok(port) if !names.insert(port.name.clone()) => {
+                wrong.push(format!("port {number}: there is another {}", port.name));
+            }
+            Ok(port) => ports.push(port),
+            Err(error) => wrong.push(format!("port {number}: {error}")),
+        }
+    }
+    ports
+}
+
+fn named<T: DeserializeOwned>(
+    kind: &str,
+    entries: BTreeMap<String, serde_json::Value>,
+    wrong: &mut Vec<String>,
+) -> BTreeMap<String, T> {
+    let mut read = BTreeMap::new();
+    for (name, entry) in entries {
+        match serde_json::from_value(entry) {
+            Ok(entry) => drop(read.insert(name, entry)),
+            Err(error) => wrong.push(format!("{kind} {name:?}: {error}")),
+        }
+    }
+    read
+}
+
+impl Kept {
+    /// Without uplinks that no NIC can have been: ports are placed by their queues.
+    fn plausible(mut self, wrong: &mut Vec<String>) -> Self {
+        self.uplinks.retain(|name, known| {
+            let queues: BTreeSet<u32> = known.queues.iter().copied().collect();
+            let fit = queues.iter().all(|&queue| queue < QUEUES_MAX);
+            let right = fit && !queues.is_empty() && queues.len() == known.queues.len();
+            if !right {
+                wrong.push(format!("uplink {name:?}: its queues are {:?}", known.queues));
+            }
+            right
+        });
+        self
     }
 }
 
@@ -204,27 +465,47 @@ mod tests {
         }
     }
 
+    fn open(directory: &Path) -> StateFile {
+        StateFile::open(directory, None).unwrap()
+    }
+
+    /// A directory with this state in both copies.
+    fn saved(names: &[&str]) -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = open(directory.path());
+        state.save(&kept(names)).unwrap();
+        state.back_up(&kept(names)).unwrap();
+        let (main, backup) = (state.main(), state.backup());
+        (directory, main, backup)
+    }
+
+    fn problems(state: &StateFile) -> Vec<Problem> {
+        state.problems().iter().map(|(problem, _)| *problem).collect()
+    }
+
     #[test]
     fn what_was_saved_is_there_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateFile::open(&directory.path().join("new")).unwrap();
+        let path = directory.path().join("new");
+        let state = open(&path);
         assert_eq!(*state.kept(), Kept::default());
-        state.save(kept(&["one", "two"])).unwrap();
-        let again = StateFile::open(&directory.path().join("new")).unwrap();
+        state.save(&kept(&["one", "two"])).unwrap();
+        drop(state);
+        let again = open(&path);
         assert_eq!(*again.kept(), kept(&["one", "two"]));
+        assert_eq!(problems(&again), []);
     }
 
     #[test]
     fn a_crash_while_writing_leaves_the_old_state() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateFile::open(directory.path()).unwrap();
-        state.save(kept(&["old"])).unwrap();
+        let (directory, ..) = saved(&["old"]);
         // The new file is there in part, not yet renamed.
         fs::write(directory.path().join("ports.json.new"), b"{\"version\":1,\"po").unwrap();
-        let again = StateFile::open(directory.path()).unwrap();
+        let again = open(directory.path());
         assert_eq!(*again.kept(), kept(&["old"]));
-        again.save(kept(&["next"])).unwrap();
-        assert_eq!(*StateFile::open(directory.path()).unwrap().kept(), kept(&["next"]));
+        again.save(&kept(&["next"])).unwrap();
+        drop(again);
+        assert_eq!(*open(directory.path()).kept(), kept(&["next"]));
     }
 
     #[test]
@@ -232,19 +513,178 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let text = serde_json::json!({ "version": 1, "ports": [port("old")] }).to_string();
         fs::write(directory.path().join("ports.json"), text).unwrap();
-        let state = StateFile::open(directory.path()).unwrap();
+        let state = open(directory.path());
         assert_eq!(*state.kept(), Kept { ports: vec![port("old")], ..Kept::default() });
+        assert_eq!(problems(&state), []);
+    }
+
+    /// As commit 124c6ec reads and writes it.
+    #[test]
+    fn an_older_version_reads_ours_and_we_read_its() {
+        #[derive(Serialize, Deserialize)]
+        struct Older {
+            version: u32,
+            ports: Vec<PortConfig>,
+            #[serde(default)]
+            bindings: BTreeMap<String, Bound>,
+            #[serde(default)]
+            uplinks: BTreeMap<String, KnownUplink>,
+        }
+        let (directory, main, _) = saved(&["one"]);
+        let mut older: Older = serde_json::from_slice(&fs::read(&main).unwrap()).unwrap();
+        let Kept { ports, bindings, uplinks } = kept(&["one"]);
+        assert_eq!((older.version, &older.ports), (2, &ports));
+        assert_eq!((&older.bindings, &older.uplinks), (&bindings, &uplinks));
+        // It has added a port, and knows nothing of the other copy.
+        older.ports.push(port("two"));
+        fs::write(&main, serde_json::to_vec_pretty(&older).unwrap()).unwrap();
+        let state = open(directory.path());
+        assert_eq!(state.kept().ports, [port("one"), port("two")]);
+        assert_eq!(problems(&state), []);
     }
 
     #[test]
-    fn a_file_that_is_not_ours_is_refused_and_left_alone() {
+    fn whatever_becomes_of_one_copy_the_other_is_used_and_the_first_is_put_aside() {
+        let (_directory, main, _) = saved(&["one", "two"]);
+        let good = fs::read(&main).unwrap();
+        let cut = (0..good.len()).step_by(7).map(|length| good[..length].to_vec());
+        let changed = (0..good.len()).step_by(5).map(|at| {
+            let mut text = good.clone();
+            // Another letter or digit, so that many are still JSON.
+            text[at] = if text[at] == b'7' { b'8' } else { b'7' };
+            text
+        });
+        for text in cut.chain(changed) {
+            let (directory, main, _) = saved(&["one", "two"]);
+            fs::write(&main, &text).unwrap();
+            let state = open(directory.path());
+            assert_eq!(*state.kept(), kept(&["one", "two"]));
+            if is_whole(&String::from_utf8(text.clone()).unwrap_or_default())
+                && problems(&state).is_empty()
+            {
+                // White space before the checksum, which changes nothing.
+                continue;
+            }
+            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            let aside = directory.path().join("ports.json.damaged-1");
+            assert_eq!(fs::read(aside).unwrap(), text);
+            state.save(state.kept()).unwrap();
+            drop(state);
+            assert_eq!(problems(&open(directory.path())), []);
+        }
+    }
+
+    #[test]
+    fn a_damaged_copy_never_takes_the_place_of_another() {
+        let (directory, main, _) = saved(&["one"]);
+        for number in 1..=3 {
+            fs::write(&main, format!("damage {number}")).unwrap();
+            let state = open(directory.path());
+            state.save(state.kept()).unwrap();
+        }
+        for number in 1..=3 {
+            let aside = directory.path().join(format!("ports.json.damaged-{number}"));
+            assert_eq!(fs::read_to_string(aside).unwrap(), format!("damage {number}"));
+        }
+    }
+
+    /// What has no second copy yet: each entry that can be read.
+    #[test]
+    fn of_a_damaged_file_without_a_copy_what_can_be_read_is_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let uplink = serde_json::to_value(&kept(&[]).uplinks["eth0"]).unwrap();
+        let with = |key: &str, value: serde_json::Value| {
+            let mut uplink = uplink.clone();
+            uplink[key] = value;
+            uplink
+        };
+        let text = serde_json::json!({
+            "version": 2,
+            "ports": [port("one"), 7, port("two"), port("one"), port("../../etc/x")],
+            "bindings": { "one": 3 },
+            "uplinks": {
+                "eth0": uplink.clone(),
+                "eth1": with("queues", serde_json::json!([])),
+                "eth2": with("queues", serde_json::json!([0, 0])),
+                "eth3": with("queues", serde_json::json!([4_000_000_000_u32])),
+                "eth4": with("mtu", "wide".into()),
+            },
+        });
+        fs::write(directory.path().join("ports.json"), text.to_string()).unwrap();
+        let state = open(directory.path());
+        assert_eq!(state.kept().ports, [port("one"), port("two")]);
+        assert_eq!(state.kept().uplinks, kept(&[]).uplinks);
+        let [(Problem::StateDamaged, told)] = state.problems() else { panic!("{state:?}") };
+        for word in ["port 1", "port 3", "port 4", "binding", "eth1", "eth2", "eth3", "eth4"] {
+            assert!(told.contains(word), "{word} is not in: {told}");
+        }
+        state.check_whole().unwrap_err();
+    }
+
+    #[test]
+    fn a_file_without_sense_is_put_aside_and_one_of_a_newer_version_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ports.json");
-        fs::write(&path, "not json").unwrap();
-        assert!(matches!(StateFile::open(directory.path()), Err(StateError::Content { .. })));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "not json");
-        fs::write(&path, r#"{"version":3,"ports":[]}"#).unwrap();
-        let error = StateFile::open(directory.path()).unwrap_err();
-        assert!(matches!(error, StateError::Version { found: 3, .. }));
+        let deep = "[".repeat(100_000);
+        for text in ["", "not json", &deep, "{}", "[]", "{\"version\":2,\"ports\":7}"] {
+            fs::write(&path, text).unwrap();
+            let state = open(directory.path());
+            assert_eq!(*state.kept(), Kept::default(), "{text:.20}");
+            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            state.check_whole().unwrap_err();
+        }
+        let newer = r#"{"version":3,"ports":[]}"#;
+        fs::write(&path, newer).unwrap();
+        let state = open(directory.path());
+        assert_eq!(problems(&state), [Problem::State]);
+        let refused = state.save(&kept(&["one"])).unwrap_err();
+        assert!(refused.to_string().contains("version 3"), "{refused}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ports.json");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        assert_eq!(problems(&open(directory.path())), [Problem::StateDamaged]);
+        // A directory in its place is put aside too.
+        fs::create_dir(&path).unwrap();
+        let state = open(directory.path());
+        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        state.save(&kept(&["one"])).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_told_and_its_state_is_read() {
+        let state = open(Path::new("/proc/isonic-state"));
+        assert_eq!(problems(&state), [Problem::State]);
+        let refused = state.save(&kept(&["one"])).unwrap_err();
+        assert!(refused.to_string().contains("/proc/isonic-state"), "{refused}");
+        // Where a second copy cannot be made the first is kept all the same.
+        let (directory, _, backup) = saved(&["one"]);
+        fs::remove_file(&backup).unwrap();
+        fs::create_dir(&backup).unwrap();
+        fs::write(backup.join("in the way"), "").unwrap();
+        let state = open(directory.path());
+        state.save(&kept(&["two"])).unwrap();
+        state.back_up(&kept(&["two"])).unwrap_err();
+        drop(state);
+        assert_eq!(*open(directory.path()).kept(), kept(&["two"]));
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_and_a_successor_shares_the_lock() {
+        let (directory, ..) = saved(&["one"]);
+        let first = open(directory.path());
+        let refused = StateFile::open(directory.path(), None).unwrap_err();
+        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        let given = first.lock().unwrap().try_clone_to_owned().unwrap();
+        let successor = StateFile::open(directory.path(), Some(given)).unwrap();
+        drop(first);
+        StateFile::open(directory.path(), None).unwrap_err();
+        drop(successor);
+        open(directory.path());
     }
 }

@@ -1,7 +1,7 @@
 //! PLATFORM: what the operating system asks of a well-behaved process.
 
-pub mod directory;
 pub mod descriptors;
+pub mod directory;
 pub mod host;
 pub mod interrupt;
 pub mod privilege;

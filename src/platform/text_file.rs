@@ -4,7 +4,7 @@
 //! image. None of them is waited for or read into memory.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -68,19 +68,43 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
 /// or the new whole, and after a crash too.
 ///
 /// # Errors
-/// Whatever the file system says; the old content is still there then.
+/// Whatever the file system says; the old content is still there then, and nothing of the new.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
-    let mut file = File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
+    // Of a process that was killed, or of another user: not ours to write into.
+    let _ = std::fs::remove_file(&new);
+    let written = write_new(&new, content).and_then(|()| std::fs::rename(&new, path));
+    if let Err(error) = written {
+        // On a full disk the part that was written is room that others lack.
+        let _ = std::fs::remove_file(&new);
+        return Err(error);
+    }
     // The rename itself is in the directory.
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Whether a file can be written in `directory`; nothing of it stays, and nobody sees it.
+///
+/// # Errors
+/// Why not.
+pub fn can_write(directory: &Path) -> io::Result<()> {
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::WRONLY;
+    match rustix::fs::open(directory, flags | rustix::fs::OFlags::CLOEXEC, mode) {
+        Ok(file) => File::from(file).write_all(&[0; 4096]),
+        // The file system has no files without a name: it is not known.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -106,6 +130,20 @@ mod tests {
             assert!(matches!(read_text(path, 9), Err(FileError::NoFile(_))), "{}", path.display());
         }
         assert!(matches!(read_text(Path::new("/no/such"), 9), Err(FileError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_is_as_it_was_and_what_was_left_half_written_is_no_obstacle() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, new) = (directory.path().join("f"), directory.path().join("f.new"));
+        replace(&path, b"old").unwrap();
+        std::os::unix::fs::symlink("/dev/full", &new).unwrap();
+        replace(&path, b"newer").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"newer");
+        // A directory is in its place.
+        std::fs::create_dir(&new).unwrap();
+        replace(&path, b"lost").unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"newer");
     }
 
     #[test]

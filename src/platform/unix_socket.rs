@@ -417,7 +417,7 @@ mod tests {
         UnixStream::connect(&path).unwrap();
     }
 
-    /// Somebody who may read the directory, or who has got at the lock's name first, is no obstacle.
+    /// Somebody who may read the directory, or who got at the lock's name first, is no obstacle.
     #[test]
     fn no_lock_of_somebody_elses_stands_in_the_way() {
         let directory = tempfile::tempdir().unwrap();

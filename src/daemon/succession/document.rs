@@ -33,6 +33,9 @@ pub(super) struct Foundation {
     pub uplinks: Vec<UplinkPart>,
     /// The API's listening socket.
     pub api: Option<Place>,
+    /// The lock of the state directory.
+    #[serde(default)]
+    pub state_lock: Option<Place>,
     pub listeners: Vec<ListenerPart>,
     /// All ports, each a [`PortPart`]. Whoever sends them waits for [`Answer::Prepared`] and not
     /// for [`Answer::Ready`], which is all that older versions know.

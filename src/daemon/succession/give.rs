@@ -22,7 +22,7 @@ use crate::vhost_user::{SessionAtRest, started};
 use super::super::fabric::RestError;
 use super::super::ownership::Busy;
 use super::super::ports::{Port, Registry};
-use super::super::upkeep::Duty;
+use super::super::problems::Problem;
 use super::super::uplinks::{LeftUplink, Nic};
 use super::channel::Channel;
 use super::document::{
@@ -176,7 +176,7 @@ impl Succession {
             Err(error) => {
                 tracing::error!(error = chain(error), "no upgrade: this process goes on");
                 let watched = registry.watch_nics().map_err(|error| error.to_string());
-                registry.problems.note(Duty::Threads, watched);
+                registry.problems.set(Problem::Threads, watched.err());
             }
         }
         outcome
@@ -310,6 +310,7 @@ impl Succession {
         let mut put =
             |own: BorrowedFd<'_>| own.try_clone_to_owned().map(|own| descriptors.put(own));
         let api = self.api.as_ref().map(|api| put(api.as_fd())).transpose()?;
+        let state_lock = registry.state_lock().map(&mut put).transpose()?;
         let mut listeners = Vec::new();
         for (name, port) in ports {
             if let Some(listener) = port.socket.listener() {
@@ -319,7 +320,8 @@ impl Succession {
         }
         let parts = registry.parts(ports).into_iter().map(serde_json::to_value);
         let ports = Some(parts.collect::<Result<_, _>>()?);
-        Ok((Foundation { version: VERSION, uplinks, api, listeners, ports }, descriptors))
+        let version = VERSION;
+        Ok((Foundation { version, uplinks, api, state_lock, listeners, ports }, descriptors))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
@@ -64,6 +64,7 @@ pub enum TakeError {
 pub struct Estate {
     uplinks: BTreeMap<String, InheritedUplink>,
     api: Option<UnixListener>,
+    state_lock: Option<OwnedFd>,
     listeners: BTreeMap<String, (PathBuf, UnixListener)>,
     /// As they are with it; None if it does not say.
     ports: Option<Vec<PortPart>>,
@@ -79,6 +80,7 @@ impl Estate {
             }
         }
         estate.api = foundation.api.and_then(|place| descriptors.take(place)).map(Into::into);
+        estate.state_lock = foundation.state_lock.and_then(|place| descriptors.take(place));
         for part in foundation.listeners {
             if let Some(listener) = descriptors.take(part.listener) {
                 estate.listeners.insert(part.port, (part.path, listener.into()));
@@ -114,6 +116,16 @@ impl Estate {
         let listener = self.api.take()?;
         let address = listener.local_addr().ok()?;
         (address.as_pathname() == Some(path)).then_some(listener)
+    }
+
+    /// The lock of the state directory, if it had one.
+    pub fn take_state_lock(&mut self) -> Option<OwnedFd> {
+        self.state_lock.take()
+    }
+
+    /// Whether a port's socket is among them.
+    pub fn has_listener(&self, port: &str) -> bool {
+        self.listeners.contains_key(port)
     }
 
     /// A port's socket, if it is at this path.
@@ -173,6 +185,11 @@ impl Predecessor {
         let estate = predecessor.foundation();
         let estate = estate.inspect_err(|error| predecessor.refuse(&error.to_string()))?;
         Ok((predecessor, estate))
+    }
+
+    /// Whether it continues if we do not take over.
+    pub fn waits(&self) -> bool {
+        self.waits
     }
 
     fn foundation(&self) -> Result<Estate, TakeError> {

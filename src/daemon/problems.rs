@@ -1,0 +1,111 @@
+//! What is wrong with the host: told once when it begins and once when it is over, and listed by
+//! the API for as long as it is. The daemon serves all the same, and tries again (`upkeep`).
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::control::api::{HealthView, ProblemView};
+
+/// What can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Problem {
+    /// A new process has no threads that bring multicast and follow the NICs.
+    Threads,
+    /// The state cannot be kept: no change of ports is made.
+    State,
+    /// The state's second copy is not what it should be.
+    StateCopy,
+    /// The state was damaged at the start.
+    StateDamaged,
+    /// The state directory is not locked against a second daemon.
+    StateLock,
+    /// The published list of profiles is out of date.
+    ProfilesFile,
+    /// Ports whose ring positions do not survive a restart.
+    RingPositions,
+    /// Front-ends are refused for want of descriptors.
+    OpenFiles,
+}
+
+impl Problem {
+    /// Its name in the API and the log; never changes.
+    fn id(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::State => "state",
+            Self::StateCopy => "state-copy",
+            Self::StateDamaged => "state-damaged",
+            Self::StateLock => "state-lock",
+            Self::ProfilesFile => "profiles-file",
+            Self::RingPositions => "ring-positions",
+            Self::OpenFiles => "open-files",
+        }
+    }
+}
+
+/// All that is wrong now.
+#[derive(Debug, Default)]
+pub struct Problems(Mutex<BTreeMap<Problem, String>>);
+
+impl Problems {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Problem, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is so, for this reason, or not any more; told when that changes.
+    pub fn set(&self, problem: Problem, reason: Option<String>) {
+        let mut all = self.all();
+        let before = all.remove(&problem);
+        let id = problem.id();
+        match &reason {
+            Some(reason) if before.as_ref() != Some(reason) => {
+                tracing::error!(problem = id, reason, "something is wrong with the host");
+            }
+            None if before.is_some() => {
+                tracing::info!(problem = id, "a problem of the host is over");
+            }
+            _ => {}
+        }
+        all.extend(reason.map(|reason| (problem, reason)));
+    }
+
+    /// Whether it is so.
+    pub fn has(&self, problem: Problem) -> bool {
+        self.all().contains_key(&problem)
+    }
+
+    /// For people.
+    pub fn list(&self) -> Vec<String> {
+        self.all().values().cloned().collect()
+    }
+
+    /// For programs.
+    pub fn view(&self) -> HealthView {
+        let view = |(problem, message): (&Problem, &String)| ProblemView {
+            id: problem.id().to_owned(),
+            message: message.clone(),
+        };
+        HealthView { problems: self.all().iter().map(view).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_listed_for_as_long_as_it_is_there() {
+        let problems = Problems::default();
+        problems.set(Problem::State, None);
+        assert!(problems.list().is_empty());
+        problems.set(Problem::State, Some("full".into()));
+        problems.set(Problem::ProfilesFile, Some("no such directory".into()));
+        problems.set(Problem::State, Some("still full".into()));
+        let view = problems.view();
+        let told: Vec<_> = view.problems.iter().map(|it| (&*it.id, &*it.message)).collect();
+        assert_eq!(told, [("state", "still full"), ("profiles-file", "no such directory")]);
+        problems.set(Problem::State, None);
+        assert!(!problems.has(Problem::State) && problems.has(Problem::ProfilesFile));
+        assert_eq!(problems.list(), ["no such directory"]);
+    }
+}
