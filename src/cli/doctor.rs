@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::config::{self, Attach, Config, SocketMode, UplinkConfig};
 use crate::control::Request;
-use crate::control::api::VersionView;
+use crate::control::api::{HealthView, VersionView};
 use crate::control::client::Client;
 use crate::doctor::{self, Candidate, DaemonFacts, Facts, Finding, Promise, Report, Status};
 use crate::platform::directory::Directory;
@@ -90,7 +90,9 @@ fn client(connection: &Connection, config: Option<&Config>) -> Client {
 /// None where no daemon answers: the doctor needs none.
 fn daemon(client: &Client) -> Option<DaemonFacts> {
     let VersionView { version, .. } = client.call(&Request::Version).ok()?;
-    Some(DaemonFacts { version, uplinks: client.call(&Request::ListUplinks).ok()? })
+    // An older one does not know the question.
+    let HealthView { problems } = client.call(&Request::Health).unwrap_or_default();
+    Some(DaemonFacts { version, uplinks: client.call(&Request::ListUplinks).ok()?, problems })
 }
 
 /// What a port may get here: the profile asked for, or every released one.

@@ -3,7 +3,7 @@
 use super::finding::{Finding, list};
 use super::kernel::{self, Version};
 use super::{Candidate, Facts, our_part};
-use crate::control::api::{UplinkState, UplinkView};
+use crate::control::api::{ProblemView, UplinkState, UplinkView};
 use crate::platform::directory::Directory;
 
 /// Locked memory of one queue: its frames and rings (docs/operations.md, "Configuration").
@@ -22,8 +22,10 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(faults(facts));
     findings.push(huge_pages(facts));
     findings.push(workers(facts));
+    findings.push(open_files(facts));
     findings.extend(directories(facts));
     findings.extend(daemon(facts));
+    findings.extend(problems(facts));
     findings
 }
 
@@ -223,4 +225,35 @@ fn daemon(facts: &Facts) -> Option<Finding> {
             .means("the ports of an uplink that failed or is gone are cut off from its network")
             .mend("isonic uplink list"),
     )
+}
+
+fn problems(facts: &Facts) -> Vec<Finding> {
+    let problems = facts.daemon.iter().flat_map(|daemon| &daemon.problems);
+    let finding = |problem: &ProblemView| {
+        Finding::warning("daemon-problem", format!("{}: {}", problem.id, problem.message))
+            .means("the running isonic serves, but not all that it is asked for")
+            .mend("docs/operations.md, \"When the host has a bad day\"")
+    };
+    problems.map(finding).collect()
+}
+
+/// Descriptors of the daemon itself and of a waiting port, of a connected front-end with a dozen
+/// regions, and of a queue pair, as QEMU starts it.
+const OPEN_FILES: [u64; 3] = [300, 25, 4];
+
+/// Against the ports of the configuration, all of one queue pair at least.
+fn open_files(facts: &Facts) -> Finding {
+    let id = "open-files";
+    let Some(limit) = facts.host.open_files else { return Finding::ok(id, "no limit") };
+    let [own, port, pair] = OPEN_FILES;
+    let promises = facts.candidates.iter().flat_map(|candidate| &candidate.promises);
+    let ports = promises.filter(|promise| promise.port.is_some()).count() as u64;
+    let wanted = own + u64::max(ports, 1) * (port + pair);
+    let found = format!("{limit} allowed, {wanted} wanted for ports of one queue pair each");
+    if limit >= wanted {
+        return Finding::ok(id, found);
+    }
+    Finding::warning(id, found)
+        .means("front-ends are refused when nothing but the reserve for control is left")
+        .mend("LimitNOFILE=524288 in isonic.service, or `ulimit -Hn 524288`")
 }

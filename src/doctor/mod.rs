@@ -22,7 +22,7 @@ mod queues;
 use serde::Serialize;
 
 use crate::config::{Attach, Handed, UplinkConfig};
-use crate::control::api::UplinkView;
+use crate::control::api::{ProblemView, UplinkView};
 use crate::platform::directory::Directory;
 use crate::platform::host::HostFacts;
 use crate::xdp::NicFacts;
@@ -67,6 +67,8 @@ pub struct DaemonFacts {
     pub version: String,
     /// Its uplinks.
     pub uplinks: Vec<UplinkView>,
+    /// What it says is wrong with the host.
+    pub problems: Vec<ProblemView>,
 }
 
 /// An MTU that is promised to guests.

@@ -345,7 +345,8 @@ fn served(view: UplinkView, program: Option<AttachedProgram>) -> Report {
         nic.link.program = program;
     }
     let mut facts = facts(candidate);
-    facts.daemon = Some(DaemonFacts { version: "1".to_owned(), uplinks: vec![view] });
+    facts.daemon =
+        Some(DaemonFacts { version: "1".to_owned(), uplinks: vec![view], problems: vec![] });
     examine(&facts)
 }
 
@@ -412,6 +413,25 @@ fn a_directory_that_cannot_be_written_to_is_a_problem_and_all_are_one_line_if_th
     let report = examine(&facts);
     assert_eq!(found(&report, "directories").found, "state_dir /c: its file system is full");
     assert!(!report.can_serve);
+}
+
+#[test]
+fn what_will_stop_front_ends_is_told_before_it_does() {
+    let mut facts = facts(candidate(ixgbe()));
+    for number in 0..100 {
+        let promise = Promise { profile: "p".into(), mtu: 1500, port: Some(format!("vm{number}")) };
+        facts.candidates[0].promises.push(promise);
+    }
+    for (limit, told) in [(1024, Status::Warning), (4096, Status::Ok)] {
+        facts.host.open_files = Some(limit);
+        assert_eq!(found(&examine(&facts), "open-files").status, told, "{limit}");
+    }
+    let problem = ProblemView { id: "state".into(), message: "the disk is full".into() };
+    let (version, uplinks) = ("1".to_owned(), Vec::new());
+    facts.daemon = Some(DaemonFacts { version, uplinks, problems: vec![problem] });
+    let report = examine(&facts);
+    let told = found(&report, "daemon-problem");
+    assert_eq!((told.status, &*told.found), (Status::Warning, "state: the disk is full"));
 }
 
 fn virtual_device(kind: &str, below: &[(&str, bool, bool)]) -> NicFacts {

@@ -21,6 +21,8 @@ pub struct HostFacts {
     pub missing_capabilities: Vec<String>,
     /// Locked memory allowed, bytes; None for as much as there is.
     pub locked_memory: Option<u64>,
+    /// Open files allowed, by the hard limit; None for as many as there may be.
+    pub open_files: Option<u64>,
     /// Memory that could be had, bytes.
     pub available_memory: Option<u64>,
     /// `kernel.unprivileged_bpf_disabled`.
@@ -53,6 +55,7 @@ impl HostFacts {
             kernel_build: text(system.version()),
             missing_capabilities: privilege::missing(sockets, program),
             locked_memory: limit.filter(|_| !privilege::may_lock_memory()),
+            open_files: getrlimit(Resource::Nofile).maximum,
             available_memory: memory_field(&memory, "MemAvailable").map(|kib| kib << 10),
             unprivileged_bpf_disabled: read("/proc/sys/kernel/unprivileged_bpf_disabled")
                 .trim()

@@ -86,21 +86,6 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Whether a file can be written in `directory`; nothing of it stays, and nobody sees it.
-///
-/// # Errors
-/// Why not.
-pub fn can_write(directory: &Path) -> io::Result<()> {
-    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::WRONLY;
-    match rustix::fs::open(directory, flags | rustix::fs::OFlags::CLOEXEC, mode) {
-        Ok(file) => File::from(file).write_all(&[0; 4096]),
-        // The file system has no files without a name: it is not known.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = File::create_new(path)?;
     file.write_all(content)?;
