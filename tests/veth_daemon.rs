@@ -297,6 +297,7 @@ fn a_front_end_whose_descriptors_do_not_close_holds_up_nobody() {
     add(&bed, &daemon, "hostile");
     let hostile = UnixStream::connect(bed.path("hostile.sock")).expect("connected");
     let hostile = Frontend::over(hostile);
+    hostile.negotiate();
     let mut kept = Vec::new();
     for _ in 0..3 {
         let (descriptor, keeps) = blocking_descriptor();
@@ -304,7 +305,7 @@ fn a_front_end_whose_descriptors_do_not_close_holds_up_nobody() {
         drop(descriptor);
         kept.push(keeps);
     }
-    hostile.negotiate();
+    hostile.ok(code::SET_OWNER, &[], &[]);
     // Nobody who may wait for that does.
     daemon.json(&["port", "del", "hostile"]);
     assert_eq!(names(&daemon), ["vm1"]);
