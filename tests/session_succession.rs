@@ -5,18 +5,20 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::bounded;
 use isonic::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF};
+use isonic::guest_memory::MemoryFiles;
 use isonic::profile::Profile;
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RecordingHost, addresses, code, event, pair, profile,
 };
 use isonic::vhost_user::{
-    Connection, InheritedSession, PortHost, PortSocket, SessionAtRest, SessionBinding,
-    SocketSource, Took, serve_connection, started,
+    Connection, InheritedSession, MemoryPolicy, PortHost, PortSocket, SessionAtRest,
+    SessionBinding, SocketSource, Took, serve_connection, started,
 };
 
 fn with_log() -> Profile {
@@ -26,8 +28,11 @@ fn with_log() -> Profile {
 
 fn serving(
     profile: Profile,
+    memory: MemoryPolicy,
 ) -> (Arc<RecordingHost>, impl Fn(&mut Connection) -> isonic::vhost_user::SessionEnd) {
-    let host = Arc::new(RecordingHost::default());
+    let mut host = RecordingHost::default();
+    host.memory = memory;
+    let host = Arc::new(host);
     let (profile, port_host) = (Arc::new(profile), Arc::clone(&host) as Arc<dyn PortHost>);
     let serve = move |connection: &mut Connection| {
         serve_connection(connection, Arc::clone(&profile), Arc::clone(&port_host), "isonic-test")
@@ -42,7 +47,8 @@ fn memory() -> GuestFile {
 /// A front-end with two running rings, and who serves it.
 fn running(profile: Profile, memory: &GuestFile) -> (Frontend, PortSocket, Arc<RecordingHost>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (host, serve) = serving(profile);
+    let any = MemoryPolicy { files: MemoryFiles::Any, ..MemoryPolicy::default() };
+    let (host, serve) = serving(profile, any);
     let socket = PortSocket::start(SocketSource::Stream(theirs), "isonic-test", serve).unwrap();
     let frontend = Frontend::over(ours);
     frontend.start(memory, 2);
@@ -51,7 +57,12 @@ fn running(profile: Profile, memory: &GuestFile) -> (Frontend, PortSocket, Arc<R
 
 /// Who is to go on.
 fn successor(profile: Profile) -> (PortSocket, Arc<RecordingHost>) {
-    let (host, serve) = serving(profile);
+    successor_with(profile, MemoryPolicy::default())
+}
+
+/// The same, of a process that lets guests have this memory.
+fn successor_with(profile: Profile, memory: MemoryPolicy) -> (PortSocket, Arc<RecordingHost>) {
+    let (host, serve) = serving(profile, memory);
     let source = SocketSource::Inherited;
     (PortSocket::start_at_rest(source, "isonic-test", serve).unwrap(), host)
 }
@@ -136,6 +147,32 @@ fn what_does_not_hold_there_is_not_followed_and_the_first_goes_on_if_the_other_d
     assert_eq!(host.indices(), [0, 1]);
     assert_eq!(frontend.stop_ring(1), Some(0));
     before.stop();
+}
+
+#[test]
+fn a_guest_that_runs_keeps_memory_that_a_new_session_would_be_refused() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("isonic-kept-memory");
+    let mut opening = File::options();
+    let file = opening.read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(MemoryFiles::Shared.check(&file).is_err(), "the target directory is on a disk");
+    file.set_len(0x10_0000).unwrap();
+    let memory = GuestFile { file, ..memory() };
+    let (frontend, mut before, host) = running(profile(), &memory);
+    let session = left(rest(&mut before).expect("a session between two messages"), &host);
+    // Less than it has, of other files.
+    let less = MemoryPolicy { max: 0x8_0000, ..MemoryPolicy::default() };
+    let (mut after, next) = successor_with(profile(), less);
+    let (commit, ours) = bounded(0);
+    assert!(after.inherit(Some(session), ours).recv().is_ok(), "it is followed");
+    drop(commit);
+    std::mem::forget(before);
+    assert_eq!(next.indices(), [0, 1]);
+    // The same again, as front-ends send it; and no more than that.
+    frontend.ok(code::SET_MEM_TABLE, &GuestFile::table(&[&memory]), &[&memory.file]);
+    let more = GuestFile::new(0x8000_0000, 0x7e00_0000_0000, 0x10_0000);
+    frontend.refused(code::ADD_MEM_REG, &more.single(), &[&more.file]);
+    after.stop();
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl Region {
         spec: RegionSpec,
         file: File,
     ) -> Result<Self, MapError> {
-        room.files.check(&file)?;
+        room.check(&file)?;
         let Extent { first, start, length } = Extent::of(&spec, &file)?;
         let taken = room.take(length as u64)?;
         let mapping = MmapRegion::build(

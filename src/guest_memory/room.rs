@@ -5,7 +5,8 @@
 //! Beyond that, each port has a share that nobody takes from it, and what all have beyond their
 //! shares is bounded: so a port within its share is served whatever the others do.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{MapError, MemoryFiles};
@@ -23,7 +24,11 @@ static COMMON: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub struct Room {
     /// The files that may be memory.
-    pub files: MemoryFiles,
+    files: MemoryFiles,
+    /// Whether other files may be as well: a guest that runs keeps what it has.
+    keeps: AtomicBool,
+    /// Whether it has such a file.
+    foreign: AtomicBool,
     mapped: Mutex<u64>,
     common: &'static AtomicU64,
 }
@@ -32,7 +37,33 @@ impl Room {
     /// Of a port with nothing mapped.
     #[must_use]
     pub fn new(files: MemoryFiles) -> Arc<Self> {
-        Arc::new(Self { files, mapped: Mutex::new(0), common: &COMMON })
+        let (keeps, foreign) = Default::default();
+        Arc::new(Self { files, keeps, foreign, mapped: Mutex::new(0), common: &COMMON })
+    }
+
+    /// Whether this file may be memory; see [`MemoryFiles::check`].
+    ///
+    /// # Errors
+    /// [`MapError::Foreign`].
+    pub fn check(&self, file: impl AsFd) -> Result<(), MapError> {
+        let outcome = self.files.check(file);
+        if outcome.is_err() && self.keeps.load(Ordering::Relaxed) {
+            self.foreign.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        outcome
+    }
+
+    /// The guest had another process's port, and keeps whatever files it had there.
+    pub fn keep(&self) {
+        self.keeps.store(true, Ordering::Relaxed);
+    }
+
+    /// It has all that it had: others may come only if there are some. Answers whether there are.
+    pub fn kept(&self) -> bool {
+        let foreign = self.foreign.load(Ordering::Relaxed);
+        self.keeps.store(foreign, Ordering::Relaxed);
+        foreign
     }
 
     /// Take `bytes` of it for a mapping.

@@ -28,7 +28,7 @@ use crate::device::features::{
     PROTOCOL_IMPLEMENTED, VERSION_1,
 };
 use crate::profile::Profile;
-use crate::vhost_user::{HostError, PortHost, SessionBinding, SessionEnd, serve};
+use crate::vhost_user::{HostError, MemoryPolicy, PortHost, SessionBinding, SessionEnd, serve};
 use crate::virtqueue::{EventFd, EventKind, Ring};
 
 /// Request numbers (vhost-user, "Front-end message types").
@@ -362,6 +362,8 @@ pub struct RecordingHost {
     pub announced: Mutex<Vec<[u8; 6]>>,
     /// The last binding.
     pub binding: Mutex<SessionBinding>,
+    /// What it lets guests have as their memory.
+    pub memory: MemoryPolicy,
 }
 
 impl RecordingHost {
@@ -381,6 +383,10 @@ impl RecordingHost {
 }
 
 impl PortHost for RecordingHost {
+    fn memory_policy(&self) -> MemoryPolicy {
+        self.memory
+    }
+
     fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
         assert!(self.rings().insert(index, ring).is_none(), "ring {index} was given twice");
         self.moves.lock().unwrap().push((index, true));

@@ -24,7 +24,7 @@ use super::refusal::Refusal;
 /// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
 /// waits, and asked nothing before.
 pub(super) fn memory_file(room: &Room, descriptor: Deferred<OwnedFd>) -> Result<File, MapError> {
-    room.files.check(&*descriptor)?;
+    room.check(&*descriptor)?;
     Ok(File::from(descriptor.keep()))
 }
 

@@ -162,12 +162,33 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Have all done that was said to another process; nobody waits for the answers.
+    /// Have all done that was said to another process; nobody waits for the answers. Its guest
+    /// runs, and keeps the memory that it has: what may be memory is said to those who begin.
     fn follow(&mut self, record: Record) -> Result<(), SessionEnd> {
+        self.device.room.keep();
+        let limit = std::mem::replace(&mut self.device.memory_max, u64::MAX);
         for said in record.said {
             let mut message = said.into_message(&self.closer);
             let followed = self.answer(&mut message);
             followed.map_err(|source| SessionEnd::Inherited { request: message.name(), source })?;
+        }
+        self.device.memory_max = limit.max(self.device.memory.bytes());
+        if self.device.room.kept() {
+            tracing::warn!(
+                port = self.port,
+                "the guest's memory is a file that isonic would refuse a new session, since each \
+                 access could wait for its file system; it is kept until the front-end \
+                 disconnects. Share other memory then, or set memory_files = \"any\""
+            );
+        }
+        if self.device.memory_max > limit {
+            tracing::warn!(
+                port = self.port,
+                bytes = self.device.memory_max,
+                limit,
+                "the guest has more memory than memory_max_gib allows; it is kept until the \
+                 front-end disconnects"
+            );
         }
         self.device.ran(record.ran);
         Ok(())
