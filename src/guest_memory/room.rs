@@ -37,8 +37,12 @@ impl Room {
     /// Of a port with nothing mapped.
     #[must_use]
     pub fn new(files: MemoryFiles) -> Arc<Self> {
+        Self::within(files, &COMMON)
+    }
+
+    fn within(files: MemoryFiles, common: &'static AtomicU64) -> Arc<Self> {
         let (keeps, foreign) = Default::default();
-        Arc::new(Self { files, keeps, foreign, mapped: Mutex::new(0), common: &COMMON })
+        Arc::new(Self { files, keeps, foreign, mapped: Mutex::new(0), common })
     }
 
     /// Whether this file may be memory; see [`MemoryFiles::check`].
@@ -112,7 +116,7 @@ mod tests {
     use super::*;
 
     fn port(common: &'static AtomicU64) -> Arc<Room> {
-        Arc::new(Room { files: MemoryFiles::Shared, mapped: Mutex::new(0), common })
+        Room::within(MemoryFiles::Shared, common)
     }
 
     #[test]
