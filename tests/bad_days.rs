@@ -148,6 +148,24 @@ fn a_damaged_state_file_costs_no_port() {
 }
 
 #[test]
+fn an_upgrade_that_comes_to_nothing_leaves_a_whole_state_behind() {
+    let bed = Bed::new(1, 1);
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
+    daemon.json(&words(&add(&bed, "added")));
+    let copies = ["state/ports.json", "state/ports.backup.json"].map(|name| bed.path(name));
+    let good = copies.each_ref().map(|path| fs::read(path).expect("the state"));
+    for (path, good) in copies.iter().zip(&good) {
+        fs::write(path, &good[..good.len() / 2]).expect("half a state");
+    }
+    daemon.refusal(&["upgrade"]);
+    assert_eq!(copies.each_ref().map(|path| fs::read(path).expect("the state")), good);
+    daemon.kill();
+    daemon.start_again();
+    daemon.wait_state("added", "waiting");
+    daemon.stop();
+}
+
+#[test]
 fn a_second_daemon_with_the_same_state_is_refused_and_an_upgrade_is_not() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);

@@ -683,6 +683,12 @@ impl Registry {
         }
     }
 
+    /// Write the state anew: somebody else has had its files.
+    pub fn record_again(&self) {
+        self.recorded.store(false, Ordering::Relaxed);
+        self.record_if_due();
+    }
+
     /// Give a port another profile. Nothing else does: no restart, no update, no new file.
     ///
     /// # Errors

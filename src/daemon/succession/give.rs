@@ -166,7 +166,7 @@ impl Succession {
                 busy => UpgradeError::Busy(busy),
             })?;
         }
-        let _undecided = registry.ownership.undecided();
+        let undecided = registry.ownership.undecided();
         let outcome = self.try_upgrade(registry, asked).map(Successor::succeeded);
         match &outcome {
             Ok(succeeded) => {
@@ -177,6 +177,9 @@ impl Succession {
                 tracing::error!(error = chain(error), "no upgrade: this process goes on");
                 let watched = registry.watch_nics().map_err(|error| error.to_string());
                 registry.problems.set(Problem::Threads, watched.err());
+                drop(undecided);
+                // The successor may have put a damaged copy of the state aside.
+                registry.record_again();
             }
         }
         outcome
