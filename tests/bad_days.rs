@@ -213,6 +213,31 @@ fn a_port_that_cannot_be_served_keeps_no_other_from_it_and_is_served_when_it_can
 
 /// A front-end that gives more descriptors than there is room for.
 #[test]
+fn a_profile_that_cannot_be_had_costs_a_port_no_ring_position() {
+    let bed = Bed::new(1, 1);
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
+    let directory = bed.path("sockets");
+    fs::create_dir(&directory).expect("a directory");
+    let socket = directory.join("vm1.sock").display().to_string();
+    let packed = "org.isonic.net.v2";
+    let port = ["port", "add", "vm1", "--socket", &socket, "--uplink", NIC, "--profile", packed];
+    daemon.json(&port);
+    daemon.stop();
+    fs::remove_dir_all(&directory).expect("the directory");
+    daemon.start_again();
+    let positions = || fs::read(bed.path("run/rings/vm1")).expect("the port's ring positions");
+    let before = positions();
+    daemon.refusal(&["port", "set-profile", "vm1", "org.isonic.net.v1"]);
+    assert_eq!(positions(), before);
+    fs::create_dir(&directory).expect("a directory");
+    daemon.wait_state("vm1", "waiting");
+    daemon.json(&["port", "set-profile", "vm1", "org.isonic.net.v1"]);
+    assert!(!bed.path("run/rings/vm1").exists(), "a profile without packed rings has none");
+    assert!(!bed.path("run/rings-before/vm1").exists());
+    daemon.stop();
+}
+
+#[test]
 fn without_descriptors_a_session_ends_and_control_and_other_sessions_do_not() {
     let bed = Bed::new(1, 1);
     let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));

@@ -25,7 +25,7 @@ use crate::report::chain;
 use crate::vhost_user::{
     Connection, Ended, MemoryPolicy, PortSocket, SocketSource, serve_connection,
 };
-use crate::virtqueue::{Fault, JournalError, Journals};
+use crate::virtqueue::{Fault, JournalError, Journals, SetAside};
 use crate::xdp::{self, ProgramError};
 
 use super::binding::{BindingError, bind};
@@ -715,15 +715,20 @@ impl Registry {
         let mut ports = self.end_session_of(ports, name, changed);
         // Whoever stops the daemon meanwhile leaves everything as it was.
         let stopping = self.ownership.check().map_err(PortError::from);
+        let mut aside = None;
         if stopping.is_err() {
             let port = ports.get_mut(name);
             port.into_iter().for_each(|port| port.leaving = None);
         } else {
             self.take_port(&mut ports, name);
-            self.discard_journals(name);
+            aside = self.set_journals_aside(name);
         }
         let serve = |()| self.serve_port(&mut ports, config, origin_of(permanent), None);
-        let Err(error) = stopping.and_then(serve) else { return Ok(()) };
+        let Err(error) = stopping.and_then(serve) else {
+            aside.iter().for_each(SetAside::discard);
+            return Ok(());
+        };
+        aside.iter().for_each(SetAside::put_back);
         self.put_back(&mut ports, old, permanent);
         Err(error)
     }
@@ -923,6 +928,12 @@ impl Registry {
 
     fn journals_path(&self, port: &str) -> Option<PathBuf> {
         Some(self.config.runtime_dir.as_ref()?.join("rings").join(port))
+    }
+
+    /// Of a port whose profile changes, if that can be.
+    fn set_journals_aside(&self, port: &str) -> Option<SetAside> {
+        let aside = self.config.runtime_dir.as_ref()?.join("rings-before").join(port);
+        SetAside::of(self.journals_path(port)?, aside)
     }
 
     /// Of a port whose guest is gone.

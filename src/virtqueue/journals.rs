@@ -140,6 +140,38 @@ fn open_or_make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
     make(path, header, length)
 }
 
+/// A port's file under another name, while it is not known whether it is needed again.
+#[derive(Debug)]
+pub struct SetAside {
+    place: PathBuf,
+    aside: PathBuf,
+}
+
+impl SetAside {
+    /// Give the file of a port, if there is one, the name `aside`, in a directory that is made.
+    #[must_use]
+    pub fn of(place: PathBuf, aside: PathBuf) -> Option<Self> {
+        if let Some(directory) = aside.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).ok()?;
+        }
+        fs::rename(&place, &aside).ok()?;
+        Some(Self { place, aside })
+    }
+
+    /// It is needed: whatever has its name now is not.
+    pub fn put_back(&self) {
+        if let Err(error) = fs::rename(&self.aside, &self.place) {
+            let path = self.place.display();
+            tracing::warn!(%path, %error, "a port's ring positions are lost");
+        }
+    }
+
+    /// It is not.
+    pub fn discard(&self) {
+        Journals::remove(&self.aside);
+    }
+}
+
 fn make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;

@@ -31,7 +31,7 @@ mod split;
 pub use chain::{Chain, Direction, Segments};
 pub use fault::Fault;
 pub use journal::{Journal, TAKEN_MAX};
-pub use journals::{JournalError, Journals};
+pub use journals::{JournalError, Journals, SetAside};
 pub use layout::{DeviceRing, Glance, Layout, Queue, RUN, Run, settle};
 pub use packed::PackedRing;
 pub use ring::{EventFd, EventFdError, EventKind, Ring, RingKind};
