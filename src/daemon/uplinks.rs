@@ -479,7 +479,10 @@ impl Nic {
         let umem = Arc::clone(sockets[0].umem());
         let dealt: Vec<_> = sockets.into_iter().enumerate().map(deal).collect();
         let queues = dealt.iter().map(|(worker, socket)| (socket.queue(), *worker)).collect();
-        *self.inner() = Inner::new(uplink, umem, (host, steered), queues);
+        let mut opened = Inner::new(uplink, umem, (host, steered), queues);
+        // It is up when the workers have its sockets, and not before.
+        opened.status.state = NicState::Down;
+        *self.inner() = opened;
         Ok(dealt)
     }
 
