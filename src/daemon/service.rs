@@ -344,3 +344,181 @@ fn refused(error: &PortError) -> ApiError {
     };
     ApiError::new(code, chain(error)).because(error.reasons())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+
+    use crossbeam::channel::{Receiver, Sender, bounded};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::{self, PortConfig};
+    use crate::control::api::ProfileChange;
+    use crate::daemon::fabric::Fabric;
+    use crate::daemon::state_file::{KnownUplink, StateFile};
+    use crate::daemon::uplinks::Nics;
+    use crate::profile::Catalog;
+    use crate::vhost_user::{Connection, PortSocket, SessionEnd, SocketSource};
+    use crate::xdp::SocketMode;
+
+    const OLD: &str = "org.isonic.net.v1";
+    const NEW: &str = "org.isonic.net.v2,ring_packed=off";
+
+    /// A daemon whose one uplink is away, with one port added at run time.
+    struct Served {
+        service: DaemonService,
+        directory: TempDir,
+    }
+
+    impl Served {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            let text = format!(
+                "state_dir = \"{0}/state\"\nruntime_dir = \"{0}\"\n\
+                 [[uplinks]]\ninterface = \"isonic-away\"\n",
+                path.display()
+            );
+            let config = config::parse(Path::new("isonic.toml"), &text).unwrap();
+            let known = KnownUplink {
+                driver: "veth".into(),
+                mac: MacAddress([2, 0, 0, 0, 0, 1]),
+                mtu: 1500,
+                packet_max: 3840,
+                attach_mode: AttachMode::Native,
+                socket_mode: SocketMode::Copy,
+                queues: vec![0],
+            };
+            let known = BTreeMap::from([("isonic-away".to_owned(), known)]);
+            let (nics, sockets) = Nics::open(&config, &mut None, &known).unwrap();
+            let fabric = Fabric::start(&config, &nics, sockets, false).unwrap();
+            let state = StateFile::open(&path.join("state"), None).unwrap();
+            let catalog = Arc::new(Catalog::embedded());
+            let registry = Registry::new(&config, catalog, Arc::new(nics), fabric, Some(state));
+            let succession = Arc::new(Succession::new(None).unwrap());
+            let served =
+                Self { service: DaemonService::new(Arc::new(registry), succession), directory };
+            served.service.call(Request::AddPort(served.port(OLD))).unwrap();
+            served
+        }
+
+        fn registry(&self) -> &Registry {
+            &self.service.registry
+        }
+
+        fn port(&self, profile: &str) -> PortConfig {
+            let socket = self.directory.path().join("vm1.sock");
+            let port = serde_json::json!({
+                "name": "vm1", "socket": socket, "profile": profile, "uplink": "isonic-away",
+            });
+            serde_json::from_value(port).unwrap()
+        }
+
+        fn set_profile(&self) -> Request {
+            let change = ProfileChange { profile: NEW.into(), allow_draft: false };
+            Request::SetProfile("vm1".into(), change)
+        }
+
+        /// Give the port a session whose thread, once its connection is cut, waits until it is
+        /// released, as in a system call that waits for something of the front-end's.
+        fn hold_session(&self) -> (UnixStream, Receiver<()>, Sender<()>) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let ((cut, is_cut), (release, released)) = (bounded(1), bounded(1));
+            let session = move |connection: &mut Connection| {
+                let _ = (&**connection.stream()).read(&mut [0]);
+                cut.send(()).unwrap();
+                let _ = released.recv();
+                SessionEnd::Disconnected
+            };
+            let socket = PortSocket::start(SocketSource::Stream(theirs), "vm1", session).unwrap();
+            self.registry().ports().get_mut("vm1").unwrap().socket = socket;
+            (ours, is_cut, release)
+        }
+
+        /// Look at the daemon while it waits for the port's session to end, which this request
+        /// asks for. The request's answer.
+        fn meanwhile(&self, request: Request, look: impl FnOnce()) -> Response {
+            let (_frontend, is_cut, release) = self.hold_session();
+            std::thread::scope(|scope| {
+                let answer = scope.spawn(|| self.service.call(request));
+                is_cut.recv().unwrap();
+                look();
+                // By its end, if `look` fails.
+                drop(release);
+                answer.join().unwrap().unwrap()
+            })
+        }
+
+        fn assert_ask_again(&self) {
+            let upgrade = Upgrade { binary: Some("/bin/false".into()), force: true };
+            for request in [
+                Request::AddPort(self.port(OLD)),
+                Request::PutPort(self.port(OLD)),
+                Request::DeletePort("vm1".into()),
+                self.set_profile(),
+                Request::Upgrade(upgrade),
+            ] {
+                let error = self.service.call(request.clone()).unwrap_err();
+                assert_eq!(error.code.status(), 503, "{request:?}: {error}");
+                assert!(error.message.contains("is being removed or changed"), "{error}");
+                assert!(error.message.contains("ask again"), "{error}");
+            }
+        }
+
+        /// The profiles of the ports that are kept once all is saved again, as another save does.
+        fn saved_again(&self) -> Vec<String> {
+            self.registry().record().unwrap();
+            let text = std::fs::read(self.directory.path().join("state/ports.json")).unwrap();
+            let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let kept: Vec<PortConfig> = serde_json::from_value(state["ports"].clone()).unwrap();
+            assert_eq!(state["bindings"].as_object().unwrap().len(), kept.len());
+            kept.into_iter().map(|port| port.profile).collect()
+        }
+
+        /// Those that another process would be told of.
+        fn told(&self) -> Vec<String> {
+            let parts = self.registry().parts(&self.registry().ports());
+            parts.into_iter().map(|part| part.config.profile).collect()
+        }
+    }
+
+    impl Drop for Served {
+        fn drop(&mut self) {
+            self.registry().stop();
+            self.registry().fabric.stop();
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_being_removed_is_neither_kept_nor_handed_over_and_whoever_asks_asks_again() {
+        let served = Served::start();
+        assert_eq!((served.saved_again(), served.told()), (vec![OLD.into()], vec![OLD.into()]));
+        let answer = served.meanwhile(Request::DeletePort("vm1".into()), || {
+            served.assert_ask_again();
+            assert_eq!((served.saved_again(), served.told()), (vec![], vec![]));
+        });
+        assert_eq!(answer, Response::Deleted(Deleted { deleted: "vm1".into() }));
+        assert_eq!(served.registry().check_settled(&served.registry().ports()), Ok(()));
+        served.service.call(Request::AddPort(served.port(NEW))).unwrap();
+        assert_eq!(served.saved_again().len(), 1);
+    }
+
+    #[test]
+    fn a_port_that_is_being_changed_is_kept_as_it_will_be_and_whoever_asks_asks_again() {
+        let served = Served::start();
+        let old = served.saved_again();
+        let mut kept = Vec::new();
+        let answer = served.meanwhile(served.set_profile(), || {
+            served.assert_ask_again();
+            kept = served.saved_again();
+        });
+        let Response::Port(port) = answer else { panic!("{answer:?}") };
+        assert_ne!(kept, old);
+        assert_eq!(kept, [port.profile]);
+        assert_eq!(served.saved_again(), kept);
+        assert_eq!(served.registry().check_settled(&served.registry().ports()), Ok(()));
+    }
+}
