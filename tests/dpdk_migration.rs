@@ -47,7 +47,7 @@ fn there_and_back(rings: &str) {
     report.assert_exact();
     // DPDK's and QEMU's part of it too.
     assert_eq!((report.lost_from_guest(), report.late_from_guest()), (0, 0));
-    let amiss = report.amiss_outside(&outages);
+    let amiss = report.lost_outside(&outages);
     assert!(amiss.is_empty(), "{amiss:?}");
     ping(&isonics.wire, &spec.address, &[]);
     assert_eq!(daemon.port_counter("vm1", "ring_faults"), 0);

@@ -80,9 +80,12 @@ pub struct Outage {
     pub from: f64,
     /// It is over: the guest was heard again.
     pub until: f64,
-    /// It was heard again on every flow. A guest with several queue pairs gets a flow on the pair
-    /// that it last sent it on, so until it has, two messages may come by two pairs.
-    pub settled: f64,
+}
+
+impl Outage {
+    fn contains(&self, time: f64) -> bool {
+        (self.from..=self.until).contains(&time)
+    }
 }
 
 impl Flows {
@@ -143,15 +146,13 @@ impl Drop for Flows {
 }
 
 impl Report {
-    /// When the guest was heard after this time: first on any flow, and on the last of all flows.
-    pub fn heard_after(&self, time: f64) -> [f64; 2] {
+    /// When the guest was heard first after this time, on any flow.
+    pub fn heard_after(&self, time: f64) -> f64 {
         let first = |heard: &Vec<f64>| {
             let place = heard.partition_point(|&heard| heard <= time);
             *heard.get(place).expect("the guest was heard again")
         };
-        let mut times: Vec<f64> = self.heard.iter().map(first).collect();
-        times.sort_by(f64::total_cmp);
-        [times[0], times[times.len() - 1]]
+        self.heard.iter().map(first).min_by(f64::total_cmp).expect("a flow")
     }
 
     /// The longest time between two messages from the guest around these times, seconds.
@@ -176,29 +177,33 @@ impl Report {
         }
     }
 
-    /// Messages to the guest that did not come, and were not sent during an outage, or that came
-    /// late, and were sent when all flows had settled: flow, number, and when it was sent.
-    pub fn amiss_outside(&self, outages: &[Outage]) -> Vec<(usize, u32, f64)> {
-        let outside = |time: f64, end: fn(&Outage) -> f64| {
-            outages.iter().all(|outage| !(outage.from..=end(outage)).contains(&time))
-        };
-        let mut amiss = Vec::new();
+    /// Messages to the guest that did not come, and were not sent during an outage: flow, number,
+    /// and when it was sent.
+    pub fn lost_outside(&self, outages: &[Outage]) -> Vec<(usize, u32, f64)> {
+        let mut all = Vec::new();
         for (number, flow) in self.to_guest.iter().enumerate() {
             let lost = flow.missing().into_iter().flatten();
-            let lost = lost.filter(|&message| outside(flow.time(message), |outage| outage.until));
-            let late = flow.late().into_iter();
-            let late = late.filter(|&message| outside(flow.time(message), |outage| outage.settled));
-            amiss.extend(lost.chain(late).map(|message| (number, message, flow.time(message))));
+            let lost = lost.filter(|&message| {
+                let within = |outage: &Outage| outage.contains(flow.time(message));
+                !outages.iter().any(within)
+            });
+            all.extend(lost.map(|message| (number, message, flow.time(message))));
         }
-        amiss
+        all
+    }
+
+    /// Messages to the guest that came after a later one. A guest of several queue pairs gets a
+    /// flow on the pair that it last sent it on. When it sends from another processor, what comes
+    /// by the new pair overtakes what a busy processor has not taken from the old one.
+    pub fn late_to_guest(&self) -> usize {
+        self.to_guest.iter().map(|flow| flow.late().len()).sum()
     }
 
     /// Messages to the guest that were sent during an outage and did not come.
     pub fn lost_within(&self, outage: &Outage) -> usize {
-        let within = |time: f64| (outage.from..=outage.until).contains(&time);
         let lost = self.to_guest.iter().map(|flow| {
             let missing = flow.missing().into_iter().flatten();
-            missing.filter(|&message| within(flow.time(message))).count()
+            missing.filter(|&message| outage.contains(flow.time(message))).count()
         });
         lost.sum()
     }
