@@ -2,16 +2,15 @@
 //! rings that run are not touched.
 
 use std::fs::File;
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isonic::test_support::frontend::{
-    Frontend, GuestFile, NEED_REPLY, RING_SIZE, RecordingHost, addresses, code, event, pair,
-    profile,
+    Frontend, GuestFile, NEED_REPLY, RING_SIZE, RecordingHost, addresses, code, event, lingering,
+    pair, profile,
 };
 use isonic::vhost_user::{PortHost, Refusal, SessionEnd, TransportError};
 
@@ -341,18 +340,6 @@ fn reset_owner_discards_nothing() {
     frontend.ok(RESET_OWNER, &[], &[]);
     assert_eq!(host.indices(), [0]);
     assert!(host.moves.lock().unwrap().is_empty());
-}
-
-/// A socket whose close(2) waits: not all that was written can be sent, and it is to linger.
-fn lingering() -> (File, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    near.set_nonblocking(true).unwrap();
-    while (&near).write(&[0; 65536]).is_ok() {}
-    let long = Some(Duration::from_secs(600));
-    rustix::net::sockopt::set_socket_linger(&near, long).unwrap();
-    (File::from(OwnedFd::from(near)), far)
 }
 
 #[test]

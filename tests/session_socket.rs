@@ -1,15 +1,14 @@
 //! A port's socket takes any number of connections, in any order of who starts first.
 
-use std::fs::File;
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isonic::test_support::frontend::{Frontend, GuestFile, RecordingHost, code, profile};
+use isonic::test_support::frontend::{
+    Frontend, GuestFile, RecordingHost, code, lingering, profile,
+};
 use isonic::vhost_user::{Ended, PortHost, PortSocket, SessionEnd, SocketSource, serve};
 
 fn start(source: SocketSource) -> (PortSocket, Arc<RecordingHost>) {
@@ -141,17 +140,6 @@ fn a_stream_that_is_there_already_is_served_once() {
     drop(frontend);
     eventually(|| host.indices().is_empty());
     socket.stop();
-}
-
-/// A socket whose close(2) waits for longer than any test: not all that was written can be sent.
-fn lingering() -> (File, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    near.set_nonblocking(true).unwrap();
-    while (&near).write(&[0; 65536]).is_ok() {}
-    rustix::net::sockopt::set_socket_linger(&near, Some(Duration::from_secs(600))).unwrap();
-    (File::from(OwnedFd::from(near)), far)
 }
 
 /// A front-end that speaks no protocol, and has a socket that lingers behind that, which is not

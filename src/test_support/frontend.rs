@@ -8,9 +8,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -96,6 +98,19 @@ fn set(bits: impl IntoIterator<Item = u8>) -> FeatureSet {
 #[must_use]
 pub fn event() -> File {
     File::from(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+}
+
+/// A socket whose close(2) waits for longer than any test, since not all that was written to it can
+/// be sent; and the end that does not read.
+#[must_use]
+pub fn lingering() -> (File, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    while (&near).write(&[0; 65536]).is_ok() {}
+    set_socket_linger(&near, Some(Duration::from_secs(600))).unwrap();
+    (File::from(OwnedFd::from(near)), far)
 }
 
 /// Whether the eventfd was signalled; takes the signal.
