@@ -233,7 +233,7 @@ fn a_profile_that_cannot_be_had_costs_a_port_no_ring_position() {
     daemon.wait_state("vm1", "waiting");
     daemon.json(&["port", "set-profile", "vm1", "org.isonic.net.v1"]);
     assert!(!bed.path("run/rings/vm1").exists(), "a profile without packed rings has none");
-    assert!(!bed.path("run/rings-before/vm1").exists());
+    assert!(!bed.path("run/rings-aside/vm1").exists());
     daemon.stop();
 }
 

@@ -354,6 +354,8 @@ pub struct Registry {
     last_id: AtomicU16,
     /// What another process leaves to us, until we go on where it rests.
     pub(super) estate: Mutex<Option<Estate>>,
+    /// Ring positions that are in force once we go on there.
+    next_journals: Mutex<Vec<SetAside>>,
     /// What sees to the NICs, while it does, and else what it knows of them.
     nic_watch: Mutex<Result<NicWatch, Vec<NicLife>>>,
     /// What looks at the ports, while it does.
@@ -388,6 +390,7 @@ impl Registry {
             recorded: AtomicBool::default(),
             last_id: AtomicU16::default(),
             estate: Mutex::default(),
+            next_journals: Mutex::default(),
             nic_watch: Mutex::new(Err(lives)),
             port_watch: Mutex::default(),
         }
@@ -916,29 +919,47 @@ impl Registry {
         config: &PortConfig,
         profile: &Profile,
     ) -> Result<Option<Arc<Journals>>, JournalError> {
-        match self.journals_path(&config.name) {
-            Some(path) if profile.features.has(RING_PACKED) => {
+        match self.journals_paths(&config.name) {
+            Some([path, aside]) if profile.features.has(RING_PACKED) => {
                 let owner = config.socket.display().to_string();
                 let rings = profile.queue_pairs_max.saturating_mul(2);
-                Ok(Some(Arc::new(Journals::open(&path, &owner, rings)?)))
+                let journals = if self.is_successor() {
+                    let (journals, next) = Journals::open_beside(&path, &aside, &owner, rings)?;
+                    self.next_journals().extend(next);
+                    journals
+                } else {
+                    Journals::open(&path, &owner, rings)?
+                };
+                Ok(Some(Arc::new(journals)))
             }
             _ => Ok(None),
         }
     }
 
-    fn journals_path(&self, port: &str) -> Option<PathBuf> {
-        Some(self.config.runtime_dir.as_ref()?.join("rings").join(port))
+    /// Where they are kept, and where what is not in force is.
+    fn journals_paths(&self, port: &str) -> Option<[PathBuf; 2]> {
+        let directory = self.config.runtime_dir.as_ref()?;
+        Some(["rings", "rings-aside"].map(|name| directory.join(name).join(port)))
+    }
+
+    fn next_journals(&self) -> MutexGuard<'_, Vec<SetAside>> {
+        self.next_journals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This process is the owner from now on: what it made beside the other's takes its place.
+    pub(super) fn place_journals(&self) {
+        self.next_journals().drain(..).for_each(|next| next.put_back());
     }
 
     /// Of a port whose profile changes, if that can be.
     fn set_journals_aside(&self, port: &str) -> Option<SetAside> {
-        let aside = self.config.runtime_dir.as_ref()?.join("rings-before").join(port);
-        SetAside::of(self.journals_path(port)?, aside)
+        let [path, aside] = self.journals_paths(port)?;
+        SetAside::of(path, aside)
     }
 
     /// Of a port whose guest is gone.
     fn discard_journals(&self, port: &str) {
-        if let Some(path) = self.journals_path(port) {
+        if let Some([path, _]) = self.journals_paths(port) {
             Journals::remove(&path);
         }
     }

@@ -70,9 +70,34 @@ impl Journals {
     /// # Errors
     /// [`JournalError`].
     pub fn open(path: &Path, owner: &str, rings: u16) -> Result<Self, JournalError> {
-        let header = header(owner, rings);
-        let file = open_or_make(path, &header, length(rings))
-            .map_err(|source| JournalError::File { path: path.to_owned(), source })?;
+        let (header, length) = (header(owner, rings), length(rings));
+        let file = existing(path, &header, length)
+            .and_then(|found| found.map_or_else(|| make(path, &header, length), Ok));
+        Self::map(path, file, rings)
+    }
+
+    /// The same while another process owns the port: nothing changes at `path`. A file that is to
+    /// take its place is made as `aside`, and [put there](SetAside::put_back) by the next owner.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open_beside(
+        path: &Path,
+        aside: &Path,
+        owner: &str,
+        rings: u16,
+    ) -> Result<(Self, Option<SetAside>), JournalError> {
+        let (header, length) = (header(owner, rings), length(rings));
+        if let Some(file) = existing(path, &header, length).transpose() {
+            return Ok((Self::map(path, file, rings)?, None));
+        }
+        let journals = Self::map(aside, make(aside, &header, length), rings)?;
+        let next = SetAside { place: path.to_owned(), aside: aside.to_owned() };
+        Ok((journals, Some(next)))
+    }
+
+    fn map(path: &Path, file: io::Result<File>, rings: u16) -> Result<Self, JournalError> {
+        let file = file.map_err(|source| JournalError::File { path: path.to_owned(), source })?;
         let mapping = MmapRegion::build(
             Some(FileOffset::new(file, 0)),
             length(rings),
@@ -122,8 +147,8 @@ fn header(owner: &str, rings: u16) -> [u8; 24] {
     header
 }
 
-/// The file that begins with `header`, or a new one in place of whatever is there.
-fn open_or_make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
+/// The file that begins with `header`, if it is at this path.
+fn existing(path: &Path, header: &[u8], length: usize) -> io::Result<Option<File>> {
     // Not through a link, and without waiting for whoever else is at a pipe.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     if let Ok(mut file) = File::options().read(true).write(true).custom_flags(flags).open(path) {
@@ -134,13 +159,13 @@ fn open_or_make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
             && file.read_exact(&mut found).is_ok()
             && found == header
         {
-            return Ok(file);
+            return Ok(Some(file));
         }
     }
-    make(path, header, length)
+    Ok(None)
 }
 
-/// A port's file under another name, while it is not known whether it is needed again.
+/// A port's file under another name: one that may be needed again, or one that is to be used next.
 #[derive(Debug)]
 pub struct SetAside {
     place: PathBuf,
@@ -158,8 +183,12 @@ impl SetAside {
         Some(Self { place, aside })
     }
 
-    /// It is needed: whatever has its name now is not.
+    /// It is needed in its place: whatever is there now is not.
     pub fn put_back(&self) {
+        if let Some(directory) = self.place.parent() {
+            // If that fails the next step says so.
+            let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        }
         if let Err(error) = fs::rename(&self.aside, &self.place) {
             let path = self.place.display();
             tracing::warn!(%path, %error, "a port's ring positions are lost");
@@ -248,6 +277,22 @@ mod tests {
             fs::write(&path, text).unwrap();
             assert_eq!(left(&Journals::open(&path, "/run/vm1.sock", 4).unwrap(), 1), None);
         }
+    }
+
+    #[test]
+    fn a_file_of_a_process_that_still_owns_the_port_is_replaced_only_when_it_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, aside] = ["rings/vm1", "aside/vm1"].map(|name| directory.path().join(name));
+        let theirs = Journals::open(&path, "/run/old.sock", 4).unwrap();
+        leave(&theirs, 1);
+        let (ours, next) = Journals::open_beside(&path, &aside, "/run/new.sock", 4).unwrap();
+        leave(&ours, 2);
+        let again = Journals::open(&path, "/run/old.sock", 4).unwrap();
+        assert_eq!(left(&again, 1), Some(0x8001), "the owner finds its own after a crash");
+        next.expect("another owner's file is there").put_back();
+        let (again, next) = Journals::open_beside(&path, &aside, "/run/new.sock", 4).unwrap();
+        assert_eq!((left(&again, 1), left(&again, 2)), (None, Some(0x8002)));
+        assert!(next.is_none(), "it is in its place");
     }
 
     #[test]

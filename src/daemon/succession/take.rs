@@ -370,8 +370,9 @@ fn by_number(
     sockets.into_iter().filter_map(number).collect()
 }
 
-/// The names of the sockets are ours to remove from now on.
+/// The names of the sockets are ours to remove from now on, and those of ring positions to give.
 fn own_names(registry: &Registry) {
+    registry.place_journals();
     for port in registry.ports().values_mut() {
         if port.file.is_none() && port.socket.listener().is_some() {
             port.file = SocketFile::inherit(&port.config.socket).ok();
