@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -541,7 +541,7 @@ impl Registry {
     }
 
     /// The lock of the state directory, for the process that takes over.
-    pub(super) fn state_lock(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn state_lock(&self) -> Option<OwnedFd> {
         self.state.as_ref().and_then(StateFile::lock)
     }
 

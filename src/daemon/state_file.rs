@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -147,7 +148,7 @@ enum Copy {
 #[derive(Debug)]
 pub struct StateFile {
     directory: PathBuf,
-    lock: Option<StateLock>,
+    lock: Mutex<Option<StateLock>>,
     /// As it was when opened.
     kept: Kept,
     /// What was wrong then.
@@ -167,7 +168,7 @@ impl StateFile {
     pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateError> {
         let mut state = Self {
             directory: directory.to_owned(),
-            lock: None,
+            lock: Mutex::default(),
             kept: Kept::default(),
             problems: Vec::new(),
             sealed: None,
@@ -179,7 +180,7 @@ impl StateFile {
             return Ok(state);
         }
         match StateLock::take(directory, inherited)? {
-            Ok(lock) => state.lock = Some(lock),
+            Ok(lock) => state.lock = Mutex::new(Some(lock)),
             Err(reason) => state.problems.push((Problem::StateLock, reason)),
         }
         state.read();
@@ -197,8 +198,32 @@ impl StateFile {
     }
 
     /// The lock, for the process that takes over.
-    pub fn lock(&self) -> Option<BorrowedFd<'_>> {
-        self.lock.as_ref().map(StateLock::descriptor)
+    pub fn lock(&self) -> Option<OwnedFd> {
+        self.held().as_ref()?.descriptor().try_clone_to_owned().ok()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<StateLock>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Take the lock again if the directory was removed under us: whoever starts now finds no lock,
+    /// and we would each write what the other does not know.
+    ///
+    /// # Errors
+    /// [`StateError::Lock`]: somebody else has it.
+    fn keep_locked(&self) -> Result<(), StateError> {
+        let mut held = self.held();
+        if held.as_ref().is_some_and(|lock| !lock.is_in_place(&self.directory)) {
+            tracing::warn!(
+                state_dir = %self.directory.display(),
+                "the state directory's lock was removed, and is taken again"
+            );
+            // Where it cannot be taken it is held as well as it can be.
+            if let Ok(lock) = StateLock::take_again(&self.directory)? {
+                *held = Some(lock);
+            }
+        }
+        Ok(())
     }
 
     /// Whether there was a state that is lost, at least in part.
@@ -239,8 +264,10 @@ impl StateFile {
 
     fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateError> {
         // It may have been removed, or not have been there at the start.
-        let made = fs::create_dir_all(&self.directory);
-        let written = made.and_then(|()| replace(path, text(kept)?.as_bytes()));
+        let failed = |source| StateError::Write { path: path.to_owned(), source };
+        fs::create_dir_all(&self.directory).map_err(failed)?;
+        self.keep_locked()?;
+        let written = text(kept).and_then(|text| replace(path, text.as_bytes()));
         written.map_err(|source| StateError::Write { path: path.to_owned(), source })
     }
 
@@ -675,12 +702,29 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_was_removed_is_locked_again_or_is_somebody_elses() {
+        let (directory, ..) = saved(&["one"]);
+        let first = open(directory.path());
+        fs::remove_dir_all(directory.path()).unwrap();
+        first.save(&kept(&["one", "two"])).unwrap();
+        let refused = StateFile::open(directory.path(), None).unwrap_err();
+        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        fs::remove_dir_all(directory.path()).unwrap();
+        let second = open(directory.path());
+        second.save(&kept(&["three"])).unwrap();
+        let refused = first.save(&kept(&["one"])).unwrap_err();
+        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        drop((first, second));
+        assert_eq!(*open(directory.path()).kept(), kept(&["three"]));
+    }
+
+    #[test]
     fn a_second_daemon_is_refused_and_a_successor_shares_the_lock() {
         let (directory, ..) = saved(&["one"]);
         let first = open(directory.path());
         let refused = StateFile::open(directory.path(), None).unwrap_err();
         assert!(matches!(refused, StateError::Lock(_)), "{refused}");
-        let given = first.lock().unwrap().try_clone_to_owned().unwrap();
+        let given = first.lock().unwrap();
         let successor = StateFile::open(directory.path(), Some(given)).unwrap();
         drop(first);
         StateFile::open(directory.path(), None).unwrap_err();

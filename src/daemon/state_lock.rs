@@ -47,6 +47,19 @@ impl StateLock {
         if let Some(inherited) = inherited.filter(|inherited| is_at(inherited, &path)) {
             return Ok(Ok(Self(inherited)));
         }
+        Self::within(WAIT_MAX, directory)
+    }
+
+    /// Lock it again at once: what was locked is not there any more.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn take_again(directory: &Path) -> Result<Result<Self, String>, LockError> {
+        Self::within(Duration::ZERO, directory)
+    }
+
+    fn within(wait: Duration, directory: &Path) -> Result<Result<Self, String>, LockError> {
+        let path = directory.join("lock");
         let why = |error: io::Error| {
             let directory = directory.display();
             format!("cannot lock {directory} against a second daemon: {error}")
@@ -55,7 +68,7 @@ impl StateLock {
             Ok(file) => file,
             Err(error) => return Ok(Err(why(error))),
         };
-        let deadline = Instant::now() + WAIT_MAX;
+        let deadline = Instant::now() + wait;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Ok(Self(file.into()))),
@@ -66,6 +79,11 @@ impl StateLock {
                 Err(error) => return Ok(Err(why(error.into()))),
             }
         }
+    }
+
+    /// Whether its file is still there for others to find.
+    pub fn is_in_place(&self, directory: &Path) -> bool {
+        is_at(&self.0, &directory.join("lock"))
     }
 
     /// It goes with this.

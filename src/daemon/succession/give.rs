@@ -313,7 +313,7 @@ impl Succession {
         let mut put =
             |own: BorrowedFd<'_>| own.try_clone_to_owned().map(|own| descriptors.put(own));
         let api = self.api.as_ref().map(|api| put(api.as_fd())).transpose()?;
-        let state_lock = registry.state_lock().map(&mut put).transpose()?;
+        let state_lock = registry.state_lock().map(|lock| put(lock.as_fd())).transpose()?;
         let mut listeners = Vec::new();
         for (name, port) in ports {
             if let Some(listener) = port.socket.listener() {
