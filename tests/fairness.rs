@@ -362,6 +362,38 @@ fn a_slow_worker_costs_the_others_no_buffers() {
 }
 
 #[test]
+fn what_arrives_for_a_slow_worker_leaves_frames_to_receive_for_all_others() {
+    let mut rig = Rig::new(3);
+    let mut guests: Vec<_> =
+        (0..3u8).map(|it| RigGuest::start(&mut rig, on(it + 1, it.into()), SPLIT)).collect();
+    guests.iter_mut().for_each(fill);
+    // Worker 1 takes no turn: what is for its guest stays in its inbox.
+    for _ in 0..200 {
+        rig.wires[0].arrive(&frame(mac(2), OUTSIDE, 60));
+        rig.workers[0].turn();
+    }
+    for _ in 0..8 {
+        for number in [1, 3] {
+            assert!(
+                rig.wires[0].arrive(&frame(mac(number), OUTSIDE, 60)),
+                "no frame to receive in"
+            );
+        }
+        for worker in [0, 2] {
+            rig.workers[worker].turn();
+        }
+    }
+    assert_eq!(guests[0].received().len(), 8, "of the worker that receives");
+    assert_eq!(guests[2].received().len(), 8, "of another worker, by its share");
+    let dropped = rig.port_count(guests[1].port, PortCounter::ToGuestDroppedHandover);
+    rig.settle();
+    let delivered = guests[1].received().len() as u64;
+    assert_eq!(delivered + dropped, 200);
+    assert!(delivered > 0 && dropped > 0, "{delivered} delivered, {dropped} dropped");
+    rig.assert_frames_balance();
+}
+
+#[test]
 fn a_guest_that_broadcasts_takes_one_buffer_for_all_guests_of_a_worker() {
     let mut rig = Rig::new(4);
     let mut noisy = RigGuest::start(&mut rig, on(1, 0), SPLIT);

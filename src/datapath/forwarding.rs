@@ -234,6 +234,14 @@ impl Forwarding {
         self.senders.get(&(uplink, worker)).copied().unwrap_or(0)
     }
 
+    /// How many ports with a guest send on this uplink by other workers. One that sends by several
+    /// is counted for each.
+    #[must_use]
+    pub fn senders_elsewhere(&self, uplink: UplinkId, worker: WorkerId) -> u32 {
+        let elsewhere = |&(&(on, by), _): &(&(UplinkId, WorkerId), _)| on == uplink && by != worker;
+        self.senders.iter().filter(elsewhere).map(|(_, count)| count).sum()
+    }
+
     /// All switched ports of an uplink, for flooding.
     #[must_use]
     pub fn switched(&self, uplink: UplinkId) -> &[PortId] {

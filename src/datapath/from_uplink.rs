@@ -16,6 +16,7 @@ use super::frame::FrameView;
 use super::from_guest::{hand_over, to_port};
 use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ports::Ports;
+use super::shares::Lent;
 use super::sockets::WorkerSocket;
 use super::worker::Worker;
 use super::{BURST, ETHERNET_BYTES, PortId, UplinkId, WorkerId};
@@ -43,7 +44,7 @@ impl Arrivals {
 pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
     let Worker { arrivals, sockets, .. } = worker;
     let Arrivals { pieces, trains } = arrivals;
-    let WorkerSocket { uplink, queue, socket, counters, .. } = &mut sockets.places[place];
+    let WorkerSocket { uplink, queue, socket, counters, lent, .. } = &mut sockets.places[place];
     let Some(socket) = socket else { return 0 };
     let count = socket.receive(u32::from(BURST), |piece| pieces.push(Some(piece)));
     if count == 0 {
@@ -62,7 +63,7 @@ pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
         umem: socket.umem(),
         ports: &mut worker.ports,
         counters,
-        lent: &mut worker.lent,
+        lent,
         inboxes: &worker.inboxes,
         buffers: &mut worker.buffers,
         trains,
@@ -109,8 +110,8 @@ struct Inlet<'w> {
     umem: &'w Umem,
     ports: &'w mut Ports,
     counters: &'w mut Counters<SocketCounter>,
-    /// Frames of this worker that others have.
-    lent: &'w mut usize,
+    /// Frames of this socket that other workers have.
+    lent: &'w mut Lent,
     inboxes: &'w [Arc<Inbox>],
     buffers: &'w mut Buffers,
     /// TCP segments to be delivered as one, by port.
@@ -206,13 +207,13 @@ impl Inlet<'_> {
             });
         }
         let Some((owner, pair)) = chosen else { return };
-        if *self.lent == inboxes[here.index()].homes() {
+        if !self.lent.allow(port) {
             return self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
         }
         let Some(received) = pieces[slot].take() else { return };
         let handover = Handover::Frame { home: here, place, uplink, received, port, pair };
         match inboxes[owner.index()].hand_over(handover) {
-            Ok(()) => *self.lent += 1,
+            Ok(()) => self.lent.lend(port),
             Err(Handover::Frame { received, .. }) => {
                 pieces[slot] = Some(received);
                 self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);

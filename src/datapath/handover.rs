@@ -235,8 +235,9 @@ pub enum Handover {
 #[derive(Debug)]
 pub struct Inbox {
     handovers: ArrayQueue<Handover>,
-    /// Frames coming home, with their socket's place; room for all that may be away.
-    homecoming: ArrayQueue<(usize, Frame)>,
+    /// Frames coming home, with their socket's place and the port that they were lent for; room for
+    /// all that may be away.
+    homecoming: ArrayQueue<(usize, PortId, Frame)>,
     /// Buffers coming home; room for all there are.
     buffers: ArrayQueue<Packet>,
     /// Set while the worker sleeps or is about to.
@@ -287,19 +288,14 @@ impl Inbox {
         Ok(())
     }
 
-    /// How many frames its worker may lend at a time.
-    pub(super) fn homes(&self) -> usize {
-        self.homecoming.capacity()
-    }
-
     /// Whether nothing waits in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.handovers.is_empty() && self.homecoming.is_empty()
     }
 
-    pub(super) fn send_home(&self, place: usize, frame: Frame) {
-        let sent = self.homecoming.push((place, frame));
+    pub(super) fn send_home(&self, place: usize, port: PortId, frame: Frame) {
+        let sent = self.homecoming.push((place, port, frame));
         assert!(sent.is_ok(), "more frames came home than ever left");
         self.wake_if_asleep();
     }
@@ -313,7 +309,7 @@ impl Inbox {
     }
 
     #[inline]
-    pub(super) fn next_home(&self) -> Option<(usize, Frame)> {
+    pub(super) fn next_home(&self) -> Option<(usize, PortId, Frame)> {
         if self.homecoming.is_empty() { None } else { self.homecoming.pop() }
     }
 

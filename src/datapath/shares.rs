@@ -140,6 +140,47 @@ impl InFlight {
     }
 }
 
+/// Which ports' received frames are with other workers, of one socket. Some of its frames never
+/// leave, so that it receives for the ports here however slow the other workers are.
+#[derive(Debug)]
+pub(super) struct Lent {
+    shares: Shares,
+    /// How many may leave still.
+    left: u32,
+}
+
+impl Lent {
+    /// Of `total` frames that may leave, none has.
+    pub fn new(total: u32) -> Self {
+        Self { shares: Shares::new(total), left: total }
+    }
+
+    /// Have shares for so many ports from now on.
+    pub fn divide(&mut self, ports: u32) {
+        self.shares.divide(ports);
+    }
+
+    /// Whether a frame may leave for this port.
+    #[inline]
+    pub fn allow(&self, port: PortId) -> bool {
+        self.shares.allowance(port, self.left) > 0
+    }
+
+    /// One has left for this port.
+    #[inline]
+    pub fn lend(&mut self, port: PortId) {
+        self.shares.take(port, 1);
+        self.left -= 1;
+    }
+
+    /// One is back.
+    #[inline]
+    pub fn come_home(&mut self, port: PortId) {
+        self.shares.give_back(port, 1);
+        self.left += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

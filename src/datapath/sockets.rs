@@ -14,8 +14,11 @@ use crate::xdp::{FRAME_BYTES, Frame, KernelStatistics, Socket, SocketProgress};
 
 use super::forwarding::Forwarding;
 use super::frame::{CompleteFrame, FrameView, Packet};
-use super::shares::InFlight;
+use super::shares::{InFlight, Lent};
 use super::{BURST, PortId, UplinkId, WorkerId};
+
+/// Other workers may have this part of a socket's frames: half of those that it receives into.
+const LENT_PART: u64 = 4;
 
 /// A socket in the hands of a worker, or the place where it was.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(super) struct WorkerSocket {
     pub failed: bool,
     /// Whose frames are in flight.
     in_flight: InFlight,
+    /// Whose received frames other workers have.
+    pub lent: Lent,
 }
 
 /// What a socket counts itself.
@@ -73,6 +78,7 @@ impl WorkerSocket {
 
     /// Serve a socket from now on.
     fn put(&mut self, socket: Socket) {
+        self.lent = Lent::new(to_u32(socket.frames() / LENT_PART));
         self.socket = Some(socket);
         self.begin_counting();
     }
@@ -95,6 +101,7 @@ impl WorkerSocket {
             past: OwnCounts::default(),
             failed: false,
             in_flight: InFlight::new(0, 0, 0),
+            lent: Lent::new(0),
         }
     }
 
@@ -112,8 +119,9 @@ impl WorkerSocket {
         in_flight.allowance(port, to_u32(socket.census().free))
     }
 
-    /// Take a frame back that was lent out.
-    pub fn recycle(&mut self, frame: Frame) {
+    /// Take a frame back that was lent out for this port.
+    pub fn take_back(&mut self, port: PortId, frame: Frame) {
+        self.lent.come_home(port);
         let home = self.socket.as_mut().or(self.leaving.as_mut());
         home.expect("no socket leaves before its frames are home").recycle(frame);
     }
@@ -323,10 +331,11 @@ impl Sockets {
         sockets.into_iter().map(give).collect()
     }
 
-    /// Have shares of the frames to send with for the ports of this table.
+    /// Have shares of the frames to send with, and of those to lend, for the ports of this table.
     pub fn divide(&mut self, table: &Forwarding, worker: WorkerId) {
         for place in &mut self.places {
             place.in_flight.divide(table.senders(place.uplink, worker));
+            place.lent.divide(table.senders_elsewhere(place.uplink, worker));
         }
     }
 

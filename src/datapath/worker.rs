@@ -93,8 +93,6 @@ pub struct Worker {
     pub(super) sockets: Sockets,
     /// Of each uplink; None while it is gone.
     umems: Vec<Option<Arc<Umem>>>,
-    /// Frames that other workers have and will send home.
-    pub(super) lent: usize,
     pub(super) inboxes: Vec<Arc<Inbox>>,
     pool: PacketPool,
     /// Its own buffers for handing packets over.
@@ -135,7 +133,6 @@ impl Worker {
             id: setup.id,
             sockets: Sockets::new(setup.sockets),
             umems: setup.umems,
-            lent: 0,
             inboxes: setup.inboxes,
             pool: setup.pool,
             buffers: Buffers::new(setup.id),
@@ -268,9 +265,8 @@ impl Worker {
     /// Frames that come home and packets that other workers hand over.
     fn take_from_inbox(&mut self) -> usize {
         let own = self.id.index();
-        while let Some((place, frame)) = self.inboxes[own].next_home() {
-            self.sockets.places[place].recycle(frame);
-            self.lent -= 1;
+        while let Some((place, port, frame)) = self.inboxes[own].next_home() {
+            self.sockets.places[place].take_back(port, frame);
             self.accepted += 1;
         }
         self.sockets.release_home();
@@ -295,7 +291,7 @@ impl Worker {
                 let umem = umem.expect("it stays until all lent frames are home");
                 let frame = FrameView::whole(umem.packet(&received));
                 self.ports.deliver(port, pair, &frame);
-                self.inboxes[home.index()].send_home(place, received.frame);
+                self.inboxes[home.index()].send_home(place, port, received.frame);
                 1
             }
             Handover::Packet { packet, target } => {
