@@ -103,6 +103,28 @@ fn a_ring_that_is_stopped_and_started_goes_on_where_it_was() {
     }
 }
 
+/// In a journal of its own, which ends with it.
+#[test]
+fn a_ring_that_another_process_only_began_with_is_found_by_its_own_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let journals = Journals::open(&directory.path().join("r"), "p", 1).unwrap();
+    let mut ram = GuestRam::new(1 << 20);
+    let mut driver = Driver::new(&mut ram, 5, PACKED);
+    let mut queue = driver.setup().activate(&ram.memory, journals.ring(0)).unwrap();
+    driver.send(&[1; 60], &[30]);
+    let (chain, _) = take(&mut queue).unwrap();
+    queue.ring_mut().complete(chain, 0);
+    queue.ring_mut().publish();
+    let position = queue.ring().position();
+    let base = u16::try_from(position & 0xffff).unwrap();
+    let other = QueueSetup { base, ..driver.setup() };
+    drop(other.activate(&ram.memory, Journal::private()).unwrap());
+    queue.ring_mut().reclaim();
+    drop(queue);
+    let again = driver.setup().activate(&ram.memory, journals.ring(0)).unwrap();
+    assert_eq!(again.ring().position(), position);
+}
+
 #[test]
 fn a_ring_that_is_not_retired_goes_on_where_it_was_whatever_base_its_front_end_remembers() {
     let directory = tempfile::tempdir().unwrap();

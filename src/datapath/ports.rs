@@ -426,6 +426,12 @@ impl Ports {
         })
     }
 
+    /// The same, to change them.
+    pub fn rings_mut(&mut self) -> impl Iterator<Item = &mut Ring> {
+        let slots = self.slots.iter_mut().filter_map(|slot| slot.as_deref_mut());
+        slots.flat_map(|slot| slot.rings.iter_mut().filter_map(|ring| ring.as_deref_mut()))
+    }
+
     pub fn publish_counters(&self) {
         for slot in self.slots.iter().flatten() {
             slot.counters.publish();

@@ -691,7 +691,9 @@ impl Worker {
 
     fn resume(&mut self) {
         self.resting = false;
-        // Another process may have tried to go on, and asked for kicks otherwise.
+        // Another process may have tried to go on, with journals of its own, and asked for kicks
+        // otherwise.
+        self.ports.rings_mut().for_each(|ring| ring.queue.ring_mut().reclaim());
         for (port, index) in self.rotation.quiet() {
             if let Some(ring) = self.ports.ring(port, index) {
                 ring.queue.ring_mut().want_kicks(true);

@@ -119,6 +119,10 @@ pub trait Layout {
     /// Ask the driver to kick us for new entries, or not to. After asking, look at
     /// [`has_available`](Self::has_available) again before sleeping.
     fn want_kicks(&mut self, wanted: bool);
+
+    /// Have the ring be found by this one's journal again: another process has begun to go on with
+    /// it, and did not.
+    fn reclaim(&mut self) {}
 }
 
 /// Have what was published seen by the drivers of all rings before their wishes are read. Pairs

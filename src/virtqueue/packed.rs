@@ -255,12 +255,17 @@ impl PackedRing {
         }
         self.began = Some(self.available);
         self.mark = self.journal.new_mark();
+        self.put_mark();
+        // Ordered after the mark by the first store of it.
+        self.journal.open(setup, self.mark);
+    }
+
+    /// Have the ring's memory say whose journal is to be believed.
+    fn put_mark(&self) {
         self.atomic(self.device_area, MARK).store(self.mark.to_le(), Ordering::Relaxed);
         if let Some(log) = &self.log {
             log.device_part(MARK, 2);
         }
-        // Ordered after the mark by the first store of it.
-        self.journal.open(setup, self.mark);
     }
 
     /// Finish a publication that was announced, unless it was done but for the last store.
@@ -452,6 +457,13 @@ impl Layout for PackedRing {
     fn retire(&mut self) -> u32 {
         self.journal.close();
         self.position()
+    }
+
+    fn reclaim(&mut self) {
+        let mark = self.atomic(self.device_area, MARK).load(Ordering::Relaxed);
+        if u16::from_le(mark) != self.mark {
+            self.put_mark();
+        }
     }
 
     #[inline]
