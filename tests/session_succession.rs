@@ -121,6 +121,31 @@ fn another_process_has_what_was_said_and_the_front_end_notices_nothing() {
     assert_eq!(frontend.stop_ring(0), Some(0));
 }
 
+/// What the front-end names if all processes die, and no position that it was never told.
+#[test]
+fn the_base_that_the_front_end_knows_goes_on_to_every_process_after() {
+    let memory = memory();
+    memory.set_used_index(0, 7);
+    let (frontend, before, mut host) = running(profile(), &memory);
+    let mut sockets = vec![before];
+    for process in 0..3 {
+        let last = sockets.last_mut().expect("a process");
+        let session = left(rest(last).expect("a session between two messages"), &host);
+        assert_eq!(session.record.named[..3], [Some(0), Some(0), None], "process {process}");
+        let (mut after, next) = successor(profile());
+        let (commit, ours) = bounded(0);
+        after.inherit(Some(session), ours).recv().expect("it is followed");
+        drop(commit);
+        assert_eq!(next.rings()[&0].queue.ring().position() & 0xffff, 7);
+        host = next;
+        sockets.push(after);
+    }
+    assert_eq!(frontend.stop_ring(0), Some(7));
+    let session = rest(sockets.last_mut().expect("a process")).expect("it stands still");
+    assert_eq!(session.record.named[..2], [None, Some(0)], "it was told");
+    sockets.into_iter().for_each(std::mem::forget);
+}
+
 fn rest(socket: &mut PortSocket) -> Option<SessionAtRest> {
     socket.ask_to_rest(Instant::now() + Duration::from_millis(500)).wait()
 }

@@ -224,11 +224,13 @@ impl Driver {
     pub fn setup(&self) -> QueueSetup {
         let [descriptors, available, used] =
             self.parts.map(|part| FrontendAddress(FRONTEND_BASE + part));
+        // Of a packed ring, both wrap counters start at 1 (2.8.1).
+        let base = if self.options.packed { 0x8000 } else { 0 };
         QueueSetup {
             size: self.size,
             addresses: QueueAddresses { descriptors, available, used },
-            // Of a packed ring, both wrap counters start at 1 (2.8.1).
-            base: if self.options.packed { 0x8000 } else { 0 },
+            base,
+            named: base,
             options: self.options,
             log: None,
         }

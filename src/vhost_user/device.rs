@@ -50,6 +50,9 @@ pub(super) struct Device {
     pub(super) memory: Arc<GuestMemory>,
     /// SET_LOG_BASE, whether in force or not.
     pub(super) log: Option<Arc<DirtyLog>>,
+    /// The bases that the front-end knows of rings, while messages are followed that another
+    /// process says in its place: what those name is where the rings are.
+    pub(super) known_bases: Vec<Option<u32>>,
     /// What ran, for a state that is asked for when all has stopped.
     pub(super) last_run: LastRun,
     outage: Outage,
@@ -84,6 +87,7 @@ impl Device {
             status: 0,
             memory: Arc::default(),
             log: None,
+            known_bases: Vec::new(),
             last_run: LastRun::default(),
             outage: Outage::default(),
             backend_channel: None,

@@ -42,6 +42,9 @@ pub struct Record {
     pub said: Vec<Said>,
     /// Entries of each ring that ran last, which a stopped device tells in its state.
     pub ran: Vec<Option<u16>>,
+    /// The base that the front-end knows of each ring that is said to be elsewhere, as in
+    /// SET_VRING_BASE. If we die it names that one.
+    pub named: Vec<Option<u32>>,
 }
 
 impl Said {
@@ -124,7 +127,11 @@ impl Device {
         for (index, ring) in self.rings.iter().enumerate() {
             said.extend(self.said_of_ring(number(index), ring)?);
         }
-        Ok(Record { said, ran: self.last_run.ring_sizes().to_vec() })
+        let ran = self.last_run.ring_sizes().to_vec();
+        // Where a ring is that runs, only its worker knows.
+        let elsewhere = |ring: &RingState| ring.started || ring.named != ring.base;
+        let named = |ring: &RingState| elsewhere(ring).then_some(ring.named);
+        Ok(Record { said, ran, named: self.rings.iter().map(named).collect() })
     }
 
     fn said_of_features(&self) -> Vec<Said> {

@@ -65,6 +65,9 @@ pub(super) struct RingState {
     /// The next entry to take, in force when the ring starts; of a packed ring, both positions as
     /// in "Vring state description".
     pub base: u32,
+    /// The base that the front-end named or was told last. The ring may be elsewhere by now: it was
+    /// stranded, or another process had it before.
+    pub named: u32,
     pub kick: Kick,
     pub call: Option<EventFd>,
     pub err: Option<EventFd>,
@@ -170,6 +173,8 @@ impl Device {
             return Err(Refusal::Started(index));
         }
         state.base = base;
+        let known = self.known_bases.get(index).copied().flatten();
+        state.named = known.unwrap_or(base);
         Ok(())
     }
 
@@ -233,6 +238,7 @@ impl Device {
         }
         state.kick = Kick::Unset;
         state.call = None;
+        state.named = state.base;
         Ok(state.base)
     }
 }
@@ -256,6 +262,7 @@ impl Device {
             size: state.size?,
             addresses: state.addresses?,
             base: low_half(state.base),
+            named: low_half(state.named),
             options: self.options(),
             log: state.log,
         })

@@ -167,11 +167,13 @@ impl<'s> Session<'s> {
     fn follow(&mut self, record: Record) -> Result<(), SessionEnd> {
         self.device.room.keep();
         let limit = std::mem::replace(&mut self.device.memory_max, u64::MAX);
+        self.device.known_bases = record.named;
         for said in record.said {
             let mut message = said.into_message(&self.closer);
             let followed = self.answer(&mut message);
             followed.map_err(|source| SessionEnd::Inherited { request: message.name(), source })?;
         }
+        self.device.known_bases = Vec::new();
         self.device.memory_max = limit.max(self.device.memory.bytes());
         if self.device.room.kept() {
             tracing::warn!(

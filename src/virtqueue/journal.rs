@@ -176,11 +176,12 @@ impl Journal {
         (same && expected && within).then_some(state)
     }
 
-    /// Make the slot that of a ring which begins at its base. Its memory has the mark already.
+    /// Make the slot that of a ring which begins at its base, and that is found by the base which
+    /// the front-end knows. Its memory has the mark already.
     pub(super) fn open(&self, setup: &QueueSetup, mark: u16) {
         let slot = self.slot();
         self.close();
-        slot.setup.store(u64::from(setup.size) | u64::from(setup.base) << 16, Ordering::Relaxed);
+        slot.setup.store(u64::from(setup.size) | u64::from(setup.named) << 16, Ordering::Relaxed);
         for (word, address) in slot.addresses.iter().zip(addresses_of(setup)) {
             word.store(address, Ordering::Relaxed);
         }
@@ -260,6 +261,7 @@ mod tests {
             used: FrontendAddress(0x3000),
         },
         base: 0x8000,
+        named: 0x8000,
         options: QueueOptions { packed: true, ..QueueOptions::NONE },
         log: None,
     };
@@ -296,6 +298,18 @@ mod tests {
         let journal = left_at(0x8003, 0);
         journal.close();
         assert_eq!(journal.left(&SETUP, 7), None);
+    }
+
+    #[test]
+    fn a_ring_that_begins_elsewhere_is_found_by_the_base_that_the_front_end_knows() {
+        let journal = Journal::private();
+        journal.open(&QueueSetup { base: 0x8005, ..SETUP }, 7);
+        let found = Some(State { position: 0x8005, count: 0, mark: 7 });
+        assert_eq!(journal.left(&SETUP, 7), found);
+        journal.store(State { position: 0x8006, count: 0, mark: 7 });
+        assert!(journal.left(&SETUP, 7).is_some());
+        let by_position = QueueSetup { base: 0x8005, ..SETUP };
+        assert_eq!(journal.left(&by_position, 7), None, "nobody was told of that one");
     }
 
     #[test]

@@ -269,6 +269,7 @@ mod tests {
         for (owner, rings) in [("/run/vm1.sock", 2), ("/other/vm1.sock", 4)] {
             let theirs = Journals::open(&path, owner, rings).unwrap();
             leave(&theirs, 1);
+        named: 0x8000,
             let ours = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
             assert_eq!(left(&ours, 1), None);
             assert_eq!(left(&theirs, 1), Some(0x8001));

@@ -55,6 +55,9 @@ pub struct QueueSetup {
     /// The next available entry to take (SET_VRING_BASE); of a packed ring, bit 15 is the wrap
     /// counter there.
     pub base: u16,
+    /// The base that the front-end knows, and names again if we die: `base`, unless the ring went
+    /// on since.
+    pub named: u16,
     /// Features (SET_FEATURES).
     pub options: QueueOptions,
     /// Where our writes to the device's part are logged (SET_VRING_ADDR with VHOST_VRING_F_LOG), if

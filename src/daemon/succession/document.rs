@@ -114,6 +114,10 @@ pub(super) struct SessionPart {
 }
 
 /// One message.
+    /// The base that the front-end knows of each ring that is elsewhere. Older versions do not tell
+    /// it, and take it to be where the ring is.
+    #[serde(default)]
+    pub named: Vec<Option<u32>>,
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SaidPart {
     pub code: u32,
@@ -186,7 +190,8 @@ impl SessionPart {
     pub fn join(self, descriptors: &mut Descriptors) -> Option<(String, OwnedFd, Record)> {
         let stream = descriptors.take(self.stream)?;
         let said = self.said.into_iter().map(|said| said.join(descriptors));
-        let record = Record { said: said.collect::<Option<_>>()?, ran: self.ran };
+        let said = said.collect::<Option<_>>()?;
+        let record = Record { said, ran: self.ran, named: self.named };
         Some((self.port, stream, record))
     }
 }

@@ -492,7 +492,7 @@ fn session_part(
     let said = record.said.into_iter().chain(of_rings);
     let said = said.map(|said| SaidPart::part(said, descriptors)).collect();
     let stream = descriptors.put(stream);
-    SessionPart { port, stream, said, ran: record.ran }
+    SessionPart { port, stream, said, ran: record.ran, named: record.named }
 }
 
 /// A process that is to go on; ended when dropped, unless it has everything.
