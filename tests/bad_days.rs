@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -179,6 +180,72 @@ fn a_second_daemon_with_the_same_state_is_refused_and_an_upgrade_is_not() {
     refused();
     daemon.kill();
     daemon.start_again();
+    daemon.stop();
+}
+
+/// Two NICs, two daemons: nothing but the directory is in the way.
+#[test]
+fn a_second_daemon_with_the_same_runtime_directory_is_refused_and_harms_nothing() {
+    let bed = Bed::new(2, 1);
+    let port = |uplink: usize| {
+        PortSpec::switch(&bed.uplinks[uplink].nic, 1).with_profile("org.isonic.net.v2")
+    };
+    let uplinks = |uplink: usize| vec![(bed.uplinks[uplink].nic.clone(), None)];
+    let [first, second] = [0, 1].map(|number| Configuration {
+        uplinks: uplinks(number),
+        ..Configuration::new(&bed, vec![port(number)])
+    });
+    let mut daemon = Daemon::start(&bed, &first);
+    let positions = || fs::metadata(bed.path("run/rings/vm1")).expect("positions").ino();
+    let before = positions();
+    let refused = |daemon: &Daemon<'_>| {
+        let own = [("api.sock", "api2.sock"), ("state", "state2"), ("vm1.sock", "vm2.sock")];
+        let refused = Daemon::refused_with(&bed, &second, &own);
+        let told = format!(
+            "runtime_dir {} is in use by another isonic (process {}); stop that one, or give each \
+             a runtime_dir of its own",
+            bed.path("run").display(),
+            daemon.id()
+        );
+        assert!(refused.errors.contains(&told), "{refused:?}");
+        assert_eq!(positions(), before);
+    };
+    refused(&daemon);
+    daemon.upgrade(&[]);
+    refused(&daemon);
+    // As of a version that has no such lock.
+    fs::remove_file(bed.path("run/runtime.lock")).expect("the lock");
+    daemon.upgrade(&[]);
+    refused(&daemon);
+    // It is taken again by whoever runs.
+    fs::remove_file(bed.path("run/runtime.lock")).expect("the lock");
+    wait_for("the directory is locked again", 20, || bed.path("run/runtime.lock").exists());
+    refused(&daemon);
+    daemon.kill();
+    daemon.start_again();
+    refused(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn a_runtime_directory_that_cannot_be_locked_is_told_until_it_can_be() {
+    let bed = Bed::new(1, 1);
+    let disk = SmallDisk::mount(bed.path("run"));
+    disk.set_read_only(true);
+    let configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    daemon.wait_state("vm1", "waiting");
+    assert_eq!(problems(&bed), ["runtime-lock"]);
+    daemon.upgrade(&[]);
+    assert_eq!(problems(&bed), ["runtime-lock"]);
+    daemon.stop();
+    drop(disk);
+    fs::remove_dir(bed.path("run")).expect("the directory");
+    fs::write(bed.path("run"), "in the way").expect("a file");
+    daemon.start_again();
+    assert_eq!(problems(&bed), ["runtime-lock"]);
+    fs::remove_file(bed.path("run")).expect("the file");
+    wait_for("the directory is locked", 20, || problems(&bed).is_empty());
     daemon.stop();
 }
 

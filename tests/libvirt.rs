@@ -67,10 +67,11 @@ impl<'bed> Host<'bed> {
         }
         let nic = &bed.uplinks[usize::from(number) - 1].nic;
         let text = format!(
-            "api_socket = {:?}\nstate_dir = {:?}\nprofile_dir = {:?}\n\
+            "api_socket = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nprofile_dir = {:?}\n\
              [[uplinks]]\ninterface = {nic:?}\n",
             path(".api"),
             path(".state"),
+            path(".run"),
             path(".profiles"),
         );
         fs::write(path(".toml"), text).expect("configuration");

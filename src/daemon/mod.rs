@@ -6,7 +6,7 @@
 //! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
 //! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
 //! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
-//! what survives a restart, and `state_lock` keeps a second daemon out of it; `problems` is what is
+//! what survives a restart, and `directory_lock` keeps a second daemon out; `problems` is what is
 //! wrong with the host; `signals` what the process hears; `port_watch` looks at the ports, and
 //! `diagnosis` says what is wrong with them; `published` the list of profiles as a file; `service`
 //! answers the API; `succession` has another process take over, `ownership` says whose everything
@@ -16,6 +16,7 @@
 
 mod binding;
 mod diagnosis;
+mod directory_lock;
 mod fabric;
 mod host;
 mod link;
@@ -31,7 +32,6 @@ mod service;
 mod signals;
 mod stall;
 mod state_file;
-mod state_lock;
 mod steering;
 mod succession;
 mod upkeep;
@@ -58,6 +58,7 @@ use crate::profile::{Catalog, CatalogError};
 use crate::report::chain;
 use crate::xdp::{BusyPollError, recover_interrupts};
 
+use directory_lock::{Directory, DirectoryLock, LockError};
 use fabric::Fabric;
 use ports::{Origin, PortError, Registry};
 use service::DaemonService;
@@ -94,6 +95,9 @@ pub enum DaemonError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The runtime directory.
+    #[error(transparent)]
+    Runtime(#[from] LockError),
     /// A port of the configuration.
     #[error("port \"{name}\" cannot be served")]
     Port {
@@ -150,6 +154,7 @@ fn live(
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
     let waits = predecessor.is_some_and(Predecessor::waits);
     let state = open_state(config, &mut estate, waits)?;
+    let runtime_lock = lock_runtime_directory(config, &mut estate)?;
     let mut api =
         config.api_socket.as_deref().map(|path| Api::open(path, &mut estate)).transpose()?;
     let listener = api.as_ref().map(|api| api.listener.as_fd());
@@ -169,7 +174,7 @@ fn live(
     let nics = Arc::new(nics);
     // 4. Ports: those of the configuration, then those added at run time.
     let registry = Registry::new(config, catalog, nics, Arc::clone(&fabric), state);
-    let registry = Arc::new(registry.succeeding(estate));
+    let registry = Arc::new(registry.succeeding(estate).locking(runtime_lock));
     let watched = Arc::clone(&registry);
     let watch = std::thread::Builder::new()
         .name("memory".to_owned())
@@ -320,6 +325,18 @@ fn open_state(
         state.check_whole()?;
     }
     Ok(Some(state))
+}
+
+/// The lock of the runtime directory, likewise, and why it could not be locked. Taken before what a
+/// killed daemon left there is looked for: of one that runs, none of it is to be touched.
+fn lock_runtime_directory(
+    config: &Config,
+    estate: &mut Option<Estate>,
+) -> Result<Option<(DirectoryLock, Option<String>)>, LockError> {
+    let Some(directory) = config.runtime_dir.as_deref() else { return Ok(None) };
+    // Older versions have none to leave, and hold none.
+    let lock = estate.as_mut().and_then(Estate::take_runtime_lock);
+    DirectoryLock::take(Directory::Runtime, directory, lock).map(Some)
 }
 
 /// The API's. One thread for requests is there from the start and stays: where no more can be made

@@ -29,6 +29,7 @@ use crate::virtqueue::{Fault, JournalError, Journals, SetAside};
 use crate::xdp::{self, ProgramError};
 
 use super::binding::{BindingError, bind};
+use super::directory_lock::DirectoryLock;
 use super::fabric::Fabric;
 use super::link::PortLink;
 use super::nic_life::NicLife;
@@ -353,6 +354,7 @@ pub struct Registry {
     /// The port number given last.
     last_id: AtomicU16,
     /// What another process leaves to us, until we go on where it rests.
+    runtime_lock: Option<DirectoryLock>,
     pub(super) estate: Mutex<Option<Estate>>,
     /// Ring positions that are in force once we go on there.
     next_journals: Mutex<Vec<SetAside>>,
@@ -393,6 +395,7 @@ impl Registry {
             next_journals: Mutex::default(),
             nic_watch: Mutex::new(Err(lives)),
             port_watch: Mutex::default(),
+            runtime_lock: None,
         }
     }
 
@@ -410,6 +413,13 @@ impl Registry {
 
     /// Whether another process has the ports' sessions yet.
     pub(super) fn is_successor(&self) -> bool {
+    /// The same, under a lock of the runtime directory, or with the reason why there is none.
+    pub fn locking(self, lock: Option<(DirectoryLock, Option<String>)>) -> Self {
+        let (runtime_lock, reason) = lock.unzip();
+        self.problems.set(Problem::RuntimeLock, reason.flatten());
+        Self { runtime_lock, ..self }
+    }
+
         self.estate().is_some()
     }
 
@@ -554,6 +564,20 @@ impl Registry {
         };
         let kept = self.state.as_ref().map(|state| state.kept().ports.clone());
         for port in kept.unwrap_or_default() {
+    /// The lock of the runtime directory, likewise.
+    pub(super) fn runtime_lock(&self) -> Option<OwnedFd> {
+        self.runtime_lock.as_ref()?.share()
+    }
+
+    /// Lock the runtime directory again if its lock was removed, or could not be taken before.
+    pub(super) fn keep_runtime_locked(&self) {
+        let Some(lock) = &self.runtime_lock else { return };
+        if let Ok(kept) = self.as_owner(|| lock.keep()) {
+            let reason = kept.unwrap_or_else(|in_use| Some(in_use.to_string()));
+            self.problems.set(Problem::RuntimeLock, reason);
+        }
+    }
+
             if ports.iter().all(|told| told.name != port.name) {
                 ports.push(port);
             }

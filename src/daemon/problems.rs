@@ -19,6 +19,8 @@ pub enum Problem {
     StateDamaged,
     /// The state directory is not locked against a second daemon.
     StateLock,
+    /// The runtime directory is not locked against a second daemon.
+    RuntimeLock,
     /// The published list of profiles is out of date.
     ProfilesFile,
     /// Ports whose ring positions do not survive a restart.
@@ -36,6 +38,7 @@ impl Problem {
             Self::StateCopy => "state-copy",
             Self::StateDamaged => "state-damaged",
             Self::StateLock => "state-lock",
+            Self::RuntimeLock => "runtime-lock",
             Self::ProfilesFile => "profiles-file",
             Self::RingPositions => "ring-positions",
             Self::OpenFiles => "open-files",

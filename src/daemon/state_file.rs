@@ -8,7 +8,7 @@
 //! as a whole and each with a checksum. One that is damaged is put aside, never removed, and the
 //! other is used; of two damaged ones, the entries that can still be read. A daemon that can
 //! neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
-//! that could not be kept are refused. The directory is one daemon's at a time (`state_lock`).
+//! that could not be kept are refused. The directory is one daemon's at a time (`directory_lock`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -16,7 +16,6 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,8 +27,8 @@ use crate::platform::text_file::{FileError, read_text, replace};
 use crate::report::chain;
 use crate::xdp::{AttachMode, SocketMode};
 
+use super::directory_lock::{Directory, DirectoryLock, LockError};
 use super::problems::Problem;
-use super::state_lock::{LockError, StateLock};
 
 /// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
 const VERSION: u32 = 2;
@@ -148,7 +147,7 @@ enum Copy {
 #[derive(Debug)]
 pub struct StateFile {
     directory: PathBuf,
-    lock: Mutex<Option<StateLock>>,
+    lock: Option<DirectoryLock>,
     /// As it was when opened.
     kept: Kept,
     /// What was wrong then.
@@ -168,7 +167,7 @@ impl StateFile {
     pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateError> {
         let mut state = Self {
             directory: directory.to_owned(),
-            lock: Mutex::default(),
+            lock: None,
             kept: Kept::default(),
             problems: Vec::new(),
             sealed: None,
@@ -179,10 +178,9 @@ impl StateFile {
             state.problems.push((Problem::State, reason));
             return Ok(state);
         }
-        match StateLock::take(directory, inherited)? {
-            Ok(lock) => state.lock = Mutex::new(Some(lock)),
-            Err(reason) => state.problems.push((Problem::StateLock, reason)),
-        }
+        let (lock, reason) = DirectoryLock::take(Directory::State, directory, inherited)?;
+        state.lock = Some(lock);
+        state.problems.extend(reason.map(|reason| (Problem::StateLock, reason)));
         state.read();
         Ok(state)
     }
@@ -199,11 +197,7 @@ impl StateFile {
 
     /// The lock, for the process that takes over.
     pub fn lock(&self) -> Option<OwnedFd> {
-        self.held().as_ref()?.descriptor().try_clone_to_owned().ok()
-    }
-
-    fn held(&self) -> MutexGuard<'_, Option<StateLock>> {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock.as_ref()?.share()
     }
 
     /// Take the lock again if the directory was removed under us: whoever starts now finds no lock,
@@ -212,16 +206,9 @@ impl StateFile {
     /// # Errors
     /// [`StateError::Lock`]: somebody else has it.
     fn keep_locked(&self) -> Result<(), StateError> {
-        let mut held = self.held();
-        if held.as_ref().is_some_and(|lock| !lock.is_in_place(&self.directory)) {
-            tracing::warn!(
-                state_dir = %self.directory.display(),
-                "the state directory's lock was removed, and is taken again"
-            );
-            // Where it cannot be taken it is held as well as it can be.
-            if let Ok(lock) = StateLock::take_again(&self.directory)? {
-                *held = Some(lock);
-            }
+        // Where it cannot be taken it is held as well as it can be.
+        if let Some(lock) = self.lock.as_ref().filter(|lock| lock.is_held()) {
+            lock.keep()?;
         }
         Ok(())
     }

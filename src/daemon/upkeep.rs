@@ -66,6 +66,7 @@ impl Upkeep {
                 registry.problems.set(Problem::Threads, reason);
             }
         }
+        registry.keep_runtime_locked();
         registry.serve_refused();
         let full = Room::now().is_full();
         registry.problems.set(Problem::OpenFiles, full.then(no_room));

@@ -209,8 +209,18 @@ impl<'bed> Daemon<'bed> {
     /// The same of one beside another, with files of its own.
     pub fn refused_beside(bed: &Bed, configuration: &Configuration) -> Finished {
         let mut text = configuration.text(bed);
-        for (path, other) in [("api.sock", "api2.sock"), ("state", "state2"), ("run", "run2")] {
+        for (path, other) in own {
             let quoted = |path: &str| format!("{:?}", bed.path(path));
+        let own = [("api.sock", "api2.sock"), ("state", "state2"), ("run", "run2")];
+        Self::refused_with(bed, configuration, &own)
+    }
+
+    /// The same of one with these files in place of the other's.
+    pub fn refused_with(
+        bed: &Bed,
+        configuration: &Configuration,
+        own: &[(&str, &str)],
+    ) -> Finished {
             text = text.replace(&quoted(path), &quoted(other));
         }
         let config = bed.path("beside.toml");

@@ -36,6 +36,9 @@ pub(super) struct Foundation {
     /// The lock of the state directory.
     #[serde(default)]
     pub state_lock: Option<Place>,
+    /// The lock of the runtime directory; older versions have none.
+    #[serde(default)]
+    pub runtime_lock: Option<Place>,
     pub listeners: Vec<ListenerPart>,
     /// All ports, each a [`PortPart`]. Whoever sends them waits for [`Answer::Prepared`] and not
     /// for [`Answer::Ready`], which is all that older versions know.
@@ -111,13 +114,13 @@ pub(super) struct SessionPart {
     pub stream: Place,
     pub said: Vec<SaidPart>,
     pub ran: Vec<Option<u16>>,
-}
-
-/// One message.
     /// The base that the front-end knows of each ring that is elsewhere. Older versions do not tell
     /// it, and take it to be where the ring is.
     #[serde(default)]
     pub named: Vec<Option<u32>>,
+}
+
+/// One message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SaidPart {
     pub code: u32,
@@ -193,5 +196,20 @@ impl SessionPart {
         let said = said.collect::<Option<_>>()?;
         let record = Record { said, ran: self.ran, named: self.named };
         Some((self.port, stream, record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_version_does_not_say_is_no_mistake() {
+        let session = r#"{"port": "vm1", "stream": 0, "said": [], "ran": [null]}"#;
+        let session: SessionPart = serde_json::from_str(session).unwrap();
+        assert!(session.named.is_empty());
+        let foundation = r#"{"version": 1, "uplinks": [], "api": null, "listeners": []}"#;
+        let foundation: Foundation = serde_json::from_str(foundation).unwrap();
+        assert_eq!((foundation.state_lock, foundation.runtime_lock), (None, None));
     }
 }

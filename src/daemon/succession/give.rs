@@ -314,6 +314,7 @@ impl Succession {
             |own: BorrowedFd<'_>| own.try_clone_to_owned().map(|own| descriptors.put(own));
         let api = self.api.as_ref().map(|api| put(api.as_fd())).transpose()?;
         let state_lock = registry.state_lock().map(|lock| put(lock.as_fd())).transpose()?;
+        let runtime_lock = registry.runtime_lock().map(|lock| put(lock.as_fd())).transpose()?;
         let mut listeners = Vec::new();
         for (name, port) in ports {
             if let Some(listener) = port.socket.listener() {
@@ -324,7 +325,9 @@ impl Succession {
         let parts = registry.parts(ports).into_iter().map(serde_json::to_value);
         let ports = Some(parts.collect::<Result<_, _>>()?);
         let version = VERSION;
-        Ok((Foundation { version, uplinks, api, state_lock, listeners, ports }, descriptors))
+        let foundation =
+            Foundation { version, uplinks, api, state_lock, runtime_lock, listeners, ports };
+        Ok((foundation, descriptors))
     }
 }
 

@@ -65,6 +65,7 @@ pub struct Estate {
     uplinks: BTreeMap<String, InheritedUplink>,
     api: Option<UnixListener>,
     state_lock: Option<OwnedFd>,
+    runtime_lock: Option<OwnedFd>,
     listeners: BTreeMap<String, (PathBuf, UnixListener)>,
     /// As they are with it; None if it does not say.
     ports: Option<Vec<PortPart>>,
@@ -81,6 +82,7 @@ impl Estate {
         }
         estate.api = foundation.api.and_then(|place| descriptors.take(place)).map(Into::into);
         estate.state_lock = foundation.state_lock.and_then(|place| descriptors.take(place));
+        estate.runtime_lock = foundation.runtime_lock.and_then(|place| descriptors.take(place));
         for part in foundation.listeners {
             if let Some(listener) = descriptors.take(part.listener) {
                 estate.listeners.insert(part.port, (part.path, listener.into()));
@@ -121,6 +123,11 @@ impl Estate {
     /// The lock of the state directory, if it had one.
     pub fn take_state_lock(&mut self) -> Option<OwnedFd> {
         self.state_lock.take()
+    }
+
+    /// The lock of the runtime directory, if it had one.
+    pub fn take_runtime_lock(&mut self) -> Option<OwnedFd> {
+        self.runtime_lock.take()
     }
 
     /// Whether a port's socket is among them.
