@@ -667,6 +667,61 @@ fn what_an_edited_configuration_takes_from_a_running_vm_is_refused_until_it_is_i
     assert_eq!((&shown["state"], &shown["mac"]), (&"waiting".into(), &"52:54:00:00:00:77".into()));
 }
 
+/// A guest's front-end knows the base that it named at first, wherever and whenever its ring
+/// positions begin to be kept.
+#[test]
+fn ring_positions_that_move_or_get_room_in_an_upgrade_survive_a_crash() {
+    let bed = Bed::new(1, 1);
+    let block = |name: &str| std::fs::write(bed.path(name), "in the way").expect("a file");
+    let make_room = |name: &str| std::fs::remove_file(bed.path(name)).expect("the file");
+    block("run");
+    let port = PortSpec::switch(NIC, 1).with_profile(PACKED);
+    let configuration = Configuration::new(&bed, vec![port.clone()]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let mut guest = Guest::boot(&bed, &GuestSpec::new(&port, &bed.uplinks[0], 1));
+    let problems = |daemon: &Daemon<'_>| daemon.json(&["stats"])["problems"].to_string();
+    let told = |daemon: &Daemon<'_>| problems(daemon).contains("make room, then `isonic upgrade`");
+    assert!(told(&daemon), "{}", problems(&daemon));
+    make_room("run");
+    guest.ping(&bed.uplinks[0].wire_address);
+    upgrade_and_crash(&bed, &mut daemon, &mut guest);
+    assert_eq!(problems(&daemon), "[]");
+    // And back to where there are old ones of the same ring.
+    for runtime_dir in ["moved", "run"] {
+        Configuration { runtime_dir, ..configuration.clone() }.write(&bed);
+        upgrade_and_crash(&bed, &mut daemon, &mut guest);
+        assert!(bed.path(runtime_dir).join("rings/vm1").exists());
+    }
+    // A stop without an upgrade finds room too.
+    block("late");
+    Configuration { runtime_dir: "late", ..configuration }.write(&bed);
+    upgrade_twice(&bed, &mut daemon, &mut guest);
+    assert!(told(&daemon), "{}", problems(&daemon));
+    make_room("late");
+    daemon.stop();
+    start_again(&bed, &mut daemon, &mut guest);
+}
+
+fn upgrade_and_crash(bed: &Bed, daemon: &mut Daemon<'_>, guest: &mut Guest) {
+    upgrade_twice(bed, daemon, guest);
+    daemon.kill();
+    start_again(bed, daemon, guest);
+}
+
+/// What one process is told the next one has to tell.
+fn upgrade_twice(bed: &Bed, daemon: &mut Daemon<'_>, guest: &mut Guest) {
+    for _ in 0..2 {
+        assert_eq!(daemon.upgrade(&[])["sessions"], 1);
+        guest.ping(&bed.uplinks[0].wire_address);
+    }
+}
+
+fn start_again(bed: &Bed, daemon: &mut Daemon<'_>, guest: &mut Guest) {
+    daemon.start_again();
+    daemon.wait_state("vm1", "running");
+    guest.ping(&bed.uplinks[0].wire_address);
+}
+
 /// A service that is restarted, or upgraded, under a manager that keeps what it leaves.
 #[test]
 fn a_restart_under_a_service_manager_loses_nothing() {

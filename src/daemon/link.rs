@@ -65,6 +65,11 @@ impl PortLink {
         Self { port, fabric, coalesce, journals, memory, state, lost }
     }
 
+    /// Where its packed rings are kept, if they are.
+    pub fn journals(&self) -> Option<&Journals> {
+        self.journals.as_deref()
+    }
+
     fn state(&self) -> MutexGuard<'_, SessionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

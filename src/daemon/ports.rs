@@ -208,6 +208,15 @@ impl PortError {
     }
 }
 
+/// What tells a port's journals from those of all others on this host.
+fn journals_owner(config: &PortConfig) -> String {
+    config.socket.display().to_string()
+}
+
+fn rings_max(profile: &Profile) -> u16 {
+    profile.queue_pairs_max.saturating_mul(2)
+}
+
 fn strings<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
 }
@@ -345,6 +354,7 @@ pub struct Registry {
     /// What is wrong with the host.
     pub problems: Problems,
     state: Option<StateFile>,
+    runtime_lock: Option<DirectoryLock>,
     ports: Mutex<BTreeMap<String, Port>>,
     /// No name is here and in `ports`. Locked after it.
     refused: Mutex<BTreeMap<String, RefusedPort>>,
@@ -354,7 +364,6 @@ pub struct Registry {
     /// The port number given last.
     last_id: AtomicU16,
     /// What another process leaves to us, until we go on where it rests.
-    runtime_lock: Option<DirectoryLock>,
     pub(super) estate: Mutex<Option<Estate>>,
     /// Ring positions that are in force once we go on there.
     next_journals: Mutex<Vec<SetAside>>,
@@ -386,6 +395,7 @@ impl Registry {
             ownership: Ownership::default(),
             problems,
             state,
+            runtime_lock: None,
             ports: Mutex::default(),
             refused: Mutex::default(),
             finished: Arc::default(),
@@ -395,13 +405,19 @@ impl Registry {
             next_journals: Mutex::default(),
             nic_watch: Mutex::new(Err(lives)),
             port_watch: Mutex::default(),
-            runtime_lock: None,
         }
     }
 
     /// The same, for ports whose sockets and sessions another process leaves.
     pub fn succeeding(self, estate: Option<Estate>) -> Self {
         Self { estate: Mutex::new(estate), ..self }
+    }
+
+    /// The same, under a lock of the runtime directory, or with the reason why there is none.
+    pub fn locking(self, lock: Option<(DirectoryLock, Option<String>)>) -> Self {
+        let (runtime_lock, reason) = lock.unzip();
+        self.problems.set(Problem::RuntimeLock, reason.flatten());
+        Self { runtime_lock, ..self }
     }
 
     /// The socket of a port on which another process listens for us.
@@ -413,13 +429,6 @@ impl Registry {
 
     /// Whether another process has the ports' sessions yet.
     pub(super) fn is_successor(&self) -> bool {
-    /// The same, under a lock of the runtime directory, or with the reason why there is none.
-    pub fn locking(self, lock: Option<(DirectoryLock, Option<String>)>) -> Self {
-        let (runtime_lock, reason) = lock.unzip();
-        self.problems.set(Problem::RuntimeLock, reason.flatten());
-        Self { runtime_lock, ..self }
-    }
-
         self.estate().is_some()
     }
 
@@ -555,15 +564,6 @@ impl Registry {
         self.state.as_ref().and_then(StateFile::lock)
     }
 
-    /// The ports that the process before this one was given at run time, as it says itself, or as
-    /// it has kept.
-    pub fn remembered(&self) -> Vec<PortConfig> {
-        let mut ports: Vec<PortConfig> = match &*self.estate() {
-            Some(estate) => estate.added().cloned().collect(),
-            None => Vec::new(),
-        };
-        let kept = self.state.as_ref().map(|state| state.kept().ports.clone());
-        for port in kept.unwrap_or_default() {
     /// The lock of the runtime directory, likewise.
     pub(super) fn runtime_lock(&self) -> Option<OwnedFd> {
         self.runtime_lock.as_ref()?.share()
@@ -578,6 +578,15 @@ impl Registry {
         }
     }
 
+    /// The ports that the process before this one was given at run time, as it says itself, or as
+    /// it has kept.
+    pub fn remembered(&self) -> Vec<PortConfig> {
+        let mut ports: Vec<PortConfig> = match &*self.estate() {
+            Some(estate) => estate.added().cloned().collect(),
+            None => Vec::new(),
+        };
+        let kept = self.state.as_ref().map(|state| state.kept().ports.clone());
+        for port in kept.unwrap_or_default() {
             if ports.iter().all(|told| told.name != port.name) {
                 ports.push(port);
             }
@@ -845,9 +854,8 @@ impl Registry {
         let journals = match self.journals(&config, &profile) {
             // What was there before is served without them.
             Err(error) if !keep && !inherited => {
-                let (port, error) = (&config.name, chain(&error));
-                self.problems.set(Problem::RingPositions, Some(format!("port {port}: {error}")));
-                None
+                self.tell_of_homeless_positions(&config.name, &error);
+                self.journals_in_memory(&config.name, &profile).unwrap_or_default()
             }
             journals => journals?,
         };
@@ -937,6 +945,16 @@ impl Registry {
         self.ports()
     }
 
+    /// After a crash nobody would know where the rings of a running guest are.
+    fn tell_of_homeless_positions(&self, port: &str, error: &JournalError) {
+        let error = chain(error);
+        let reason = format!(
+            "port {port}: a crash would cut its guest off; make room, then `isonic upgrade`: \
+             {error}"
+        );
+        self.problems.set(Problem::RingPositions, Some(reason));
+    }
+
     /// Where a port's packed rings are kept, if its guest may have any, and this daemon keeps them.
     fn journals(
         &self,
@@ -945,8 +963,7 @@ impl Registry {
     ) -> Result<Option<Arc<Journals>>, JournalError> {
         match self.journals_paths(&config.name) {
             Some([path, aside]) if profile.features.has(RING_PACKED) => {
-                let owner = config.socket.display().to_string();
-                let rings = profile.queue_pairs_max.saturating_mul(2);
+                let (owner, rings) = (journals_owner(config), rings_max(profile));
                 let journals = if self.is_successor() {
                     let (journals, next) = Journals::open_beside(&path, &aside, &owner, rings)?;
                     self.next_journals().extend(next);
@@ -957,6 +974,34 @@ impl Registry {
                 Ok(Some(Arc::new(journals)))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// The same for as long as this process lives.
+    fn journals_in_memory(
+        &self,
+        port: &str,
+        profile: &Profile,
+    ) -> Result<Option<Arc<Journals>>, JournalError> {
+        let Some([path, _]) = self.journals_paths(port) else { return Ok(None) };
+        Ok(Some(Arc::new(Journals::in_memory(&path, rings_max(profile))?)))
+    }
+
+    /// Those that had no room at the start have it now, or are lost. For the process after this
+    /// one, when no session is left.
+    fn settle_journals(&self, ports: &BTreeMap<String, Port>) {
+        if self.is_successor() {
+            // It has taken nothing over, and the files are the other's.
+            return;
+        }
+        for (name, port) in ports {
+            let Some([path, _]) = self.journals_paths(name) else { return };
+            let settled =
+                |journals: &Journals| journals.settle(&path, &journals_owner(&port.config));
+            if let Some(Err(error)) = port.link.journals().map(settled) {
+                let error = chain(&error);
+                tracing::warn!(port = name, error, "the port's ring positions are lost");
+            }
         }
     }
 
@@ -1049,7 +1094,9 @@ impl Registry {
         let endings: Vec<_> = self.ports().values_mut().map(Port::end).collect();
         // All of them end at once.
         endings.into_iter().for_each(Ending::wait);
-        self.ports().clear();
+        let mut ports = self.ports();
+        self.settle_journals(&ports);
+        ports.clear();
     }
 
     /// A number that no port has, and that none had lately: packets may still be under way to it.

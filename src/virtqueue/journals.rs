@@ -11,9 +11,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 use sha2::{Digest, Sha256};
@@ -94,6 +95,43 @@ impl Journals {
         let journals = Self::map(aside, make(aside, &header, length), rings)?;
         let next = SetAside { place: path.to_owned(), aside: aside.to_owned() };
         Ok((journals, Some(next)))
+    }
+
+    /// The same without a file, for which there is no room: for as long as this process lives.
+    ///
+    /// # Errors
+    /// [`JournalError::Map`].
+    pub fn in_memory(path: &Path, rings: u16) -> Result<Self, JournalError> {
+        let mapping = MmapRegion::new(length(rings));
+        let mapping =
+            mapping.map_err(|source| JournalError::Map { path: path.to_owned(), source })?;
+        Ok(Self { mapping: Arc::new(mapping), rings })
+    }
+
+    /// What is in memory only becomes a file at `path`, for the next process: no ring runs any
+    /// more.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn settle(&self, path: &Path, owner: &str) -> Result<(), JournalError> {
+        if self.mapping.file_offset().is_some() {
+            return Ok(());
+        }
+        let made = make(path, &header(owner, self.rings), length(self.rings));
+        made.and_then(|file| file.write_all_at(&self.slots(), SLOTS as u64))
+            .map_err(|source| JournalError::File { path: path.to_owned(), source })
+    }
+
+    /// The bytes of all slots.
+    fn slots(&self) -> Vec<u8> {
+        let words = (length(self.rings) - SLOTS) / size_of::<AtomicU64>();
+        let first = self.mapping.as_ptr().wrapping_add(SLOTS).cast::<AtomicU64>();
+        let word = |index: usize| {
+            // SAFETY: inside the mapping, which is as long as all slots and starts at a page; a
+            // slot is made of such words.
+            unsafe { &*first.wrapping_add(index) }.load(Ordering::Acquire)
+        };
+        (0..words).flat_map(|index| word(index).to_ne_bytes()).collect()
     }
 
     fn map(path: &Path, file: io::Result<File>, rings: u16) -> Result<Self, JournalError> {
@@ -231,6 +269,7 @@ mod tests {
             used: FrontendAddress(0x3000),
         },
         base: 0x8000,
+        named: 0x8000,
         options: QueueOptions::NONE,
         log: None,
     };
@@ -269,7 +308,6 @@ mod tests {
         for (owner, rings) in [("/run/vm1.sock", 2), ("/other/vm1.sock", 4)] {
             let theirs = Journals::open(&path, owner, rings).unwrap();
             leave(&theirs, 1);
-        named: 0x8000,
             let ours = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
             assert_eq!(left(&ours, 1), None);
             assert_eq!(left(&theirs, 1), Some(0x8001));
@@ -294,6 +332,23 @@ mod tests {
         let (again, next) = Journals::open_beside(&path, &aside, "/run/new.sock", 4).unwrap();
         assert_eq!((left(&again, 1), left(&again, 2)), (None, Some(0x8002)));
         assert!(next.is_none(), "it is in its place");
+    }
+
+    #[test]
+    fn what_had_no_room_for_a_file_becomes_one_when_the_process_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rings/vm1");
+        let journals = Journals::in_memory(&path, 4).unwrap();
+        leave(&journals, 3);
+        assert!(!path.exists());
+        assert_eq!(left(&journals, 3), Some(0x8003), "a front-end may connect anew");
+        journals.settle(&path, "/run/vm1.sock").unwrap();
+        drop(journals);
+        let next = Journals::open(&path, "/run/vm1.sock", 4).unwrap();
+        assert_eq!((left(&next, 2), left(&next, 3)), (None, Some(0x8003)));
+        leave(&next, 2);
+        next.settle(&path, "/run/vm1.sock").unwrap();
+        assert_eq!(left(&next, 2), Some(0x8002), "it is a file, and stays it");
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub struct Configuration {
     pub link_to_guests: bool,
     /// More lines of the uplinks.
     pub uplink_lines: &'static str,
+    /// `runtime_dir`, in the bed's directory.
+    pub runtime_dir: &'static str,
 }
 
 impl Configuration {
@@ -101,6 +103,7 @@ impl Configuration {
             host: false,
             link_to_guests: false,
             uplink_lines: "",
+            runtime_dir: "run",
         }
     }
 
@@ -109,7 +112,7 @@ impl Configuration {
             "api_socket = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nworkers = {}\n",
             bed.path("api.sock"),
             bed.path("state"),
-            bed.path("run"),
+            bed.path(self.runtime_dir),
             self.workers
         );
         if !self.worker_cpus.is_empty() {
@@ -208,9 +211,6 @@ impl<'bed> Daemon<'bed> {
 
     /// The same of one beside another, with files of its own.
     pub fn refused_beside(bed: &Bed, configuration: &Configuration) -> Finished {
-        let mut text = configuration.text(bed);
-        for (path, other) in own {
-            let quoted = |path: &str| format!("{:?}", bed.path(path));
         let own = [("api.sock", "api2.sock"), ("state", "state2"), ("run", "run2")];
         Self::refused_with(bed, configuration, &own)
     }
@@ -221,6 +221,9 @@ impl<'bed> Daemon<'bed> {
         configuration: &Configuration,
         own: &[(&str, &str)],
     ) -> Finished {
+        let mut text = configuration.text(bed);
+        for (path, other) in own {
+            let quoted = |path: &str| format!("{:?}", bed.path(path));
             text = text.replace(&quoted(path), &quoted(other));
         }
         let config = bed.path("beside.toml");
