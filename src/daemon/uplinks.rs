@@ -199,7 +199,7 @@ impl Inner {
         tracing::error!(
             uplink = name,
             reason,
-            "the uplink's NIC is away: its ports are served without it until it is back"
+            "the uplink cannot be opened yet: its ports are served without it until it can"
         );
         let interface = Interface {
             name: name.to_owned(),
@@ -213,7 +213,7 @@ impl Inner {
             device: Device::default(),
         };
         let queues = known.queues.iter().enumerate();
-        let there = matches!(error, UplinkError::Down(_));
+        let there = !error.is_absence();
         let status = NicStatus {
             interface,
             attach_mode: known.attach_mode,
@@ -262,7 +262,7 @@ pub struct Nics(Vec<Nic>);
 
 impl Nics {
     /// Open all uplinks of the configuration, or go on with those that another process leaves; one
-    /// that is `known` may be away. Returns their sockets dealt to its workers, round robin,
+    /// that is `known` may be away or busy for now. Returns their sockets dealt to its workers, round robin,
     /// starting one worker later for each uplink.
     ///
     /// # Errors
@@ -286,7 +286,7 @@ impl Nics {
             };
             let note = runtime_dir.map(|directory| steering_note(directory, &config.interface));
             let inner = match (opened, known.get(name)) {
-                (Err(error), Some(known)) if error.is_away() => {
+                (Err(error), Some(known)) if error.may_pass() => {
                     Inner::away(name, known, &error, |place| worker_at(id, place, workers))
                 }
                 (opened, _) => opened

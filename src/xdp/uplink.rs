@@ -161,10 +161,22 @@ impl fmt::Display for Occupant {
 }
 
 impl UplinkError {
-    /// Whether the NIC is not there, or down: it may come back by itself.
+    /// Whether it may pass by itself: the NIC is not there, or down, or its queues have another
+    /// process's sockets still. The kernel parts with those of a process that was killed when it
+    /// gets to it, and not before the last frame was sent.
     #[must_use]
-    pub fn is_away(&self) -> bool {
-        matches!(self, Self::Interface(InterfaceError::NotFound(_)) | Self::Down(_))
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Socket(error) => error.is_busy(),
+            Self::Down(_) => true,
+            other => other.is_absence(),
+        }
+    }
+
+    /// Whether the NIC is not there.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Interface(InterfaceError::NotFound(_)))
     }
 }
 

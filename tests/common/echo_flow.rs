@@ -51,7 +51,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct EchoFlow {
     shared: Arc<Shared>,
-    thread: JoinHandle<Tally>,
+    thread: Option<JoinHandle<Tally>>,
 }
 
 impl EchoFlow {
@@ -63,7 +63,7 @@ impl EchoFlow {
         let shared = Arc::<Shared>::default();
         let theirs = Arc::clone(&shared);
         let thread = std::thread::spawn(move || run(&socket, &theirs));
-        Self { shared, thread }
+        Self { shared, thread: Some(thread) }
     }
 
     /// From now on, an answer to a message that is sent from now on is waited for.
@@ -85,9 +85,16 @@ impl EchoFlow {
     }
 
     /// Ends it, and counts.
-    pub fn stop(self) -> Tally {
+    pub fn stop(mut self) -> Tally {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the flow's thread")
+        self.thread.take().expect("it was not stopped").join().expect("the flow's thread")
+    }
+}
+
+impl Drop for EchoFlow {
+    /// A test that fails leaves nothing that sends.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
     }
 }
 
