@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::device::groups::is_flow_control;
+use crate::device::mac;
 use crate::guest_memory::{GuestMemory, GuestSlice};
 use crate::metrics::PortCounter;
 use crate::packet::{FRAME_MAX, flow_hash};
@@ -293,8 +294,8 @@ impl<'w> Outlet<'w> {
         let mut destination = None;
         for (_, piece) in run {
             let Some(packet) = Packet::read(*piece, self.kind.header_len) else { return };
-            let same =
-                to_wire || *destination.get_or_insert(packet.destination()) == packet.destination();
+            let to = mac::number(packet.destination());
+            let same = to_wire || *destination.get_or_insert(to) == to;
             if !packet.is_within(self.route.frame_max) || !same || alike.len() == self.run_max {
                 return;
             }

@@ -35,6 +35,14 @@ impl MacAddress {
     }
 }
 
+/// An address as one number, to compare with others: the compiler compares six bytes one by one.
+#[inline]
+#[must_use]
+pub const fn number(mac: [u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = mac;
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}
+
 impl fmt::Display for MacAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, f] = self.0;
