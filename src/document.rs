@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::report::printable;
+
 /// One mistake in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -38,7 +40,9 @@ impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.list.iter().enumerate() {
             let separator = if index == 0 { "" } else { "\n" };
-            write!(f, "{separator}{}:{}: {}", self.file.display(), problem.line, problem.message)?;
+            // A line each, whatever names are in it.
+            let (file, message) = (self.file.display(), printable(&problem.message));
+            write!(f, "{separator}{file}:{}: {message}", problem.line)?;
         }
         Ok(())
     }

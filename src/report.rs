@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::error::Error;
 
 /// The error's message and those of its causes, outermost first, joined by `: `.
@@ -15,6 +16,39 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What a text may have of one word, characters.
+const WORD_MAX: usize = 256;
+/// What is shown of a longer one.
+const WORD_SHOWN: usize = 64;
+/// What an error may have in all: a list of a thousand ports.
+const TEXT_MAX: usize = 128 << 10;
+
+/// An error's text without what somebody else has made long: nobody reads a name of 30 000 letters.
+#[must_use]
+pub fn bounded(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for word in text.split_inclusive(char::is_whitespace) {
+        all.push_str(&shortened(word, WORD_MAX, WORD_SHOWN));
+    }
+    shortened(&all, TEXT_MAX, TEXT_MAX).into_owned()
+}
+
+fn shortened(text: &str, max: usize, shown: usize) -> Cow<'_, str> {
+    let length = text.chars().count();
+    if length <= max {
+        return Cow::Borrowed(text);
+    }
+    let begin: String = text.chars().take(shown).collect();
+    Cow::Owned(format!("{begin}… ({} more letters) ", length - shown))
+}
+
+/// A text of several lines on one.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
 }
 
 /// What cannot move a terminal's cursor, begin a line or turn the reading direction, from what
@@ -52,6 +86,21 @@ fn is_harmless(letter: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_have_made_long_is_not_repeated() {
+        let told = bounded(&format!("there is no port \"{}\"; see", "é".repeat(30_000)));
+        assert!(told.starts_with("there is no port \"éé"), "{told}");
+        assert!(told.ends_with("more letters) see") && told.len() < 300, "{told}");
+        let short = "a text with lines\nas it is";
+        assert_eq!(bounded(short), short);
+        assert!(bounded(&"a ".repeat(1 << 20)).len() < TEXT_MAX + 100);
+    }
+
+    #[test]
+    fn lines_become_one() {
+        assert_eq!(one_line("error: a\n\n  b\n"), "error: a; b");
+    }
 
     #[test]
     fn only_lines_that_are_ours_end() {

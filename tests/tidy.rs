@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("guest_memory", &[]),
     ("xdp", &["platform"]),
     ("device", &["packet"]),
-    ("document", &[]),
+    ("document", &["report"]),
     ("metrics", &[]),
     ("packet", &[]),
     ("platform", &[]),

@@ -8,7 +8,7 @@ use std::io::Write;
 use serde_json::json;
 
 use crate::control::client::ClientError;
-use crate::report::{chain, printable};
+use crate::report::{bounded, chain, printable};
 
 use super::CliError;
 
@@ -32,7 +32,7 @@ pub fn tell(error: &(dyn Error + 'static), json: bool) -> u8 {
         Some(CliError::Usage(_)) => USAGE_STATUS,
         _ => FAILURE_STATUS,
     };
-    let text = chain(error);
+    let text = bounded(&chain(error));
     if json {
         let reasons = ours.and_then(reasons).unwrap_or_else(|| lines(&text));
         tell_json(&code(ours), &text, &reasons);

@@ -35,7 +35,7 @@ use crate::platform::text_file::FileError;
 use crate::profile::export::ExportError;
 use crate::profile::frontend::FrontendError;
 use crate::profile::{CatalogError, ResolveError};
-use crate::report::printable_lines;
+use crate::report::{printable, printable_lines};
 
 /// A vhost-user virtio-net backend whose datapath is AF_XDP, with versioned interface profiles.
 #[derive(Debug, Parser)]
@@ -229,7 +229,8 @@ pub enum CliError {
 }
 
 fn lines(problems: &[impl ToString]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    let line = |problem: &_| printable(&ToString::to_string(problem));
+    problems.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn of_family(family: &Option<String>) -> String {

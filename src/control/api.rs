@@ -14,7 +14,7 @@ use crate::config::{Attach, PortConfig, SocketMode};
 use crate::device::features::{self, FeatureSet};
 use crate::device::mac::MacAddress;
 use crate::profile::{Blocker, CANONICAL_VERSION, Catalog, Profile, UplinkFacts};
-use crate::report::printable;
+use crate::report::{bounded, printable};
 
 /// Everything that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,14 +155,15 @@ impl ApiError {
     /// An error of this kind with this message, which is its only reason: one line, whatever names
     /// are in it.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let message = printable(&message.into());
+        let message = printable(&bounded(&message.into()));
         Self { code, reasons: vec![message.clone()], message }
     }
 
     /// The same error, for these reasons.
     #[must_use]
     pub fn because(self, reasons: Vec<String>) -> Self {
-        let reasons: Vec<String> = reasons.into_iter().map(|reason| printable(&reason)).collect();
+        let told = |reason: String| printable(&bounded(&reason));
+        let reasons: Vec<String> = reasons.into_iter().map(told).collect();
         if reasons.is_empty() { self } else { Self { reasons, ..self } }
     }
 }

@@ -10,6 +10,7 @@ use axum::response::Response;
 use tokio::net::UnixStream;
 
 use super::api::ApiError;
+use crate::report::bounded;
 
 /// Most lines in a window. A client that fails in a loop must not fill the log.
 const LINES_MAX: u32 = 20;
@@ -86,7 +87,7 @@ pub(super) async fn failures(
 /// Reading what is not there changes nothing, and many a client does it to find out.
 fn log(peer: Peer, (method, path): (&Method, &str), status: u16, error: &ApiError, left_out: u64) {
     let Peer { uid, pid } = peer;
-    let (program, error) = (peer.program(), &error.message);
+    let (program, error, path) = (peer.program(), &error.message, bounded(path));
     if method == Method::GET {
         tracing::info!(
             %method, path, status, uid, pid, ?program, ?error, left_out, "request failed"
