@@ -722,6 +722,53 @@ fn start_again(bed: &Bed, daemon: &mut Daemon<'_>, guest: &mut Guest) {
     guest.ping(&bed.uplinks[0].wire_address);
 }
 
+/// The sockets' names that are there.
+fn names(bed: &Bed) -> Vec<String> {
+    let directory = std::fs::read_dir(bed.path(".")).expect("the bed's directory");
+    let names = directory.map(|entry| entry.expect("a name").file_name().into_string());
+    let mut names: Vec<_> = names.map(|name| name.expect("UTF-8")).collect();
+    names.retain(|name| name.contains(".sock"));
+    names.sort();
+    names
+}
+
+#[test]
+fn whoever_is_the_owner_in_the_end_has_the_names_of_his_sockets_and_no_others() {
+    let bed = Bed::new(1, 1);
+    let ports: Vec<_> = (1..=4).map(|number| PortSpec::switch(NIC, number)).collect();
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports.clone()));
+    let before = names(&bed);
+    let (frontend, memory) = started(&bed, 1);
+    // What the successor would have, beside what it is refused for.
+    let mut edited = [ports.clone(), vec![PortSpec::switch(NIC, 9)]].concat();
+    edited[0].mac = "52:54:00:00:00:77".to_owned();
+    Configuration::new(&bed, edited.clone()).write(&bed);
+    daemon.refusal(&["upgrade"]);
+    assert_eq!(names(&bed), before);
+    edited[0] = ports[0].clone();
+    // vm2 goes, vm3 moves, vm4 is another port at the same socket.
+    edited.remove(1);
+    let configuration = Configuration::new(&bed, edited);
+    configuration.write(&bed);
+    let path = bed.path("isonic.toml");
+    let text = std::fs::read_to_string(&path).expect("configuration");
+    let moved =
+        text.replace("/vm3.sock", "/vm3x.sock").replace("name = \"vm4\"", "name = \"vm4b\"");
+    std::fs::write(&path, moved).expect("configuration");
+    let answer = daemon.upgrade(&[]);
+    assert_eq!(answer["sessions"], 1, "{answer}");
+    let names_now = ["api.sock", "vm1.sock", "vm3x.sock", "vm4.sock", "vm9.sock"];
+    assert_eq!(names(&bed), names_now);
+    for name in &names_now[2..] {
+        let connected = Frontend::over(UnixStream::connect(bed.path(name)).expect("connect"));
+        assert!(connected.number(code::GET_FEATURES).is_some(), "{name}");
+    }
+    assert_eq!(frontend.stop_ring(0), Some(0));
+    frontend.start_ring(&memory, 0);
+    daemon.stop();
+    assert_eq!(names(&bed), [""; 0]);
+}
+
 /// A service that is restarted, or upgraded, under a manager that keeps what it leaves.
 #[test]
 fn a_restart_under_a_service_manager_loses_nothing() {

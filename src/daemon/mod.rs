@@ -185,7 +185,7 @@ fn live(
     let (stop, told) = (Arc::new(Notify::new()), Arc::clone(&registry));
     runtime.spawn(heed(signals, Arc::clone(&stop), told));
     let outcome = add_ports(&registry, config, options, waits)
-        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, api.as_mut())))
+        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, &mut api)))
         .and_then(|()| {
             let begun = Upkeep::begin(&registry, predecessor.is_some());
             begun.map_err(DaemonError::Workers)
@@ -251,15 +251,16 @@ fn outlive(
 fn take_over(
     predecessor: &Predecessor,
     registry: &Registry,
-    api: Option<&mut Api>,
+    api: &mut Option<Api>,
 ) -> Result<(), DaemonError> {
     if let Err(error) = predecessor.take_over(registry) {
         predecessor.refuse(&chain(&error));
         // Without undoing anything, for all of it is the other's.
         std::process::exit(1);
     }
-    if let Some(api) = api {
-        api.own();
+    if let Some(Err(error)) = api.as_mut().map(Api::own) {
+        tracing::error!(error = chain(&error), "the API is not served; packets move");
+        *api = None;
     }
     Ok(())
 }
@@ -268,25 +269,33 @@ fn take_over(
 struct Api {
     listener: UnixListener,
     path: PathBuf,
-    /// Removes the name when dropped; None while it is another process's.
+    /// Removes the name when dropped; None while it is another process's, or has none.
     file: Option<SocketFile>,
+    /// It had its name with the process before this one.
+    inherited: bool,
 }
 
 impl Api {
     fn open(path: &Path, estate: &mut Option<Estate>) -> Result<Self, ClaimError> {
         let path = path.to_owned();
         if let Some(listener) = estate.as_mut().and_then(|estate| estate.take_api(&path)) {
-            return Ok(Self { listener, path, file: None });
+            return Ok(Self { listener, path, file: None, inherited: true });
+        }
+        if estate.is_some() {
+            let listener = unix_socket::unnamed(&path)?;
+            return Ok(Self { listener, path, file: None, inherited: false });
         }
         let Claimed { listener, file } = unix_socket::claim(&path)?;
-        Ok(Self { listener, path, file: Some(file) })
+        Ok(Self { listener, path, file: Some(file), inherited: false })
     }
 
     /// The name is ours from now on.
-    fn own(&mut self) {
-        if self.file.is_none() {
-            self.file = SocketFile::inherit(&self.path).ok();
-        }
+    fn own(&mut self) -> Result<(), ClaimError> {
+        self.file = match self.inherited {
+            true => SocketFile::inherit(&self.path).ok(),
+            false => Some(unix_socket::name(self.listener.as_fd(), &self.path)?),
+        };
+        Ok(())
     }
 }
 
@@ -414,6 +423,9 @@ fn serve(
     };
     tracing::info!("serving");
     notify(&[NotifyState::Ready]);
+    if let Some(file) = api.and_then(|api| api.file.as_ref()) {
+        succession.name_api(file);
+    }
     match api {
         Some(api) => {
             let (registry, succession) = (Arc::clone(registry), Arc::clone(succession));

@@ -19,7 +19,9 @@ use crate::datapath::{Attachment, PortId, RingReport, Route, WorkerGone, WorkerI
 use crate::device::features::RING_PACKED;
 use crate::guest_memory::MemoryFiles;
 use crate::metrics::{PortCounter, Published};
-use crate::platform::unix_socket::{AccessError, ClaimError, Inherited, SocketFile, claim};
+use crate::platform::unix_socket::{
+    self, AccessError, ClaimError, Inherited, SocketFile, claim, unnamed,
+};
 use crate::profile::{Blocker, Catalog, Profile, ResolveError};
 use crate::report::chain;
 use crate::vhost_user::{
@@ -284,6 +286,16 @@ impl Port {
         }
     }
 
+    /// Give its socket the name that it was made for.
+    pub(super) fn name_socket(&mut self) -> Result<(), PortError> {
+        if let Some(listener) = self.socket.listener() {
+            let file = unix_socket::name(listener, &self.config.socket)?;
+            set_access(&self.config, &file)?;
+            self.file = Some(file);
+        }
+        Ok(())
+    }
+
     /// End its session and take no connection; whoever waits for that waits without the ports.
     fn disconnect(&mut self) -> Option<Ending> {
         if self.inherited {
@@ -424,7 +436,7 @@ impl Registry {
     fn inherited(&self, config: &PortConfig) -> Option<UnixListener> {
         let mut estate = self.estate();
         let listens = config.mode == SocketMode::Server;
-        estate.as_mut().filter(|_| listens)?.take_listener(&config.name, &config.socket)
+        estate.as_mut().filter(|_| listens)?.take_listener(&config.socket)
     }
 
     /// Whether another process has the ports' sessions yet.
@@ -688,6 +700,18 @@ impl Registry {
         }
     }
 
+    /// Serve a port no more, since its socket's name is not to be had.
+    pub(super) fn turn_away(&self, name: &str, error: &PortError) {
+        let ending = self.ports().get_mut(name).map(Port::end);
+        ending.into_iter().for_each(Ending::wait);
+        let mut ports = self.ports();
+        let Some(Port { config, bound, permanent, .. }) = ports.get(name) else { return };
+        let (reason, may_pass) = (chain(error), error.may_pass());
+        let (config, bound, permanent) = (config.clone(), Some(bound.clone()), *permanent);
+        self.take_port(&mut ports, name);
+        self.refuse(RefusedPort { config, bound, reason, permanent, may_pass });
+    }
+
     fn refuse(&self, port: RefusedPort) {
         tracing::error!(port = port.config.name, reason = port.reason, "port is refused");
         self.refuse_quietly(port);
@@ -849,6 +873,9 @@ impl Registry {
         let inherited = matches!(origin, Origin::Inherited(_) | Origin::Predecessor);
         let (source, file) = match self.inherited(&config) {
             Some(listener) => (SocketSource::Listener(listener), None),
+            None if self.is_successor() && is_named(&config, &origin) => {
+                (SocketSource::Listener(unnamed(&config.socket)?), None)
+            }
             None => open_socket(&config, origin)?,
         };
         let journals = match self.journals(&config, &profile) {
@@ -1358,9 +1385,19 @@ fn open_socket(
         return Ok((SocketSource::Connect(config.socket.clone()), None));
     }
     let claimed = claim(&config.socket)?;
-    let permissions = config.socket_permissions.map(|permissions| permissions.0);
-    claimed.file.set_access(config.socket_group.as_deref(), permissions)?;
+    set_access(config, &claimed.file)?;
     Ok((SocketSource::Listener(claimed.listener), Some(claimed.file)))
+}
+
+/// Whether front-ends find the port by a name that it has to be given.
+fn is_named(config: &PortConfig, origin: &Origin) -> bool {
+    let given = matches!(origin, Origin::Configuration | Origin::Api | Origin::State);
+    given && config.mode == SocketMode::Server
+}
+
+fn set_access(config: &PortConfig, file: &SocketFile) -> Result<(), AccessError> {
+    let permissions = config.socket_permissions.map(|permissions| permissions.0);
+    file.set_access(config.socket_group.as_deref(), permissions)
 }
 
 #[cfg(test)]

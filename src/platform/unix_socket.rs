@@ -3,7 +3,9 @@
 //! A socket file outlives the process that made it, so a name that is taken may belong to a live
 //! process or to a dead one. [`claim`] tells them apart by connecting: a live one is refused to
 //! us, a dead one's is taken over, and anything that is no socket is left alone. The
-//! [`SocketFile`] removes the name again, unless somebody else has taken it since.
+//! [`SocketFile`] removes the name again, unless somebody else has taken it since. A process that
+//! is not the owner yet makes its sockets [`unnamed`], and gives them their names ([`name`]) when
+//! it is: so it leaves nothing if it never comes to be.
 //!
 //! Used for the API and for every port. It accepts no connections itself.
 
@@ -15,7 +17,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::{Access, FlockOperation, Mode, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -74,35 +76,72 @@ pub struct Claimed {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    identity: FileIdentity,
 }
+
+/// Device and inode of a socket's file.
+pub type FileIdentity = (u64, u64);
 
 /// Listen on `path`.
 ///
 /// # Errors
 /// [`ClaimError`]; nothing was changed then.
 pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
+    let listener = new_listener(path)?;
+    let file = name(listener.as_fd(), path)?;
+    Ok(Claimed { listener, file })
+}
+
+/// A socket that is to listen on `path` once it has that [`name`], and whose name can be had, as
+/// far as can be seen without touching anything.
+///
+/// # Errors
+/// [`ClaimError`].
+pub fn unnamed(path: &Path) -> Result<UnixListener, ClaimError> {
+    is_taken(path)?;
+    let directory = path.parent().unwrap_or(path);
+    if !directory.is_dir() {
+        return Err(ClaimError::NoDirectory(path.to_owned()));
+    }
+    match rustix::fs::access(directory, Access::WRITE_OK) {
+        Err(Errno::ROFS) => Err(ClaimError::ReadOnly(path.to_owned())),
+        _ => new_listener(path),
+    }
+}
+
+/// Give a socket its name, and have it listen.
+///
+/// # Errors
+/// [`ClaimError`]; nothing was changed then.
+pub fn name(socket: BorrowedFd<'_>, path: &Path) -> Result<SocketFile, ClaimError> {
     let system = |source| ClaimError::System { path: path.to_owned(), source };
     // Between two processes that both see a dead socket, the second must not remove what the
     // first has just made: the name is locked for as long as we look and act.
     let _lock = NameLock::take(path);
-    match std::fs::symlink_metadata(path) {
-        Err(error) if is_missing(&error) => {}
-        Err(error) => return Err(system(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ClaimError::NotASocket(path.to_owned()));
-        }
-        Ok(_) if is_live(path).map_err(system)? => return Err(ClaimError::Live(path.to_owned())),
-        Ok(_) => std::fs::remove_file(path).map_err(system)?,
+    if is_taken(path)? {
+        std::fs::remove_file(path).map_err(system)?;
     }
-    let listener = listen(path).map_err(|errno| match errno {
+    listen(socket, path).map_err(|errno| match errno {
         Errno::ROFS => ClaimError::ReadOnly(path.to_owned()),
         Errno::NOENT | Errno::NOTDIR => ClaimError::NoDirectory(path.to_owned()),
         _ => system(errno.into()),
     })?;
-    let metadata = std::fs::symlink_metadata(path).map_err(system)?;
-    let identity = (metadata.dev(), metadata.ino());
-    Ok(Claimed { listener, file: SocketFile { path: path.to_owned(), identity } })
+    SocketFile::inherit(path).map_err(system)
+}
+
+/// Whether a dead socket has the name.
+///
+/// # Errors
+/// [`ClaimError`]: something else has it.
+fn is_taken(path: &Path) -> Result<bool, ClaimError> {
+    let system = |source| ClaimError::System { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(system(error)),
+        Ok(found) if !found.file_type().is_socket() => Err(ClaimError::NotASocket(path.to_owned())),
+        Ok(_) if is_live(path).map_err(system)? => Err(ClaimError::Live(path.to_owned())),
+        Ok(_) => Ok(true),
+    }
 }
 
 /// Whether the name, or a directory before it, is not there.
@@ -185,14 +224,21 @@ fn new_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-fn listen(path: &Path) -> rustix::io::Result<UnixListener> {
-    let socket = new_socket(SocketFlags::empty())?;
+/// It has no name and does not listen yet. `path` is where it is going to.
+fn new_listener(path: &Path) -> Result<UnixListener, ClaimError> {
+    let new = || {
+        SocketAddrUnix::new(path)?;
+        new_socket(SocketFlags::empty()).map(UnixListener::from)
+    };
+    new().map_err(|errno| ClaimError::System { path: path.to_owned(), source: errno.into() })
+}
+
+fn listen(socket: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
     // The file gets the socket's own mode, so it is never open to more than it should be, not even
     // between bind and a later chmod (Linux, net/unix/af_unix.c, unix_bind_bsd).
-    rustix::fs::fchmod(&socket, Mode::from_raw_mode(OWNER_ONLY))?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(UnixListener::from(socket))
+    rustix::fs::fchmod(socket, Mode::from_raw_mode(OWNER_ONLY))?;
+    rustix::net::bind(socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(socket, BACKLOG)
 }
 
 /// Why a socket file's owner or permissions could not be set.
@@ -244,7 +290,19 @@ impl SocketFile {
         if !metadata.file_type().is_socket() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
+        Ok(Self::left(path, (metadata.dev(), metadata.ino())))
+    }
+
+    /// The name of such a socket, which is ours only if it is still this file.
+    #[must_use]
+    pub fn left(path: &Path, identity: FileIdentity) -> Self {
+        Self { path: path.to_owned(), identity }
+    }
+
+    /// The file that has the name.
+    #[must_use]
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// Open the socket to a group (a name in `/etc/group`, or a number) and set its permission
@@ -384,6 +442,39 @@ mod tests {
         assert_eq!(mode & 0o777, OWNER_ONLY);
         drop(claimed);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_without_a_name_touches_nothing_until_it_is_named_and_refuses_what_it_cannot_have() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let socket = unnamed(&path).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        let live = claim(&directory.path().join("live")).unwrap();
+        assert!(matches!(unnamed(live.file.path()), Err(ClaimError::Live(_))));
+        assert!(matches!(unnamed(&path.join("x")), Err(ClaimError::NoDirectory(_))));
+        let file = name(socket.as_fd(), &path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_name_that_was_left_is_removed_only_while_it_is_the_same_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let ours = UnixListener::bind(&path).unwrap();
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        let identity = (found.dev(), found.ino());
+        let moved = directory.path().join("moved");
+        std::fs::rename(&path, &moved).unwrap();
+        let _theirs = UnixListener::bind(&path).unwrap();
+        drop(SocketFile::left(&path, identity));
+        assert!(path.exists(), "somebody else's");
+        std::fs::rename(&moved, &path).unwrap();
+        drop(SocketFile::left(&path, identity));
+        assert!(!path.exists());
+        drop(ours);
     }
 
     #[test]

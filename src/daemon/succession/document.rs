@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::PortConfig;
+use crate::platform::unix_socket::FileIdentity;
 use crate::vhost_user::{Record, Said};
 use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
 
@@ -33,6 +34,9 @@ pub(super) struct Foundation {
     pub uplinks: Vec<UplinkPart>,
     /// The API's listening socket.
     pub api: Option<Place>,
+    /// The file of its name.
+    #[serde(default)]
+    pub api_file: Option<FileIdentity>,
     /// The lock of the state directory.
     #[serde(default)]
     pub state_lock: Option<Place>,
@@ -84,6 +88,9 @@ pub(super) struct ListenerPart {
     pub port: String,
     pub path: PathBuf,
     pub listener: Place,
+    /// The file of its name; None if that is not told, or if it has none.
+    #[serde(default)]
+    pub file: Option<FileIdentity>,
 }
 
 /// Where everything stood.

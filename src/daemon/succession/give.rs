@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::control::api::{PortChange, Upgrade};
 use crate::datapath::{PortId, RingAtRest, SocketDescriptor, WorkerAtRest};
+use crate::platform::unix_socket::{FileIdentity, SocketFile};
 use crate::report::chain;
 use crate::vhost_user::{SessionAtRest, started};
 
@@ -116,6 +117,8 @@ pub struct Succession {
     binary: io::Result<PathBuf>,
     /// The API's listening socket.
     api: Option<OwnedFd>,
+    /// The file of its name, once this process is the owner.
+    api_file: Mutex<Option<FileIdentity>>,
     /// The number of the process that has everything; 0 while there is none.
     successor: AtomicU32,
     ended: Arc<Notify>,
@@ -138,9 +141,19 @@ impl Succession {
         Ok(Self {
             binary: std::env::current_exe(),
             api: api.map(|api| api.try_clone_to_owned()).transpose()?,
+            api_file: Mutex::default(),
             successor: AtomicU32::new(0),
             ended: Arc::default(),
         })
+    }
+
+    /// The API's socket has a name that is this process's.
+    pub fn name_api(&self, file: &SocketFile) {
+        *self.api_file() = Some(file.identity());
+    }
+
+    fn api_file(&self) -> MutexGuard<'_, Option<FileIdentity>> {
+        self.api_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Told when another process has everything.
@@ -318,16 +331,33 @@ impl Succession {
         let mut listeners = Vec::new();
         for (name, port) in ports {
             if let Some(listener) = port.socket.listener() {
+                let file = port.file.as_ref().map(SocketFile::identity);
                 let (port, path) = (name.clone(), port.config.socket.clone());
-                listeners.push(ListenerPart { port, path, listener: put(listener)? });
+                listeners.push(ListenerPart { port, path, listener: put(listener)?, file });
             }
         }
         let parts = registry.parts(ports).into_iter().map(serde_json::to_value);
         let ports = Some(parts.collect::<Result<_, _>>()?);
-        let version = VERSION;
-        let foundation =
-            Foundation { version, uplinks, api, state_lock, runtime_lock, listeners, ports };
+        let (version, api_file) = (VERSION, *self.api_file());
+        let foundation = Foundation {
+            version,
+            uplinks,
+            api,
+            api_file,
+            state_lock,
+            runtime_lock,
+            listeners,
+            ports,
+        };
         Ok((foundation, descriptors))
+    }
+}
+
+/// Whether there can be such a program: this process's working directory is nobody's business.
+fn check_binary(asked: Option<&Path>) -> Result<(), UpgradeError> {
+    match asked.filter(|path| !path.is_absolute() || !names_a_file(path)) {
+        Some(path) => Err(UpgradeError::Binary(path.to_owned())),
+        None => Ok(()),
     }
 }
 

@@ -31,6 +31,7 @@ mod channel;
 mod document;
 mod give;
 mod manager;
+mod names;
 mod take;
 mod token;
 

@@ -13,8 +13,8 @@ use crossbeam::channel::{Receiver, bounded};
 
 use crate::config::PortConfig;
 use crate::datapath::{UplinkId, WorkerGone};
-use crate::platform::unix_socket::SocketFile;
-use crate::report::chain;
+use crate::platform::unix_socket::FileIdentity;
+use crate::report::{chain, one_line};
 use crate::vhost_user::InheritedSession;
 use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
 
@@ -22,7 +22,7 @@ use super::super::ports::Registry;
 use super::channel::Channel;
 use super::document::{Descriptors, Foundation, PortPart, SessionPart, Traffic, VERSION};
 use super::token::Token;
-use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, now};
+use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, names, now};
 
 /// How long a session may take to be followed: each message is microseconds.
 const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -63,12 +63,24 @@ pub enum TakeError {
 #[derive(Debug, Default)]
 pub struct Estate {
     uplinks: BTreeMap<String, InheritedUplink>,
-    api: Option<UnixListener>,
+    api: Option<(PathBuf, LeftSocket)>,
     state_lock: Option<OwnedFd>,
     runtime_lock: Option<OwnedFd>,
-    listeners: BTreeMap<String, (PathBuf, UnixListener)>,
+    /// By their names: that is what front-ends know of a port.
+    listeners: BTreeMap<PathBuf, LeftSocket>,
     /// As they are with it; None if it does not say.
     ports: Option<Vec<PortPart>>,
+}
+
+/// A listening socket of the predecessor's.
+#[derive(Debug)]
+pub(super) struct LeftSocket {
+    /// Whose it was; None if it was the API's.
+    port: Option<String>,
+    /// None if it was taken.
+    pub listener: Option<UnixListener>,
+    /// The file of its name; None if that is not told.
+    pub file: Option<FileIdentity>,
 }
 
 impl Estate {
@@ -80,12 +92,15 @@ impl Estate {
                 estate.uplinks.insert(interface, uplink);
             }
         }
-        estate.api = foundation.api.and_then(|place| descriptors.take(place)).map(Into::into);
+        let api = foundation.api.and_then(|place| descriptors.take(place));
+        estate.api = api.and_then(|api| api_socket(api.into(), foundation.api_file));
         estate.state_lock = foundation.state_lock.and_then(|place| descriptors.take(place));
         estate.runtime_lock = foundation.runtime_lock.and_then(|place| descriptors.take(place));
         for part in foundation.listeners {
             if let Some(listener) = descriptors.take(part.listener) {
-                estate.listeners.insert(part.port, (part.path, listener.into()));
+                let (port, listener) = (Some(part.port), Some(listener.into()));
+                let left = LeftSocket { port, listener, file: part.file };
+                estate.listeners.insert(part.path, left);
             }
         }
         estate.ports = foundation.ports.map(|parts| parts.into_iter().filter_map(port).collect());
@@ -115,9 +130,8 @@ impl Estate {
 
     /// The API's socket, if it is at this path.
     pub fn take_api(&mut self, path: &Path) -> Option<UnixListener> {
-        let listener = self.api.take()?;
-        let address = listener.local_addr().ok()?;
-        (address.as_pathname() == Some(path)).then_some(listener)
+        let (_, left) = self.api.as_mut().filter(|(at, _)| at == path)?;
+        left.listener.take()
     }
 
     /// The lock of the state directory, if it had one.
@@ -132,14 +146,26 @@ impl Estate {
 
     /// Whether a port's socket is among them.
     pub fn has_listener(&self, port: &str) -> bool {
-        self.listeners.contains_key(port)
+        self.listeners.values().any(|left| left.port.as_deref() == Some(port))
     }
 
-    /// A port's socket, if it is at this path.
-    pub fn take_listener(&mut self, port: &str, path: &Path) -> Option<UnixListener> {
-        let (at, listener) = self.listeners.remove(port)?;
-        (at == path).then_some(listener)
+    /// The socket at this path, of whatever port.
+    pub fn take_listener(&mut self, path: &Path) -> Option<UnixListener> {
+        self.listeners.get_mut(path)?.listener.take()
     }
+
+    /// All sockets, taken or not, by their names.
+    pub(super) fn take_sockets(&mut self) -> BTreeMap<PathBuf, LeftSocket> {
+        let mut sockets = std::mem::take(&mut self.listeners);
+        sockets.extend(self.api.take());
+        sockets
+    }
+}
+
+/// The API's socket, by its name.
+fn api_socket(listener: UnixListener, file: Option<FileIdentity>) -> Option<(PathBuf, LeftSocket)> {
+    let path = listener.local_addr().ok()?.as_pathname()?.to_owned();
+    Some((path, LeftSocket { port: None, listener: Some(listener), file }))
 }
 
 /// A port that another version may say more of than we know: then the state file has it.
@@ -257,8 +283,12 @@ impl Predecessor {
         // They are late only, and their front-ends connect anew. Before the token was ours the
         // connections were the other's.
         end_sessions(registry, &lost);
+        // Before anybody is let in where there is no name.
+        let nameless = names::own(registry);
         drop(std::mem::ManuallyDrop::into_inner(commit));
-        own_names(registry);
+        registry.place_journals();
+        *registry.estate.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        nameless.iter().for_each(|(port, error)| registry.turn_away(port, error));
         traffic.reconnecting.extend(lost);
         self.tell(&traffic, followed, resumed_at);
         Ok(())
@@ -375,15 +405,4 @@ fn by_number(
         Some((registry.nics.by_name(&interface)?.id, socket))
     };
     sockets.into_iter().filter_map(number).collect()
-}
-
-/// The names of the sockets are ours to remove from now on, and those of ring positions to give.
-fn own_names(registry: &Registry) {
-    registry.place_journals();
-    for port in registry.ports().values_mut() {
-        if port.file.is_none() && port.socket.listener().is_some() {
-            port.file = SocketFile::inherit(&port.config.socket).ok();
-        }
-    }
-    *registry.estate.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
