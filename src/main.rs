@@ -8,14 +8,21 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use isonic::cli::{self, Action, Arguments, CliError, failure, log};
+use isonic::report::chain;
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let json = failure::wants_json(&words);
     let status = match Arguments::try_parse_from(words).map(start) {
         Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(error)) => failure::tell(error.as_ref(), json),
-        Err(usage) => failure::tell_usage(&usage, json),
+        Ok(Err(error)) => {
+            isonic::daemon::refuse_predecessor(&chain(error.as_ref()));
+            failure::tell(error.as_ref(), json)
+        }
+        Err(usage) => {
+            isonic::daemon::refuse_predecessor(&usage.to_string());
+            failure::tell_usage(&usage, json)
+        }
     };
     ExitCode::from(status)
 }

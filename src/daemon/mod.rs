@@ -64,6 +64,7 @@ use ports::{Origin, PortError, Registry};
 use service::DaemonService;
 use signals::Signals;
 use state_file::{StateError, StateFile};
+pub use succession::refuse_predecessor;
 use succession::{Estate, Predecessor, Succession, TakeError, notify};
 use upkeep::Upkeep;
 use uplinks::{NicError, Nics, interrupt_notes};

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -42,6 +42,10 @@ const HAND_OVER_WAIT_MAX: Duration = Duration::from_secs(3);
 const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// How long the successor may take to say what came of it.
 const RUNNING_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long a process that has closed its end of the channel may take to end.
+const END_WAIT_MAX: Duration = Duration::from_millis(200);
+/// How often that is looked for.
+const END_RETRY: Duration = Duration::from_millis(2);
 
 /// Why there is no successor; all goes on as before.
 #[derive(Debug, thiserror::Error)]
@@ -83,14 +87,22 @@ pub enum UpgradeError {
         #[source]
         source: io::Error,
     },
-    /// It ended, or said nothing for too long.
-    #[error("the new process has ended, or was ended, before it was {step}; the log says why")]
+    /// It said nothing for too long, and was ended.
+    #[error("the new process was not {step} in time, and was ended; the log says why")]
     Silent {
         /// What it should have been.
         step: &'static str,
         /// What was read of it.
         #[source]
         source: io::Error,
+    },
+    /// It ended without a word.
+    #[error("the new process ended before it was {step} ({status}); the log says why")]
+    Ended {
+        /// What it should have been.
+        step: &'static str,
+        /// How it ended.
+        status: ExitStatus,
     },
     /// It said why not.
     #[error("the new process cannot go on: {0}")]
@@ -251,7 +263,11 @@ impl Succession {
         let mut successor = Successor::start(&self.binary(asked.binary.as_deref())?)?;
         registry.ownership.on_stop(successor.channel.breaker().map_err(UpgradeError::Give)?);
         let stopped = |error| match error {
-            UpgradeError::Silent { .. } if registry.ownership.stop_asked() => UpgradeError::Stopped,
+            UpgradeError::Silent { .. } | UpgradeError::Ended { .. }
+                if registry.ownership.stop_asked() =>
+            {
+                UpgradeError::Stopped
+            }
             error => error,
         };
         successor.changes = self.prepare(registry, &mut successor).map_err(stopped)?;
@@ -528,6 +544,12 @@ fn session_part(
     SessionPart { port, stream, said, ran: record.ran, named: record.named }
 }
 
+/// Whether the other end of a channel is closed.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
 /// A process that is to go on; ended when dropped, unless it has everything.
 struct Successor {
     process: Child,
@@ -552,7 +574,8 @@ impl Successor {
         Ok(Self { process, channel, taken: false, changes: Vec::new() })
     }
 
-    /// A broken pipe means that it has ended: what is waited for next reports why.
+    /// A broken pipe, or one that is reset because something was not read, means that it has ended:
+    /// what is waited for next reports why.
     fn send(
         &self,
         message: &impl serde::Serialize,
@@ -560,7 +583,7 @@ impl Successor {
         deadline: Instant,
     ) -> Result<(), UpgradeError> {
         match self.channel.send(message, descriptors, deadline) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if is_end(&error) => Ok(()),
             outcome => outcome.map_err(UpgradeError::Give),
         }
     }
@@ -589,10 +612,24 @@ impl Successor {
     }
 
     fn answer(&mut self, step: &'static str, deadline: Instant) -> Result<Answer, UpgradeError> {
-        let answer = self.channel.receive::<Answer>(Some(deadline));
-        match answer.map_err(|source| UpgradeError::Silent { step, source })?.0 {
-            Answer::Refused { reason } => Err(UpgradeError::Refused(reason)),
-            answer => Ok(answer),
+        match self.channel.receive::<Answer>(Some(deadline)) {
+            Ok((Answer::Refused { reason }, _)) => Err(UpgradeError::Refused(reason)),
+            Ok((answer, _)) => Ok(answer),
+            Err(source) => Err(match self.status().filter(|_| is_end(&source)) {
+                Some(status) => UpgradeError::Ended { step, status },
+                None => UpgradeError::Silent { step, source },
+            }),
+        }
+    }
+
+    /// How it has ended. Its end of the channel closes a moment before that is known.
+    fn status(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + END_WAIT_MAX;
+        loop {
+            match self.process.try_wait() {
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(END_RETRY),
+                outcome => return outcome.ok().flatten(),
+            }
         }
     }
 

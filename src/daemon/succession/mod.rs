@@ -42,7 +42,7 @@ use crate::control::api::PortChange;
 pub use document::PortPart;
 pub use give::{Succeeded, Succession, UpgradeError};
 pub use manager::notify;
-pub use take::{Estate, Predecessor, TakeError};
+pub use take::{Estate, Predecessor, TakeError, refuse_predecessor};
 
 /// Says to a process that its standard input leads to the one before it.
 const PREDECESSOR_VARIABLE: &str = "ISONIC_PREDECESSOR";

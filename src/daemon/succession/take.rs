@@ -185,6 +185,22 @@ pub struct Predecessor {
     waits: bool,
 }
 
+/// Tell the process before this one, if it waits, why there will be no daemon: the command line or
+/// the configuration is wrong, before anything of its was looked at.
+pub fn refuse_predecessor(reason: &str) {
+    if std::env::var_os(PREDECESSOR_VARIABLE).is_some()
+        && let Ok(end) = std::io::stdin().as_fd().try_clone_to_owned()
+        // Once it is taken, standard input is something else.
+        && is_socket(&end)
+    {
+        Predecessor { channel: Channel::of(end), waits: true }.refuse(reason);
+    }
+}
+
+fn is_socket(end: &OwnedFd) -> bool {
+    rustix::net::sockopt::socket_type(end).is_ok()
+}
+
 impl Predecessor {
     /// The one that has started this process for it to go on, or that has left everything with the
     /// service manager; None if this process begins anew.
@@ -241,7 +257,7 @@ impl Predecessor {
     /// Say why we do not go on.
     pub fn refuse(&self, reason: &str) {
         // Then it sees that we end.
-        let _ = self.answer(&Answer::Refused { reason: reason.to_owned() });
+        let _ = self.answer(&Answer::Refused { reason: one_line(reason) });
     }
 
     fn answer(&self, answer: &Answer) -> io::Result<()> {
