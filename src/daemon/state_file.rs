@@ -6,8 +6,8 @@
 //!
 //! There are two copies with the same content, `ports.json` and `ports.backup.json`, each replaced
 //! as a whole and each with a checksum. One that is damaged is put aside, never removed, and the
-//! other is used; of two damaged ones, the entries that can still be read. A daemon that can
-//! neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
+//! other is used; of two damaged ones, the entries that can still be read in either. A daemon that
+//! can neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
 //! that could not be kept are refused. The directory is one daemon's at a time (`directory_lock`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::config::{PortConfig, is_port_name};
@@ -119,28 +120,46 @@ struct Content<'k> {
     uplinks: &'k BTreeMap<String, KnownUplink>,
 }
 
-/// As it is read: entry by entry, so that one that is damaged takes no other with it.
+/// As it is read: part by part and entry by entry, so that one that is damaged takes no other with
+/// it.
 #[derive(Deserialize)]
-struct Entries {
-    version: u32,
+struct Parts {
     #[serde(default)]
-    ports: Vec<serde_json::Value>,
-    #[serde(default)]
-    bindings: BTreeMap<String, serde_json::Value>,
-    #[serde(default)]
-    uplinks: BTreeMap<String, serde_json::Value>,
+    version: Value,
+    #[serde(default = "no_list")]
+    ports: Value,
+    #[serde(default = "no_object")]
+    bindings: Value,
+    #[serde(default = "no_object")]
+    uplinks: Value,
+}
+
+fn no_list() -> Value {
+    Value::Array(Vec::new())
+}
+
+fn no_object() -> Value {
+    Value::Object(serde_json::Map::new())
 }
 
 /// One of the two files, as it was found.
 enum Copy {
     /// There is none.
     Missing,
-    /// As it was written; or what is left of it, with what is wrong.
-    Read(Kept, Vec<String>),
-    /// Nothing is left of it.
-    Damaged(String),
+    /// As it was written.
+    Whole(Kept),
+    /// What is left of it, and what is wrong.
+    Damaged(Rest, String),
     /// Written by a version that knows more.
-    Newer(u32),
+    Newer(u64),
+}
+
+/// What can be read of a damaged copy.
+#[derive(Default)]
+struct Rest {
+    kept: Kept,
+    /// Each entry that can be read is as it was written, as far as is known.
+    is_trusted: bool,
 }
 
 /// The files.
@@ -262,34 +281,66 @@ impl StateFile {
     fn read(&mut self) {
         let (main, backup) = (self.main(), self.backup());
         let (rest, told) = match read(&main) {
-            Copy::Read(kept, wrong) if wrong.is_empty() => {
+            Copy::Whole(kept) => {
                 self.kept = kept;
-                return;
+                return self.look_at_copy(&backup);
             }
             Copy::Newer(found) => return self.seal_newer(&main, found),
-            Copy::Read(kept, wrong) => (Some(kept), self.put_aside(&main, &wrong.join("; "))),
-            Copy::Damaged(reason) => (None, self.put_aside(&main, &reason)),
-            Copy::Missing => (None, String::new()),
+            Copy::Damaged(rest, wrong) => (rest, self.put_aside(&main, &wrong)),
+            Copy::Missing => (Rest::default(), String::new()),
         };
         let (other, used) = match read(&backup) {
             // A new daemon's.
             Copy::Missing if told.is_empty() => return,
             Copy::Newer(found) => return self.seal_newer(&backup, found),
-            Copy::Read(kept, wrong) if wrong.is_empty() => {
-                self.kept = kept;
-                let used = format!("{} is used", backup.display());
-                return self.problems.push((Problem::StateDamaged, joined(&told, &used)));
-            }
-            Copy::Read(kept, wrong) => (Some(kept), self.put_aside(&backup, &wrong.join("; "))),
-            Copy::Damaged(reason) => (None, self.put_aside(&backup, &reason)),
-            Copy::Missing => (None, format!("there is no {}", backup.display())),
+            Copy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
+            Copy::Damaged(rest, wrong) => (rest, self.put_aside(&backup, &wrong)),
+            Copy::Missing => (Rest::default(), format!("there is no {}", backup.display())),
         };
-        self.kept = rest.or(other).unwrap_or_default();
+        self.kept = rest.kept;
+        self.kept.add_missing(other.kept);
         let ports = self.kept.ports.len();
         let told = joined(&joined(&told, &used), "what can be read is used");
         let told = format!("{told}: {ports} ports added at run time; others may be missing");
         self.lost = Some(told.clone());
         self.problems.push((Problem::StateDamaged, told));
+    }
+
+    /// The second copy is whole. The first may have been written later, by a version that knows no
+    /// second: what it alone has is not lost.
+    fn use_copy(&mut self, kept: Kept, rest: Rest, told: &str, backup: &Path) {
+        let whole = kept.ports.len();
+        self.kept = kept;
+        if rest.is_trusted {
+            self.kept.add_missing(rest.kept);
+        }
+        let mut used = format!("{} is used", backup.display());
+        match self.kept.ports.len() - whole {
+            0 => {}
+            more => {
+                let _ = write!(used, ", with {more} ports that only the damaged file has");
+            }
+        }
+        self.problems.push((Problem::StateDamaged, joined(told, &used)));
+    }
+
+    /// The first copy is whole, and the second will be written anew: what is not known of it is put
+    /// aside first.
+    fn look_at_copy(&mut self, backup: &Path) {
+        let wrong = match read(backup) {
+            Copy::Missing | Copy::Whole(_) => return,
+            Copy::Damaged(_, wrong) => wrong,
+            Copy::Newer(found) => format!("it has version {found}"),
+        };
+        let file = backup.display();
+        let told = match put_aside(backup) {
+            Ok(aside) => format!("{file} was damaged ({wrong}), and is now {}", aside.display()),
+            Err(error) => {
+                format!("{file} is damaged ({wrong}) and cannot be put aside ({error})")
+            }
+        };
+        let used = format!("{} is used", self.main().display());
+        self.problems.push((Problem::StateDamaged, joined(&told, &used)));
     }
 
     /// Give a damaged file another name; what is to be told of it. While one stays where it is
@@ -308,7 +359,7 @@ impl StateFile {
         }
     }
 
-    fn seal_newer(&mut self, path: &Path, found: u32) {
+    fn seal_newer(&mut self, path: &Path, found: u64) {
         let reason = format!(
             "{} has version {found}, and this isonic knows {VERSION}: its ports are not served and \
              no change is kept; start a newer isonic, or move it and its copy away",
@@ -370,34 +421,51 @@ fn is_whole(text: &str) -> bool {
 fn read(path: &Path) -> Copy {
     let text = match read_text(path, BYTES_MAX) {
         Ok(text) => text,
-        Err(FileError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(FileError::Unreadable { source, .. }) if is_absent(path, &source) => {
             return Copy::Missing;
         }
-        Err(error) => return Copy::Damaged(chain(&error)),
+        Err(error) => return Copy::Damaged(Rest::default(), chain(&error)),
     };
-    let entries: Entries = match serde_json::from_str(&text) {
-        Ok(entries) => entries,
-        Err(error) => return Copy::Damaged(error.to_string()),
+    let parts: Parts = match serde_json::from_str(&text) {
+        Ok(parts) => parts,
+        Err(error) => return Copy::Damaged(Rest::default(), error.to_string()),
     };
-    if entries.version > VERSION {
-        return Copy::Newer(entries.version);
-    }
     let mut wrong = Vec::new();
-    if !is_whole(&text) {
+    match parts.version.as_u64() {
+        Some(version) if version > u64::from(VERSION) => return Copy::Newer(version),
+        None | Some(0) => wrong.push("it has no version".to_owned()),
+        Some(_) => {}
+    }
+    let is_trusted = is_whole(&text);
+    if !is_trusted {
         wrong.push("its checksum is another".to_owned());
     }
-    if entries.version == 0 {
-        wrong.push("it has no version".to_owned());
-    }
     let kept = Kept {
-        ports: ports(entries.ports, &mut wrong),
-        bindings: named("binding", entries.bindings, &mut wrong),
-        uplinks: named("uplink", entries.uplinks, &mut wrong),
+        ports: ports(parts.ports, &mut wrong),
+        bindings: named(("bindings", "binding"), parts.bindings, &mut wrong),
+        uplinks: named(("uplinks", "uplink"), parts.uplinks, &mut wrong),
     };
-    Copy::Read(kept.plausible(&mut wrong), wrong)
+    let kept = kept.plausible(&mut wrong);
+    if wrong.is_empty() {
+        return Copy::Whole(kept);
+    }
+    Copy::Damaged(Rest { kept, is_trusted }, wrong.join("; "))
 }
 
-fn ports(entries: Vec<serde_json::Value>, wrong: &mut Vec<String>) -> Vec<PortConfig> {
+/// Whether there is no file of this name: a symbolic link that leads nowhere is one that we did not
+/// make, and may have to be mended.
+fn is_absent(path: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
+}
+
+fn ports(part: Value, wrong: &mut Vec<String>) -> Vec<PortConfig> {
+    let entries = match part {
+        Value::Array(entries) => entries,
+        _ => {
+            wrong.push("its ports are no list".to_owned());
+            Vec::new()
+        }
+    };
     let mut names = BTreeSet::new();
     let mut ports = Vec::new();
     for (number, entry) in entries.into_iter().enumerate() {
@@ -416,10 +484,17 @@ fn ports(entries: Vec<serde_json::Value>, wrong: &mut Vec<String>) -> Vec<PortCo
 }
 
 fn named<T: DeserializeOwned>(
-    kind: &str,
-    entries: BTreeMap<String, serde_json::Value>,
+    (kinds, kind): (&str, &str),
+    part: Value,
     wrong: &mut Vec<String>,
 ) -> BTreeMap<String, T> {
+    let entries = match part {
+        Value::Object(entries) => entries,
+        _ => {
+            wrong.push(format!("its {kinds} are no object"));
+            serde_json::Map::new()
+        }
+    };
     let mut read = BTreeMap::new();
     for (name, entry) in entries {
         match serde_json::from_value(entry) {
@@ -431,6 +506,19 @@ fn named<T: DeserializeOwned>(
 }
 
 impl Kept {
+    /// With what only another copy has.
+    fn add_missing(&mut self, other: Self) {
+        let has = |name: &str| self.ports.iter().any(|port| port.name == name);
+        let missing: Vec<_> = other.ports.into_iter().filter(|port| !has(&port.name)).collect();
+        self.ports.extend(missing);
+        for (name, bound) in other.bindings {
+            self.bindings.entry(name).or_insert(bound);
+        }
+        for (name, known) in other.uplinks {
+            self.uplinks.entry(name).or_insert(known);
+        }
+    }
+
     /// Without uplinks that no NIC can have been: ports are placed by their queues.
     fn plausible(mut self, wrong: &mut Vec<String>) -> Self {
         self.uplinks.retain(|name, known| {
@@ -635,6 +723,75 @@ mod tests {
         state.check_whole().unwrap_err();
     }
 
+    /// This copy with a part replaced, and without its checksum, as by hand or by an older version.
+    fn with_part(path: &Path, part: &str, value: serde_json::Value) {
+        let mut state: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        state.as_object_mut().unwrap().remove("checksum");
+        state[part] = value;
+        fs::write(path, state.to_string()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_part_takes_no_other_with_it_and_two_damaged_copies_complete_each_other() {
+        for value in [serde_json::json!([]), serde_json::json!(null), serde_json::json!("x")] {
+            let (directory, main, backup) = saved(&["one", "two"]);
+            with_part(&main, "bindings", value.clone());
+            fs::remove_file(&backup).unwrap();
+            let state = open(directory.path());
+            assert_eq!(state.kept().ports, kept(&["one", "two"]).ports, "{value}");
+            assert_eq!(problems(&state), [Problem::StateDamaged], "{value}");
+            assert!(state.problems()[0].1.contains("bindings are no object"), "{state:?}");
+        }
+        let (directory, main, backup) = saved(&["one", "two"]);
+        with_part(&main, "bindings", serde_json::json!([]));
+        with_part(&backup, "ports", serde_json::json!({}));
+        let state = open(directory.path());
+        assert_eq!(*state.kept(), kept(&["one", "two"]));
+        state.check_whole().unwrap_err();
+        for aside in ["ports.json.damaged-1", "ports.backup.json.damaged-1"] {
+            assert!(directory.path().join(aside).exists(), "{aside}");
+        }
+    }
+
+    #[test]
+    fn what_only_the_damaged_copy_has_is_served_beside_the_older_one_that_is_whole() {
+        let (directory, main, _) = saved(&["one"]);
+        with_part(&main, "bindings", serde_json::json!([]));
+        with_part(&main, "ports", serde_json::json!([port("one"), port("two")]));
+        let state = open(directory.path());
+        assert_eq!(state.kept().ports, [port("one"), port("two")]);
+        assert_eq!(state.kept().bindings, kept(&["one"]).bindings);
+        assert_eq!(problems(&state), [Problem::StateDamaged]);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_kept_and_told() {
+        for first in [true, false] {
+            let (directory, main, backup) = saved(&["one"]);
+            let path = if first { main } else { backup };
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink("/nowhere/ports.json", &path).unwrap();
+            let state = open(directory.path());
+            assert_eq!(*state.kept(), kept(&["one"]));
+            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            let name = format!("{}.damaged-1", path.display());
+            assert_eq!(fs::read_link(name).unwrap(), Path::new("/nowhere/ports.json"));
+            state.back_up(&kept(&["one"])).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_second_copy_of_a_newer_version_is_not_overwritten() {
+        let (directory, _, backup) = saved(&["one"]);
+        let newer = r#"{"version":3,"ports":[]}"#;
+        fs::write(&backup, newer).unwrap();
+        let state = open(directory.path());
+        assert_eq!(*state.kept(), kept(&["one"]));
+        state.back_up(&kept(&["one"])).unwrap();
+        let aside = directory.path().join("ports.backup.json.damaged-1");
+        assert_eq!(fs::read_to_string(aside).unwrap(), newer);
+    }
+
     #[test]
     fn a_file_without_sense_is_put_aside_and_one_of_a_newer_version_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
@@ -682,6 +839,10 @@ mod tests {
         fs::create_dir(&backup).unwrap();
         fs::write(backup.join("in the way"), "").unwrap();
         let state = open(directory.path());
+        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        // It came there later.
+        fs::create_dir(&backup).unwrap();
+        fs::write(backup.join("in the way"), "").unwrap();
         state.save(&kept(&["two"])).unwrap();
         state.back_up(&kept(&["two"])).unwrap_err();
         drop(state);
