@@ -11,7 +11,8 @@ use crate::platform::text_file::{self, FileError};
 use crate::profile::Catalog;
 
 use super::rules::{
-    PortProblem, fits_socket_address, port_problems, repeated, resolve_profile, uplink_problems,
+    PortProblem, fits_socket_address, names_a_file, port_problems, repeated, resolve_profile,
+    uplink_problems,
 };
 use super::types::{
     Attach, Config, Handed, MEMORY_MAX_GIB, MemoryFiles, PortConfig, SocketMode, SocketPermissions,
@@ -110,7 +111,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
 
 fn api_socket(root: &Section<'_>) -> PathBuf {
     let Some(path) = root.optional::<PathBuf>("api_socket") else { return API_SOCKET.into() };
-    if !fits_socket_address(&path.value) {
+    if !fits_socket_address(&path.value) || !names_a_file(&path.value) {
         root.note(path.line, "api_socket must be an absolute path of at most 107 bytes");
     }
     path.value
@@ -362,7 +363,9 @@ impl PortLines {
     fn of(&self, problem: &PortProblem) -> usize {
         match problem {
             PortProblem::Name(_) | PortProblem::NameTaken(_) | PortProblem::Owner(_) => self.name,
-            PortProblem::SocketPath(_) | PortProblem::SocketTaken { .. } => self.socket,
+            PortProblem::SocketPath(_)
+            | PortProblem::SocketName(_)
+            | PortProblem::SocketTaken { .. } => self.socket,
             PortProblem::MacNotUnicast(_)
             | PortProblem::MacTaken { .. }
             | PortProblem::MacOfHost { .. } => self.mac,

@@ -15,7 +15,7 @@ mod types;
 
 pub use load::{ConfigError, RUNTIME_DIR, load, parse};
 pub use rules::{
-    HandedProblem, PortProblem, SOCKET_PATH_MAX, host_address_problem, is_port_name,
+    HandedProblem, PortProblem, SOCKET_PATH_MAX, host_address_problem, is_port_name, names_a_file,
     port_differences, port_problems, resolve_profile, uplink_problems,
 };
 pub use types::{

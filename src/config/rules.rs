@@ -28,6 +28,9 @@ pub enum PortProblem {
     /// The path depends on a working directory, or does not fit a socket address.
     #[error("socket {} must be an absolute path of at most {SOCKET_PATH_MAX} bytes", .0.display())]
     SocketPath(PathBuf),
+    /// No socket can have such a path anywhere.
+    #[error("socket {} must be the path of a file, without a zero byte", .0.display())]
+    SocketName(PathBuf),
     /// Another port has the socket.
     #[error("socket {} is already that of port \"{other}\"", path.display())]
     SocketTaken {
@@ -137,13 +140,17 @@ pub enum PortProblem {
 }
 
 impl PortProblem {
-    /// Whether the port could be nowhere, whatever host it is for: the request is malformed.
+    /// Whether the port can never be as it is described, whatever else there is on this host and
+    /// whatever becomes of that: the request is to be changed.
     #[must_use]
     pub const fn is_of_the_port_itself(&self) -> bool {
         matches!(
             self,
             Self::Name(_)
                 | Self::SocketPath(_)
+                | Self::SocketName(_)
+                | Self::Profile(_)
+                | Self::Draft(_)
                 | Self::MacNotUnicast(_)
                 | Self::Owner(_)
                 | Self::QueuesOfSwitchPort
@@ -303,6 +310,9 @@ fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
     if !fits_socket_address(&port.socket) {
         problems.push(PortProblem::SocketPath(port.socket.clone()));
     }
+    if !names_a_file(&port.socket) {
+        problems.push(PortProblem::SocketName(port.socket.clone()));
+    }
     if !port.mac().is_unicast() {
         problems.push(PortProblem::MacNotUnicast(port.mac()));
     }
@@ -321,6 +331,15 @@ fn check_itself(port: &PortConfig, problems: &mut Vec<PortProblem>) {
 
 fn is_graphic(byte: u8) -> bool {
     byte.is_ascii_graphic()
+}
+
+/// Whether a file could have this path: it ends in a name, and has no zero byte, with which the
+/// kernel's strings end.
+#[must_use]
+pub fn names_a_file(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    let last = bytes.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    !bytes.contains(&0) && !matches!(last, b"" | b"." | b"..")
 }
 
 pub(super) fn fits_socket_address(path: &Path) -> bool {

@@ -631,8 +631,8 @@ impl Registry {
         self.serve_port(&mut ports, config, origin, None)
     }
 
-    /// Have a port be there: make it, or find it there with this content. Answers whether it was
-    /// made.
+    /// Have a port be there: make it, or find it there with this content. One that is there and
+    /// refused is tried again. Answers whether it was made.
     ///
     /// # Errors
     /// [`PortError`]; everything is then as it was.
@@ -650,10 +650,20 @@ impl Registry {
         };
         let port = config.name.clone();
         let differences = port_differences(&resolved(present), &resolved(config));
-        if differences.is_empty() {
-            return Ok(false);
+        if !differences.is_empty() {
+            return Err(PortError::Differs { port, differences });
         }
-        Err(PortError::Differs { port, differences })
+        self.try_again(&mut ports, &port).map(|()| false)
+    }
+
+    /// Serve a port if it is refused.
+    fn try_again(&self, ports: &mut BTreeMap<String, Port>, name: &str) -> Result<(), PortError> {
+        let Some(port) = self.refused().remove(name) else { return Ok(()) };
+        let (config, origin) = (port.config.clone(), origin_of(port.permanent));
+        self.serve_port(ports, config, origin, port.bound.as_ref()).inspect_err(|error| {
+            let (reason, may_pass) = (chain(error), port.may_pass || error.may_pass());
+            self.refuse_quietly(RefusedPort { reason, may_pass, ..port });
+        })
     }
 
     /// Make a port again that may have been there in the last run, with the interface that it had.
@@ -691,12 +701,8 @@ impl Registry {
             self.refused().values().filter(may_pass).map(|port| port.config.name.clone()).collect();
         for name in names {
             let Ok(mut ports) = self.change() else { return };
-            let Some(port) = self.refused().remove(&name) else { continue };
-            let (config, origin) = (port.config.clone(), origin_of(port.permanent));
-            let served = self.serve_port(&mut ports, config, origin, port.bound.as_ref());
-            if let Err(error) = served {
-                self.refuse_quietly(RefusedPort { reason: chain(&error), ..port });
-            }
+            // It is listed with the reason.
+            let _ = self.try_again(&mut ports, &name);
         }
     }
 

@@ -94,6 +94,7 @@ impl DaemonService {
         let upgraded = self.succession.upgrade(&self.registry, asked);
         let Succeeded { pid, running, changes } = upgraded.map_err(|error| match error {
             UpgradeError::Busy(reason) => busy(reason),
+            UpgradeError::Binary(_) => ApiError::new(ErrorCode::Invalid, chain(&error)),
             error => ApiError::new(ErrorCode::Refused, chain(&error)),
         })?;
         let running = running.as_ref();
@@ -490,6 +491,64 @@ mod tests {
             self.registry().stop();
             self.registry().fabric.stop();
         }
+    }
+
+    #[test]
+    fn what_can_never_be_as_it_is_asked_for_is_invalid_and_what_conflicts_is_refused() {
+        let served = Served::start();
+        let port = |key: &str, value: serde_json::Value| {
+            let mut port = serde_json::to_value(served.port(OLD)).unwrap();
+            let socket = served.directory.path().join("other.sock");
+            (port["name"], port["socket"]) = ("vm2".into(), socket.to_str().into());
+            port["mac"] = "52:54:00:00:00:02".into();
+            port[key] = value;
+            Request::AddPort(serde_json::from_value(port).unwrap())
+        };
+        let upgrade =
+            |binary: &str| Request::Upgrade(Upgrade { binary: Some(binary.into()), force: false });
+        let change = ProfileChange { profile: "nobodys".into(), allow_draft: false };
+        let vm1 = served.directory.path().join("vm1.sock");
+        for (request, code) in [
+            (port("socket", "/tmp/a\0b".into()), ErrorCode::Invalid),
+            (port("socket", "/tmp/a/".into()), ErrorCode::Invalid),
+            (port("socket", "/".into()), ErrorCode::Invalid),
+            (port("socket", "/tmp/..".into()), ErrorCode::Invalid),
+            (port("profile", "nobodys".into()), ErrorCode::Invalid),
+            (port("profile", "org.isonic.net.v4".into()), ErrorCode::Invalid),
+            (port("profile", "org.isonic.net.v1,mtu=1".into()), ErrorCode::Invalid),
+            (Request::SetProfile("vm1".into(), change), ErrorCode::Invalid),
+            (upgrade("isonic"), ErrorCode::Invalid),
+            (upgrade(""), ErrorCode::Invalid),
+            (upgrade("/a\0b"), ErrorCode::Invalid),
+            (port("uplink", "nobodys".into()), ErrorCode::Refused),
+            (port("socket", vm1.to_str().into()), ErrorCode::Refused),
+            (port("socket", "/nowhere/a".into()), ErrorCode::Refused),
+        ] {
+            let error = served.service.call(request.clone()).unwrap_err();
+            assert_eq!(error.code, code, "{request:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_there_and_refused_is_tried_again_when_it_is_put() {
+        let served = Served::start();
+        let directory = served.directory.path().join("later");
+        let port = PortConfig {
+            name: "vm2".into(),
+            socket: directory.join("vm2.sock"),
+            mac: Some(MacAddress([0x52, 0x54, 0, 0, 0, 2])),
+            ..served.port(OLD)
+        };
+        served.registry().restore(port.clone(), Origin::State).unwrap();
+        let put = || served.service.call(Request::PutPort(port.clone()));
+        let error = put().unwrap_err();
+        assert_eq!(error.code, ErrorCode::Refused);
+        assert!(error.message.contains("create it first"), "{error}");
+        assert_eq!(served.registry().refused().len(), 1, "it is kept");
+        std::fs::create_dir(&directory).unwrap();
+        let Response::Port(view) = put().unwrap() else { panic!("it was there") };
+        assert_eq!((view.state, served.registry().refused().len()), (PortState::Waiting, 0));
+        assert_eq!(put().unwrap(), Response::Port(view));
     }
 
     #[test]

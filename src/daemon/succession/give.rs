@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
 
+use crate::config::names_a_file;
 use crate::control::api::{PortChange, Upgrade};
 use crate::datapath::{PortId, RingAtRest, SocketDescriptor, WorkerAtRest};
 use crate::platform::unix_socket::{FileIdentity, SocketFile};
@@ -78,6 +79,9 @@ pub enum UpgradeError {
         /// Why.
         obstacle: &'static str,
     },
+    /// No program has such a path.
+    #[error("\"{}\" is not the absolute path of a program", .0.display())]
+    Binary(PathBuf),
     /// The program could not be started.
     #[error("cannot start {}", binary.display())]
     Start {
@@ -182,6 +186,7 @@ impl Succession {
         registry: &Arc<Registry>,
         asked: &Upgrade,
     ) -> Result<Succeeded, UpgradeError> {
+        check_binary(asked.binary.as_deref())?;
         {
             // No port comes or goes from here on: what the successor reads stays true.
             let ports = registry.ports();
