@@ -54,6 +54,39 @@ mac = "52:54"
 }
 
 #[test]
+fn a_name_with_lines_is_on_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = "[[uplinks]]\ninterface = \"eth0\"\n[[ports]]\nname = \"a\\nb\\u001b[31m\"\n\
+                  socket = \"/x\\u0000y\"\nprofile = \"org.isonic.net.v1\"\nuplink = \"q\\nz\"\n";
+    let lines = mistakes(directory.path(), config);
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines.iter().all(|line| line.starts_with("isonic.toml:")), "{lines:#?}");
+    assert!(lines[0].contains(r"a\nb\u{1b}[31m"), "{lines:#?}");
+}
+
+#[test]
+fn what_cannot_be_printed_is_a_failure_and_a_reader_that_has_gone_is_none() {
+    let profile = ["profile", "show", "--local", "org.isonic.net.v1"];
+    for words in [&["--help"][..], &["--version"], &["port", "add", "--help"], &profile] {
+        let command = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_isonic"));
+            command.args(words).env_remove("ISONIC_API").stderr(std::process::Stdio::piped());
+            command
+        };
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command().stdout(full).spawn().unwrap().wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {told}");
+        assert_eq!(told.lines().count(), 1, "{words:?}: {told}");
+        assert!(told.starts_with("isonic: cannot write to standard output: "), "{told}");
+        let (gone, closed) = std::io::pipe().unwrap();
+        drop(gone);
+        let output = command().stdout(closed).spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    }
+}
+
+#[test]
 fn a_good_file_is_ok() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("isonic.toml");

@@ -56,10 +56,23 @@ pub fn tell_usage(error: &clap::Error, json: bool) -> u8 {
         let first = first.join("\n");
         tell_json("usage", &first, &lines(&first));
     } else {
-        // Standard output or standard error may be closed: nobody can be told then.
-        let _ = error.print();
+        let printed = error.print().and_then(|()| std::io::stdout().flush());
+        // Standard error may be closed: nobody can be told then.
+        if is_answer {
+            return tell_printed(printed);
+        }
     }
     if is_answer { 0 } else { USAGE_STATUS }
+}
+
+/// The exit status of an answer that clap prints. A reader that has gone is no failure.
+fn tell_printed(printed: std::io::Result<()>) -> u8 {
+    match printed {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            tell(&CliError::Output(error), false)
+        }
+        _ => 0,
+    }
 }
 
 /// One line on standard error, whatever is in it.

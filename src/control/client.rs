@@ -9,13 +9,19 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::api::{ApiError, ErrorBody, ErrorCode, Request};
 
-/// How long an answer may take if nothing else is said: deleting a port waits for its workers.
+/// How long an answer may take if nothing else is said, however often it is asked for: deleting a
+/// port waits for its workers.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
+/// The same of an upgrade: the new process alone has 20 seconds to get ready.
+const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long to wait before asking again whoever is busy, or takes over.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, bytes: some thousands of ports.
@@ -57,8 +63,16 @@ pub enum ClientError {
         source: serde_json::Error,
     },
     /// No answer in time.
-    #[error("the daemon did not answer within {} seconds", .0.as_secs())]
-    Timeout(Duration),
+    #[error(
+        "the daemon at {} did not answer within {} seconds",
+        path.display(), patience.as_secs()
+    )]
+    Timeout {
+        /// The socket.
+        path: PathBuf,
+        /// What was waited.
+        patience: Duration,
+    },
     /// No runtime to wait with.
     #[error("cannot start waiting for an answer")]
     Runtime(#[source] io::Error),
@@ -68,20 +82,21 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
-    patience: Duration,
+    /// None is as long as the request may take.
+    patience: Option<Duration>,
 }
 
 impl Client {
     /// The daemon whose API socket is at `path`; nothing is connected yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), patience: ANSWER_WAIT_MAX }
+        Self { path: path.to_owned(), patience: None }
     }
 
     /// The same daemon, whose answer is waited for as long as this.
     #[must_use]
     pub fn within(&self, patience: Duration) -> Self {
-        Self { patience, ..self.clone() }
+        Self { patience: Some(patience), ..self.clone() }
     }
 
     /// Ask, wait, and read the answer as `T`, the content of the request's response. A daemon that
@@ -90,9 +105,15 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; [`ClientError::Refused`] is the daemon's own.
     pub fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
-        let deadline = Instant::now() + ANSWER_WAIT_MAX;
+        let usual = match request {
+            Request::Upgrade(_) => UPGRADE_WAIT_MAX,
+            _ => ANSWER_WAIT_MAX,
+        };
+        let patience = self.patience.unwrap_or(usual);
+        let deadline = Instant::now() + patience;
+        let late = || ClientError::Timeout { path: self.path.clone(), patience };
         loop {
-            match self.ask(request) {
+            match self.ask(request, deadline).and_then(|answer| answer.ok_or_else(late)) {
                 Err(ClientError::Refused(error))
                     if error.code == ErrorCode::Busy && Instant::now() + BUSY_PAUSE < deadline =>
                 {
@@ -103,25 +124,41 @@ impl Client {
         }
     }
 
-    fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+    /// Ask once; None if there is no answer by the deadline.
+    fn ask<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Option<T>, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(ClientError::Runtime)?;
-        let exchange = async { tokio::time::timeout(self.patience, self.exchange(request)).await };
-        let timeout = |_elapsed| ClientError::Timeout(self.patience);
-        let (status, body) = runtime.block_on(exchange).map_err(timeout)??;
+        let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
+        let Some(stream) = connect(&self.path, deadline).map_err(unreachable)? else {
+            return Ok(None);
+        };
+        let exchange = async {
+            let exchange = self.exchange(stream, request);
+            tokio::time::timeout_at(deadline.into(), exchange).await
+        };
+        let Ok(answer) = runtime.block_on(exchange) else { return Ok(None) };
+        let (status, body) = answer?;
         let malformed = |source| ClientError::Answer { status, source };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(malformed);
+            return serde_json::from_slice(&body).map(Some).map_err(malformed);
         }
         let body: ErrorBody = serde_json::from_slice(&body).map_err(malformed)?;
         Err(body.error.into())
     }
 
-    async fn exchange(&self, request: &Request) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(
+        &self,
+        stream: std::os::unix::net::UnixStream,
+        request: &Request,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
-        let stream = UnixStream::connect(&self.path).await.map_err(unreachable)?;
+        let stream = UnixStream::from_std(stream).map_err(unreachable)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -130,6 +167,24 @@ impl Client {
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         Ok((status, body.map_err(ClientError::Body)?.to_bytes()))
     }
+}
+
+/// Connect, waiting with all the others while as many wait already as may; None if it is not our
+/// turn by the deadline.
+fn connect(path: &Path, deadline: Instant) -> io::Result<Option<std::os::unix::net::UnixStream>> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    // It holds for connect(2) on a Unix socket as well (Linux, unix_stream_connect).
+    set_socket_timeout(&socket, Timeout::Send, Some(left))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
+    let stream = std::os::unix::net::UnixStream::from(socket);
+    stream.set_nonblocking(true)?;
+    Ok(Some(stream))
 }
 
 fn http_request(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ClientError> {
@@ -185,6 +240,31 @@ fn named(prefix: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_accepts_and_never_answers_or_does_not_accept_is_named_with_the_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let client = Client::new(&path).within(Duration::from_millis(1100));
+        let mut waiting = Vec::new();
+        // In the end nobody more may wait to be accepted.
+        loop {
+            let began = Instant::now();
+            let error = client.call::<serde_json::Value>(&Request::Stats).unwrap_err();
+            let took = began.elapsed();
+            assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+            let told = error.to_string();
+            assert!(told.contains("/s did not answer within 1 seconds"), "{told}");
+            assert!((1.0..10.0).contains(&took.as_secs_f64()), "{took:?}");
+            if !waiting.is_empty() {
+                break;
+            }
+            while let Ok(Some(more)) = connect(&path, Instant::now()) {
+                waiting.push(more);
+            }
+        }
+    }
 
     #[test]
     fn a_name_cannot_leave_its_place_in_the_path() {
