@@ -1,11 +1,13 @@
 //! The control interface over a real socket: our client and raw HTTP against a service in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use isonic::config::{Attach, PortConfig, SocketMode};
 use isonic::control::api::{
@@ -382,6 +384,67 @@ fn connections_that_are_left_open_lock_nobody_out() {
     let mut rest = Vec::new();
     left_open[0].read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
+}
+
+/// Thousands a second, each left open without a word: whoever has just come gets its time.
+#[test]
+fn a_flood_of_new_connections_cuts_nobody_who_asks_something() {
+    let server = Server::start();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = || {
+            let mut open = VecDeque::new();
+            while !stop.load(Ordering::Relaxed) {
+                open.extend(UnixStream::connect(&server.path));
+                if open.len() > 300 {
+                    open.pop_front();
+                }
+            }
+        };
+        for _ in 0..3 {
+            scope.spawn(flood);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let answered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..5 {
+                assert_eq!(server.http("GET /v1/version", "").0, 200);
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        answered.unwrap();
+    });
+}
+
+#[test]
+fn clients_that_ask_without_end_keep_nobody_out() {
+    let server = Server::start();
+    let mut busy: Vec<_> = (0..64).map(|_| UnixStream::connect(&server.path).unwrap()).collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ask = || {
+            while !stop.load(Ordering::Relaxed) {
+                for stream in &mut busy {
+                    let request = b"GET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n";
+                    if stream.write_all(request).is_err() || stream.read(&mut [0; 4096]).is_err() {
+                        continue;
+                    }
+                }
+            }
+        };
+        scope.spawn(ask);
+        std::thread::sleep(Duration::from_millis(300));
+        let status = server.http("GET /v1/version", "").0;
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(status, 200);
+    });
+}
+
+#[test]
+fn a_long_name_is_not_repeated() {
+    let server = Server::start();
+    let (status, answer) = server.http(&format!("GET /v1/ports/{}", "x".repeat(10_000)), "");
+    assert_eq!(status, 404);
+    assert!(answer.to_string().len() < 1000, "{answer}");
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! The API's connections, all of them: every wait has an end, and none locks another out.
 //!
 //! A connection is closed when no request of its own has been worked on for [`IDLE_MAX`]: it is
-//! idle, or its client is slow to send a request or to read the answer. Of more than
-//! [`CONNECTIONS_MAX`] the oldest that is idle makes room for the next. Only requests that are
-//! worked on do not: there are as many at once, and a client that hangs up does not end its own.
+//! idle, or its client is slow to send a request or to read the answer.
+//!
+//! Of more than [`CONNECTIONS_MAX`] the oldest that is idle makes room for the next. One that has
+//! just come, or was just answered, is not idle yet ([`FRESH`]), and one whose request is worked on
+//! is not either: if all are so, the next waits, and those after it wait to be accepted. One that
+//! was answered closes after its next answer then, so that clients that ask without end do not keep
+//! others out. A client that hangs up does not end its request.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -16,7 +20,8 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::select;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use super::audit::Peer;
@@ -29,6 +34,10 @@ const HEADERS_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 64;
 /// How long a connection may be open without a request that is worked on.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+/// How long a connection has for its first request, and to take an answer, whoever waits.
+const FRESH: Duration = Duration::from_millis(250);
+/// How often it is looked whether there is room.
+const ROOM_RETRY: Duration = Duration::from_millis(10);
 /// How long nobody is accepted when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection that was accepted last may take to ask something.
@@ -53,15 +62,24 @@ pub(super) async fn serve(
             Some(_) = connections.join_next() => continue,
             stream = accept(&listener) => stream,
         };
-        if !open.make_room() {
-            tracing::warn!("the API has as many requests as it takes: a connection was refused");
-            continue;
-        }
+        let room = async {
+            while !open.make_room() {
+                tokio::time::sleep(ROOM_RETRY).await;
+            }
+        };
+        // It was accepted: who stops answers it too.
+        let stops = select! {
+            () = &mut stopping => true,
+            () = room => false,
+        };
         let activity = Activity::new();
         let closed = open.add(&activity);
         let worker = Worker { activity: Arc::clone(&activity), permits: Arc::clone(&permits) };
         let router = router(Peer::of(&stream), worker);
         connections.spawn(connection(stream, router, (activity, closed), stopped.clone()));
+        if stops {
+            break;
+        }
     }
     // Whoever connects from here on reaches the process that takes over, if there is one. Those
     // accepted get the time to ask, and are answered.
@@ -99,32 +117,41 @@ async fn accept(listener: &UnixListener) -> UnixStream {
 async fn connection(
     stream: UnixStream,
     router: Router,
-    (activity, closed): (Arc<Activity>, oneshot::Receiver<()>),
+    (activity, mut closed): (Arc<Activity>, UnboundedReceiver<Closing>),
     mut stopped: watch::Receiver<()>,
 ) {
     let mut protocol = http1::Builder::new();
+    // What it has sent already is read before anything else is decided about it.
+    activity.begin();
     // `overdue` has an eye on the time.
     protocol.header_read_timeout(None).max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
     let service = TowerToHyperService::new(router);
     let mut serving = pin!(protocol.serve_connection(TokioIo::new(stream), service));
     let mut stopping = false;
-    let mut ends = pin!(async {
-        select! {
-            () = activity.overdue() => {}
-            Ok(()) = closed => {}
-        }
-    });
+    let mut overdue = pin!(activity.overdue());
     loop {
         select! {
             // A connection that fails is nobody else's concern.
             _ = &mut serving => return,
-            () = &mut ends => return,
+            () = &mut overdue => return,
+            Some(closing) = closed.recv() => match closing {
+                Closing::AfterAnswer => serving.as_mut().graceful_shutdown(),
+                Closing::Now => return,
+            },
             _ = stopped.changed(), if !stopping => {
                 stopping = true;
                 serving.as_mut().graceful_shutdown();
             }
         }
     }
+}
+
+/// How a connection makes room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    Now,
+    /// It has had one answer, and may have asked again.
+    AfterAnswer,
 }
 
 /// Works on the requests of a connection.
@@ -154,30 +181,55 @@ impl Worker {
     }
 }
 
-/// Whether a connection has a request that is worked on, and since when that is so.
-struct Activity(Mutex<(bool, Instant)>);
+/// What a connection is at.
+struct Activity(Mutex<Now>);
+
+#[derive(Clone, Copy)]
+struct Now {
+    /// It was looked at: what comes late from here on is the client's doing.
+    begun: bool,
+    /// It has a request that is worked on.
+    busy: bool,
+    /// Since when it has, or has not.
+    since: Instant,
+    /// It had an answer.
+    answered: bool,
+}
 
 impl Activity {
     fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new((false, Instant::now()))))
+        let (begun, busy, since, answered) = (false, false, Instant::now(), false);
+        Arc::new(Self(Mutex::new(Now { begun, busy, since, answered })))
     }
 
-    fn state(&self) -> MutexGuard<'_, (bool, Instant)> {
+    fn begin(&self) {
+        let mut state = self.state();
+        *state = Now { begun: true, since: Instant::now(), ..*state };
+    }
+
+    fn state(&self) -> MutexGuard<'_, Now> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, busy: bool) {
-        *self.state() = (busy, Instant::now());
+        let mut state = self.state();
+        let answered = state.answered || !busy;
+        *state = Now { busy, since: Instant::now(), answered, ..*state };
     }
 
-    fn is_busy(&self) -> bool {
-        self.state().0
+    fn is_idle(&self) -> bool {
+        let Now { begun, busy, since, .. } = *self.state();
+        begun && !busy && since.elapsed() >= FRESH
+    }
+
+    fn was_answered(&self) -> bool {
+        self.state().answered
     }
 
     /// Returns when it has been idle for as long as it may.
     async fn overdue(&self) {
         loop {
-            let (busy, since) = *self.state();
+            let Now { busy, since, .. } = *self.state();
             let due = since + IDLE_MAX;
             if !busy && due <= Instant::now() {
                 return;
@@ -190,26 +242,92 @@ impl Activity {
 
 /// The connections that are open, in the order they came.
 #[derive(Default)]
-struct Open(VecDeque<(Arc<Activity>, oneshot::Sender<()>)>);
+struct Open(VecDeque<OpenConnection>);
+
+struct OpenConnection {
+    activity: Arc<Activity>,
+    close: UnboundedSender<Closing>,
+    /// It was told to close after its answer.
+    is_leaving: bool,
+}
 
 impl Open {
     /// Have room for one more, if need be by closing the oldest that is idle; false if there is
-    /// none such.
+    /// none such yet.
     fn make_room(&mut self) -> bool {
-        self.0.retain(|(_, close)| !close.is_closed());
+        self.0.retain(|open| !open.close.is_closed());
         if self.0.len() < CONNECTIONS_MAX {
             return true;
         }
-        let idle = self.0.iter().position(|(activity, _)| !activity.is_busy());
-        let Some((_, close)) = idle.and_then(|idle| self.0.remove(idle)) else { return false };
-        // It has ended already if it does not hear it.
-        let _ = close.send(());
-        true
+        let idle = self.0.iter().position(|open| open.activity.is_idle());
+        if let Some(open) = idle.and_then(|idle| self.0.remove(idle)) {
+            // It has ended already if it does not hear it.
+            let _ = open.close.send(Closing::Now);
+            return true;
+        }
+        let may_leave =
+            |open: &&mut OpenConnection| !open.is_leaving && open.activity.was_answered();
+        if let Some(open) = self.0.iter_mut().find(may_leave) {
+            open.is_leaving = true;
+            let _ = open.close.send(Closing::AfterAnswer);
+        }
+        false
     }
 
-    fn add(&mut self, activity: &Arc<Activity>) -> oneshot::Receiver<()> {
-        let (close, closed) = oneshot::channel();
-        self.0.push_back((Arc::clone(activity), close));
+    fn add(&mut self, activity: &Arc<Activity>) -> UnboundedReceiver<Closing> {
+        let (close, closed) = unbounded_channel();
+        let activity = Arc::clone(activity);
+        self.0.push_back(OpenConnection { activity, close, is_leaving: false });
         closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(open: &mut Open) -> Vec<(Arc<Activity>, UnboundedReceiver<Closing>)> {
+        let connect = |_| {
+            assert!(open.make_room());
+            let activity = Activity::new();
+            let closed = open.add(&activity);
+            (activity, closed)
+        };
+        (0..CONNECTIONS_MAX).map(connect).collect()
+    }
+
+    fn age(activity: &Activity) {
+        activity.begin();
+        activity.state().since -= FRESH;
+    }
+
+    #[test]
+    fn the_oldest_that_is_idle_makes_room_and_none_that_has_just_come() {
+        let mut open = Open::default();
+        let mut all = full(&mut open);
+        assert!(!open.make_room(), "all have just come");
+        assert!(all.iter_mut().all(|(_, closed)| closed.try_recv().is_err()));
+        age(&all[3].0);
+        age(&all[5].0);
+        all[3].0.state().busy = true;
+        // The runtime had no time for it yet.
+        all[1].0.state().since -= FRESH;
+        assert!(open.make_room());
+        assert_eq!(all[5].1.try_recv(), Ok(Closing::Now));
+        assert!(all[3].1.try_recv().is_err(), "its request is worked on");
+    }
+
+    #[test]
+    fn one_that_asks_without_end_closes_after_an_answer_and_is_one_of_all_until_then() {
+        let mut open = Open::default();
+        let mut all = full(&mut open);
+        all[7].0.set(true);
+        assert!(!open.make_room());
+        all[7].0.set(false);
+        assert!(!open.make_room() && !open.make_room());
+        assert_eq!(all[7].1.try_recv(), Ok(Closing::AfterAnswer));
+        assert!(all[7].1.try_recv().is_err(), "told once");
+        drop(all.remove(7));
+        assert!(open.make_room());
     }
 }
