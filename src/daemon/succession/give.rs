@@ -117,9 +117,28 @@ pub enum UpgradeError {
     /// We do not come to a stop.
     #[error(transparent)]
     Rest(#[from] RestError),
+    /// It came to nothing, and not without consequences.
+    #[error(
+        "{}. The front-ends of these ports did not stand still in time, were cut off and connect \
+         anew: {}",
+        chain(reason), ports.join(", ")
+    )]
+    Cut {
+        /// Their ports.
+        ports: Vec<String>,
+        /// Why there is no successor.
+        reason: Box<UpgradeError>,
+    },
     /// What it needs cannot be given.
     #[error("cannot give everything to the new process")]
     Give(#[source] io::Error),
+}
+
+impl UpgradeError {
+    /// The same, where the sessions of these ports were cut off meanwhile.
+    fn with_cut(self, ports: Vec<String>) -> Self {
+        if ports.is_empty() { self } else { Self::Cut { ports, reason: Box::new(self) } }
+    }
 }
 
 fn list(changes: &[PortChange]) -> String {
@@ -250,7 +269,7 @@ impl Succession {
         let (foundation, descriptors) =
             self.foundation(registry, &ports, sockets).map_err(UpgradeError::Give)?;
         channel.send(&foundation, &descriptors, deadline).map_err(UpgradeError::Give)?;
-        let mut standstill = Standstill { registry, ports, armed: true };
+        let mut standstill = Standstill::of(registry, ports);
         let (traffic, descriptors) = standstill.traffic()?;
         channel.send(&traffic, &descriptors, deadline).map_err(UpgradeError::Give)?;
         manager::keep(&theirs).map_err(UpgradeError::Give)?;
@@ -287,11 +306,11 @@ impl Succession {
             changes::refuse_losses(&successor.changes, &ports).map_err(UpgradeError::Takes)?;
         }
         registry.ownership.hand_over().map_err(|_stopping| UpgradeError::Stopped)?;
-        let mut standstill = Standstill { registry, ports, armed: true };
+        let mut standstill = Standstill::of(registry, ports);
         if let Err(error) = leave(&mut standstill, &mut successor) {
             // Before we go on.
             successor.end();
-            return Err(error);
+            return Err(error.with_cut(std::mem::take(&mut standstill.cut)));
         }
         // From here on everything is the successor's, and nobody gets the lock before that is said.
         standstill.armed = false;
@@ -450,13 +469,20 @@ struct Standstill<'r> {
     registry: &'r Arc<Registry>,
     ports: MutexGuard<'r, BTreeMap<String, Port>>,
     armed: bool,
+    /// Ports whose session was cut off for it.
+    cut: Vec<String>,
 }
 
-impl Standstill<'_> {
+impl<'r> Standstill<'r> {
+    fn of(registry: &'r Arc<Registry>, ports: MutexGuard<'r, BTreeMap<String, Port>>) -> Self {
+        Self { registry, ports, armed: true, cut: Vec::new() }
+    }
+
     /// Stop, and say where everything stands.
     fn traffic(&mut self) -> Result<(Traffic, Descriptors), UpgradeError> {
         let asked_at = now();
         let (sessions, reconnecting) = self.pause();
+        self.cut.clone_from(&reconnecting);
         self.registry.nics.stop_threads();
         let stopped_at = now();
         let workers = self.registry.fabric.rest()?;
@@ -679,5 +705,20 @@ impl Drop for Successor {
         if !self.taken {
             self.end();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_cut_off_for_an_upgrade_that_came_to_nothing_is_named() {
+        let told = UpgradeError::Foreign.with_cut(Vec::new()).to_string();
+        assert_eq!(told, UpgradeError::Foreign.to_string());
+        let ports = vec!["vm1".to_owned(), "vm2".to_owned()];
+        let told = chain(&UpgradeError::Foreign.with_cut(ports));
+        assert!(told.ends_with("connect anew: vm1, vm2"), "{told}");
+        assert_eq!(told.matches(&UpgradeError::Foreign.to_string()).count(), 1, "{told}");
     }
 }
