@@ -181,11 +181,11 @@ fn a_program_that_does_not_start_changes_nothing() {
     let frontend = Frontend::over(UnixStream::connect(bed.path("vm1.sock")).expect("connect"));
     frontend.start(&memory, 2);
     daemon.wait_state("vm1", "running");
-    let broken = bed.path("broken");
-    std::fs::write(&broken, "#!/bin/sh\nexit 7\n").expect("a program");
-    std::fs::set_permissions(&broken, PermissionsExt::from_mode(0o755)).expect("permissions");
+    let broken = program(&bed, "broken", "exit 7");
+    let killed = program(&bed, "killed", "kill -9 $$");
     for (binary, reason) in [
         (broken.display().to_string(), "before it was ready (exit status: 7)"),
+        (killed.display().to_string(), "before it was ready (signal: 9"),
         ("/nonexistent/isonic".to_owned(), "cannot start /nonexistent/isonic"),
         ("/bin/true".to_owned(), "before it was ready"),
     ] {
@@ -205,6 +205,26 @@ fn a_program_that_does_not_start_changes_nothing() {
     frontend.start_ring(&memory, 0);
     daemon.wait_state("vm1", "running");
     ping(&bed.host, &bed.uplinks[0].wire_address, &[]);
+}
+
+/// What a program has started has what it was given: the NIC's sockets, and the locks.
+#[test]
+fn a_script_that_is_ended_leaves_nobody_who_holds_the_nic() {
+    let bed = Bed::new(1, 1);
+    let configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
+    let mut daemon = Daemon::start(&bed, &configuration);
+    let begun = bed.path("begun");
+    let script = program(&bed, "waits", &format!("touch {}\nsleep 1000\nexit 0", begun.display()));
+    std::thread::scope(|scope| {
+        let words = ["upgrade", "--binary", &script.display().to_string()].map(str::to_owned);
+        let bed = &bed;
+        scope.spawn(move || Daemon::ask(bed, &words.each_ref().map(String::as_str)));
+        wait_for("the script is started", 20, || begun.exists());
+        daemon.stop();
+    });
+    daemon.start_again();
+    daemon.wait_state("vm1", "waiting");
+    assert_eq!(daemon.json(&["uplink", "list"])[0]["state"], "up");
 }
 
 #[test]
@@ -302,6 +322,14 @@ fn host_and_vm_reach_each_other_whatever_becomes_of_an_upgrade() {
     }
 }
 
+/// A shell script with these lines.
+fn program(bed: &Bed, name: &str, lines: &str) -> PathBuf {
+    let path = bed.path(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).expect("a program");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("permissions");
+    path
+}
+
 /// A program that becomes isonic when something is written to the pipe beside it.
 struct HeldProgram {
     path: PathBuf,
@@ -310,16 +338,14 @@ struct HeldProgram {
 
 impl HeldProgram {
     fn new(bed: &Bed) -> Self {
-        let (path, pipe) = (bed.path("held"), bed.path("held.pipe"));
+        let pipe = bed.path("held.pipe");
         bed.host.run(&["mkfifo", &pipe.display().to_string()]);
-        let text = format!(
-            "#!/bin/sh\necho $$ >{0}.id\nread -r word <{0}\nexec {1} \"$@\"\n",
+        let lines = format!(
+            "echo $$ >{0}.id\nread -r word <{0}\nexec {1} \"$@\"",
             pipe.display(),
             env!("CARGO_BIN_EXE_isonic"),
         );
-        std::fs::write(&path, text).expect("a program");
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("permissions");
-        Self { path, pipe }
+        Self { path: program(bed, "held", &lines), pipe }
     }
 
     fn arguments(&self) -> [String; 3] {

@@ -262,8 +262,8 @@ pub struct Nics(Vec<Nic>);
 
 impl Nics {
     /// Open all uplinks of the configuration, or go on with those that another process leaves; one
-    /// that is `known` may be away or busy for now. Returns their sockets dealt to its workers, round robin,
-    /// starting one worker later for each uplink.
+    /// that is `known` may be away or busy for now. Returns their sockets dealt to its workers,
+    /// round robin, starting one worker later for each uplink.
     ///
     /// # Errors
     /// [`NicError`]; those opened before are given back.

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
 
@@ -96,9 +99,9 @@ pub enum UpgradeError {
     Silent {
         /// What it should have been.
         step: &'static str,
-        /// What was read of it.
+        /// What was read of it, if not nothing.
         #[source]
-        source: io::Error,
+        source: Option<io::Error>,
     },
     /// It ended without a word.
     #[error("the new process ended before it was {step} ({status}); the log says why")]
@@ -581,17 +584,25 @@ fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
+/// Whether a wait was as long as it may be. A socket's says EAGAIN.
+fn is_time_out(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
 /// A process that is to go on; ended when dropped, unless it has everything.
 struct Successor {
     process: Child,
     channel: Channel,
     taken: bool,
+    ended: bool,
     /// What it would change, or has.
     changes: Vec<PortChange>,
 }
 
 impl Successor {
-    /// Start it as this process was started, with its end of the channel for its standard input.
+    /// Start it as this process was started, with its end of the channel for its standard input,
+    /// and in a process group of its own: if it is a script, what that has started has the channel
+    /// too, and in it the NICs' sockets and the locks.
     fn start(binary: &Path) -> Result<Self, UpgradeError> {
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
         let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -599,10 +610,11 @@ impl Successor {
             .args(arguments)
             .env(PREDECESSOR_VARIABLE, "stdin")
             .stdin(Stdio::from(theirs))
+            .process_group(0)
             .spawn()
             .map_err(|source| UpgradeError::Start { binary: binary.to_owned(), source })?;
         tracing::info!(binary = %binary.display(), pid = process.id(), "a new process is started");
-        Ok(Self { process, channel, taken: false, changes: Vec::new() })
+        Ok(Self { process, channel, taken: false, ended: false, changes: Vec::new() })
     }
 
     /// A broken pipe, or one that is reset because something was not read, means that it has ended:
@@ -648,27 +660,39 @@ impl Successor {
             Ok((answer, _)) => Ok(answer),
             Err(source) => Err(match self.status().filter(|_| is_end(&source)) {
                 Some(status) => UpgradeError::Ended { step, status },
-                None => UpgradeError::Silent { step, source },
+                None => {
+                    let source = Some(source).filter(|error| !is_time_out(error));
+                    UpgradeError::Silent { step, source }
+                }
             }),
         }
     }
 
     /// How it has ended. Its end of the channel closes a moment before that is known.
-    fn status(&mut self) -> Option<ExitStatus> {
+    fn status(&self) -> Option<ExitStatus> {
+        // It stays a zombie until `end`: its group's number is its own for so long.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let deadline = Instant::now() + END_WAIT_MAX;
         loop {
-            match self.process.try_wait() {
+            match waitid(WaitId::Pid(Pid::from_child(&self.process)), options) {
+                Ok(Some(status)) => {
+                    let code = status.exit_status().map(|code| code << 8);
+                    return code.or(status.terminating_signal()).map(ExitStatus::from_raw);
+                }
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(END_RETRY),
-                outcome => return outcome.ok().flatten(),
+                _ => return None,
             }
         }
     }
 
-    /// Have it end. It must have taken nothing: that it has, and ended without a word in time,
+    /// Have it end, and all that it has started. It must have taken nothing: that it has, and ended without a word in time,
     /// leaves nobody to know where everything is, and we end too, to be started again.
     fn end(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
         // It has ended already if that fails.
-        let _ = self.process.kill();
+        let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
         let _ = self.process.wait();
         let now = Instant::now() + Duration::from_millis(1);
         let said = self.channel.receive::<Answer>(Some(now));
