@@ -329,6 +329,49 @@ fn without_descriptors_a_session_ends_and_control_and_other_sessions_do_not() {
         daemon.wait_state("vm1", "waiting");
     }
     assert!(daemon.log().contains("no file descriptor is left"), "{}", daemon.log());
+    // Nothing but the reserved ones was left for a moment only.
+    wait_for("it is told", 10, || problems(&bed).contains(&"open-files".to_owned()));
+    daemon.stop();
+}
+
+#[test]
+fn all_ports_whose_ring_positions_have_no_place_are_named_for_as_long_as_they_have_none() {
+    let bed = Bed::new(1, 1);
+    fs::write(bed.path("run"), "in the way").expect("a file");
+    let ports =
+        [1, 2].map(|number| PortSpec::switch(NIC, number).with_profile("org.isonic.net.v3"));
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports.to_vec()));
+    let told = |daemon: &Daemon<'_>| daemon.json(&["stats"])["problems"].to_string();
+    assert!(told(&daemon).contains("ports vm1, vm2: their ring positions"), "{}", told(&daemon));
+    fs::remove_file(bed.path("run")).expect("the file");
+    daemon.upgrade(&[]);
+    assert_eq!(told(&daemon), "[]");
+    fs::remove_dir_all(bed.path("run/rings")).expect("the directory");
+    wait_for("what was removed is missed", 10, || told(&daemon).contains("ports vm1, vm2:"));
+    daemon.upgrade(&[]);
+    assert_eq!(told(&daemon), "[]");
+    // Where nothing can be put.
+    fs::remove_file(bed.path("run/rings/vm1")).expect("the file");
+    fs::create_dir_all(bed.path("run/rings/vm1/in-the-way")).expect("a directory");
+    daemon.upgrade(&[]);
+    assert!(told(&daemon).contains("ports vm1:"), "{}", told(&daemon));
+    daemon.stop();
+}
+
+#[test]
+fn a_port_that_is_deleted_stays_deleted_when_its_state_directory_comes_back() {
+    let bed = Bed::new(1, 1);
+    let configuration = Configuration::new(&bed, Vec::new());
+    let mut daemon = Daemon::start(&bed, &configuration);
+    daemon.json(&words(&add(&bed, "added")));
+    let path = configuration.write(&bed);
+    let text = fs::read_to_string(&path).expect("configuration");
+    fs::write(&path, text.replace("/state\"", "/elsewhere\"")).expect("configuration");
+    daemon.upgrade(&[]);
+    daemon.json(&["port", "del", "added"]);
+    fs::write(&path, text).expect("configuration");
+    daemon.upgrade(&[]);
+    assert_eq!(daemon.json(&["port", "list"]), serde_json::json!([]));
     daemon.stop();
 }
 

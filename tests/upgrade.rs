@@ -63,16 +63,18 @@ fn upgrade_again_and_again(daemon: &mut Daemon<'_>, sessions: u64) -> (Vec<u64>,
     (outages, dropped)
 }
 
+/// What the kernel counts of an interface.
+fn statistic(namespace: &common::Netns, interface: &str, name: &str) -> u64 {
+    let path = format!("/sys/class/net/{interface}/statistics/{name}");
+    namespace.run(&["cat", &path]).trim().parse().expect("a number")
+}
+
 /// What the kernel had no room for on the way to the guest: in the sockets, in the veth pair.
 fn dropped_on_the_way(bed: &Bed, daemon: &Daemon<'_>) -> u64 {
     let uplink = &daemon.json(&["stats"])["uplinks"][NIC];
     let sockets = ["kernel_rx_dropped", "kernel_rx_ring_full"];
     let sockets = sockets.map(|counter| uplink[counter].as_u64().expect("a counter"));
     let peer = &bed.uplinks[0].peer;
-    let statistic = |namespace: &common::Netns, interface: &str, name: &str| -> u64 {
-        let path = format!("/sys/class/net/{interface}/statistics/{name}");
-        namespace.run(&["cat", &path]).trim().parse().expect("a number")
-    };
     let pair = [statistic(&bed.host, NIC, "rx_dropped"), statistic(&bed.wire, peer, "tx_dropped")];
     sockets.into_iter().chain(pair).sum()
 }
@@ -94,9 +96,16 @@ fn under_a_guest(profile: &str, queue_pairs: u32) {
     print(profile, outages);
     println!("  {} messages, lost to the guest {}", report.sent(), report.lost_to_guest());
     report.assert_exact();
-    // What was taken from the guest is on the wire. What waited on the wire was brought, but for
-    // what somebody had no room for, who says so.
-    assert_eq!(report.lost_from_guest(), 0);
+    // What was taken from the guest is on the wire, whose end drops what comes faster than it is
+    // taken there. What waited on the wire was brought, but for what somebody had no room for, who
+    // says so.
+    let peer = &bed.uplinks[0].peer;
+    let dropped_there = statistic(&bed.wire, peer, "rx_dropped");
+    let lost = u64::try_from(report.lost_from_guest()).expect("a number");
+    assert!(
+        lost <= dropped_there,
+        "{lost} messages lost, {dropped_there} packets dropped by {peer}"
+    );
     let lost = u64::try_from(report.lost_to_guest()).expect("a number");
     assert!(lost <= dropped, "{lost} messages to the guest lost, and {dropped} packets dropped");
     assert_eq!(connections, self::connections(guest.id()), "QEMU has connected anew");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -597,6 +597,10 @@ impl Registry {
             Some(estate) => estate.added().cloned().collect(),
             None => Vec::new(),
         };
+        if self.estate().as_ref().is_some_and(Estate::tells_all_ports) {
+            // What is kept here besides was removed since.
+            return ports;
+        }
         let kept = self.state.as_ref().map(|state| state.kept().ports.clone());
         for port in kept.unwrap_or_default() {
             if ports.iter().all(|told| told.name != port.name) {
@@ -887,7 +891,12 @@ impl Registry {
         let journals = match self.journals(&config, &profile) {
             // What was there before is served without them.
             Err(error) if !keep && !inherited => {
-                self.tell_of_homeless_positions(&config.name, &error);
+                let error = chain(&error);
+                tracing::warn!(
+                    port = config.name,
+                    error,
+                    "the port's ring positions have no place"
+                );
                 self.journals_in_memory(&config.name, &profile).unwrap_or_default()
             }
             journals => journals?,
@@ -978,14 +987,28 @@ impl Registry {
         self.ports()
     }
 
-    /// After a crash nobody would know where the rings of a running guest are.
-    fn tell_of_homeless_positions(&self, port: &str, error: &JournalError) {
-        let error = chain(error);
-        let reason = format!(
-            "port {port}: a crash would cut its guest off; make room, then `isonic upgrade`: \
-             {error}"
-        );
-        self.problems.set(Problem::RingPositions, Some(reason));
+    /// Tell of the ports whose ring positions no other process would find: after a crash nobody
+    /// knows where the rings of their guests are.
+    pub fn look_at_positions(&self) {
+        let is_homeless = |name: &str, port: &Port| {
+            let [path, _] = self.journals_paths(name)?;
+            Some(!port.link.journals()?.is_at(&path))
+        };
+        let homeless: Vec<String> = self
+            .ports()
+            .iter()
+            .filter(|(name, port)| is_homeless(name, port) == Some(true))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let told = (!homeless.is_empty()).then(|| {
+            let directory = self.config.runtime_dir.as_deref().unwrap_or(Path::new("")).display();
+            format!(
+                "ports {}: their ring positions are not in {directory}/rings, and a crash would \
+                 cut their guests off; make room, then `isonic upgrade`",
+                homeless.join(", ")
+            )
+        });
+        self.problems.set(Problem::RingPositions, told);
     }
 
     /// Where a port's packed rings are kept, if its guest may have any, and this daemon keeps them.

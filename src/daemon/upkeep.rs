@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::platform::descriptors::Room;
@@ -24,6 +25,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 pub struct Upkeep {
     registry: Arc<Registry>,
     list: Option<PublishedList>,
+    /// How many front-ends had been refused for want of descriptors at the last look.
+    refused: AtomicU64,
 }
 
 impl Upkeep {
@@ -39,7 +42,9 @@ impl Upkeep {
             started => started?,
         }
         let list = registry.config.profiles_file.clone().map(PublishedList::new);
-        let upkeep = Self { registry: Arc::clone(registry), list };
+        let refused = AtomicU64::new(Room::refusals());
+        let upkeep = Self { registry: Arc::clone(registry), list, refused };
+        registry.look_at_positions();
         upkeep.record();
         Ok(upkeep)
     }
@@ -68,14 +73,17 @@ impl Upkeep {
         }
         registry.keep_runtime_locked();
         registry.serve_refused();
-        let full = Room::now().is_full();
+        registry.look_at_positions();
+        let refused = Room::refusals();
+        let since = self.refused.swap(refused, Ordering::Relaxed) != refused;
+        let full = since || Room::now().is_full();
         registry.problems.set(Problem::OpenFiles, full.then(no_room));
         self.record();
     }
 
     /// Write what there is to be written.
     fn record(&self) {
-        let Self { registry, list } = self;
+        let Self { registry, list, .. } = self;
         registry.record_if_due();
         let Some(list) = list else { return };
         let updated = registry.as_owner(|| list.update(&registry.catalog, &registry.nics.facts()));

@@ -713,7 +713,9 @@ fn deal(
     note: Option<PathBuf>,
     dealt: &mut [Dealt],
 ) -> Result<Inner, UplinkError> {
-    let umem = Arc::clone(sockets[0].umem());
+    // None, if the link went down while they were handed over.
+    let umem = sockets.first().map(|socket| Arc::clone(socket.umem()));
+    let umem = umem.ok_or_else(|| UplinkError::Down(config.interface.clone()))?;
     let host = join_host(config, &uplink)?;
     let steered = steer(config, &uplink, &sockets, note)?;
     let mut queues = Vec::new();

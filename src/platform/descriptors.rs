@@ -6,11 +6,15 @@
 //! table is nearly full; nothing has to be counted for that.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Resource, getrlimit};
 
 /// Most descriptors that are reserved; of a low limit it is a quarter.
 const RESERVED_MAX: u64 = 256;
+
+/// How often somebody was refused for want of room.
+static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
 /// How many descriptors there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,17 @@ impl Room {
     pub fn is_reserved(&self, descriptor: &impl AsFd) -> bool {
         let number = descriptor.as_fd().as_raw_fd();
         u64::try_from(number).is_ok_and(|number| number >= self.unreserved())
+    }
+
+    /// Somebody is refused since only reserved ones are left.
+    pub fn note_refusal() {
+        REFUSALS.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was.
+    #[must_use]
+    pub fn refusals() -> u64 {
+        REFUSALS.load(Ordering::Relaxed)
     }
 
     /// Whether nothing but the reserved ones is left: the next descriptor would be one of them.

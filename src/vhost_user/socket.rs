@@ -709,6 +709,7 @@ impl Live {
 
 /// Why a connection that is there is closed: it would take what is reserved.
 fn no_room() -> io::Error {
+    Room::note_refusal();
     let Room { limit, reserved } = Room::now();
     io::Error::other(format!(
         "all but {reserved} of {limit} file descriptors are open, and these are reserved; raise \

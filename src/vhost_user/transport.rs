@@ -153,6 +153,7 @@ impl Reader<'_> {
         let (new, room) = (&self.descriptors[before..], Room::now());
         if lost || new.iter().any(|descriptor| room.is_reserved(&**descriptor)) {
             let Room { limit, reserved } = room;
+            Room::note_refusal();
             return Err(TransportError::NoDescriptor { limit, reserved });
         }
         // A body read byte by byte could bring descriptors with every byte.

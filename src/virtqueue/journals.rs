@@ -11,7 +11,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,6 +120,16 @@ impl Journals {
         let made = make(path, &header(owner, self.rings), length(self.rings));
         made.and_then(|file| file.write_all_at(&self.slots(), SLOTS as u64))
             .map_err(|source| JournalError::File { path: path.to_owned(), source })
+    }
+
+    /// Whether it is the file at `path` that is written: not if that was removed or replaced, or if
+    /// there is no file.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        let Some(file) = self.mapping.file_offset() else { return false };
+        let identity = |data: fs::Metadata| (data.dev(), data.ino());
+        let own = file.file().metadata().map(identity);
+        own.is_ok_and(|own| fs::symlink_metadata(path).map(identity).is_ok_and(|at| at == own))
     }
 
     /// The bytes of all slots.

@@ -70,6 +70,8 @@ pub struct Estate {
     listeners: BTreeMap<PathBuf, LeftSocket>,
     /// As they are with it; None if it does not say.
     ports: Option<Vec<PortPart>>,
+    /// It says so of all, in words that are understood.
+    tells_all_ports: bool,
 }
 
 /// A listening socket of the predecessor's.
@@ -103,7 +105,9 @@ impl Estate {
                 estate.listeners.insert(part.path, left);
             }
         }
+        let told = foundation.ports.as_ref().map(Vec::len);
         estate.ports = foundation.ports.map(|parts| parts.into_iter().filter_map(port).collect());
+        estate.tells_all_ports = told.is_some() && told == estate.ports.as_ref().map(Vec::len);
         estate
     }
 
@@ -115,6 +119,11 @@ impl Estate {
     /// All ports as they were, if that is told.
     pub fn ports(&self) -> Option<&Vec<PortPart>> {
         self.ports.as_ref()
+    }
+
+    /// Whether it has no ports but those that it tells of.
+    pub fn tells_all_ports(&self) -> bool {
+        self.tells_all_ports
     }
 
     /// The ports that it was given at run time.
