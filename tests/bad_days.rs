@@ -375,6 +375,32 @@ fn a_port_that_is_deleted_stays_deleted_when_its_state_directory_comes_back() {
     daemon.stop();
 }
 
+#[test]
+fn a_socket_that_is_removed_is_made_again_and_one_that_is_replaced_is_nobodys() {
+    let bed = Bed::new(1, 1);
+    let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));
+    let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, ports.to_vec()));
+    let with_session = connect(&bed, "vm2");
+    with_session.negotiate();
+    for port in ["vm1", "vm2"] {
+        fs::remove_file(bed.path(&format!("{port}.sock"))).expect("the socket");
+    }
+    wait_for("a front-end may come again", 10, || bed.path("vm1.sock").exists());
+    connect(&bed, "vm1").negotiate();
+    assert!(!bed.path("vm2.sock").exists(), "its session goes on");
+    assert!(with_session.number(1).is_some());
+    drop(with_session);
+    wait_for("it has gone", 10, || bed.path("vm2.sock").exists());
+    connect(&bed, "vm2").negotiate();
+    daemon.wait_state("vm1", "waiting");
+    fs::remove_file(bed.path("vm1.sock")).expect("the socket");
+    fs::write(bed.path("vm1.sock"), "somebody's").expect("a file");
+    daemon.wait_state("vm1", "refused");
+    fs::remove_file(bed.path("vm1.sock")).expect("the file");
+    daemon.wait_state("vm1", "waiting");
+    daemon.stop();
+}
+
 /// The name of a file that a front-end gives is quoted in the log.
 #[test]
 fn no_name_that_a_front_end_chooses_writes_a_line_of_the_log() {

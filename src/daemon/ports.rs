@@ -803,6 +803,40 @@ impl Registry {
         Err(error)
     }
 
+    /// Make the sockets again whose names somebody has removed, of ports without a front-end: the
+    /// others' are made when it has gone.
+    pub fn remake_sockets(&self) {
+        let is_lost = |port: &Port| {
+            let file = port.file.as_ref().filter(|file| !file.is_there());
+            file.is_some() && port.leaving.is_none() && port.link.session().is_none()
+        };
+        let lost: Vec<String> = self
+            .ports()
+            .iter()
+            .filter(|(_, port)| is_lost(port))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in lost {
+            self.remake_socket(&name);
+        }
+    }
+
+    fn remake_socket(&self, name: &str) {
+        let Ok(ports) = self.change() else { return };
+        let Some(port) = ports.get(name).filter(|port| port.leaving.is_none()) else { return };
+        let (config, bound, permanent) = (port.config.clone(), port.bound.clone(), port.permanent);
+        let socket = config.socket.display();
+        tracing::warn!(port = name, %socket, "the port's socket was removed: it is made again");
+        let unchanged = Leaving::Changed(Box::new((config.clone(), bound.clone())));
+        let mut ports = self.end_session_of(ports, name, unchanged);
+        if self.ownership.check().is_err() {
+            ports.get_mut(name).into_iter().for_each(|port| port.leaving = None);
+            return;
+        }
+        self.take_port(&mut ports, name);
+        self.put_back(&mut ports, (config, Some(bound)), permanent);
+    }
+
     /// Take a port away, served or refused, that has no session any more.
     fn take_port(&self, ports: &mut BTreeMap<String, Port>, name: &str) {
         self.refused().remove(name);

@@ -72,6 +72,7 @@ impl Upkeep {
             }
         }
         registry.keep_runtime_locked();
+        registry.remake_sockets();
         registry.serve_refused();
         registry.look_at_positions();
         let refused = Room::refusals();

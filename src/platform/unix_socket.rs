@@ -293,6 +293,13 @@ impl SocketFile {
         Ok(Self::left(path, (metadata.dev(), metadata.ino())))
     }
 
+    /// Whether the name is still the socket's: nobody has removed or replaced the file.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+    }
+
     /// The name of such a socket, which is ours only if it is still this file.
     #[must_use]
     pub fn left(path: &Path, identity: FileIdentity) -> Self {
