@@ -5,12 +5,14 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use common::{Bed, Configuration, Daemon, NIC, PortSpec, run, wait_for};
 use isonic::test_support::frontend::{Frontend, event};
+use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_isonic");
@@ -420,4 +422,35 @@ fn no_name_that_a_front_end_chooses_writes_a_line_of_the_log() {
     assert!(log.contains(r"x\n2026-11-28"), "{log}");
     assert!(!log.contains('\u{1b}'), "{log}");
     daemon.stop();
+}
+
+/// What reads the log may hang: its pipe is full then, and a write to it would never return.
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let bed = Bed::new(1, 1);
+    let configuration =
+        Configuration::new(&bed, vec![PortSpec::switch(NIC, 1), PortSpec::switch(NIC, 2)]);
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let mut writer = File::from(OwnedFd::from(writer));
+    let mut daemon = Daemon::start_logging_to(&bed, &configuration, &writer);
+    // Full to the last byte, after what the daemon has written already.
+    fcntl_setfl(&writer, OFlags::NONBLOCK).expect("a pipe that says when it is full");
+    while writer.write(b".").is_ok() {}
+    // Sessions and the API have something to log. That the pipe blocks is the daemon's own setting.
+    for round in 0..20 {
+        let frontend = connect(&bed, ["vm1", "vm2"][round % 2]);
+        frontend.negotiate();
+        let file = File::open("/dev/null").expect("a file");
+        frontend.send(13, 0x1, &0_u64.to_ne_bytes(), &[&file]);
+        assert!(frontend.number(1).is_some(), "the session goes on");
+    }
+    daemon.refusal(&["port", "show", "none"]);
+    daemon.json(&words(&add(&bed, "added")));
+    daemon.json(&["port", "del", "added"]);
+    daemon.stop();
+    // It was the daemon's log, with no room left for what it did since.
+    drop(writer);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).expect("the log");
+    assert!(log.contains("uplink is open") && !log.contains("port is removed"), "{log}");
 }

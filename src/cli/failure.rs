@@ -28,10 +28,6 @@ pub fn wants_json(words: &[OsString]) -> bool {
 #[must_use]
 pub fn tell(error: &(dyn Error + 'static), json: bool) -> u8 {
     let ours = error.downcast_ref::<CliError>();
-    let status = match ours {
-        Some(CliError::Usage(_)) => USAGE_STATUS,
-        _ => FAILURE_STATUS,
-    };
     let text = bounded(&chain(error));
     if json {
         let reasons = ours.and_then(reasons).unwrap_or_else(|| lines(&text));
@@ -42,7 +38,16 @@ pub fn tell(error: &(dyn Error + 'static), json: bool) -> u8 {
     } else {
         text.lines().for_each(note);
     }
-    status
+    status(error)
+}
+
+/// The exit status of a command that failed so.
+#[must_use]
+pub fn status(error: &(dyn Error + 'static)) -> u8 {
+    match error.downcast_ref() {
+        Some(CliError::Usage(_)) => USAGE_STATUS,
+        _ => FAILURE_STATUS,
+    }
 }
 
 /// The same of a command line that clap refuses.

@@ -12,7 +12,10 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+use crate::platform::log_queue::{self, LogLine};
 use crate::report::{chain, printable};
 
 /// The level of what no directive names.
@@ -22,10 +25,12 @@ const VARIABLE: &str = "RUST_LOG";
 
 /// Log on standard error: as `--log-level` says, else as RUST_LOG does. A mistake in the latter,
 /// which may be meant for other programs too, is told and changes nothing.
+/// A daemon's lines are queued, so that none of its threads waits for whoever reads them; those of
+/// other commands are written at once.
 ///
 /// # Errors
 /// What is wrong with `--log-level`.
-pub fn start(level: Option<&str>) -> Result<(), String> {
+pub fn start(level: Option<&str>, queued: bool) -> Result<(), String> {
     let (filter, mistake) = match level {
         Some(level) => (filter(level).map_err(|mistake| format!("--log-level {mistake}"))?, None),
         None => match env::var(VARIABLE).map(|text| filter(&text)) {
@@ -34,9 +39,14 @@ pub fn start(level: Option<&str>) -> Result<(), String> {
             Err(_unset) => (EnvFilter::new(DEFAULT), None),
         },
     };
+    let thread = queued.then(|| log_queue::start(lost_line));
+    let writer = match &thread {
+        Some(Ok(())) => BoxMakeWriter::new(|| LogLine),
+        Some(Err(_)) | None => BoxMakeWriter::new(io::stderr),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(writer)
         .with_ansi(wants_colours(env::var_os("NO_COLOR").as_deref(), io::stderr().is_terminal()))
         .fmt_fields(OneLine)
         // It would say so on standard error, and panic where that is what has failed.
@@ -45,7 +55,18 @@ pub fn start(level: Option<&str>) -> Result<(), String> {
     if let Some(mistake) = mistake {
         tracing::warn!("{VARIABLE} is ignored: {mistake}");
     }
+    if let Some(Err(error)) = thread {
+        tracing::warn!(%error, "no thread for the log: whoever logs waits until it is read");
+    }
     Ok(())
+}
+
+/// A line of the log that says how many others are missing.
+fn lost_line(lost: u64) -> String {
+    let mut time = String::new();
+    // It has no time then.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    format!("{time}  WARN {}: log lines are lost: nobody took them lost={lost}\n", module_path!())
 }
 
 /// Puts the fields of a log line on one line whatever they contain: a front-end chooses the name of

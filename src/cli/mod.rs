@@ -49,6 +49,14 @@ pub struct Arguments {
     command: Command,
 }
 
+impl Arguments {
+    /// Whether this is to be the daemon.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(self.command, Command::Run(_))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve ports

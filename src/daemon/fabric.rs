@@ -21,6 +21,7 @@ use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
 use crate::xdp::{FRAMES_PER_SOCKET, Socket, SocketAtRest, Umem};
 
 use crate::platform::interrupt::InterruptibleThread;
+use crate::platform::log_queue;
 
 use super::host::{HostNic, HostPort};
 use super::uplinks::{Dealt, Nics};
@@ -535,6 +536,7 @@ struct AbortOnPanic;
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         tracing::error!("a worker has panicked: the process ends, to be started again");
+        log_queue::flush();
         std::process::abort();
     }
 }

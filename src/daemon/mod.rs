@@ -52,8 +52,8 @@ use tokio::sync::Notify;
 use crate::config::{Config, Handed, RunOptions, UplinkConfig};
 use crate::control::server;
 use crate::guest_memory::install_fault_handler;
-use crate::platform::privilege;
 use crate::platform::unix_socket::{self, ClaimError, Claimed, InheritError, SocketFile};
+use crate::platform::{log_queue, privilege};
 use crate::profile::{Catalog, CatalogError};
 use crate::report::chain;
 use crate::xdp::{BusyPollError, recover_interrupts};
@@ -231,7 +231,7 @@ fn leave_or_return(
         }
     }
     tracing::info!("another process goes on with everything: this one ends");
-    std::process::exit(0);
+    log_queue::exit(0);
 }
 
 /// A process that has taken over ends when it is told to, and not because the API cannot be served.
@@ -257,7 +257,7 @@ fn take_over(
     if let Err(error) = predecessor.take_over(registry) {
         predecessor.refuse(&chain(&error));
         // Without undoing anything, for all of it is the other's.
-        std::process::exit(1);
+        log_queue::exit(1);
     }
     if let Some(Err(error)) = api.as_mut().map(Api::own) {
         tracing::error!(error = chain(&error), "the API is not served; packets move");

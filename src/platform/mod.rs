@@ -4,6 +4,7 @@ pub mod descriptors;
 pub mod directory;
 pub mod host;
 pub mod interrupt;
+pub mod log_queue;
 pub mod privilege;
 pub mod text_file;
 pub mod unix_socket;

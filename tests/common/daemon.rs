@@ -1,7 +1,8 @@
 //! The daemon under test: its configuration, its process, its answers.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -176,6 +177,14 @@ impl<'bed> Daemon<'bed> {
     pub fn start(bed: &'bed Bed, configuration: &Configuration) -> Self {
         // As many descriptors as a shell usually gives, and as many as the hard limit allows.
         let launcher = ["prlimit", "--nofile=1024:", BINARY].map(str::to_owned);
+        Self::start_by(bed, configuration, &launcher)
+    }
+
+    /// The same with this pipe as its standard error.
+    pub fn start_logging_to(bed: &'bed Bed, configuration: &Configuration, log: &File) -> Self {
+        let fd = log.as_raw_fd();
+        let command = format!("exec \"$@\" 2>/proc/{}/fd/{fd}", std::process::id());
+        let launcher = ["sh", "-c", &command, "sh", BINARY].map(str::to_owned);
         Self::start_by(bed, configuration, &launcher)
     }
 

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::config::names_a_file;
 use crate::control::api::{PortChange, Upgrade};
 use crate::datapath::{PortId, RingAtRest, SocketDescriptor, WorkerAtRest};
+use crate::platform::log_queue;
 use crate::platform::unix_socket::{FileIdentity, SocketFile};
 use crate::report::chain;
 use crate::vhost_user::{SessionAtRest, started};
@@ -685,8 +686,9 @@ impl Successor {
         }
     }
 
-    /// Have it end, and all that it has started. It must have taken nothing: that it has, and ended without a word in time,
-    /// leaves nobody to know where everything is, and we end too, to be started again.
+    /// Have it end, and all that it has started. It must have taken nothing: that it has, and ended
+    /// without a word in time, leaves nobody to know where everything is, and we end too, to be
+    /// started again.
     fn end(&mut self) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -698,7 +700,7 @@ impl Successor {
         let said = self.channel.receive::<Answer>(Some(now));
         if let Ok((Answer::Taken, _)) = said {
             tracing::error!("the new process went on too late and was ended: this one ends too");
-            std::process::exit(1);
+            log_queue::exit(1);
         }
     }
 
@@ -717,7 +719,7 @@ impl Successor {
             tracing::error!(
                 "the new process has ended after it took everything: this one ends too"
             );
-            std::process::exit(1);
+            log_queue::exit(1);
         }
         let changes = std::mem::take(&mut self.changes);
         Succeeded { pid: self.process.id(), running, changes }
