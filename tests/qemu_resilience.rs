@@ -28,11 +28,7 @@ fn a_killed_guest_is_replaced_by_another() {
     live_and_die();
     let before = daemon.holdings();
     live_and_die();
-    // What the first had may have been closed after we looked.
-    wait_for("no more descriptors and mappings than before", 5, || {
-        let now = daemon.holdings();
-        now.0 <= before.0 && now.1 <= before.1
-    });
+    wait_for("descriptors and mappings are as before", 5, || daemon.holdings() == before);
     daemon.frames();
 }
 
@@ -84,10 +80,11 @@ fn two_hundred_connections_leave_nothing_behind() {
         connect(number % 5);
     }
     daemon.wait_state("vm1", "waiting");
-    // What the first had may have been closed after we looked.
-    wait_for("no more descriptors and mappings than before", 5, || {
+    // Each connection would leave one. What a thread that was not there yet has for itself, its
+    // stack and the allocator's arena, is no more than some.
+    wait_for("hardly more descriptors and mappings than before", 5, || {
         let now = daemon.holdings();
-        now.0 <= before.0 && now.1 <= before.1
+        now.0 < before.0 + 50 && now.1 < before.1 + 50
     });
     assert_eq!(daemon.frames(), frames);
 }
