@@ -20,7 +20,7 @@ use crate::device::features::RING_PACKED;
 use crate::guest_memory::MemoryFiles;
 use crate::metrics::{PortCounter, Published};
 use crate::platform::unix_socket::{
-    self, AccessError, ClaimError, Inherited, SocketFile, claim, unnamed,
+    self, AccessError, ClaimError, Inherited, NamedFile, SocketFile, claim, unnamed,
 };
 use crate::profile::{Blocker, Catalog, Profile, ResolveError};
 use crate::report::chain;
@@ -806,24 +806,25 @@ impl Registry {
     /// Make the sockets again whose names somebody has removed, of ports without a front-end: the
     /// others' are made when it has gone.
     pub fn remake_sockets(&self) {
-        let is_lost = |port: &Port| {
-            let file = port.file.as_ref().filter(|file| !file.is_there());
-            file.is_some() && port.leaving.is_none() && port.link.session().is_none()
-        };
-        let lost: Vec<String> = self
+        let files: Vec<_> = self
             .ports()
             .iter()
-            .filter(|(_, port)| is_lost(port))
-            .map(|(name, _)| name.clone())
+            .filter(|(_, port)| port.leaving.is_none() && port.link.session().is_none())
+            .filter_map(|(name, port)| Some((name.clone(), port.file.as_ref()?.named().clone())))
             .collect();
-        for name in lost {
-            self.remake_socket(&name);
+        // A file system may take its time, and whoever wants the ports does not wait for it.
+        for (name, file) in files.iter().filter(|(_, file)| !file.is_there()) {
+            self.remake_socket(name, file);
         }
     }
 
-    fn remake_socket(&self, name: &str) {
+    fn remake_socket(&self, name: &str, lost: &NamedFile) {
         let Ok(ports) = self.change() else { return };
-        let Some(port) = ports.get(name).filter(|port| port.leaving.is_none()) else { return };
+        let is_lost = |port: &&Port| {
+            let file = port.file.as_ref().map(SocketFile::named);
+            port.leaving.is_none() && file == Some(lost)
+        };
+        let Some(port) = ports.get(name).filter(is_lost) else { return };
         let (config, bound, permanent) = (port.config.clone(), port.bound.clone(), port.permanent);
         let socket = config.socket.display();
         tracing::warn!(port = name, %socket, "the port's socket was removed: it is made again");
@@ -1024,16 +1025,18 @@ impl Registry {
     /// Tell of the ports whose ring positions no other process would find: after a crash nobody
     /// knows where the rings of their guests are.
     pub fn look_at_positions(&self) {
-        let is_homeless = |name: &str, port: &Port| {
-            let [path, _] = self.journals_paths(name)?;
-            Some(!port.link.journals()?.is_at(&path))
-        };
-        let homeless: Vec<String> = self
+        let own_path = |name: &str| self.journals_paths(name).map(|[path, _]| path);
+        let places: Vec<_> = self
             .ports()
             .iter()
-            .filter(|(name, port)| is_homeless(name, port) == Some(true))
-            .map(|(name, _)| name.clone())
+            .filter_map(|(name, port)| Some((name.clone(), own_path(name)?, port.link.clone())))
             .collect();
+        // As above: nobody waits for the ports while a file system takes its time.
+        let is_homeless = |(_, path, link): &(_, PathBuf, Arc<PortLink>)| {
+            link.journals().is_some_and(|journals| !journals.is_at(path))
+        };
+        let homeless: Vec<String> =
+            places.into_iter().filter(is_homeless).map(|(name, ..)| name).collect();
         let told = (!homeless.is_empty()).then(|| {
             let directory = self.config.runtime_dir.as_deref().unwrap_or(Path::new("")).display();
             format!(

@@ -74,7 +74,11 @@ pub struct Claimed {
 
 /// The name of a socket of ours; removed when this is dropped, if it is still ours.
 #[derive(Debug)]
-pub struct SocketFile {
+pub struct SocketFile(NamedFile);
+
+/// A name, and the file that had it when it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFile {
     path: PathBuf,
     identity: FileIdentity,
 }
@@ -274,11 +278,20 @@ pub enum AccessError {
     },
 }
 
+impl NamedFile {
+    /// Whether the name is still this file's: nobody has removed or replaced it.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+    }
+}
+
 impl SocketFile {
     /// The path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// The name of a listening socket that another process has claimed, and leaves to us.
@@ -293,23 +306,22 @@ impl SocketFile {
         Ok(Self::left(path, (metadata.dev(), metadata.ino())))
     }
 
-    /// Whether the name is still the socket's: nobody has removed or replaced the file.
+    /// The name, for whoever looks after it without the socket.
     #[must_use]
-    pub fn is_there(&self) -> bool {
-        std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+    pub fn named(&self) -> &NamedFile {
+        &self.0
     }
 
     /// The name of such a socket, which is ours only if it is still this file.
     #[must_use]
     pub fn left(path: &Path, identity: FileIdentity) -> Self {
-        Self { path: path.to_owned(), identity }
+        Self(NamedFile { path: path.to_owned(), identity })
     }
 
     /// The file that has the name.
     #[must_use]
     pub fn identity(&self) -> FileIdentity {
-        self.identity
+        self.0.identity
     }
 
     /// Open the socket to a group (a name in `/etc/group`, or a number) and set its permission
@@ -322,22 +334,22 @@ impl SocketFile {
         group: Option<&str>,
         permissions: Option<u32>,
     ) -> Result<(), AccessError> {
-        let system = |source| AccessError::System { path: self.path.clone(), source };
+        let system = |source| AccessError::System { path: self.0.path.clone(), source };
         if let Some(group) = group {
             let id = group_id(group).map_err(system)?.ok_or_else(|| AccessError::UnknownGroup {
-                path: self.path.clone(),
+                path: self.0.path.clone(),
                 group: group.to_owned(),
             })?;
-            chown(&self.path, None, Some(id)).map_err(|error| match error.kind() {
+            chown(&self.0.path, None, Some(id)).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    AccessError::NotAMember { path: self.path.clone(), group: group.to_owned() }
+                    AccessError::NotAMember { path: self.0.path.clone(), group: group.to_owned() }
                 }
                 _ => system(error),
             })?;
         }
         if let Some(bits) = permissions {
             let permissions = std::fs::Permissions::from_mode(bits);
-            std::fs::set_permissions(&self.path, permissions).map_err(system)?;
+            std::fs::set_permissions(&self.0.path, permissions).map_err(system)?;
         }
         Ok(())
     }
@@ -345,10 +357,10 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "socket file left behind");
+        if self.0.is_there()
+            && let Err(error) = std::fs::remove_file(&self.0.path)
+        {
+            tracing::warn!(path = %self.0.path.display(), %error, "socket file left behind");
         }
     }
 }
