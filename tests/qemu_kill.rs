@@ -41,14 +41,7 @@ impl<'bed> Stage<'bed> {
         let specs = [1, 2]
             .map(|number| GuestSpec::new(&ports[usize::from(number) - 1], &bed.uplinks[0], number));
         let mut guests = Guest::boot_all(bed, specs);
-        for guest in &mut guests {
-            // Neither side asks for the other's address, which it would do once a second.
-            let (peer, spec) = (&bed.uplinks[0].peer, guest.spec.clone());
-            let neighbour = ["ip", "neigh", "replace", &spec.address, "lladdr", &spec.port.mac];
-            bed.wire.run(&[&neighbour[..], &["dev", peer, "nud", "permanent"]].concat());
-            let mac = bed.wire.run(&["cat", &format!("/sys/class/net/{peer}/address")]);
-            guest.check(&format!("arp -s {} {}", bed.uplinks[0].wire_address, mac.trim()));
-        }
+        guests.iter_mut().for_each(|guest| guest.know_the_wire(bed));
         Self { bed, daemon, guests }
     }
 

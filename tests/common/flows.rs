@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-use super::{Bed, Guest};
+use super::{Bed, Guest, Netns};
 
 /// The first flow's port, on both sides.
 const PORT: u16 = 6000;
@@ -269,6 +269,17 @@ impl Flow {
     fn numbers(&self) -> impl Iterator<Item = u32> {
         self.runs.iter().flat_map(|&(first, last)| first..=last)
     }
+}
+
+/// What the kernel's counters say of messages that left isonic and did not reach the test: the
+/// backlogs of the processors, and the sockets of the namespace "wire".
+pub fn kernel_drops(wire: &Netns) -> String {
+    let backlogs = wire.run(&["cat", "/proc/net/softnet_stat"]);
+    let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
+    let dropped: u64 = backlogs.lines().filter_map(dropped).sum();
+    let sockets = wire.run(&["grep", "Udp:", "/proc/net/snmp"]);
+    let links = wire.run(&["ip", "-stats", "-oneline", "link"]);
+    format!("backlogs dropped {dropped} since boot\n{sockets}\n{links}")
 }
 
 fn now() -> f64 {

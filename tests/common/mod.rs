@@ -43,7 +43,7 @@ pub use capture::{Capture, Checksums, TcpFrame};
 pub use daemon::{Configuration, Daemon, PROFILE, PortSpec};
 pub use echo_flow::{EchoFlow, Tally};
 pub use exchange::exchange;
-pub use flows::{Flow, Flows, Outage, Report};
+pub use flows::{Flow, Flows, Outage, Report, kernel_drops};
 pub use guest::{Guest, GuestSpec};
 pub use inner_host::{InnerHost, InnerNic, program, tap, this_program, uplink, variable};
 pub use libvirt::{Libvirtd, Qemu, open_to};

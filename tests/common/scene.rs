@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     BRIDGE, Bed, Configuration, Daemon, Flows, Guest, GuestSpec, Migration, NIC, Outage, PortSpec,
-    Report, wait_for, wait_reachable,
+    Report, kernel_drops, wait_for, wait_reachable,
 };
 
 /// The port on both hosts.
@@ -133,22 +133,11 @@ impl<'beds> Scene<'beds> {
             report.late_to_guest(),
             report.lost_from_guest(),
         );
-        let what = format!("{lost:?}; {no_room} found no room; {}", self.kernel_drops());
+        let what = format!("{lost:?}; {no_room} found no room; {}", kernel_drops(&self.bed().wire));
         assert!(u64::try_from(lost.len()).expect("a few") <= no_room, "{what}");
         let from_guest = (report.lost_from_guest(), report.late_from_guest());
-        assert_eq!(from_guest, (0, 0), "{:?}; {}", report.from_guest, self.kernel_drops());
-    }
-
-    /// What the kernel's counters say of messages that left isonic and did not reach the test: the
-    /// backlogs of the processors, and the sockets of the namespace "wire".
-    fn kernel_drops(&self) -> String {
-        let wire = &self.bed().wire;
-        let backlogs = wire.run(&["cat", "/proc/net/softnet_stat"]);
-        let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
-        let dropped: u64 = backlogs.lines().filter_map(dropped).sum();
-        let sockets = wire.run(&["grep", "Udp:", "/proc/net/snmp"]);
-        let links = wire.run(&["ip", "-stats", "-oneline", "link"]);
-        format!("backlogs dropped {dropped} since boot\n{sockets}\n{links}")
+        let drops = || kernel_drops(&self.bed().wire);
+        assert_eq!(from_guest, (0, 0), "{:?}; {}", report.from_guest, drops());
     }
 
     fn no_room(&self) -> u64 {
