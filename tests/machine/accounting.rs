@@ -106,6 +106,7 @@ fn verdicts(stats: &Value) -> [u64; 3] {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
     let bed = Bed::with_mtu(1, 2, MTU);
     let uplink = &bed.uplinks[0];
@@ -203,6 +204,7 @@ fn under_overload_every_frame_is_delivered_or_counted_under_one_name() {
 
 /// One of two queues is ours, and datagrams of many flows come in on both.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_frame_for_a_vm_on_a_queue_without_a_socket_is_counted() {
     const FLOWS: u16 = 64;
     let bed = Bed::new(1, 2);

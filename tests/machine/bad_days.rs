@@ -80,6 +80,7 @@ fn connect(bed: &Bed, port: &str) -> Frontend {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_full_or_read_only_state_directory_stops_changes_and_nothing_else() {
     let bed = Bed::new(1, 1);
     let disk = SmallDisk::mount(bed.path("state"));
@@ -132,6 +133,7 @@ fn a_full_or_read_only_state_directory_stops_changes_and_nothing_else() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_damaged_state_file_costs_no_port() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -149,6 +151,7 @@ fn a_damaged_state_file_costs_no_port() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_upgrade_that_comes_to_nothing_leaves_a_whole_state_behind() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -167,6 +170,7 @@ fn an_upgrade_that_comes_to_nothing_leaves_a_whole_state_behind() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_second_daemon_with_the_same_state_is_refused_and_an_upgrade_is_not() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
@@ -185,6 +189,7 @@ fn a_second_daemon_with_the_same_state_is_refused_and_an_upgrade_is_not() {
 
 /// Two NICs, two daemons: nothing but the directory is in the way.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_second_daemon_with_the_same_runtime_directory_is_refused_and_harms_nothing() {
     let bed = Bed::new(2, 1);
     let port = |uplink: usize| {
@@ -228,6 +233,7 @@ fn a_second_daemon_with_the_same_runtime_directory_is_refused_and_harms_nothing(
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_runtime_directory_that_cannot_be_locked_is_told_until_it_can_be() {
     let bed = Bed::new(1, 1);
     let disk = SmallDisk::mount(bed.path("run"));
@@ -250,6 +256,7 @@ fn a_runtime_directory_that_cannot_be_locked_is_told_until_it_can_be() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn signals_that_mean_nothing_here_are_told_and_ignored() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -263,6 +270,7 @@ fn signals_that_mean_nothing_here_are_told_and_ignored() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_that_cannot_be_served_keeps_no_other_from_it_and_is_served_when_it_can_be() {
     let bed = Bed::new(1, 1);
     let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));
@@ -280,6 +288,7 @@ fn a_port_that_cannot_be_served_keeps_no_other_from_it_and_is_served_when_it_can
 
 /// A front-end that gives more descriptors than there is room for.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_profile_that_cannot_be_had_costs_a_port_no_ring_position() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -305,6 +314,7 @@ fn a_profile_that_cannot_be_had_costs_a_port_no_ring_position() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn without_descriptors_a_session_ends_and_control_and_other_sessions_do_not() {
     let bed = Bed::new(1, 1);
     let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));
@@ -335,6 +345,7 @@ fn without_descriptors_a_session_ends_and_control_and_other_sessions_do_not() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn all_ports_whose_ring_positions_have_no_place_are_named_for_as_long_as_they_have_none() {
     let bed = Bed::new(1, 1);
     fs::write(bed.path("run"), "in the way").expect("a file");
@@ -359,6 +370,7 @@ fn all_ports_whose_ring_positions_have_no_place_are_named_for_as_long_as_they_ha
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_that_is_deleted_stays_deleted_when_its_state_directory_comes_back() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration::new(&bed, Vec::new());
@@ -376,6 +388,7 @@ fn a_port_that_is_deleted_stays_deleted_when_its_state_directory_comes_back() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_socket_that_is_removed_is_made_again_and_one_that_is_replaced_is_nobodys() {
     let bed = Bed::new(1, 1);
     let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));
@@ -403,6 +416,7 @@ fn a_socket_that_is_removed_is_made_again_and_one_that_is_replaced_is_nobodys() 
 
 /// The name of a file that a front-end gives is quoted in the log.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn no_name_that_a_front_end_chooses_writes_a_line_of_the_log() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
@@ -424,6 +438,7 @@ fn no_name_that_a_front_end_chooses_writes_a_line_of_the_log() {
 
 /// What reads the log may hang: its pipe is full then, and a write to it would never return.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_log_that_nobody_reads_stops_nothing() {
     let bed = Bed::new(1, 1);
     let configuration =

@@ -48,6 +48,7 @@ fn assert_settings(bed: &Bed, expected: Deferral) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn sockets_are_told_and_frames_are_moved_and_an_idle_worker_sleeps() {
     let bed = bed();
     let daemon = Daemon::start(&bed, &polled(&bed));
@@ -70,6 +71,7 @@ fn sockets_are_told_and_frames_are_moved_and_an_idle_worker_sleeps() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_socket_is_told_nothing_unless_it_is_wanted() {
     let bed = bed();
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![]));
@@ -79,6 +81,7 @@ fn a_socket_is_told_nothing_unless_it_is_wanted() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_nic_has_its_own_settings_again_however_isonic_ends() {
     let bed = bed();
     let mut daemon = Daemon::start(&bed, &polled(&bed));
@@ -100,6 +103,7 @@ fn the_nic_has_its_own_settings_again_however_isonic_ends() {
 
 /// By an epoll instance for each socket, which the kernel tells apart by what it waits for.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn interrupts_are_suspended_while_packets_are_found_where_that_is_wanted() {
     let bed = bed();
     let lines = "busy_poll = true\nirq_suspend = true";
@@ -130,6 +134,7 @@ fn instances_of_one(process: u32) -> usize {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn who_starts_after_a_kill_puts_them_back_though_it_does_not_poll() {
     let bed = bed();
     let mut daemon = Daemon::start(&bed, &polled(&bed));
@@ -141,6 +146,7 @@ fn who_starts_after_a_kill_puts_them_back_though_it_does_not_poll() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn settings_of_the_whole_nic_are_put_back_where_its_queues_have_none() {
     let bed = bed();
     // As on a kernel before 6.13.
@@ -152,6 +158,7 @@ fn settings_of_the_whole_nic_are_put_back_where_its_queues_have_none() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_note_that_says_nothing_is_told_with_the_way_out() {
     let bed = bed();
     leave_note(&bed, "{\"device\":");

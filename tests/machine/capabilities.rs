@@ -62,6 +62,7 @@ fn status(process: u32, name: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_ordinary_user_with_the_capabilities_serves_a_port() {
     let bed = bed();
     let launcher = as_user(&bed, &WITH_LOCK);
@@ -84,6 +85,7 @@ fn an_ordinary_user_with_the_capabilities_serves_a_port() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn such_a_user_may_poll_busily() {
     let bed = bed();
     let configuration = Configuration { uplink_lines: "busy_poll = true", ..configuration(&bed) };
@@ -95,6 +97,7 @@ fn such_a_user_may_poll_busily() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn without_one_of_them_it_is_refused_naming_that_one() {
     let bed = bed();
     for missing in CAPABILITIES {
@@ -110,6 +113,7 @@ fn without_one_of_them_it_is_refused_naming_that_one() {
 
 /// The kernel's word, not ours: what it refuses to a thread that lacks one.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_kernel_wants_each_of_them() {
     let bed = Bed::new(1, 1);
     let open = || Uplink::open(NIC, None, ModeWish::Auto, None);
@@ -131,6 +135,7 @@ fn the_kernel_wants_each_of_them() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn without_memory_to_lock_it_is_refused_with_the_way_out() {
     let bed = bed();
     let launcher = as_user(&bed, &CAPABILITIES);

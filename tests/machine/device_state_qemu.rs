@@ -29,6 +29,7 @@ fn fingerprint(scene: &Scene<'_>) -> String {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_arrives_on_a_port_with_its_interface_and_the_state_says_so_on_both_sides() {
     let beds = Bed::pair(1);
     let mut scene = scene(&beds, [V4, V4]);
@@ -46,6 +47,7 @@ fn a_guest_arrives_on_a_port_with_its_interface_and_the_state_says_so_on_both_si
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_stays_where_it_is_until_there_is_a_port_with_its_interface() {
     let beds = Bed::pair(1);
     let mut scene = scene(&beds, [V4, OTHER]);
@@ -74,6 +76,7 @@ fn a_guest_stays_where_it_is_until_there_is_a_port_with_its_interface() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_stream_without_a_state_is_taken_because_there_is_nothing_to_compare() {
     let beds = Bed::pair(1);
     let mut scene = scene(&beds, [V3, V4]);

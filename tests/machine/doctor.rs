@@ -80,6 +80,7 @@ fn host(bed: &Bed, command: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_good_interface_is_found_good() {
     let bed = Bed::new(1, 2);
     // As isonic would have it: the other end completes its frames.
@@ -119,6 +120,7 @@ fn a_good_interface_is_found_good() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_the_other_end_of_a_veth_leaves_undone_is_found_in_its_own_namespace() {
     let bed = Bed::new(1, 1);
     let peer = &bed.uplinks[0].peer;
@@ -133,6 +135,7 @@ fn what_the_other_end_of_a_veth_leaves_undone_is_found_in_its_own_namespace() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_interface_that_is_down_or_not_there_or_lacks_a_carrier_is_told_apart() {
     let bed = Bed::new(1, 1);
     bed.wire.run(&["ip", "link", "set", &bed.uplinks[0].peer, "down"]);
@@ -150,6 +153,7 @@ fn an_interface_that_is_down_or_not_there_or_lacks_a_carrier_is_told_apart() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_running_daemon_is_asked_and_not_disturbed_and_its_program_is_no_obstacle() {
     let bed = Bed::new(1, 2);
     let daemon = Daemon::start(&bed, &one_port(&bed));
@@ -185,6 +189,7 @@ fn pass(bed: &Bed) -> String {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn somebody_elses_program_is_a_problem() {
     let bed = Bed::new(1, 1);
     let object = pass(&bed);
@@ -199,6 +204,7 @@ fn somebody_elses_program_is_a_problem() {
 
 /// Somebody takes our program off and puts another one there.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_program_beside_a_running_isonic_is_not_called_its_and_what_comes_of_it_is_told() {
     let bed = Bed::new(1, 1);
     let object = pass(&bed);
@@ -231,6 +237,7 @@ fn a_program_beside_a_running_isonic_is_not_called_its_and_what_comes_of_it_is_t
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_locked_memory_limit_that_is_too_low_is_told_with_what_is_wanted() {
     let bed = Bed::new(1, 2);
     let limited = ["prlimit", "--memlock=4194304"];
@@ -247,6 +254,7 @@ fn a_locked_memory_limit_that_is_too_low_is_told_with_what_is_wanted() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn without_capabilities_it_says_which_are_missing_and_still_looks() {
     let bed = Bed::new(1, 1);
     let bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
@@ -261,6 +269,7 @@ fn without_capabilities_it_says_which_are_missing_and_still_looks() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn queues_that_receive_without_a_socket_are_told_by_doctor_daemon_and_list() {
     let bed = Bed::new(1, 3);
     let mut configuration = one_port(&bed);
@@ -286,6 +295,7 @@ fn queues_that_receive_without_a_socket_are_told_by_doctor_daemon_and_list() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_queue_that_is_not_there_is_a_problem() {
     let bed = Bed::new(1, 2);
     let mut configuration = one_port(&bed);
@@ -296,6 +306,7 @@ fn a_queue_that_is_not_there_is_a_problem() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_mtu_is_held_against_the_profiles() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ip link set {NIC} mtu 1400"));
@@ -310,6 +321,7 @@ fn an_mtu_is_held_against_the_profiles() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_of_a_bridge_is_told_and_what_lies_on_top_too() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ip link add link {NIC} name isonic-mac type macvlan"));
@@ -326,6 +338,7 @@ fn a_port_of_a_bridge_is_told_and_what_lies_on_top_too() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_wire_port_that_cuts_the_host_off_is_told() {
     let bed = Bed::new(1, 2);
     let wire = PortSpec::wire(NIC, 1, &[0, 1]);
@@ -337,6 +350,7 @@ fn a_wire_port_that_cuts_the_host_off_is_told() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn generic_mode_as_configured_is_noted() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration { mode: "generic", ..one_port(&bed) };
@@ -344,6 +358,7 @@ fn generic_mode_as_configured_is_noted() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn directories_that_cannot_be_written_to_are_told_and_looking_makes_none() {
     let bed = Bed::new(1, 1);
     let configuration = one_port(&bed);
@@ -357,6 +372,7 @@ fn directories_that_cannot_be_written_to_are_told_and_looking_makes_none() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn people_get_a_table_what_to_do_and_a_line_for_each_interface() {
     let bed = Bed::new(2, 1);
     host(&bed, "ip link set isonic-nic1 down");
@@ -377,6 +393,7 @@ fn people_get_a_table_what_to_do_and_a_line_for_each_interface() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_host_without_nics_and_a_wrong_command_line_are_told_apart() {
     let bed = Bed::new(1, 1);
     // A veth is on no bus: nothing here looks like a NIC.

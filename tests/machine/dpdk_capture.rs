@@ -7,6 +7,7 @@ use crate::common::{Bed, Testpmd, repository, run};
 use isonic::profile::parse;
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_dpdks_vhost_offers_is_the_shipped_profile_again_and_again() {
     let bed = Bed::new(0, 1);
     let mut backend = Testpmd::backend(&bed, "backend.sock");

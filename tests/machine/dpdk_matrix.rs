@@ -75,31 +75,37 @@ const HERE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];
 const PORT_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn split_rings_return_every_frame_unchanged_on_one_queue_pair() {
     every_combination(NO, 1);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn split_rings_return_every_frame_unchanged_on_two_queue_pairs() {
     every_combination(NO, 2);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn split_rings_return_every_frame_unchanged_on_four_queue_pairs() {
     every_combination(NO, 4);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_return_every_frame_unchanged_on_one_queue_pair() {
     every_combination(true, 1);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_return_every_frame_unchanged_on_two_queue_pairs() {
     every_combination(true, 2);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_return_every_frame_unchanged_on_four_queue_pairs() {
     every_combination(true, 4);
 }

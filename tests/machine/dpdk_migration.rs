@@ -55,11 +55,13 @@ fn there_and_back(rings: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_with_packed_rings_moves_from_dpdk_to_isonic_and_back_and_sees_no_difference() {
     there_and_back("");
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_with_split_rings_moves_from_dpdk_to_isonic_and_back_and_sees_no_difference() {
     there_and_back(",ring_packed=off");
 }

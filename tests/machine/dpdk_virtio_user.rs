@@ -14,32 +14,38 @@ const IN_ORDER: (&str, &str) =
     ("org.isonic.net.v2,in_order=on", ",packed_vq=1,in_order=1,vectorized=1");
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn one_queue_pair_sends_and_every_packet_is_counted() {
     sends(1, SPLIT);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn two_queue_pairs_send_and_every_packet_is_counted() {
     sends(2, SPLIT);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn one_queue_pair_receives_and_every_packet_is_counted() {
     receives(1, SPLIT);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn two_queue_pairs_receive_and_every_packet_is_counted() {
     receives(2, SPLIT);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_send_and_receive_and_every_packet_is_counted() {
     sends(2, PACKED);
     receives(2, PACKED);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_used_in_order_send_and_receive_and_every_packet_is_counted() {
     sends(1, IN_ORDER);
     receives(1, IN_ORDER);

@@ -111,6 +111,7 @@ fn forget_neighbours(bed: &Bed) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_the_host_has_on_its_nic_is_undisturbed_while_a_vm_floods() {
     for joined in [false, true] {
         let bed = Bed::new(1, 2);
@@ -137,6 +138,7 @@ fn what_the_host_has_on_its_nic_is_undisturbed_while_a_vm_floods() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_host_hears_and_sends_lldp_and_its_vlans_beside_vms() {
     for joined in [false, true] {
         let bed = Bed::new(1, 1);
@@ -162,6 +164,7 @@ fn the_host_hears_and_sends_lldp_and_its_vlans_beside_vms() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_promiscuous_nic_does_not_make_the_host_answer_for_others_and_is_none_afterwards() {
     let bed = Bed::new(1, 1);
     let mut daemon = start(&bed, &[1], false);
@@ -188,6 +191,7 @@ fn a_promiscuous_nic_does_not_make_the_host_answer_for_others_and_is_none_afterw
 const MODES: [&str; 2] = ["auto", "generic"];
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn frames_between_host_and_vm_arrive_once_and_stay_off_the_wire() {
     MODES.into_iter().for_each(frames_arrive_once);
 }
@@ -222,6 +226,7 @@ fn frames_arrive_once(mode: &'static str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_host_takes_from_its_vms_what_the_nic_s_mtu_allows_and_its_device_follows_it() {
     let bed = Bed::new(1, 1);
     let daemon = start(&bed, &[1], true);
@@ -258,6 +263,7 @@ fn the_host_takes_from_its_vms_what_the_nic_s_mtu_allows_and_its_device_follows_
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_broadcast_of_host_vm_or_wire_reaches_each_of_the_others_once() {
     MODES.into_iter().for_each(broadcasts_arrive_once);
 }
@@ -296,6 +302,7 @@ fn broadcasts_arrive_once(mode: &'static str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn host_guest_and_wire_reach_each_other_with_and_without_offloads() {
     for profile in ["org.isonic.net.v3", "org.isonic.net.v1"] {
         let bed = Bed::new(1, 2);
@@ -341,6 +348,7 @@ fn goes_to_the_wire(bed: &Bed) -> bool {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn nothing_is_left_of_the_way_to_the_host_however_isonic_ends() {
     let bed = Bed::new(1, 1);
     let links = || bed.host.run(&["ip", "-brief", "link"]);
@@ -361,6 +369,7 @@ fn nothing_is_left_of_the_way_to_the_host_however_isonic_ends() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn every_frame_that_a_vm_has_for_the_host_is_delivered_or_counted() {
     const COUNT: u64 = 20_000;
     let bed = Bed::new(1, 1);
@@ -384,6 +393,7 @@ fn every_frame_that_a_vm_has_for_the_host_is_delivered_or_counted() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn vms_and_wire_go_on_when_somebody_deletes_the_way_to_the_host() {
     let bed = Bed::new(1, 1);
     let mut daemon = start(&bed, &[1, 2], true);

@@ -59,23 +59,27 @@ fn echo_frames(queues: u32, mtu: u32, mode: &'static str, lens: &[usize]) {
 const SENT: [usize; 7] = [3840, 3841, 4096, 4097, 8192, 8193, 9014];
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn jumbo_frames_go_both_ways_under_a_native_program() {
     echo_frames(1, 9000, "auto", &SENT);
     echo_frames(2, 9000, "auto", &SENT);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn jumbo_frames_go_both_ways_under_a_generic_program() {
     echo_frames(1, 9000, "generic", &SENT);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn frames_of_the_largest_mtu_go_both_ways() {
     // The longest datagram that there is.
     echo_frames(1, 65535, "auto", &[9014, HEADERS + 65507]);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_jumbo_broadcast_of_the_wire_reaches_the_vm() {
     let bed = Bed::with_mtu(1, 1, 9000);
     let (daemon, mut vm) = start(&bed, 9000, "auto");
@@ -93,6 +97,7 @@ fn a_jumbo_broadcast_of_the_wire_reaches_the_vm() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn frames_longer_than_the_port_s_mtu_are_dropped_and_counted_on_a_veth_pair_too() {
     let bed = Bed::with_mtu(1, 1, 9000);
     let (daemon, mut vm) = start(&bed, 4000, "copy");
@@ -110,6 +115,7 @@ fn frames_longer_than_the_port_s_mtu_are_dropped_and_counted_on_a_veth_pair_too(
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_mtu_of_9000_on_a_nic_of_1500_is_refused_with_the_way_out() {
     let bed = Bed::new(1, 1);
     let refused = Daemon::refused(&bed, &Configuration::new(&bed, vec![jumbo_port(9000)]));
@@ -120,6 +126,7 @@ fn an_mtu_of_9000_on_a_nic_of_1500_is_refused_with_the_way_out() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_linux_guest_with_an_mtu_of_9000_sends_and_receives_packets_of_that_size() {
     let bed = Bed::with_mtu(1, 2, 9000);
     let port = jumbo_port(9000);

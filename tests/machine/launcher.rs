@@ -107,6 +107,7 @@ fn as_user(bed: &Bed, capability: &str) -> (Vec<String>, u64) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn with_a_launcher_s_sockets_isonic_needs_no_capability_for_the_network() {
     let bed = Bed::new(1, QUEUES);
     let launcher = Launcher::prepare(&bed);
@@ -140,6 +141,7 @@ fn with_a_launcher_s_sockets_isonic_needs_no_capability_for_the_network() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn one_port_is_served_so_from_the_command_line() {
     let bed = Bed::new(1, QUEUES);
     let launcher = Launcher::prepare(&bed);
@@ -173,6 +175,7 @@ fn one_port_is_served_so_from_the_command_line() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_is_handed_over_wrongly_is_refused_with_what_is_wrong() {
     let bed = Bed::new(1, QUEUES);
     let launcher = Launcher::without_program(&bed);
@@ -206,6 +209,7 @@ fn assert_traffic(bed: &Bed, daemon: &Daemon<'_>) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn sockets_are_put_into_a_pinned_map() {
     let bed = Bed::new(1, QUEUES);
     let program = Launcher::with_map(&bed);
@@ -275,6 +279,7 @@ fn listen_as_plugin(path: &Path) -> OwnedFd {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn sockets_are_put_into_the_map_of_a_device_plugin() {
     let bed = Bed::new(1, QUEUES);
     let program = Launcher::with_map(&bed);

@@ -223,6 +223,7 @@ fn assert_profile(host: &Host<'_>, profile: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_domains_port_lives_as_long_as_its_guest_and_comes_back_with_it() {
     let bed = bridged_bed(1);
     let host = Host::new(&bed, 1, Qemu::Debian);
@@ -273,6 +274,7 @@ fn agent_is_down(bed: &Bed) -> bool {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_restarted_libvirtd_kills_no_guest_and_puts_back_what_is_missing() {
     let bed = bridged_bed(1);
     let mut host = Host::new(&bed, 1, Qemu::Debian);
@@ -296,6 +298,7 @@ fn a_restarted_libvirtd_kills_no_guest_and_puts_back_what_is_missing() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_migrates_to_a_host_that_has_its_profile_and_stays_where_it_is_until_then() {
     let bed = bridged_bed(2);
     // Under emulation the earlier one loses what the guest writes meanwhile (tests/README.md).
@@ -363,6 +366,7 @@ fn a_guest_migrates_to_a_host_that_has_its_profile_and_stays_where_it_is_until_t
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_interface_is_plugged_in_and_pulled_out_while_the_guest_runs() {
     let bed = bridged_bed(1);
     let host = Host::new(&bed, 1, Qemu::Ten);
@@ -415,6 +419,7 @@ fn an_interface_is_plugged_in_and_pulled_out_while_the_guest_runs() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_of_a_transitional_profile_has_a_transitional_device() {
     let bed = bridged_bed(1);
     let host = Host::new(&bed, 1, Qemu::Debian);
@@ -434,6 +439,7 @@ fn a_guest_of_a_transitional_profile_has_a_transitional_device() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn other_peoples_domains_do_not_notice_the_hook() {
     let bed = bridged_bed(1);
     let mut host = Host::new(&bed, 1, Qemu::Debian);

@@ -65,6 +65,7 @@ fn names(daemon: &Daemon<'_>) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_domain_has_its_ports_from_prepare_to_release() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -96,6 +97,7 @@ fn a_domain_has_its_ports_from_prepare_to_release() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_domain_gives_back_its_ports_whatever_is_left_of_it() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -121,6 +123,7 @@ fn a_domain_gives_back_its_ports_whatever_is_left_of_it() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_a_domain_asks_for_and_does_not_get_is_said_once() {
     let bed = Bed::new(1, 1);
     let _daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -133,6 +136,7 @@ fn what_a_domain_asks_for_and_does_not_get_is_said_once() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn another_domain_with_the_same_port_is_refused_and_released_without_harm() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -149,6 +153,7 @@ fn another_domain_with_the_same_port_is_refused_and_released_without_harm() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_an_earlier_life_left_is_made_anew() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -162,6 +167,7 @@ fn what_an_earlier_life_left_is_made_anew() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_of_the_administrators_is_used_if_it_is_the_same_and_never_removed() {
     let bed = Bed::new(1, 1);
     let port = PortSpec { name: PORT.into(), ..PortSpec::switch(NIC, 1) }.with_profile(V3);
@@ -177,6 +183,7 @@ fn a_port_of_the_administrators_is_used_if_it_is_the_same_and_never_removed() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn all_of_a_domains_ports_are_made_or_none() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -189,6 +196,7 @@ fn all_of_a_domains_ports_are_made_or_none() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_this_host_cannot_keep_is_refused_on_arrival_with_the_reason() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -209,6 +217,7 @@ fn what_this_host_cannot_keep_is_refused_on_arrival_with_the_reason() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_only_a_host_knows_is_the_hooks() {
     let bed = Bed::new(2, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -241,6 +250,7 @@ fn what_only_a_host_knows_is_the_hooks() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_interface_of_a_port_is_printed_from_what_the_daemon_has_on_record() {
     let bed = Bed::new(1, 1);
     let list = "org.isonic.net.v3,mrg_rxbuf=off,max_ring=256";

@@ -64,6 +64,7 @@ fn assert_domain_valid(domain: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_domain_xml_is_valid_by_libvirts_schema() {
     let _machine = take_machine();
     assert_fragment_valid(&exported(&[V1, "--format", "libvirt"]));
@@ -85,6 +86,7 @@ fn the_domain_xml_is_valid_by_libvirts_schema() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_schema_notices_what_it_should() {
     let _machine = take_machine();
     let broken = exported(&[V1, "--format", "libvirt"]).replace("packed='off'", "packed='maybe'");
@@ -92,6 +94,7 @@ fn the_schema_notices_what_it_should() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_stamped_domain_is_valid() {
     let _machine = take_machine();
     assert_domain_valid(DOMAIN);

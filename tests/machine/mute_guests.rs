@@ -61,6 +61,7 @@ fn wait_well(daemon: &Daemon<'_>, port: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn memory_that_is_not_shared_is_named_with_the_mend() {
     let bed = Bed::new(1, 1);
     let daemon = start(&bed, 2);
@@ -77,6 +78,7 @@ fn memory_that_is_not_shared_is_named_with_the_mend() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_with_another_address_is_named_until_it_has_its_own_again() {
     let bed = Bed::new(1, 1);
     let daemon = start(&bed, 1);
@@ -97,6 +99,7 @@ fn a_guest_with_another_address_is_named_until_it_has_its_own_again() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn swapped_sockets_name_both_ports() {
     let bed = Bed::new(1, 1);
     let daemon = start(&bed, 2);
@@ -113,6 +116,7 @@ fn swapped_sockets_name_both_ports() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_driver_that_has_not_started_and_a_refused_request_are_told_at_once() {
     let bed = Bed::new(1, 1);
     let daemon = start(&bed, 1);
@@ -134,6 +138,7 @@ fn a_driver_that_has_not_started_and_a_refused_request_are_told_at_once() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_nics_own_address_is_refused_for_a_port_and_never_taken_from_the_host() {
     let bed = Bed::new(1, 1);
     let uplink = &bed.uplinks[0];
@@ -171,6 +176,7 @@ fn the_nics_own_address_is_refused_for_a_port_and_never_taken_from_the_host() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn qemu_without_shared_memory_and_with_default_rings_is_told_both() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1);
@@ -191,6 +197,7 @@ fn qemu_without_shared_memory_and_with_default_rings_is_told_both() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn qemu_with_another_address_than_its_ports_is_told() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1);
@@ -206,6 +213,7 @@ fn qemu_with_another_address_than_its_ports_is_told() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_that_boots_pauses_and_begins_anew_is_never_called_mute() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);

@@ -156,6 +156,7 @@ fn goes_down_and_up(down: impl FnOnce(&Bed), up: impl FnOnce(&Bed)) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_link_goes_down_and_up() {
     goes_down_and_up(
         |bed| drop(bed.host.run(&["ip", "link", "set", NIC, "down"])),
@@ -164,6 +165,7 @@ fn a_link_goes_down_and_up() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_carrier_is_lost_and_found() {
     let set =
         |bed: &Bed, state| drop(bed.wire.run(&["ip", "link", "set", &bed.uplinks[0].peer, state]));
@@ -171,6 +173,7 @@ fn a_carrier_is_lost_and_found() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_mtu_is_changed() {
     let bed = Bed::new(1, 1);
     let mut scene = Scene::new(&bed);
@@ -186,6 +189,7 @@ fn an_mtu_is_changed() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_is_renamed_and_is_the_same_uplink_until_it_is_removed() {
     let bed = Bed::new(1, 1);
     let mut scene = Scene::new(&bed);
@@ -210,11 +214,13 @@ fn a_nic_is_renamed_and_is_the_same_uplink_until_it_is_removed() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_is_removed_and_comes_back_again_and_again() {
     goes_and_comes("auto");
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_under_a_generic_program_is_removed_and_comes_back_again_and_again() {
     goes_and_comes("generic");
 }
@@ -253,6 +259,7 @@ fn goes_and_comes(mode: &'static str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_that_comes_back_with_fewer_queues_is_told_of_and_used_when_it_has_them() {
     let bed = Bed::new(1, 2);
     let mut scene = Scene::new(&bed);
@@ -274,6 +281,7 @@ fn a_nic_that_comes_back_with_fewer_queues_is_told_of_and_used_when_it_has_them(
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_that_the_host_shares_with_its_vms_is_shared_again_when_it_is_back() {
     let bed = Bed::new(1, 1);
     let mut scene = Scene::with(&bed, 1, |configuration| configuration.host = true);
@@ -302,6 +310,7 @@ fn a_nic_that_the_host_shares_with_its_vms_is_shared_again_when_it_is_back() {
 
 /// Fewer queues than there are sockets the kernel does not allow.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn queues_are_added_and_get_sockets() {
     let bed = Bed::new(1, 2);
     bed.host.run(&["ethtool", "-L", NIC, "rx", "1"]);
@@ -320,6 +329,7 @@ fn queues_are_added_and_get_sockets() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn one_of_two_uplinks_is_removed_and_the_other_loses_no_packet() {
     let bed = Bed::new(2, 1);
     let mut scene = Scene::new(&bed);
@@ -359,6 +369,7 @@ fn one_of_two_uplinks_is_removed_and_the_other_loses_no_packet() {
 
 /// On two queues, of which one belongs to the worker that does not have the VM's ring.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_happens_under_load_loses_no_frame_for_good() {
     let bed = Bed::new(1, 2);
     let mut scene = Scene::with(&bed, 2, |_| {});
@@ -405,6 +416,7 @@ fn what_happens_under_load_loses_no_frame_for_good() {
 
 /// Three queues of each uplink over two workers.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn uplinks_share_workers_and_workers_share_uplinks() {
     let bed = Bed::new(2, 3);
     let mut scene = Scene::with(&bed, 2, |_| {});
@@ -421,6 +433,7 @@ fn uplinks_share_workers_and_workers_share_uplinks() {
 /// What ports are placed by and checked against is known from before: a wire port of the second
 /// queue, and one of the host's.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn isonic_is_started_again_while_a_nic_is_away_and_the_other_uplinks_vms_have_theirs() {
     let bed = Bed::new(2, 2);
     let mut scene = Scene::with(&bed, 2, |configuration| {
@@ -469,6 +482,7 @@ fn isonic_is_started_again_while_a_nic_is_away_and_the_other_uplinks_vms_have_th
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_that_was_never_there_is_an_error() {
     let bed = Bed::new(1, 1);
     let mut configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
@@ -492,6 +506,7 @@ fn xdp_link(process: u32) -> u32 {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_program_that_somebody_detaches_is_put_back() {
     let bed = Bed::new(1, 2);
     let mut scene = Scene::new(&bed);
@@ -508,6 +523,7 @@ fn a_program_that_somebody_detaches_is_put_back() {
 /// A fault below the view of a ring: what the daemon has told the kernel of frames to receive into
 /// is not what the kernel finds.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_fill_ring_that_the_kernel_finds_empty_is_seen_told_of_counted_and_opened_again() {
     let bed = Bed::new(1, 1);
     let mut scene = Scene::new(&bed);
@@ -553,6 +569,7 @@ const STAND_STILL: &str =
     "tc qdisc add dev isonic-slow0 root tbf rate 8bit burst 1600 limit 1000000";
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_queue_that_stands_still_is_seen_told_of_counted_and_opened_again() {
     let bed = Bed::new(1, 1);
     let wire = slow_way(&bed);
@@ -583,6 +600,7 @@ fn a_queue_that_stands_still_is_seen_told_of_counted_and_opened_again() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn isonic_is_started_again_while_the_kernel_still_has_its_queues() {
     let bed = Bed::new(1, 1);
     let wire = slow_way(&bed);
@@ -608,6 +626,7 @@ fn isonic_is_started_again_while_the_kernel_still_has_its_queues() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_sees_its_link_follow_the_uplink_where_that_is_asked_for() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1);

@@ -30,6 +30,7 @@ fn error(bed: &Bed, arguments: &[&str]) -> Value {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_is_asked_for_twice_and_each_difference_is_told() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]));
@@ -71,6 +72,7 @@ fn a_port_is_asked_for_twice_and_each_difference_is_told() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn who_asked_for_what_failed_is_in_the_log_and_cannot_write_it() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &Configuration::new(&bed, Vec::new()));
@@ -98,6 +100,7 @@ fn who_asked_for_what_failed_is_in_the_log_and_cannot_write_it() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn counters_of_many_ports_are_one_question_and_a_line_each() {
     const PORTS: usize = 99;
     let bed = Bed::new(2, 1);
@@ -133,6 +136,7 @@ impl Drop for Watch {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_watch_prints_rates_until_nobody_reads_them() {
     let bed = Bed::new(1, 1);
     let _daemon = Daemon::start(&bed, &Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]));

@@ -18,6 +18,7 @@ fn systemd(program: &str, arguments: &[&str]) -> Output {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn systemd_finds_no_fault_with_the_unit_and_the_files_beside_it() {
     let _machine = take_machine();
     let directory = tempfile::tempdir().unwrap();

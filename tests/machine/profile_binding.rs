@@ -41,6 +41,7 @@ fn add(bed: &Bed, daemon: &Daemon<'_>, profile: &str) -> Value {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_published_list_is_a_file_and_follows_the_uplink() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);
@@ -68,6 +69,7 @@ fn the_published_list_is_a_file_and_follows_the_uplink() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_list_of_values_is_stored_in_its_one_spelling_with_its_digest() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);
@@ -85,6 +87,7 @@ fn a_list_of_values_is_stored_in_its_one_spelling_with_its_digest() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn another_interface_under_the_old_name_is_refused_listed_and_not_forgotten() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);
@@ -134,6 +137,7 @@ fn another_interface_under_the_old_name_is_refused_listed_and_not_forgotten() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_of_the_configuration_changes_its_profile_only_by_file_and_command() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);
@@ -158,6 +162,7 @@ fn a_port_of_the_configuration_changes_its_profile_only_by_file_and_command() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn another_mac_in_the_configuration_is_refused_by_name_until_the_port_is_bound_anew() {
     let bed = Bed::new(1, 1);
     let configured = |mac: &str| {
@@ -190,6 +195,7 @@ fn another_mac_in_the_configuration_is_refused_by_name_until_the_port_is_bound_a
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_with_a_front_end_keeps_its_profile() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);
@@ -236,6 +242,7 @@ fn compare(bed: &Bed, from: &Value, to: &Value, same: bool) {
 
 /// As a guest that was rebooted, or has another driver, while isonic was not there.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_may_take_less_than_in_its_last_session_and_never_more_than_was_bound() {
     let bed = Bed::new(1, 1);
     write_own(&bed, 512);

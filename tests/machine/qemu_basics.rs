@@ -11,6 +11,7 @@ const LARGEST_UNFRAGMENTED: usize = 1472;
 const FRAGMENTED: usize = 8000;
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn every_kind_of_traffic_passes_both_ways_unchanged() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -34,6 +35,7 @@ fn every_kind_of_traffic_passes_both_ways_unchanged() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_guest_sees_exactly_its_profile_and_the_binding_says_so() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -67,6 +69,7 @@ fn the_guest_sees_exactly_its_profile_and_the_binding_says_so() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn traffic_passes_again_after_a_rebind_of_the_driver_and_a_reboot() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -87,6 +90,7 @@ fn traffic_passes_again_after_a_rebind_of_the_driver_and_a_reboot() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_that_connects_to_qemu_works_whoever_starts_first_and_reconnects() {
     let bed = Bed::new(1, 1);
     let port = PortSpec { mode: "client", ..PortSpec::switch(NIC, 1) };
@@ -101,6 +105,7 @@ fn a_port_that_connects_to_qemu_works_whoever_starts_first_and_reconnects() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn workers_share_the_queues_of_a_guest() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);

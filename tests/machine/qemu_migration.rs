@@ -68,17 +68,20 @@ fn migrations_under_load(profile: &str, queue_pairs: u32, times: usize) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn ten_migrations_under_load_lose_only_what_was_sent_to_a_guest_that_stood_still() {
     let times = wished("ISONIC_MIGRATIONS").map_or(10, |times| times.parse().expect("a number"));
     migrations_under_load(V3, 2, times);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_with_four_pairs_of_split_rings_migrates_back_and_forth_under_load() {
     migrations_under_load(V3_SPLIT, 4, 4);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_sees_the_same_before_and_after_under_every_profile_that_can_migrate() {
     let [v1, v2] = ["v1", "v2"].map(|version| format!("org.isonic.net.{version},{LOG}"));
     let v2_split = format!("{v2},ring_packed=off");
@@ -116,6 +119,7 @@ fn same_before_and_after(image: &'static str, profile: &str, queue_pairs: u32) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_neighbour_on_the_other_host_reaches_a_guest_before_and_after_it_has_come_and_gone() {
     let beds = Bed::pair(1);
     let ports = [1, 2].map(|number| PortSpec::switch(NIC, number).with_profile(V3));
@@ -142,6 +146,7 @@ fn a_neighbour_on_the_other_host_reaches_a_guest_before_and_after_it_has_come_an
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn migrations_are_cancelled_half_way_and_then_completed_with_nothing_lost_but_by_the_last() {
     let beds = Bed::pair(2);
     let mut scene = Scene::new(&beds, V3, 2);
@@ -174,6 +179,7 @@ fn slow_down(guest: &mut Guest, bandwidth: u32) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_changes_its_number_of_queues_while_it_migrates() {
     let beds = Bed::pair(2);
     let mut scene = Scene::new(&beds, V3, 4);
@@ -201,6 +207,7 @@ fn a_guest_changes_its_number_of_queues_while_it_migrates() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_is_saved_to_a_file_and_goes_on_from_it_on_another_host() {
     let beds = Bed::pair(2);
     let mut scene = Scene::new(&beds, V3, 2);
@@ -251,11 +258,13 @@ fn mac(text: &str) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_silent_guest_announces_itself_and_the_switch_has_moved_when_it_did() {
     announced(V3, ARP);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_silent_guest_that_cannot_is_announced_and_the_switch_has_moved_when_it_was() {
     announced("org.isonic.net.v3,guest_announce=off", RARP);
 }

@@ -38,6 +38,7 @@ fn from_newer_to_older<'beds>(beds: &'beds [Bed; 2], profiles: [&str; 2]) -> Sce
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_migrates_to_an_older_isonic_that_has_its_profile_and_back() {
     let beds = Bed::pair(2);
     let mut scene = from_newer_to_older(&beds, [V3, V3]);
@@ -55,6 +56,7 @@ fn a_guest_migrates_to_an_older_isonic_that_has_its_profile_and_back() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_profile_that_the_older_isonic_lacks_is_refused_before_and_the_guest_stays_if_nobody_asked() {
     let beds = Bed::pair(2);
     // What management might have tried instead: v1 has fewer features than the guest has taken.
@@ -88,6 +90,7 @@ fn a_profile_that_the_older_isonic_lacks_is_refused_before_and_the_guest_stays_i
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_whose_profile_has_no_log_stays_and_qemu_says_why() {
     let beds = Bed::pair(1);
     let mut scene = Scene::new(&beds, V1, 1);
@@ -98,6 +101,7 @@ fn a_guest_whose_profile_has_no_log_stays_and_qemu_says_why() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn post_copy_is_refused_before_anything_moves_and_the_guest_goes_on() {
     let beds = Bed::pair(1);
     let mut scene = Scene::new(&beds, V3, 1);

@@ -297,21 +297,25 @@ fn every_switch(profile: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_with_merged_buffers() {
     every_switch(ALL);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn packed_rings_without_merged_buffers() {
     every_switch("org.isonic.net.v3,mrg_rxbuf=off");
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn split_rings_with_merged_buffers() {
     every_switch("org.isonic.net.v3,ring_packed=off");
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn split_rings_without_merged_buffers() {
     every_switch("org.isonic.net.v3,ring_packed=off,mrg_rxbuf=off");
 }
@@ -341,12 +345,14 @@ fn to_a_guest_that_takes_less(profile: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_that_takes_partial_checksums_only_gets_segments() {
     let profile = "org.isonic.net.v3,guest_tso4=off,guest_tso6=off,guest_ecn=off";
     to_a_guest_that_takes_less(profile);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_that_takes_no_offload_gets_complete_segments() {
     to_a_guest_that_takes_less(PLAIN);
 }
@@ -354,6 +360,7 @@ fn a_guest_that_takes_no_offload_gets_complete_segments() {
 // ---- the wire in between ------------------------------------------------------------------------
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn guests_on_two_uplinks_reach_each_other_over_the_wire_with_and_without_tags() {
     let bed = Bed::new(2, 2);
     let mut lab = Lab::new(&bed, [ALL, ALL], 2, |configuration| configuration);
@@ -415,11 +422,13 @@ impl Lab<'_> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn jumbo_frames_on_four_queue_pairs_of_packed_rings_with_merged_buffers() {
     jumbo_frames_on_four_queue_pairs("");
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn jumbo_frames_on_four_queue_pairs_of_split_rings_without_merged_buffers() {
     jumbo_frames_on_four_queue_pairs(",ring_packed=off,mrg_rxbuf=off");
 }

@@ -3,6 +3,7 @@
 use crate::common::{Bed, Configuration, Daemon, Guest, GuestSpec, NIC, PortSpec};
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_generates_packets_and_every_one_is_counted() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);

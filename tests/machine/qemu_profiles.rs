@@ -147,6 +147,7 @@ fn two_guests(profiles: [&str; 2], directory: impl Fn(&Bed) -> PathBuf) -> [Fact
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_sees_every_bit_of_every_profile_that_ships_and_can_be_used() {
     let bed = Bed::new(1, 2);
     let mut configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
@@ -172,6 +173,7 @@ fn a_guest_sees_every_bit_of_every_profile_that_ships_and_can_be_used() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn two_guests_under_two_profiles_on_one_uplink_each_see_their_own() {
     let values = "org.isonic.net.v1,mrg_rxbuf=off,event_idx=off,ctrl_vlan=off,max_ring=256";
     let [draft, listed] = two_guests(["org.isonic.net.v1001", values], profiles);
@@ -182,6 +184,7 @@ fn two_guests_under_two_profiles_on_one_uplink_each_see_their_own() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_sees_the_same_under_a_larger_set_of_profiles_as_under_a_smaller() {
     let empty = |bed: &Bed| {
         let directory = bed.path("profiles");
@@ -196,6 +199,7 @@ fn a_guest_sees_the_same_under_a_larger_set_of_profiles_as_under_a_smaller() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1).with_profile("latest");
@@ -230,6 +234,7 @@ fn a_guest_keeps_its_interface_when_its_port_was_made_with_latest() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_sees_under_dpdks_profile_what_it_sees_under_dpdk() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1).with_profile("org.dpdk.v22.11");

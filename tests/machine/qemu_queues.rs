@@ -25,6 +25,7 @@ fn set_pairs(guest: &mut Guest, daemon: &Daemon<'_>, pairs: u32) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_takes_more_and_fewer_pairs_while_traffic_goes_on() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1).with_profile(PROFILE);
@@ -71,11 +72,13 @@ fn a_guest_moves_its_interrupts_between_its_processors_while_traffic_goes_on(pro
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn interrupts_of_packed_rings_move_between_processors_under_traffic() {
     a_guest_moves_its_interrupts_between_its_processors_while_traffic_goes_on(PROFILE);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn interrupts_of_split_rings_move_between_processors_under_traffic() {
     let profile = format!("{PROFILE},ring_packed=off");
     a_guest_moves_its_interrupts_between_its_processors_while_traffic_goes_on(&profile);
@@ -111,6 +114,7 @@ fn beside_streams(bed: &Bed, address: &str, something: impl FnOnce()) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_takes_all_128_pairs_and_gives_them_back() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1).with_profile(PROFILE);
@@ -129,6 +133,7 @@ fn a_guest_takes_all_128_pairs_and_gives_them_back() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn front_ends_with_256_rings_come_and_go_beside_many_other_ports() {
     let bed = Bed::new(1, 2);
     let ports = (1..=66).map(|number| PortSpec::switch(NIC, number).with_profile(PROFILE));

@@ -90,6 +90,7 @@ impl<'bed> Stage<'bed> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_session_that_breaks_while_both_sides_live_goes_on() {
     let bed = Bed::new(1, 2);
     let mut stage = Stage::new(&bed);
@@ -109,6 +110,7 @@ fn a_session_that_breaks_while_both_sides_live_goes_on() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_that_is_paused_goes_on_whether_or_not_isonic_was_killed_meanwhile() {
     let bed = Bed::new(1, 2);
     let mut stage = Stage::new(&bed);
@@ -125,6 +127,7 @@ fn a_guest_that_is_paused_goes_on_whether_or_not_isonic_was_killed_meanwhile() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_driver_that_was_loaded_anew_while_isonic_was_away_begins_at_its_own_first_position() {
     let bed = Bed::new(1, 2);
     let mut stage = Stage::new(&bed);
@@ -147,6 +150,7 @@ fn a_driver_that_was_loaded_anew_while_isonic_was_away_begins_at_its_own_first_p
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn another_qemu_on_the_port_of_a_killed_one_begins_at_its_own_first_position() {
     let bed = Bed::new(1, 2);
     let mut stage = Stage::new(&bed);
@@ -164,6 +168,7 @@ fn another_qemu_on_the_port_of_a_killed_one_begins_at_its_own_first_position() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_is_kept_of_a_ports_rings_goes_with_the_port() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1);

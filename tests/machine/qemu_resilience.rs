@@ -10,6 +10,7 @@ use crate::common::{
 use isonic::test_support::frontend::{Frontend, GuestFile};
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_killed_guest_is_replaced_by_another() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -31,6 +32,7 @@ fn a_killed_guest_is_replaced_by_another() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_that_was_started_before_the_daemon_is_served_when_it_comes() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -42,6 +44,7 @@ fn a_guest_that_was_started_before_the_daemon_is_served_when_it_comes() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_live_guest_has_its_traffic_back_after_the_daemon_was_stopped_or_killed() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -61,6 +64,7 @@ fn a_live_guest_has_its_traffic_back_after_the_daemon_was_stopped_or_killed() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn two_hundred_connections_leave_nothing_behind() {
     let bed = Bed::new(1, 2);
     let port = PortSpec::switch(NIC, 1);
@@ -89,6 +93,7 @@ fn two_hundred_connections_leave_nothing_behind() {
 
 /// QEMU 7.2 tries again and again without a pause (`net_vhost_user_init`).
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_front_end_that_wants_more_pairs_than_there_are_fills_no_log_and_holds_up_nobody() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1).with_profile("org.isonic.net.v3,queue_pairs=1");
@@ -115,6 +120,7 @@ fn a_front_end_that_wants_more_pairs_than_there_are_fills_no_log_and_holds_up_no
 
 /// One per cent of a core is 10 ticks of 10 ms in 10 s; polling would be 1000.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_connected_idle_guest_costs_next_to_nothing() {
     const TICKS_MAX: u64 = 10;
     let bed = Bed::new(1, 2);

@@ -5,6 +5,7 @@ use crate::common::{
 };
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn two_guests_on_one_uplink_reach_each_other_the_wire_and_leave_the_host_its_own() {
     let bed = Bed::new(1, 2);
     let uplink = &bed.uplinks[0];
@@ -34,6 +35,7 @@ fn two_guests_on_one_uplink_reach_each_other_the_wire_and_leave_the_host_its_own
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn frames_between_guests_stay_off_the_wire_and_broadcasts_reach_everybody() {
     let bed = Bed::new(1, 1);
     let uplink = &bed.uplinks[0];

@@ -5,6 +5,7 @@ use crate::common::{
 };
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn two_guests_have_an_uplink_each_to_themselves() {
     let bed = Bed::new(2, 1);
     let ports =

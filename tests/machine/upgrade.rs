@@ -124,11 +124,13 @@ fn connections(process: u32) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_with_packed_rings_loses_nothing_over_ten_upgrades() {
     under_a_guest(PACKED, 2);
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_with_split_rings_loses_nothing_over_ten_upgrades() {
     under_a_guest(SPLIT, 1);
 }
@@ -171,12 +173,14 @@ fn under_full_load(profile: &str, options: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn dpdk_goes_on_at_full_load_with_split_and_packed_rings() {
     under_full_load("org.isonic.net.v1", "");
     under_full_load("org.isonic.net.v2", ",packed_vq=1");
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_program_that_does_not_start_changes_nothing() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1);
@@ -213,6 +217,7 @@ fn a_program_that_does_not_start_changes_nothing() {
 
 /// What a program has started has what it was given: the NIC's sockets, and the locks.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_script_that_is_ended_leaves_nobody_who_holds_the_nic() {
     let bed = Bed::new(1, 1);
     let configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
@@ -232,6 +237,7 @@ fn a_script_that_is_ended_leaves_nobody_who_holds_the_nic() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_session_that_cannot_be_gone_on_with_ends_and_all_others_go_on() {
     let bed = Bed::new(1, 1);
     let ports = [1, 2].map(|number| PortSpec::switch(NIC, number));
@@ -273,6 +279,7 @@ fn wait_uplink(daemon: &Daemon<'_>, state: &str) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_uplink_that_cannot_go_over_is_named_and_whoever_goes_on_follows_its_link() {
     let bed = Bed::new(1, 1);
     let mut configuration = Configuration::new(&bed, vec![PortSpec::switch(NIC, 1)]);
@@ -300,6 +307,7 @@ fn an_uplink_that_cannot_go_over_is_named_and_whoever_goes_on_follows_its_link()
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn host_and_vm_reach_each_other_whatever_becomes_of_an_upgrade() {
     let bed = Bed::new(1, 1);
     let ports = vec![PortSpec::switch(NIC, 1)];
@@ -436,6 +444,7 @@ fn kept_ports(bed: &Bed) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn while_a_new_program_hangs_the_api_answers_and_changes_are_to_be_asked_for_again() {
     let bed = Bed::new(1, 1);
     let ports = vec![PortSpec::switch(NIC, 1)];
@@ -503,6 +512,7 @@ fn while_a_new_program_hangs_the_api_answers_and_changes_are_to_be_asked_for_aga
 /// Ports come and go as fast as they can while one process after the other takes over: what was
 /// answered is so.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn each_request_is_executed_by_one_process_or_answered_ask_again() {
     let bed = Bed::new(1, 1);
     let ports = vec![PortSpec::switch(NIC, 1)];
@@ -547,6 +557,7 @@ fn each_request_is_executed_by_one_process_or_answered_ask_again() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_stop_ends_an_upgrade_that_is_prepared_and_is_not_lost_while_one_is_completed() {
     let bed = Bed::new(1, 1);
     let ports: Vec<_> = (1..=2).map(|number| PortSpec::switch(NIC, number)).collect();
@@ -591,6 +602,7 @@ fn a_stop_ends_an_upgrade_that_is_prepared_and_is_not_lost_while_one_is_complete
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn front_ends_in_half_a_message_are_cut_by_one_deadline_for_all_of_them() {
     let bed = Bed::new(1, 1);
     let ports: Vec<_> = (1..=13).map(|number| PortSpec::switch(NIC, number)).collect();
@@ -623,6 +635,7 @@ fn front_ends_in_half_a_message_are_cut_by_one_deadline_for_all_of_them() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_full_disk_does_not_end_who_has_taken_over_and_is_told_until_there_is_room() {
     let bed = Bed::new(1, 1);
     let ports = vec![PortSpec::switch(NIC, 1)];
@@ -652,6 +665,7 @@ fn a_full_disk_does_not_end_who_has_taken_over_and_is_told_until_there_is_room()
 type Edit<'e> = &'e dyn Fn(&mut Vec<PortSpec>);
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_an_edited_configuration_takes_from_a_running_vm_is_refused_until_it_is_insisted_on() {
     let bed = Bed::new(2, 1);
     let ports: Vec<_> = (1..=3).map(|number| PortSpec::switch(NIC, number)).collect();
@@ -701,6 +715,7 @@ fn what_an_edited_configuration_takes_from_a_running_vm_is_refused_until_it_is_i
 /// A guest's front-end knows the base that it named at first, wherever and whenever its ring
 /// positions begin to be kept.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn ring_positions_that_move_or_get_room_in_an_upgrade_survive_a_crash() {
     let bed = Bed::new(1, 1);
     let block = |name: &str| std::fs::write(bed.path(name), "in the way").expect("a file");
@@ -764,6 +779,7 @@ fn names(bed: &Bed) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn whoever_is_the_owner_in_the_end_has_the_names_of_his_sockets_and_no_others() {
     let bed = Bed::new(1, 1);
     let ports: Vec<_> = (1..=4).map(|number| PortSpec::switch(NIC, number)).collect();
@@ -802,6 +818,7 @@ fn whoever_is_the_owner_in_the_end_has_the_names_of_his_sockets_and_no_others() 
 
 /// A service that is restarted, or upgraded, under a manager that keeps what it leaves.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_restart_under_a_service_manager_loses_nothing() {
     let bed = Bed::new(1, 1);
     let port = PortSpec::switch(NIC, 1).with_profile(PACKED);

@@ -81,6 +81,7 @@ fn make_bridge(bed: &Bed) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_passes_a_bridge_a_macvlan_in_passthru_mode_and_a_vxlan_is_what_is_told() {
     let bed = Bed::new(1, 1);
     let (end, peer) = (&bed.uplinks[0], &bed.uplinks[0].peer);
@@ -108,6 +109,7 @@ fn what_passes_a_bridge_a_macvlan_in_passthru_mode_and_a_vxlan_is_what_is_told()
 
 /// Ten segments that the kernel cuts from one packet, so that GRO finds them together.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_a_bridges_port_merges_is_lost_and_the_command_that_is_named_mends_it() {
     let bed = Bed::new(1, 1);
     make_bridge(&bed);
@@ -148,6 +150,7 @@ fn what_a_bridges_port_merges_is_lost_and_the_command_that_is_named_mends_it() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_kernel_merges_nothing_on_a_nic_with_a_generic_program_and_no_alarm_is_raised() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ethtool -K {NIC} gro on"));
@@ -169,6 +172,7 @@ fn the_kernel_merges_nothing_on_a_nic_with_a_generic_program_and_no_alarm_is_rai
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_macvlan_that_passes_its_own_mac_only_serves_a_wire_port_and_refuses_a_switch_port() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ip link add link {NIC} name {DEVICE} type macvlan mode bridge"));
@@ -187,6 +191,7 @@ fn a_macvlan_that_passes_its_own_mac_only_serves_a_wire_port_and_refuses_a_switc
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_carries_no_ethernet_frames_is_refused_by_doctor_and_daemon_with_the_reason() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ip tuntap add dev {DEVICE} mode tun"));
@@ -210,6 +215,7 @@ fn what_carries_no_ethernet_frames_is_refused_by_doctor_and_daemon_with_the_reas
 
 /// Nothing leaves it; it is served, for those who want just that, and told.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_device_that_drops_what_is_sent_is_served_with_a_warning() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ip link add {DEVICE} type ifb"));
@@ -229,6 +235,7 @@ fn a_device_that_drops_what_is_sent_is_served_with_a_warning() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_of_a_bridge_that_has_a_program_is_told_where_that_is() {
     let bed = Bed::new(1, 1);
     host(&bed, &format!("ip link add {BRIDGE} type bridge"));

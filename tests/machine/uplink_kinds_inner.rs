@@ -107,6 +107,7 @@ const KINDS: [Kind; 8] = [
 ];
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn what_passes_a_kind_of_device_is_what_is_told_or_it_is_refused() {
     let bed = Bed::new(0, 1);
     let programs = [env!("CARGO_BIN_EXE_isonic"), "/usr/sbin/ip"].map(PathBuf::from).into_iter();

@@ -37,6 +37,7 @@ fn assert_nothing_left(bed: &Bed) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn an_uplink_tells_its_mode_and_why() {
     let bed = Bed::new(1, 2);
     let daemon = Daemon::start(&bed, &one_port(&bed));
@@ -87,6 +88,7 @@ fn hold_queue(bed: &Bed) -> impl Sized + Send + use<> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_queue_whose_socket_is_about_to_go_is_waited_for_and_one_that_stays_in_use_is_refused() {
     let bed = Bed::new(1, 2);
     let held = hold_queue(&bed);
@@ -104,6 +106,7 @@ fn a_queue_whose_socket_is_about_to_go_is_waited_for_and_one_that_stays_in_use_i
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn the_host_keeps_its_traffic_and_gets_its_nic_back() {
     let bed = Bed::new(1, 2);
     let mut daemon = Daemon::start(&bed, &one_port(&bed));
@@ -121,6 +124,7 @@ fn the_host_keeps_its_traffic_and_gets_its_nic_back() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_that_does_not_exist_is_refused() {
     let bed = Bed::new(1, 1);
     let mut configuration = one_port(&bed);
@@ -131,6 +135,7 @@ fn a_nic_that_does_not_exist_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_nic_that_is_down_is_refused_with_the_way_out() {
     let bed = Bed::new(1, 1);
     bed.host.run(&["ip", "link", "set", NIC, "down"]);
@@ -139,6 +144,7 @@ fn a_nic_that_is_down_is_refused_with_the_way_out() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_queue_that_the_nic_does_not_have_is_refused() {
     let bed = Bed::new(1, 2);
     let mut configuration = one_port(&bed);
@@ -148,6 +154,7 @@ fn a_queue_that_the_nic_does_not_have_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_lack_of_privilege_is_refused_naming_what_is_needed() {
     let bed = Bed::new(1, 1);
     let config = one_port(&bed).write(&bed).display().to_string();
@@ -167,6 +174,7 @@ fn a_lack_of_privilege_is_refused_naming_what_is_needed() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_port_socket_in_use_by_a_live_process_is_refused() {
     let bed = Bed::new(1, 1);
     let socket = bed.path("vm1.sock");
@@ -177,6 +185,7 @@ fn a_port_socket_in_use_by_a_live_process_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_socket_left_by_a_dead_process_is_taken_over() {
     let bed = Bed::new(1, 1);
     for name in ["vm1.sock", "api.sock"] {
@@ -188,6 +197,7 @@ fn a_socket_left_by_a_dead_process_is_taken_over() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_second_daemon_on_the_same_nic_is_refused_and_the_first_goes_on() {
     let bed = Bed::new(1, 1);
     let daemon = Daemon::start(&bed, &one_port(&bed));
@@ -204,6 +214,7 @@ fn a_second_daemon_on_the_same_nic_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn one_port_is_served_from_the_command_line_alone() {
     let bed = Bed::new(1, 1);
     let socket = bed.path("vm1.sock");
@@ -239,6 +250,7 @@ fn names(daemon: &Daemon<'_>) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn ports_added_at_run_time_survive_a_killed_daemon_and_deleted_ones_stay_away() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &one_port(&bed));
@@ -263,6 +275,7 @@ fn ports_added_at_run_time_survive_a_killed_daemon_and_deleted_ones_stay_away() 
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_guest_cannot_be_promised_an_mtu_that_the_uplink_does_not_carry() {
     let bed = Bed::new(1, 1);
     bed.host.run(&["ip", "link", "set", NIC, "mtu", "1400"]);
@@ -289,6 +302,7 @@ fn blocking_descriptor() -> (File, impl Sized) {
 }
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn a_front_end_whose_descriptors_do_not_close_holds_up_nobody() {
     let bed = Bed::new(1, 1);
     let mut daemon = Daemon::start(&bed, &one_port(&bed));

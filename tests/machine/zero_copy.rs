@@ -62,6 +62,7 @@ const MODES: [Mode; 4] = [
 ];
 
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn every_mode_is_what_is_told_and_brings_every_frame_on_drivers_with_zero_copy() {
     let bed = Bed::new(0, 1);
     let programs = [PathBuf::from(env!("CARGO_BIN_EXE_isonic")), this_program()];
@@ -231,6 +232,7 @@ fn jumbo_frames_go_through_virtio_net(bed: &Bed, host: &mut InnerHost) {
 /// no more, the NIC completes nothing, and in zero-copy mode that is where isonic's frames are. One
 /// at a time: QEMU 10.0 ends itself when the driver resets a queue in which more are waiting.
 #[test]
+#[ignore = "needs root and a machine: scripts/test"]
 fn zero_copy_that_stands_still_again_and_again_becomes_copy_mode() {
     const NIC: InnerNic = InnerNic { queues: 1, held: 4000, ..NICS[1] };
     let bed = Bed::new(0, 1);
