@@ -3,6 +3,9 @@
 //!
 //! It reads text, not syntax: enough for code that `cargo fmt` has been over.
 
+#[path = "tidy/documents.rs"]
+mod documents;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
