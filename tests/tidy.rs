@@ -3,6 +3,9 @@
 //!
 //! It reads text, not syntax: enough for code that `cargo fmt` has been over.
 
+#[path = "tidy/documents.rs"]
+mod documents;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -222,6 +225,53 @@ fn every_counter_is_counted_and_documented() {
 fn camel_case(name: &str) -> String {
     let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
     name.split('_').map(capital).collect()
+}
+
+#[test]
+fn tests_that_need_a_machine_are_ignored_by_cargo_test_and_no_others() {
+    const REASON: &str = "#[ignore = \"needs root and a machine: scripts/test\"]";
+    let mut wrong = Vec::new();
+    let mut found = 0;
+    for (path, text) in ["src", "tests"].into_iter().flat_map(files_of) {
+        let wanted = path.starts_with("tests/machine");
+        // What runs inside guests is started as tests are, and is none.
+        if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("inside.rs")
+        {
+            continue;
+        }
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (number, line) in (1..).zip(&lines) {
+            let next = lines.get(number).copied().unwrap_or_default();
+            let place = format!("{}:{number}", path.display());
+            if wanted && *line == "#[test]" {
+                found += 1;
+                wrong.extend((next != REASON).then(|| format!("{place}: no {REASON}")));
+            } else if !wanted && line.starts_with("#[ignore") {
+                wrong.push(format!("{place}: runs nowhere, or belongs in tests/machine"));
+            }
+        }
+    }
+    assert!(found > 200, "only {found} tests found: the reader is broken");
+    assert_none(&wrong, "tests that are ignored, or are not");
+}
+
+#[test]
+fn every_file_of_a_test_program_is_part_of_it() {
+    let mut wrong = Vec::new();
+    for folder in ["alone", "machine", "memory", "program", "reference"] {
+        let folder = format!("tests/{folder}");
+        let program = read(&format!("{folder}/main.rs"));
+        for (path, _) in files_of(&folder) {
+            let is_module = path.parent() == Some(Path::new(&folder))
+                && path.extension().is_some_and(|extension| extension == "rs")
+                && !path.ends_with("main.rs");
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            if is_module && !program.contains(&format!("\nmod {name};\n")) {
+                wrong.push(format!("{} is not in {folder}/main.rs", path.display()));
+            }
+        }
+    }
+    assert_none(&wrong, "tests that never run");
 }
 
 #[test]

@@ -8,15 +8,13 @@ use serde_json::Value;
 
 use crate::case::{Case, Scenario};
 use crate::clock;
-use crate::common::{Bed, Configuration, Daemon, NIC, PROFILE, PortSpec, Process, wait_for};
+use crate::common::{Bed, Configuration, Daemon, NIC, PortSpec, Process, wait_for};
+use crate::pinning::CPU;
 use crate::reference;
 use crate::testpmd::Testpmd;
 
 /// Clock ticks per second (sysconf(3), _SC_CLK_TCK), which Linux never changes.
 const TICKS: f64 = 100.0;
-
-/// The CPU of the backend's one worker.
-pub const CPU: usize = 1;
 
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -260,25 +258,6 @@ pub fn mac(port: usize) -> String {
     format!("52:54:00:00:{high:02x}:{low:02x}")
 }
 
-/// Keeps this thread on a CPU, for what is measured in this process.
-pub fn pin_to(cpu: usize) {
-    assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "no CPU {cpu}");
-}
-
-/// Keeps this thread on the backend's CPU.
-pub fn pin() {
-    pin_to(CPU);
-}
-
-/// Lets this thread run anywhere again.
-pub fn unpin() {
-    let mut all = rustix::thread::CpuSet::new();
-    for cpu in 0..rustix::thread::CpuSet::MAX_CPU {
-        all.set(cpu);
-    }
-    rustix::thread::sched_setaffinity(None, &all).expect("CPUs");
-}
-
 fn counters(part: &Value) -> Vec<(String, u64)> {
     let all = part.as_object().into_iter().flatten();
     all.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()
@@ -296,6 +275,3 @@ fn all_counters(parts: &Value) -> impl Iterator<Item = (String, u64)> {
 fn sum(parts: &Value, wanted: impl Fn(&str) -> bool) -> u64 {
     all_counters(parts).filter(|(name, _)| wanted(name)).map(|(_, value)| value).sum()
 }
-
-/// The profile whose rings are split.
-pub const SPLIT: &str = PROFILE;

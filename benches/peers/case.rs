@@ -1,6 +1,6 @@
 //! What packets do in a run, over which rings.
 
-use crate::backend::SPLIT;
+use crate::common::PROFILE;
 use crate::wire::FarEnd;
 
 /// Which way packets go.
@@ -31,7 +31,7 @@ impl Rings {
     /// Of isonic's port.
     pub fn profile(self) -> &'static str {
         match self {
-            Self::Split => SPLIT,
+            Self::Split => PROFILE,
             Self::Packed => "org.isonic.net.v2",
             Self::InOrder => "org.isonic.net.v2,in_order=on",
         }

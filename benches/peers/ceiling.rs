@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use isonic::xdp::{ModeWish, QueueUse, Received, Socket, Uplink};
 
-use crate::backend::{self, Reading};
+use crate::backend::Reading;
 use crate::case::Scenario;
 use crate::clock;
 use crate::common::{Bed, NIC};
 use crate::frontend;
-use crate::measure::{Sample, rate};
+use crate::pinning;
+use crate::sample::{Sample, rate};
 use crate::settings::Settings;
 use crate::testpmd::Testpmd;
 use crate::wire::{self, FarEnd, Wire};
@@ -37,7 +38,7 @@ pub fn run(scenario: Scenario, len: usize) -> (&'static str, Sample) {
 fn copy(len: usize) -> Sample {
     const SLOT: usize = 2048;
     const SLOTS: usize = 1024;
-    backend::pin();
+    pinning::pin();
     let (from, mut to) = (vec![0x5a; SLOT * SLOTS], vec![0; SLOT * SLOTS]);
     let (start, mut copied) = (Instant::now(), 0);
     while start.elapsed() < Settings::get().time() {
@@ -47,7 +48,7 @@ fn copy(len: usize) -> Sample {
             copied += 1;
         }
     }
-    backend::unpin();
+    pinning::unpin();
     Sample { packets: rate(copied, start.elapsed()), cost: None }
 }
 
@@ -62,7 +63,7 @@ fn frame(len: usize) -> Vec<u8> {
 fn with_socket(bed: &Bed, mut work: impl FnMut(&mut Socket) -> u64 + Send) -> Sample {
     let settings = Settings::get();
     bed.host.enter(|| {
-        backend::pin();
+        pinning::pin();
         let (uplink, mut sockets) =
             Uplink::open(NIC, None, ModeWish::Auto, None).expect("the uplink");
         uplink

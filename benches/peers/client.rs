@@ -121,7 +121,7 @@ impl Client {
             assert!(start.elapsed() < time + LOST, "frames did not come back");
             on_the_way -= self.received().len();
         }
-        crate::measure::rate(back as u64, start.elapsed())
+        crate::sample::rate(back as u64, start.elapsed())
     }
 
     /// Sends at a steady rate for a while; how long each frame took, counted from when it was due.

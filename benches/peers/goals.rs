@@ -2,8 +2,8 @@
 
 use crate::case::{Case, Rings, Scenario};
 use crate::clock;
-use crate::measure::Sample;
 use crate::report::{Report, Spread, ratio};
+use crate::sample::Sample;
 use crate::scale;
 use crate::settings::Settings;
 

@@ -9,7 +9,7 @@ use crate::common::Bed;
 use crate::report::Report;
 use crate::settings::Settings;
 use crate::wire::{FarEnd, Wire};
-use crate::{backend, frontend};
+use crate::{frontend, pinning};
 
 /// Bytes of a frame.
 const LEN: usize = 64;
@@ -24,7 +24,7 @@ fn with_client<T>(peer: Peer, work: impl FnOnce(&mut Client) -> T) -> T {
     let bed = Bed::new(1, 1);
     let _wire = Wire::attach(&bed, FarEnd::Reflect);
     let _backend = Backend::start(peer, &bed, &CASE);
-    backend::pin_to(frontend::CPU);
+    pinning::pin_to(frontend::CPU);
     let mut client = Client::connect(&bed.path(&socket(0)), &mac(0), LEN);
     // The first packets find nothing in any cache, and DPDK's backend not started yet.
     std::thread::sleep(Settings::get().warm_up());
@@ -32,7 +32,7 @@ fn with_client<T>(peer: Peer, work: impl FnOnce(&mut Client) -> T) -> T {
         client.round_trip();
     }
     let result = work(&mut client);
-    backend::unpin();
+    pinning::unpin();
     result
 }
 

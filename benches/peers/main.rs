@@ -2,10 +2,11 @@
 //!
 //! `scripts/bench-peers` prepares the machine and runs this. Each round runs every peer once, one
 //! after the other, so that what the machine does beside it meets all alike; what is compared are
-//! the medians. Each run makes its own namespaces and ends its own processes (`tests/common`), and
-//! fails if a packet that was sent was neither received nor counted as dropped.
+//! the medians. Each run makes its own namespaces and ends its own processes
+//! (`tests/machine/common`), and fails if a packet that was sent was neither received nor counted as
+//! dropped.
 
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/machine/common/mod.rs"]
 mod common;
 
 mod backend;
@@ -20,8 +21,10 @@ mod latency;
 mod machine;
 mod measure;
 mod parts;
+mod pinning;
 mod reference;
 mod report;
+mod sample;
 mod scale;
 mod settings;
 mod tables;

@@ -1,23 +1,18 @@
 //! One run: a backend, a front-end, a wire; each frame length in turn, and the accounts.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::backend::{Backend, Cost, Drops, Peer};
+use crate::backend::{Backend, Drops, Peer, mac, socket};
 use crate::case::{Case, Scenario};
+use crate::client::Client;
 use crate::common::{Bed, NIC};
 use crate::frontend::Frontend;
-use crate::scale::connect_idle;
+use crate::sample::{Sample, rate};
 use crate::settings::Settings;
 use crate::wire::Wire;
 
-/// One measurement.
-#[derive(Clone, Copy, Debug)]
-pub struct Sample {
-    /// Packets per second at the receiver; between guests, both ways together.
-    pub packets: f64,
-    /// What the backend's core did; None for a ceiling.
-    pub cost: Option<Cost>,
-}
+/// Bytes of an idle VM's frames, of which it sends none.
+const IDLE_LEN: usize = 64;
 
 /// A case with a peer, once: a sample for each frame length.
 ///
@@ -48,6 +43,12 @@ pub fn run_lengths(case: &Case, peer: Peer, lengths: &[usize]) -> Vec<(usize, Sa
     samples
 }
 
+/// Connects the idle VMs of a case.
+pub fn connect_idle(bed: &Bed, case: &Case) -> Vec<Client> {
+    let ports = case.ports()..case.ports() + case.idle;
+    ports.map(|port| Client::connect(&bed.path(&socket(port)), &mac(port), IDLE_LEN)).collect()
+}
+
 fn sample(
     case: &Case,
     backend: &mut Backend<'_>,
@@ -72,13 +73,6 @@ fn sample(
     };
     let cost = backend.reading().zip(before).map(|(after, before)| after.since(&before));
     Sample { packets, cost }
-}
-
-/// Per second.
-pub fn rate(packets: u64, time: Duration) -> f64 {
-    #[allow(clippy::cast_precision_loss, reason = "packets of seconds")]
-    let packets = packets as f64;
-    packets / time.as_secs_f64()
 }
 
 /// Every packet that was sent was received, or is dropped for a reason that somebody counted.

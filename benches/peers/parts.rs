@@ -11,7 +11,7 @@ use isonic::test_support::ring_pair::{Wire, ring_pair};
 use isonic::virtqueue::{DeviceRing, Direction, Queue, Segments};
 use isonic::xdp::Socket;
 
-use crate::backend;
+use crate::pinning;
 use crate::report::Report;
 use crate::rings::{BURST, OPTIONS, RING_SIZE, ram, time};
 use crate::settings::Settings;
@@ -23,14 +23,14 @@ const LEN_U32: u32 = 64;
 
 /// One round.
 pub fn run(report: &mut Report) {
-    backend::pin();
+    pinning::pin();
     let parts = [
         ("all of a turn", whole()),
         ("the virtqueue", virtqueue()),
         ("the copy", copy()),
         ("the AF_XDP ring", af_xdp_ring()),
     ];
-    backend::unpin();
+    pinning::unpin();
     for (part, taken) in parts {
         let name = format!("parts, guest to wire, {LEN} bytes: {part}");
         report.value((&name, "ns"), "isonic", taken);

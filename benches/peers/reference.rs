@@ -7,8 +7,8 @@ use isonic::reference::ReferenceDevice;
 use isonic::test_support::frontend::profile;
 use vhost::vhost_user::Listener;
 
-use crate::backend;
 use crate::common::{Bed, Process};
+use crate::pinning;
 
 /// Starts the process, which makes these sockets.
 pub fn start(bed: &Bed, sockets: [PathBuf; 2]) -> Process {
@@ -22,7 +22,7 @@ pub fn start(bed: &Bed, sockets: [PathBuf; 2]) -> Process {
 
 /// What that process does, until it is killed.
 pub fn serve(sockets: &[PathBuf]) -> ! {
-    backend::pin();
+    pinning::pin();
     let listeners: Vec<Listener> = sockets
         .iter()
         .map(|socket| Listener::new(socket, true).expect("a socket to listen on"))

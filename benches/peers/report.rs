@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::measure::Sample;
+use crate::sample::Sample;
 
 /// A scenario and a frame length.
 pub type Row = (String, usize);

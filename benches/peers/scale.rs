@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::backend::{self, Backend, Peer, mac, socket};
+use crate::backend::{Backend, Peer, mac, socket};
 use crate::case::{Case, Rings, Scenario};
 use crate::client::Client;
 use crate::common::Bed;
@@ -11,7 +11,7 @@ use crate::latency::{after_pauses, percentile};
 use crate::report::Report;
 use crate::settings::Settings;
 use crate::wire::{FarEnd, Wire};
-use crate::{frontend, measure};
+use crate::{frontend, measure, pinning};
 
 /// Idle VMs whose cost is measured.
 const IDLE: usize = 64;
@@ -45,12 +45,6 @@ pub fn name(scenario: Scenario, connected: usize) -> String {
     format!("{}, {connected} connected", Case::new(scenario, Rings::Split, 1).name())
 }
 
-/// Connects the idle VMs of a case.
-pub fn connect_idle(bed: &Bed, case: &Case) -> Vec<Client> {
-    let ports = case.ports()..case.ports() + case.idle;
-    ports.map(|port| Client::connect(&bed.path(&socket(port)), &mac(port), LEN)).collect()
-}
-
 /// Processor time and memory of idle VMs, and what the first packet among them takes.
 pub fn idle(report: &mut Report) {
     let case = Case { idle: IDLE - 1, ..Case::new(Scenario::RoundTrip, Rings::Split, 1) };
@@ -59,7 +53,7 @@ pub fn idle(report: &mut Report) {
     let backend = Backend::start(Peer::Isonic, &bed, &case);
     let Backend::Isonic(daemon, _) = &backend else { unreachable!("started above") };
     let before = memory(daemon.id());
-    let mut clients = connect_idle(&bed, &case);
+    let mut clients = measure::connect_idle(&bed, &case);
     clients.push(Client::connect(&bed.path(&socket(0)), &mac(0), LEN));
     #[allow(clippy::cast_precision_loss, reason = "64 VMs, and megabytes")]
     let each = (memory(daemon.id()) - before) / clients.len() as f64;
@@ -71,11 +65,11 @@ pub fn idle(report: &mut Report) {
     #[allow(clippy::cast_precision_loss, reason = "a few ticks")]
     let share = (daemon.cpu_ticks() - ticks) as f64 / time.as_secs_f64();
     report.value((IDLE_CPU, "%"), "isonic", share);
-    backend::pin_to(frontend::CPU);
+    pinning::pin_to(frontend::CPU);
     let client = clients.last_mut().expect("64 of them");
     client.round_trip();
     let mut taken = after_pauses(client);
-    backend::unpin();
+    pinning::unpin();
     report.value((FIRST_AMONG_IDLE, "µs"), "isonic", percentile(&mut taken, 500));
 }
 

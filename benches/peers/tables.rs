@@ -11,8 +11,8 @@ use crate::chart;
 use crate::common::repository;
 use crate::goals::goals;
 use crate::machine;
-use crate::measure::Sample;
 use crate::report::{ByPeer, Report, Spread, ratio};
+use crate::sample::Sample;
 use crate::settings::Settings;
 
 /// Between these lines of docs/performance.md the tables are written.

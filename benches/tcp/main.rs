@@ -6,7 +6,7 @@
 //! also what a gigabit costs isonic.
 
 #[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/machine/common/mod.rs"]
 mod common;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@
  *   flow N sent COUNT damaged COUNT
  *   run FIRST LAST
  *
- * The other end, and what a message is, are in tests/common/flows.rs.
+ * The other end, and what a message is, are in tests/machine/common/flows.rs.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

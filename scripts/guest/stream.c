@@ -5,7 +5,7 @@
  *   guest-stream send ADDRESS BYTES  sends, and succeeds if the other end has found all right
  *
  * The sender shuts its side down; the answer is "good COUNT" or "bad at COUNT". The bytes are those
- * of `pattern` in tests/common/traffic.rs with seed 1.
+ * of `pattern` in tests/machine/common/traffic.rs with seed 1.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
