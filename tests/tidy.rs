@@ -197,7 +197,7 @@ fn the_module_map_names_every_module() {
 
 #[test]
 fn every_counter_is_counted_and_documented() {
-    let manual = read("docs/operations.md");
+    let manual = read("docs/operations/counters.md");
     let counting: String = sources()
         .iter()
         .filter(|source| matches!(source.module.as_str(), "datapath" | "daemon"))
@@ -209,7 +209,7 @@ fn every_counter_is_counted_and_documented() {
     {
         for name in names {
             if !manual.contains(&format!("| `{name}` |")) {
-                wrong.push(format!("{name} is not in docs/operations.md"));
+                wrong.push(format!("{name} is not in docs/operations/counters.md"));
             }
             let variant = format!("{kind}::{}", camel_case(name));
             let ends = |rest: &str| !rest.starts_with(|letter: char| letter.is_alphanumeric());

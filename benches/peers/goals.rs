@@ -7,9 +7,6 @@ use crate::sample::Sample;
 use crate::scale;
 use crate::settings::Settings;
 
-/// The busy share below which a backend waits for its front-end.
-const SATURATED: f64 = 0.95;
-
 /// One goal.
 pub struct Goal {
     /// What is measured.
@@ -78,11 +75,10 @@ fn between_guests(report: &Report) -> Vec<Goal> {
         |len, number: fn(&Sample) -> f64| ratio(of(len, "isonic"), of(len, "dpdk"), number);
     let mut small =
         Limit::AtLeast(1.2).goal("guest to guest, 64: packets / DPDK's", compared(64, packets));
-    // Where the front-end is the one that is full, packets say nothing of the backend.
+    // Where isonic's core is not fully busy, the front-end limits the packets: the reader must know.
     let busy = of(64, "isonic").iter().filter_map(|sample| Some(sample.cost?.busy));
     if let (Some(goal), Some(busy)) = (&mut small, Spread::of(busy)) {
         goal.remark = format!("isonic's core is {:.0} % busy", busy.median * 100.0);
-        goal.met |= busy.median < SATURATED;
     }
     let goals = [
         Limit::AtMost(0.67).goal("guest to guest, 64: cycles / DPDK's", compared(64, cycles)),

@@ -192,9 +192,9 @@ fn port(name: &str) -> PortConfig {
     }
 }
 
-/// Status and code of each error in the table of docs/operations.md.
+/// Status and code of each error in the table of docs/operations/api.md.
 fn documented_errors() -> BTreeSet<(u16, String)> {
-    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations/api.md");
     let manual = std::fs::read_to_string(manual).unwrap();
     let row = |line: &str| {
         let mut cells = line.strip_prefix("| ")?.split(" | ");
