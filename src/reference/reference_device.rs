@@ -17,7 +17,7 @@ use vmm_sys_util::event::{
 use crate::device::features::MRG_RXBUF;
 use crate::profile::Profile;
 
-use super::RingLoop;
+use super::ring_loop::RingLoop;
 
 /// Ethernet header and two VLAN tags, which a frame has beyond its MTU.
 const BEYOND_MTU: usize = 14 + 8;
