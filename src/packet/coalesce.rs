@@ -7,13 +7,12 @@
 
 use arrayvec::ArrayVec;
 
+use super::checksum::{self, set_packet_len};
 use super::headers::{
-    DESTINATION, DONT_FRAGMENT, FRAGMENT, FRAGMENT_OFFSET, HOP_BY_HOP, IPV4_LEN, IPV6_LEN,
-    MORE_FRAGMENTS, ROUTING, TCP, TCP_LEN, low_u16, put_u16, set_packet_len, u16_at,
+    DESTINATION, DONT_FRAGMENT, FRAGMENT, FRAGMENT_OFFSET, HOP_BY_HOP, Headers, IPV4_LEN, IPV6_LEN,
+    MORE_FRAGMENTS, Network, ROUTING, TCP, TCP_LEN, Transport, low_u16, put_u16, u16_at,
 };
-use super::{
-    HEADERS_MAX, Headers, Network, Offload, SegmentKind, Segmentation, Transport, checksum,
-};
+use super::offload::{HEADERS_MAX, Offload, SegmentKind, Segmentation};
 
 /// Most segments of a train: a burst.
 pub const TOKENS_MAX: usize = 64;
