@@ -1,8 +1,9 @@
 //! How frames would come and go: hooks, modes, lengths, and what the NIC does to them by itself.
 
 use super::drivers;
+use super::facts::Promise;
 use super::finding::{Finding, list};
-use super::{Promise, Subject};
+use super::subject::Subject;
 use crate::config::UplinkMode;
 use crate::control::api::{SocketKind, XdpMode};
 use crate::xdp::nic::Offloads;
