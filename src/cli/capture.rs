@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use crate::capture::{Capture, Finding, Side, Target, capture};
+use crate::capture::{Capture, HowFound, Side, Target, capture};
 use crate::control::api::BitsView;
 
 use super::{CliError, print_data, print_json};
@@ -63,12 +63,12 @@ struct CaptureView {
     file: String,
 }
 
-fn found(value: u16, finding: Finding) -> FoundView {
+fn found(value: u16, finding: HowFound) -> FoundView {
     let found = match finding {
-        Finding::Told => "told",
-        Finding::Tried => "tried",
-        Finding::EverythingAcknowledged => "unknown: everything is acknowledged",
-        Finding::NotAskable => "unknown: there is no way to ask",
+        HowFound::Told => "told",
+        HowFound::Tried => "tried",
+        HowFound::EverythingAcknowledged => "unknown: everything is acknowledged",
+        HowFound::NotAskable => "unknown: there is no way to ask",
     };
     FoundView { value, found }
 }
