@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::device::mac::MacAddress;
 use crate::libvirt::{self, Attachment, Mode};
-use crate::profile::export;
+use crate::profile::export_formats;
 use crate::profile::{Catalog, Profile};
 
 use super::{CliError, print_data, print_json};
@@ -66,13 +66,13 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
         arguments.names.iter().map(resolve).collect::<Result<_, CliError>>()?;
     let profiles: Vec<&Profile> = chosen.iter().map(AsRef::as_ref).collect();
     match arguments.format {
-        Format::Nfd => print_data(&export::nfd(&profiles)?),
-        Format::Nova => print_data(&export::nova(&profiles)?),
+        Format::Nfd => print_data(&export_formats::nfd(&profiles)?),
+        Format::Nova => print_data(&export_formats::nova(&profiles)?),
         Format::Libvirt => print_data(&libvirt::fragment(one(&profiles)?, &attachment(arguments))?),
         Format::Qemu => {
             let ExportArguments { queue_pairs, chardev, .. } = arguments;
             let mac = arguments.mac.map(|mac| mac.to_string());
-            let words = export::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
+            let words = export_formats::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
             if arguments.json {
                 return print_json(&words);
             }

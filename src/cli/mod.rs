@@ -32,8 +32,8 @@ use crate::control::client::ClientError;
 use crate::libvirt::StampError;
 use crate::libvirt::hook::HookError;
 use crate::platform::text_file::FileError;
-use crate::profile::export::ExportError;
-use crate::profile::frontend::FrontendError;
+use crate::profile::export_formats::ExportError;
+use crate::profile::qemu_device::QemuDeviceError;
 use crate::profile::{CatalogError, ResolveError};
 use crate::report::{printable, printable_lines};
 
@@ -184,7 +184,7 @@ pub enum CliError {
     Export(#[from] ExportError),
     /// The profile cannot be shown by QEMU.
     #[error(transparent)]
-    Frontend(#[from] FrontendError),
+    Frontend(#[from] QemuDeviceError),
     /// The domain cannot be stamped.
     #[error(transparent)]
     Stamp(#[from] StampError),

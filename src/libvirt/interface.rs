@@ -4,7 +4,7 @@
 //! devices" (since libvirt 8.2).
 
 use crate::profile::Profile;
-use crate::profile::frontend::{Frontend, FrontendError, HOST_MTU, Property, Xml};
+use crate::profile::qemu_device::{HOST_MTU, Property, QemuDevice, QemuDeviceError, Xml};
 
 use super::element::Element;
 
@@ -59,13 +59,13 @@ pub(super) fn shared_memory() -> Element {
 /// The interface element of one device.
 ///
 /// # Errors
-/// [`FrontendError`].
+/// [`QemuDeviceError`].
 pub(super) fn interface(
     profile: &Profile,
     attachment: &Attachment,
     alias: &str,
-) -> Result<Element, FrontendError> {
-    let frontend = Frontend::new(profile, attachment.queue_pairs)?;
+) -> Result<Element, QemuDeviceError> {
+    let frontend = QemuDevice::new(profile, attachment.queue_pairs)?;
     let mut source = Element::new("source")
         .with("type", "unix")
         .with("path", attachment.socket.as_str())
@@ -86,7 +86,7 @@ pub(super) fn interface(
         .child(Element::new("alias").with("name", alias)))
 }
 
-fn driver(frontend: &Frontend) -> Element {
+fn driver(frontend: &QemuDevice) -> Element {
     let size = frontend.ring_size.to_string();
     let driver = Element::new("driver")
         .with("queues", frontend.queue_pairs.to_string())
@@ -114,13 +114,13 @@ fn driver(frontend: &Frontend) -> Element {
 /// interface too, which a vhost-user device has not, and then does not start the VM.
 ///
 /// # Errors
-/// [`FrontendError`].
+/// [`QemuDeviceError`].
 pub(super) fn overrides(
     profile: &Profile,
     attachment: &Attachment,
     alias: &str,
-) -> Result<Element, FrontendError> {
-    let frontend = Frontend::new(profile, attachment.queue_pairs)?;
+) -> Result<Element, QemuDeviceError> {
+    let frontend = QemuDevice::new(profile, attachment.queue_pairs)?;
     let property = |name: &str, kind: &str, value: String| {
         of_qemu("property").keyed("name", name).with("type", kind).with("value", value)
     };
@@ -143,8 +143,8 @@ fn of_qemu(name: &'static str) -> Element {
 /// as a fragment of its XML.
 ///
 /// # Errors
-/// [`FrontendError`].
-pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, FrontendError> {
+/// [`QemuDeviceError`].
+pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, QemuDeviceError> {
     let domain = Element::new("domain")
         .with("type", "kvm")
         .child(shared_memory())
@@ -162,8 +162,8 @@ pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, Fr
 /// what is plugged in, so it has no name that overrides could refer to.
 ///
 /// # Errors
-/// [`FrontendError`].
-pub fn device(profile: &Profile, attachment: &Attachment) -> Result<String, FrontendError> {
+/// [`QemuDeviceError`].
+pub fn device(profile: &Profile, attachment: &Attachment) -> Result<String, QemuDeviceError> {
     let mut interface = interface(profile, attachment, ALIAS)?;
     interface.children.retain(|child| child.name() != "alias");
     Ok(interface.text("", &|_uri| None) + "\n")

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use crate::profile::frontend::{Frontend, FrontendError};
+use crate::profile::qemu_device::{QemuDevice, QemuDeviceError};
 use crate::profile::{Catalog, Chosen, Profile, ResolveError, digest};
 
 use super::document::{self, Edits};
@@ -68,7 +68,7 @@ pub enum StampError {
     Profile(#[from] ResolveError),
     /// QEMU cannot show it.
     #[error(transparent)]
-    Frontend(#[from] FrontendError),
+    Frontend(#[from] QemuDeviceError),
     /// The profile may still change, and nobody allowed that.
     #[error(
         "profile \"{0}\" is a draft, which may change under the guest; choose a released one, or \
@@ -432,7 +432,7 @@ fn complete<'d, 't>(
 /// `<mtu>` goes: libvirt would set it on a host interface that there is not. It must say the same.
 fn check_mtu(device: &Device<'_, '_>, found: &str) -> Result<(), StampError> {
     let profile = &device.profile.profile;
-    let wanted = Frontend::new(profile, device.attachment.queue_pairs)?.host_mtu;
+    let wanted = QemuDevice::new(profile, device.attachment.queue_pairs)?.host_mtu;
     if wanted.is_some_and(|mtu| mtu.to_string() == found) {
         return Ok(());
     }
@@ -456,7 +456,7 @@ fn drop_overrides<'d, 't>(
         let properties = node.descendants().filter(|node| node.has_tag_name((QEMU, "property")));
         for property in properties {
             let name = property.attribute("name").unwrap_or_default();
-            let is_ours = Frontend::property_names().any(|ours| ours == name);
+            let is_ours = QemuDevice::property_names().any(|ours| ours == name);
             if is_ours && !wanted.contains(property) {
                 edits.remove(property);
             }

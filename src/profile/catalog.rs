@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::document::Problems;
 use crate::platform::text_file::{FileError, read_text};
 
-use super::Profile;
+use super::definition::Profile;
 use super::lock::{self, LOCK_FILE, Listed, LockProblem};
 use super::parse::{Extension, ProfileFile, base_of, parse_file};
 

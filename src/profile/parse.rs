@@ -9,8 +9,10 @@ use std::path::Path;
 use crate::device::features::{self, FEATURES, FeatureSet, Provider};
 use crate::document::{self, Located, Problems, Section, closest};
 
-use super::Profile;
-use super::rules::{Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions};
+use super::contradictions::{
+    Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions,
+};
+use super::definition::Profile;
 
 /// Longest name, bytes.
 const NAME_MAX: usize = 128;

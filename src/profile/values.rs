@@ -20,10 +20,12 @@ use crate::device::features::{
 };
 use crate::document::closest;
 
-use super::Profile;
 use super::catalog::Catalog;
+use super::contradictions::{
+    Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions,
+};
+use super::definition::Profile;
 use super::parse::LATEST;
-use super::rules::{Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions};
 
 /// Longest string, bytes: all keys there are fit.
 const TEXT_MAX: usize = 2048;
