@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::capture::{Capture, HowFound, Side, Target, capture};
 use crate::control::api::BitsView;
 
-use super::{CliError, print_data, print_json};
+use super::cli_error::CliError;
+use super::standard_streams::{print_data, print_json};
 
 /// The name of a profile that is given none; a `--name` makes a file worth keeping.
 const UNNAMED: &str = "captured";

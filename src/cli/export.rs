@@ -10,7 +10,8 @@ use crate::libvirt::{self, Attachment, Mode};
 use crate::profile::export_formats;
 use crate::profile::{Catalog, Profile};
 
-use super::{CliError, print_data, print_json};
+use super::cli_error::CliError;
+use super::standard_streams::{print_data, print_json};
 
 /// Stands in the XML where no socket is given.
 const SOCKET_PLACEHOLDER: &str = "/run/isonic/PORT.sock";
@@ -72,7 +73,8 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
         Format::Qemu => {
             let ExportArguments { queue_pairs, chardev, .. } = arguments;
             let mac = arguments.mac.map(|mac| mac.to_string());
-            let words = export_formats::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
+            let words =
+                export_formats::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
             if arguments.json {
                 return print_json(&words);
             }

@@ -1,6 +1,5 @@
 //! `isonic libvirt`: a VM's interface in libvirt's words, and stored with the VM.
 
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -13,10 +12,11 @@ use crate::libvirt::{self, Attachment, BYTES_MAX, Mode, Order};
 use crate::platform::text_file::read_text;
 use crate::profile::{Catalog, Profile};
 
-use super::client::Api;
+use super::api_arguments::ApiSocket;
+use super::cli_error::CliError;
 use super::failure::note;
-use super::hook::{self, HookArguments, InstallArguments};
-use super::{CliError, print_data};
+use super::libvirt_hook::{self, HookArguments, InstallArguments};
+use super::standard_streams::{print_data, standard_input};
 
 /// Where ports' sockets are, if nothing is said.
 const SOCKET_DIRECTORY: &str = "/run/isonic";
@@ -60,7 +60,7 @@ pub(super) struct XmlArguments {
     #[arg(long)]
     device: bool,
     #[command(flatten)]
-    api: Api,
+    api: ApiSocket,
 }
 
 #[derive(Debug, Args)]
@@ -106,8 +106,8 @@ pub(super) fn run(command: LibvirtCommand) -> Result<(), CliError> {
     match command {
         LibvirtCommand::Xml(arguments) => xml(&arguments),
         LibvirtCommand::Stamp(arguments) => stamp(arguments),
-        LibvirtCommand::Hook(arguments) => hook::run(&arguments),
-        LibvirtCommand::InstallHook(arguments) => hook::install(&arguments),
+        LibvirtCommand::Hook(arguments) => libvirt_hook::run(&arguments),
+        LibvirtCommand::InstallHook(arguments) => libvirt_hook::install(&arguments),
     }
 }
 
@@ -185,12 +185,4 @@ fn stamp(arguments: StampArguments) -> Result<(), CliError> {
     }
     stamped.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
     print_data(&stamped.text)
-}
-
-/// All of standard input, which may be one domain's XML: of more, one byte more.
-pub(super) fn standard_input() -> Result<Vec<u8>, CliError> {
-    let limit = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
-    let mut bytes = Vec::new();
-    io::stdin().lock().take(limit + 1).read_to_end(&mut bytes).map_err(CliError::Input)?;
-    Ok(bytes)
 }

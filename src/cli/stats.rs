@@ -8,9 +8,10 @@ use clap::Args;
 use crate::control::Request;
 use crate::control::api::{Counters, Stats, WorkerView};
 
-use super::client::Connection;
-use super::table::Table;
-use super::{CliError, Reader, json_text, write_out};
+use super::api_arguments::ApiArguments;
+use super::cli_error::CliError;
+use super::standard_streams::{Reader, json_text, write_out};
+use super::text_table::Table;
 
 /// Counters with this prefix are no sums but the present whereabouts of frames.
 const PRESENT: &str = "frames_";
@@ -33,7 +34,7 @@ pub(super) struct StatsArguments {
     )]
     watch: Option<u64>,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 impl StatsArguments {
