@@ -20,8 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::guest_memory::MemoryFiles;
 use crate::virtqueue::EventFd;
 
-use super::transport::TransportError;
-
 /// Descriptors of a port that may wait to be closed; a session ends with the message that goes
 /// beyond.
 const WAITING_MAX: usize = 64;
@@ -54,17 +52,6 @@ impl Closer {
     /// Whether the port may have no more of them.
     pub fn is_full(&self) -> bool {
         self.waiting() > WAITING_MAX
-    }
-
-    /// Whether a session may go on.
-    ///
-    /// # Errors
-    /// [`TransportError::Unclosed`], if it [is full](Self::is_full).
-    pub fn check(&self) -> Result<(), TransportError> {
-        if self.is_full() {
-            return Err(TransportError::Unclosed { waiting: self.waiting() });
-        }
-        Ok(())
     }
 
     /// Have it closed: at once if that cannot block.

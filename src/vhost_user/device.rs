@@ -24,10 +24,11 @@ use crate::virtqueue::QueueOptions;
 use super::closer::Deferred;
 use super::device_state::{DeviceState, LastRun, StateError, state_of};
 use super::host::{MemoryPolicy, PortHost, SessionBinding};
-use super::message::{Message, Request};
 use super::outage::{Outage, Turn};
 use super::refusal::Refusal;
-use super::rings::RingState;
+use super::requests::Request;
+use super::ring_state::RingState;
+use super::transport::Message;
 
 /// Rings that SET_VRING_KICK can name: it has 8 bits for the index.
 const RINGS_MAX: usize = 256;

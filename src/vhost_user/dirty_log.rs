@@ -20,8 +20,8 @@ use crate::virtqueue::{EventFd, QueueSetup};
 
 use super::device::Device;
 use super::memory::memory_file;
-use super::message::Message;
 use super::refusal::Refusal;
+use super::transport::Message;
 
 impl Device {
     /// SET_LOG_BASE: u64 size, u64 offset, one descriptor.

@@ -16,10 +16,10 @@ use crate::guest_memory::GuestAddress;
 use crate::virtqueue::EventKind;
 
 use super::device::Device;
-use super::message::{Message, Request};
 use super::refusal::Refusal;
+use super::requests::Request;
 use super::rings::{RING_LOGGED, addresses};
-use super::transport::reply_to;
+use super::transport::{Message, reply_to};
 
 /// What goes back when a request was done.
 #[derive(Debug)]

@@ -18,8 +18,8 @@ use crate::guest_memory::{
 
 use super::closer::Deferred;
 use super::device::Device;
-use super::message::Message;
 use super::refusal::Refusal;
+use super::transport::Message;
 
 /// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
 /// waits, and asked nothing before.

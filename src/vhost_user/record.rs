@@ -21,8 +21,9 @@ use crate::virtqueue::EventKind;
 
 use super::closer::{Closer, Deferred};
 use super::device::Device;
-use super::message::Message;
-use super::rings::{Kick, RING_LOGGED, RingState, number};
+use super::ring_state::{Kick, RingState, number};
+use super::rings::RING_LOGGED;
+use super::transport::Message;
 
 /// A message that was said, or might have been.
 #[derive(Debug)]

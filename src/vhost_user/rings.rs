@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddrFlags};
+use vhost::vhost_user::message::VhostUserVringAddrFlags;
 
 use crate::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::device::net_header;
@@ -24,59 +24,9 @@ use crate::virtqueue::{
 
 use super::closer::Deferred;
 use super::device::Device;
-use super::message::Message;
 use super::refusal::Refusal;
-
-/// SET_VRING_KICK so far.
-#[derive(Debug, Default)]
-pub(super) enum Kick {
-    /// Not since the ring was last stopped.
-    #[default]
-    Unset,
-    /// Without a descriptor: we poll.
-    Polling,
-    /// With one.
-    Event(EventFd),
-}
-
-impl Kick {
-    fn into_event(self) -> Option<EventFd> {
-        match self {
-            Self::Event(event) => Some(event),
-            Self::Unset | Self::Polling => None,
-        }
-    }
-}
-
-impl From<Option<EventFd>> for Kick {
-    fn from(event: Option<EventFd>) -> Self {
-        event.map_or(Self::Polling, Self::Event)
-    }
-}
-
-/// One ring: what was said of it, and whether it is with its worker. While it is, the worker has
-/// its descriptors.
-#[derive(Debug, Default)]
-pub(super) struct RingState {
-    pub size: Option<u16>,
-    pub addresses: Option<QueueAddresses>,
-    /// Where writes to the ring are logged, if they are.
-    pub log: Option<GuestAddress>,
-    /// The next entry to take, in force when the ring starts; of a packed ring, both positions as
-    /// in "Vring state description".
-    pub base: u32,
-    /// The base that the front-end named or was told last. The ring may be elsewhere by now: it was
-    /// stranded, or another process had it before.
-    pub named: u32,
-    pub kick: Kick,
-    pub call: Option<EventFd>,
-    pub err: Option<EventFd>,
-    pub enabled: bool,
-    pub started: bool,
-    /// The settings that were refused since they were last made: while there is one the ring does
-    /// not start, since its front-end may believe that it is in force.
-    pub refused: Vec<FrontendReq>,
-}
+use super::ring_state::{Kick, number};
+use super::transport::Message;
 
 /// VHOST_VRING_F_LOG: writes to the ring are to be logged.
 pub(super) const RING_LOGGED: u32 = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
@@ -391,11 +341,6 @@ fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
 fn event(descriptor: Deferred<OwnedFd>) -> Result<EventFd, EventFdError> {
     EventFd::check(&*descriptor)?;
     EventFd::new(File::from(descriptor.keep()))
-}
-
-/// The ring's number, as the host counts.
-pub(super) fn number(index: usize) -> u16 {
-    u16::try_from(index).expect("rings are numbered by a u8 on the wire")
 }
 
 /// The parts of a ring, as SET_VRING_ADDR names them.

@@ -23,13 +23,14 @@ use super::device::Device;
 use super::device_state::{DeviceState, StateError};
 use super::handler::Answer;
 use super::host::PortHost;
-use super::message::Message;
 use super::outage::Turn;
 use super::pause::{Connection, Inheritance};
 use super::record::Record;
 use super::refusal::Refusal;
 use super::transfer::Transfer;
-use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
+use super::transport::{
+    Message, TransportError, check_unclosed, read_message, reply_to, reply_u64, write_all,
+};
 
 /// Refusals of one session that are logged, states, and starts and stops; a front-end must not fill
 /// the disk.
@@ -204,7 +205,7 @@ impl<'s> Session<'s> {
         // Closed before the answer, so that none is ours any more when the front-end has it; what
         // may block is on its way.
         message.descriptors.clear();
-        self.closer.check()?;
+        check_unclosed(&self.closer)?;
         // An acknowledgement is due if the request's own features say so after it was done:
         // SET_PROTOCOL_FEATURES itself may ask for one.
         let acknowledge = message.needs_reply() && self.device.acknowledges();

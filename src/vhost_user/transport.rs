@@ -20,11 +20,17 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use vhost::vhost_user::message::MAX_MSG_SIZE;
+
+use crate::guest_memory::{FrontendAddress, GuestAddress, RegionSpec};
 use crate::platform::descriptors::Room;
 
 use super::closer::{Closer, Deferred};
-use super::message::{BODY_MAX, HEADER_LEN, Message};
 
+/// Bytes of a message header: request, flags, size.
+const HEADER_LEN: usize = 12;
+/// The longest body that is read.
+pub(super) const BODY_MAX: usize = MAX_MSG_SIZE;
 /// Descriptors kept with one message: one more than any request has, so that too many shows.
 pub(super) const DESCRIPTORS_MAX: usize = 33;
 /// Descriptors that one sendmsg(2) brings at most (SCM_MAX_FD of include/net/scm.h). A recvmsg(2)
@@ -76,6 +82,63 @@ pub enum TransportError {
     /// The kernel's word.
     #[error("cannot read from or write to the connection")]
     Io(#[from] io::Error),
+}
+
+/// One message, whole. Its descriptors are closed, where nobody waits, when it is dropped.
+#[derive(Debug)]
+pub(super) struct Message {
+    /// Request number, known or not.
+    pub code: u32,
+    /// As sent; the version was checked.
+    pub flags: u32,
+    pub body: Vec<u8>,
+    pub descriptors: Vec<Deferred<OwnedFd>>,
+    /// More descriptors came than are ever of use, or than this process has room for; the rest is
+    /// closed.
+    pub descriptors_cut: bool,
+}
+
+impl Message {
+    /// Flags of a reply: version 1, and the reply bit.
+    pub const REPLY: u32 = 0x5;
+    pub const REPLY_BIT: u32 = 0x4;
+    const NEED_REPLY: u32 = 0x8;
+    pub const RESERVED: u32 = !0xf;
+
+    pub fn needs_reply(&self) -> bool {
+        self.flags & Self::NEED_REPLY != 0
+    }
+
+    /// The u64 at byte `offset` of the body, whose length was checked against the table.
+    pub fn u64_at(&self, offset: usize) -> u64 {
+        let bytes = self.body[offset..offset + 8].try_into().expect("a slice of 8 bytes");
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// The u32 at byte `offset` of the body, whose length was checked against the table.
+    pub fn u32_at(&self, offset: usize) -> u32 {
+        let bytes = self.body[offset..offset + 4].try_into().expect("a slice of 4 bytes");
+        u32::from_ne_bytes(bytes)
+    }
+
+    /// The first u64 of its body, if that is so long: nothing may have been checked yet.
+    pub fn word(&self) -> Option<u64> {
+        self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+    }
+
+    /// The region described at byte `offset` of the body, whose length was checked: u64 guest
+    /// address, size, front-end address, and place in its file.
+    pub fn region_at(&self, offset: usize) -> RegionSpec {
+        let [guest, size, frontend, file_offset] =
+            [0, 8, 16, 24].map(|field| self.u64_at(offset + field));
+        let (guest, frontend) = (GuestAddress(guest), FrontendAddress(frontend));
+        RegionSpec { guest, frontend, size, file_offset }
+    }
+
+    /// Its last descriptor, of as many as were checked against the table.
+    pub fn take_descriptor(&mut self) -> Deferred<OwnedFd> {
+        self.descriptors.pop().expect("a request that has one")
+    }
 }
 
 /// Read the next message.
@@ -161,9 +224,20 @@ impl Reader<'_> {
             self.descriptors.truncate(DESCRIPTORS_MAX);
             self.descriptors_cut = true;
         }
-        self.closer.check()?;
+        check_unclosed(self.closer)?;
         Ok(received.bytes)
     }
+}
+
+/// Whether a session may continue, by how much of what front-ends sent waits to be closed.
+///
+/// # Errors
+/// [`TransportError::Unclosed`].
+pub(super) fn check_unclosed(closer: &Closer) -> Result<(), TransportError> {
+    if closer.is_full() {
+        return Err(TransportError::Unclosed { waiting: closer.waiting() });
+    }
+    Ok(())
 }
 
 /// Write `bytes`, with `descriptors` on the first of them.

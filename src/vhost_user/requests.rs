@@ -1,4 +1,4 @@
-//! The requests we answer, as a table, and one message as it came.
+//! The requests we answer, as a table, and the check of a message against it.
 //!
 //! The table says for each request what a message must look like before anybody acts on it: how
 //! long its body is, how many descriptors come with it, which protocol feature it needs. What is
@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
@@ -17,15 +16,10 @@ use crate::device::features::{
     PROTOCOL_DEVICE_STATE, PROTOCOL_LOG_SHMFD, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP,
     PROTOCOL_RESET_DEVICE, PROTOCOL_STATUS,
 };
-use crate::guest_memory::{FrontendAddress, GuestAddress, RegionSpec};
 
-use super::closer::Deferred;
 use super::refusal::Refusal;
+use super::transport::{BODY_MAX, Message};
 
-/// Bytes of a message header: request, flags, size.
-pub(super) const HEADER_LEN: usize = 12;
-/// The longest body we read.
-pub(super) const BODY_MAX: usize = 4096;
 /// Bytes of a u64 body.
 const U64: RangeInclusive<usize> = 8..=8;
 const NO_BODY: RangeInclusive<usize> = 0..=0;
@@ -144,31 +138,7 @@ pub(super) static REQUESTS: &[Request] = &[
         .replies_or(1),
 ];
 
-/// One message, whole. Its descriptors are closed, where nobody waits, when it is dropped.
-#[derive(Debug)]
-pub(super) struct Message {
-    /// Request number, known or not.
-    pub code: u32,
-    /// As sent; the version was checked.
-    pub flags: u32,
-    pub body: Vec<u8>,
-    pub descriptors: Vec<Deferred<OwnedFd>>,
-    /// More descriptors came than are ever of use, or than this process has room for; the rest is
-    /// closed.
-    pub descriptors_cut: bool,
-}
-
 impl Message {
-    /// Flags of a reply: version 1, and the reply bit.
-    pub const REPLY: u32 = 0x5;
-    const REPLY_BIT: u32 = 0x4;
-    const NEED_REPLY: u32 = 0x8;
-    const RESERVED: u32 = !0xf;
-
-    pub fn needs_reply(&self) -> bool {
-        self.flags & Self::NEED_REPLY != 0
-    }
-
     /// The table's row for this message.
     pub fn request(&self) -> Option<&'static Request> {
         REQUESTS.iter().find(|request| u32::from(request.code) == self.code)
@@ -180,18 +150,6 @@ impl Message {
             Some(request) => request.name.to_owned(),
             None => format!("request {}", self.code),
         }
-    }
-
-    /// The u64 at byte `offset` of the body, whose length was checked against the table.
-    pub fn u64_at(&self, offset: usize) -> u64 {
-        let bytes = self.body[offset..offset + 8].try_into().expect("a slice of 8 bytes");
-        u64::from_ne_bytes(bytes)
-    }
-
-    /// The u32 at byte `offset` of the body, whose length was checked against the table.
-    pub fn u32_at(&self, offset: usize) -> u32 {
-        let bytes = self.body[offset..offset + 4].try_into().expect("a slice of 4 bytes");
-        u32::from_ne_bytes(bytes)
     }
 
     /// The ring that it is of, if it is of one: the first half of its body, or of SET_VRING_KICK,
@@ -213,25 +171,6 @@ impl Message {
     pub fn features(&self) -> Option<FeatureSet> {
         let code = self.request()?.code;
         self.word().filter(|_| code == FrontendReq::SET_FEATURES).map(FeatureSet)
-    }
-
-    /// The first u64 of its body, if that is so long: nothing may have been checked yet.
-    fn word(&self) -> Option<u64> {
-        self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
-    }
-
-    /// The region described at byte `offset` of the body, whose length was checked: u64 guest
-    /// address, size, front-end address, and place in its file.
-    pub fn region_at(&self, offset: usize) -> RegionSpec {
-        let [guest, size, frontend, file_offset] =
-            [0, 8, 16, 24].map(|field| self.u64_at(offset + field));
-        let (guest, frontend) = (GuestAddress(guest), FrontendAddress(frontend));
-        RegionSpec { guest, frontend, size, file_offset }
-    }
-
-    /// Its last descriptor, of as many as were checked against the table.
-    pub fn take_descriptor(&mut self) -> Deferred<OwnedFd> {
-        self.descriptors.pop().expect("a request that has one")
     }
 
     /// Flags, length and descriptors, against the table's row.
