@@ -114,9 +114,9 @@ impl Device {
             return Err(Refusal::NotNegotiated(bit));
         }
         match request.code {
-            FrontendReq::SET_FEATURES => self.check_features(FeatureSet(message.u64_at(0))),
+            FrontendReq::SET_FEATURES => self.check_features(FeatureSet(message.body())),
             FrontendReq::SET_PROTOCOL_FEATURES => {
-                self.check_protocol_features(FeatureSet(message.u64_at(0)))
+                self.check_protocol_features(FeatureSet(message.body()))
             }
             FrontendReq::SET_MEM_TABLE => self.check_memory_table(message),
             FrontendReq::SET_VRING_ADDR => self.check_addresses(message),

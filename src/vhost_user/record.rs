@@ -13,7 +13,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserLog, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion,
+    VhostUserVringAddr, VhostUserVringState,
+};
+use vm_memory::ByteValued;
 
 use crate::device::features::{PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_FEATURES, PROTOCOL_STATUS};
 use crate::guest_memory::RegionSpec;
@@ -21,9 +25,10 @@ use crate::virtqueue::EventKind;
 
 use super::closer::{Closer, Deferred};
 use super::device::Device;
+use super::requests::NO_DESCRIPTOR;
 use super::ring_state::{Kick, RingState, number};
 use super::rings::RING_LOGGED;
-use super::transport::Message;
+use super::transport::{Message, VERSION};
 
 /// A message that was said, or might have been.
 #[derive(Debug)]
@@ -49,15 +54,17 @@ pub struct Record {
 }
 
 impl Said {
-    fn new(code: FrontendReq, body: &[u64]) -> Self {
-        let body = body.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        Self { code: code.into(), body, descriptors: Vec::new() }
+    fn new(code: FrontendReq, body: &impl ByteValued) -> Self {
+        Self { body: body.as_slice().to_vec(), ..Self::bare(code) }
     }
 
-    /// Of a ring: u32 index, u32 value.
+    /// Without a body.
+    fn bare(code: FrontendReq) -> Self {
+        Self { code: code.into(), body: Vec::new(), descriptors: Vec::new() }
+    }
+
     fn of_ring(code: FrontendReq, index: u16, value: u32) -> Self {
-        let body = [u32::from(index), value].map(u32::to_ne_bytes).concat();
-        Self { code: code.into(), body, descriptors: Vec::new() }
+        Self::new(code, &VhostUserVringState::new(index.into(), value))
     }
 
     fn of_event(kind: EventKind, index: u16, event: Option<OwnedFd>) -> Self {
@@ -66,8 +73,8 @@ impl Said {
             EventKind::Call => FrontendReq::SET_VRING_CALL,
             EventKind::Err => FrontendReq::SET_VRING_ERR,
         };
-        let no_descriptor = if event.is_some() { 0 } else { 0x100 };
-        Self::new(code, &[u64::from(index) | no_descriptor]).with(event)
+        let no_descriptor = if event.is_some() { 0 } else { NO_DESCRIPTOR };
+        Self::new(code, &(u64::from(index) | no_descriptor)).with(event)
     }
 
     fn with(mut self, descriptors: impl IntoIterator<Item = OwnedFd>) -> Self {
@@ -77,7 +84,6 @@ impl Said {
 
     /// As if it had just come.
     pub(super) fn into_message(self, closer: &Arc<Closer>) -> Message {
-        const VERSION: u32 = 1;
         let Self { code, body, descriptors } = self;
         let descriptors = descriptors.into_iter().map(|fd| Deferred::new(fd, closer)).collect();
         Message { code, flags: VERSION, body, descriptors, descriptors_cut: false }
@@ -110,20 +116,20 @@ impl Device {
         }
         // Before the features that have it written to: what was marked until now is marked.
         if let Some(log) = &self.log {
-            let body = [log.size(), log.file_offset()];
+            let body = VhostUserLog::new(log.size(), log.file_offset());
             let file = OwnedFd::from(log.file().try_clone()?);
             said.push(Said::new(FrontendReq::SET_LOG_BASE, &body).with([file]));
         }
         let features_hold = !(idle && self.features_refused);
         if let Some(acknowledged) = self.acknowledged.filter(|_| features_hold) {
-            said.push(Said::new(FrontendReq::SET_FEATURES, &[acknowledged.0]));
+            said.push(Said::new(FrontendReq::SET_FEATURES, &acknowledged.0));
         }
         if self.protocol.has(PROTOCOL_STATUS) && self.status != 0 {
-            said.push(Said::new(FrontendReq::SET_STATUS, &[u64::from(self.status)]));
+            said.push(Said::new(FrontendReq::SET_STATUS, &u64::from(self.status)));
         }
         if let Some(channel) = &self.backend_channel {
             let channel = channel.try_clone()?;
-            said.push(Said::new(FrontendReq::SET_BACKEND_REQ_FD, &[]).with([channel]));
+            said.push(Said::bare(FrontendReq::SET_BACKEND_REQ_FD).with([channel]));
         }
         for (index, ring) in self.rings.iter().enumerate() {
             said.extend(self.said_of_ring(number(index), ring)?);
@@ -137,24 +143,23 @@ impl Device {
 
     fn said_of_features(&self) -> Vec<Said> {
         let mut said =
-            vec![Said::new(FrontendReq::SET_OWNER, &[]), Said::new(FrontendReq::GET_FEATURES, &[])];
+            vec![Said::bare(FrontendReq::SET_OWNER), Said::bare(FrontendReq::GET_FEATURES)];
         if !self.protocol.is_empty() {
-            said.push(Said::new(FrontendReq::GET_PROTOCOL_FEATURES, &[]));
-            said.push(Said::new(FrontendReq::SET_PROTOCOL_FEATURES, &[self.protocol.0]));
+            said.push(Said::bare(FrontendReq::GET_PROTOCOL_FEATURES));
+            said.push(Said::new(FrontendReq::SET_PROTOCOL_FEATURES, &self.protocol.0));
         }
         said
     }
 
     fn said_of_memory(&self) -> io::Result<Vec<Said>> {
-        let words =
-            |spec: &RegionSpec| [spec.guest.0, spec.size, spec.frontend.0, spec.file_offset];
         let mut regions = Vec::new();
         for (spec, file) in self.memory.files() {
-            regions.push((words(spec), OwnedFd::from(file.try_clone()?)));
+            regions.push((spec, OwnedFd::from(file.try_clone()?)));
         }
         if self.protocol.has(PROTOCOL_CONFIGURE_MEM_SLOTS) {
-            let add = |(words, file): ([u64; 4], OwnedFd)| {
-                let body = [&[0], &words[..]].concat();
+            let add = |(spec, file): (&RegionSpec, OwnedFd)| {
+                let RegionSpec { guest, frontend, size, file_offset } = *spec;
+                let body = VhostUserSingleMemoryRegion::new(guest.0, size, frontend.0, file_offset);
                 Said::new(FrontendReq::ADD_MEM_REG, &body).with([file])
             };
             return Ok(regions.into_iter().map(add).collect());
@@ -162,14 +167,15 @@ impl Device {
         if regions.is_empty() {
             return Ok(Vec::new());
         }
-        // A count in the lower half of the first word, as it lies in memory.
         let count = u32::try_from(regions.len()).expect("a table has at most 64 regions");
-        let [a, b, c, d] = count.to_ne_bytes();
-        let count = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
-        let body = regions.iter().flat_map(|(words, _)| words);
-        let body: Vec<u64> = [count].into_iter().chain(body.copied()).collect();
-        let files = regions.into_iter().map(|(_, file)| file);
-        Ok(vec![Said::new(FrontendReq::SET_MEM_TABLE, &body).with(files)])
+        let mut table = Said::new(FrontendReq::SET_MEM_TABLE, &VhostUserMemory::new(count));
+        for (spec, file) in regions {
+            let RegionSpec { guest, frontend, size, file_offset } = *spec;
+            let region = VhostUserMemoryRegion::new(guest.0, size, frontend.0, file_offset);
+            table.body.extend_from_slice(region.as_slice());
+            table.descriptors.push(file);
+        }
+        Ok(vec![table])
     }
 
     fn said_of_ring(&self, index: u16, ring: &RingState) -> io::Result<Vec<Said>> {
@@ -181,12 +187,15 @@ impl Device {
         }
         if let Some(addresses) = ring.addresses.filter(|_| holds(FrontendReq::SET_VRING_ADDR)) {
             let flags = if ring.log.is_some() { RING_LOGGED } else { 0 };
-            let parts = [addresses.descriptors, addresses.used, addresses.available];
-            let log = ring.log.map_or(0, |log| log.0);
-            let address = Said::of_ring(FrontendReq::SET_VRING_ADDR, index, flags);
-            let words = parts.map(|part| part.0).into_iter().chain([log]);
-            let body = [address.body, words.flat_map(u64::to_ne_bytes).collect()].concat();
-            said.push(Said { body, ..address });
+            let body = VhostUserVringAddr {
+                index: index.into(),
+                flags,
+                descriptor: addresses.descriptors.0,
+                used: addresses.used.0,
+                available: addresses.available.0,
+                log: ring.log.map_or(0, |log| log.0),
+            };
+            said.push(Said::new(FrontendReq::SET_VRING_ADDR, &body));
         }
         let has_enable = self.acknowledged.is_none_or(|features| features.has(PROTOCOL_FEATURES));
         if ring.enabled && has_enable {

@@ -9,7 +9,11 @@
 
 use std::ops::RangeInclusive;
 
-use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
+use vhost::vhost_user::message::{
+    FrontendReq, MAX_ATTACHED_FD_ENTRIES, VhostUserHeaderFlag, VhostUserLog, VhostUserMemory,
+    VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserTransferDeviceState, VhostUserU64,
+    VhostUserVringAddr, VhostUserVringState,
+};
 
 use crate::device::features::{
     FeatureSet, PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION,
@@ -20,9 +24,31 @@ use crate::device::features::{
 use super::refusal::Refusal;
 use super::transport::{BODY_MAX, Message};
 
-/// Bytes of a u64 body.
-const U64: RangeInclusive<usize> = 8..=8;
+/// Bits of a message that asks: a reply has one of them, and the rest have no meaning.
+const NOT_OF_A_REQUEST: u32 =
+    VhostUserHeaderFlag::REPLY.bits() | VhostUserHeaderFlag::RESERVED_BITS.bits();
+
+/// Of SET_VRING_KICK, CALL and ERR: no descriptor comes with it ("Front-end message types").
+pub(super) const NO_DESCRIPTOR: u64 = 0x100;
+
 const NO_BODY: RangeInclusive<usize> = 0..=0;
+const U64: RangeInclusive<usize> = body_of::<VhostUserU64>();
+const RING_STATE: RangeInclusive<usize> = body_of::<VhostUserVringState>();
+const STATE_TRANSFER: RangeInclusive<usize> = body_of::<VhostUserTransferDeviceState>();
+const REGION: RangeInclusive<usize> = body_of::<VhostUserSingleMemoryRegion>();
+/// As many regions as descriptors fit.
+const MEMORY_TABLE: RangeInclusive<usize> =
+    size_of::<VhostUserMemory>()..=memory_table_len(MAX_ATTACHED_FD_ENTRIES);
+
+/// A body that is a `T`, no more and no less.
+const fn body_of<T>() -> RangeInclusive<usize> {
+    size_of::<T>()..=size_of::<T>()
+}
+
+/// Bytes of a SET_MEM_TABLE with this many regions.
+pub(super) const fn memory_table_len(regions: usize) -> usize {
+    size_of::<VhostUserMemory>() + regions * size_of::<VhostUserMemoryRegion>()
+}
 
 /// One row of the table.
 #[derive(Debug)]
@@ -75,9 +101,6 @@ impl Request {
     }
 }
 
-/// A table of regions: a count, padding, and 32 bytes for each.
-const MEMORY_TABLE: RangeInclusive<usize> = 8..=8 + 32 * MAX_ATTACHED_FD_ENTRIES;
-
 /// All requests that are answered.
 pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::GET_FEATURES, "GET_FEATURES", NO_BODY).replies(),
@@ -86,24 +109,24 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::RESET_OWNER, "RESET_OWNER", NO_BODY),
     request(FrontendReq::SET_MEM_TABLE, "SET_MEM_TABLE", MEMORY_TABLE)
         .descriptors(0..=MAX_ATTACHED_FD_ENTRIES),
-    request(FrontendReq::SET_LOG_BASE, "SET_LOG_BASE", 16..=16)
+    request(FrontendReq::SET_LOG_BASE, "SET_LOG_BASE", body_of::<VhostUserLog>())
         .needs(PROTOCOL_LOG_SHMFD)
         .descriptors(1..=1)
         .replies(),
     request(FrontendReq::SET_LOG_FD, "SET_LOG_FD", NO_BODY)
         .needs(PROTOCOL_LOG_SHMFD)
         .descriptors(1..=1),
-    request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", U64),
-    request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", 40..=40),
-    request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", U64),
-    request(FrontendReq::GET_VRING_BASE, "GET_VRING_BASE", U64).replies(),
+    request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", RING_STATE),
+    request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", body_of::<VhostUserVringAddr>()),
+    request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", RING_STATE),
+    request(FrontendReq::GET_VRING_BASE, "GET_VRING_BASE", RING_STATE).replies(),
     request(FrontendReq::SET_VRING_KICK, "SET_VRING_KICK", U64).descriptors(0..=1),
     request(FrontendReq::SET_VRING_CALL, "SET_VRING_CALL", U64).descriptors(0..=1),
     request(FrontendReq::SET_VRING_ERR, "SET_VRING_ERR", U64).descriptors(0..=1),
     request(FrontendReq::GET_PROTOCOL_FEATURES, "GET_PROTOCOL_FEATURES", NO_BODY).replies(),
     request(FrontendReq::SET_PROTOCOL_FEATURES, "SET_PROTOCOL_FEATURES", U64),
     request(FrontendReq::GET_QUEUE_NUM, "GET_QUEUE_NUM", NO_BODY).needs(PROTOCOL_MQ).replies(),
-    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", U64),
+    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", RING_STATE),
     request(FrontendReq::SEND_RARP, "SEND_RARP", U64).needs(PROTOCOL_RARP),
     request(FrontendReq::NET_SET_MTU, "NET_SET_MTU", U64).needs(PROTOCOL_MTU),
     request(FrontendReq::SET_BACKEND_REQ_FD, "SET_BACKEND_REQ_FD", NO_BODY)
@@ -119,17 +142,17 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::GET_MAX_MEM_SLOTS, "GET_MAX_MEM_SLOTS", NO_BODY)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .replies(),
-    request(FrontendReq::ADD_MEM_REG, "ADD_MEM_REG", 40..=40)
+    request(FrontendReq::ADD_MEM_REG, "ADD_MEM_REG", REGION)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .descriptors(1..=1),
     // "The back-end MAY accept messages with one file descriptor", for old front-ends.
-    request(FrontendReq::REM_MEM_REG, "REM_MEM_REG", 40..=40)
+    request(FrontendReq::REM_MEM_REG, "REM_MEM_REG", REGION)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .descriptors(0..=1),
     request(FrontendReq::SET_STATUS, "SET_STATUS", U64).needs(PROTOCOL_STATUS),
     request(FrontendReq::GET_STATUS, "GET_STATUS", NO_BODY).needs(PROTOCOL_STATUS).replies(),
     // "Bits 0-7 are 0 on success, and non-zero on error. Bit 8 is the invalid FD flag".
-    request(FrontendReq::SET_DEVICE_STATE_FD, "SET_DEVICE_STATE_FD", U64)
+    request(FrontendReq::SET_DEVICE_STATE_FD, "SET_DEVICE_STATE_FD", STATE_TRANSFER)
         .needs(PROTOCOL_DEVICE_STATE)
         .descriptors(1..=1)
         .replies_or(0x101),
@@ -158,7 +181,7 @@ impl Message {
         match self.request()?.code {
             FrontendReq::SET_VRING_KICK
             | FrontendReq::SET_VRING_CALL
-            | FrontendReq::SET_VRING_ERR => Some(self.word()? & !0x100),
+            | FrontendReq::SET_VRING_ERR => Some(self.word()? & !NO_DESCRIPTOR),
             FrontendReq::SET_VRING_NUM
             | FrontendReq::SET_VRING_ADDR
             | FrontendReq::SET_VRING_BASE
@@ -175,7 +198,7 @@ impl Message {
 
     /// Flags, length and descriptors, against the table's row.
     pub fn check_shape(&self, request: &Request) -> Result<(), Refusal> {
-        if self.flags & (Self::RESERVED | Self::REPLY_BIT) != 0 {
+        if self.flags & NOT_OF_A_REQUEST != 0 {
             return Err(Refusal::Flags(self.flags));
         }
         if !request.body.contains(&self.body.len()) {

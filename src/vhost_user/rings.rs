@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::VhostUserVringAddrFlags;
+use vhost::vhost_user::message::{VhostUserVringAddr, VhostUserVringAddrFlags};
 
 use crate::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::device::net_header;
@@ -25,6 +25,7 @@ use crate::virtqueue::{
 use super::closer::Deferred;
 use super::device::Device;
 use super::refusal::Refusal;
+use super::requests::NO_DESCRIPTOR;
 use super::ring_state::{Kick, number};
 use super::transport::Message;
 
@@ -46,26 +47,29 @@ impl Device {
 
     /// SET_VRING_KICK, CALL, ERR: bits 0 to 7 the ring, bit 8 that no descriptor comes with it.
     pub(super) fn check_event(&self, message: &Message) -> Result<(), Refusal> {
-        let body = message.u64_at(0);
-        self.ring_index(body & !0x100)?;
-        let (flag, count) = (body & 0x100 != 0, message.descriptors.len());
+        let body: u64 = message.body();
+        self.ring_index(body & !NO_DESCRIPTOR)?;
+        let (flag, count) = (body & NO_DESCRIPTOR != 0, message.descriptors.len());
         if flag == (count == 0) {
             return Ok(());
         }
         Err(Refusal::DescriptorFlag { flag, count })
     }
 
-    /// SET_VRING_ADDR: u32 index, u32 flags, then the three parts and the log's address.
+    /// SET_VRING_ADDR, before any of it is kept.
     pub(super) fn check_addresses(&self, message: &Message) -> Result<(), Refusal> {
-        let ring = self.ring_index(u64::from(message.u32_at(0)))?;
-        let flags = message.u32_at(4);
+        let said: VhostUserVringAddr = message.body();
+        let ring = self.ring_index(u64::from(said.index))?;
+        let flags = said.flags;
         let offered = if self.profile.features.has(LOG_ALL) { RING_LOGGED } else { 0 };
         if flags & !offered != 0 {
             return Err(Refusal::AddressFlags { ring, flags, offered });
         }
-        let parts = [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)];
-        for (part, offset, alignment) in parts {
-            let address = message.u64_at(offset);
+        for (part, address, alignment) in [
+            ("descriptor table", said.descriptor, 16),
+            ("used ring", said.used, 4),
+            ("available ring", said.available, 2),
+        ] {
             if !address.is_multiple_of(alignment) {
                 let source = ActivateError::Alignment { part, address, alignment };
                 return Err(Refusal::Activate { ring, source });
@@ -99,9 +103,10 @@ impl Device {
     pub(super) fn set_addresses(
         &mut self,
         index: usize,
-        addresses: QueueAddresses,
-        log: Option<GuestAddress>,
+        said: &VhostUserVringAddr,
     ) -> Result<(), Refusal> {
+        let addresses = parts(said);
+        let log = (said.flags & RING_LOGGED != 0).then_some(GuestAddress(said.log));
         let state = &mut self.rings[index];
         if state.started {
             if state.addresses != Some(addresses) {
@@ -343,11 +348,11 @@ fn event(descriptor: Deferred<OwnedFd>) -> Result<EventFd, EventFdError> {
     EventFd::new(File::from(descriptor.keep()))
 }
 
-/// The parts of a ring, as SET_VRING_ADDR names them.
-pub(super) fn addresses(descriptors: u64, available: u64, used: u64) -> QueueAddresses {
+/// The parts of a ring.
+fn parts(said: &VhostUserVringAddr) -> QueueAddresses {
     QueueAddresses {
-        descriptors: FrontendAddress(descriptors),
-        available: FrontendAddress(available),
-        used: FrontendAddress(used),
+        descriptors: FrontendAddress(said.descriptor),
+        available: FrontendAddress(said.available),
+        used: FrontendAddress(said.used),
     }
 }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{
+    FrontendReq, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserTransferDeviceState,
+};
 
 use crate::profile::Profile;
 use crate::report::chain;
@@ -281,14 +283,19 @@ impl<'s> Session<'s> {
         transfers(self, message)
     }
 
-    /// SET_DEVICE_STATE_FD: u32 direction, u32 phase. The front-end's own descriptor is not used.
+    /// SET_DEVICE_STATE_FD. The front-end's own descriptor is not used.
     fn transfer_state(&mut self, message: &Message) -> Result<Answer, Refusal> {
         self.device.check_suspended()?;
         let state = self.device.state();
-        let end = match (message.u32_at(0), message.u32_at(4)) {
-            (0, 0) => self.transfer.save(&state.write())?,
-            (1, 0) => self.transfer.load()?,
-            (direction, phase) => return Err(StateError::Transfer { direction, phase }.into()),
+        let VhostUserTransferDeviceState { direction, phase } = message.body();
+        let refused = StateError::Transfer { direction, phase };
+        if VhostTransferStatePhase::try_from(phase) != Ok(VhostTransferStatePhase::STOPPED) {
+            return Err(refused.into());
+        }
+        let end = match VhostTransferStateDirection::try_from(direction) {
+            Ok(VhostTransferStateDirection::SAVE) => self.transfer.save(&state.write())?,
+            Ok(VhostTransferStateDirection::LOAD) => self.transfer.load()?,
+            Err(_) => return Err(refused.into()),
         };
         Ok(Answer::Channel(end))
     }

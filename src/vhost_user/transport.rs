@@ -20,13 +20,15 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use vhost::vhost_user::message::MAX_MSG_SIZE;
+use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserHeaderFlag};
+use vm_memory::ByteValued;
 
-use crate::guest_memory::{FrontendAddress, GuestAddress, RegionSpec};
 use crate::platform::descriptors::Room;
 
 use super::closer::{Closer, Deferred};
 
+/// The protocol's version.
+pub(super) const VERSION: u32 = 1;
 /// Bytes of a message header: request, flags, size.
 const HEADER_LEN: usize = 12;
 /// The longest body that is read.
@@ -99,40 +101,27 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Flags of a reply: version 1, and the reply bit.
-    pub const REPLY: u32 = 0x5;
-    pub const REPLY_BIT: u32 = 0x4;
-    const NEED_REPLY: u32 = 0x8;
-    pub const RESERVED: u32 = !0xf;
+    const REPLY: u32 = VERSION | VhostUserHeaderFlag::REPLY.bits();
 
     pub fn needs_reply(&self) -> bool {
-        self.flags & Self::NEED_REPLY != 0
+        self.flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0
     }
 
-    /// The u64 at byte `offset` of the body, whose length was checked against the table.
-    pub fn u64_at(&self, offset: usize) -> u64 {
-        let bytes = self.body[offset..offset + 8].try_into().expect("a slice of 8 bytes");
-        u64::from_ne_bytes(bytes)
+    /// What its body is, or begins with; its length was checked against the table.
+    pub fn body<T: ByteValued + Default>(&self) -> T {
+        self.body_at(0)
     }
 
-    /// The u32 at byte `offset` of the body, whose length was checked against the table.
-    pub fn u32_at(&self, offset: usize) -> u32 {
-        let bytes = self.body[offset..offset + 4].try_into().expect("a slice of 4 bytes");
-        u32::from_ne_bytes(bytes)
+    /// What is at byte `offset` of the body, whose length was checked.
+    pub fn body_at<T: ByteValued + Default>(&self, offset: usize) -> T {
+        let mut value = T::default();
+        value.as_mut_slice().copy_from_slice(&self.body[offset..offset + size_of::<T>()]);
+        value
     }
 
     /// The first u64 of its body, if that is so long: nothing may have been checked yet.
     pub fn word(&self) -> Option<u64> {
         self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
-    }
-
-    /// The region described at byte `offset` of the body, whose length was checked: u64 guest
-    /// address, size, front-end address, and place in its file.
-    pub fn region_at(&self, offset: usize) -> RegionSpec {
-        let [guest, size, frontend, file_offset] =
-            [0, 8, 16, 24].map(|field| self.u64_at(offset + field));
-        let (guest, frontend) = (GuestAddress(guest), FrontendAddress(frontend));
-        RegionSpec { guest, frontend, size, file_offset }
     }
 
     /// Its last descriptor, of as many as were checked against the table.
@@ -156,8 +145,9 @@ pub(super) fn read_message(
     let field =
         |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("a slice of 4 bytes"));
     let (code, flags, len) = (field(0), field(4), field(8));
-    if flags & 0x3 != 1 {
-        return Err(TransportError::Version { code, version: flags & 0x3 });
+    let version = flags & VhostUserHeaderFlag::VERSION.bits();
+    if version != VERSION {
+        return Err(TransportError::Version { code, version });
     }
     let body_len = match usize::try_from(len) {
         Ok(body_len) if body_len <= BODY_MAX => body_len,
