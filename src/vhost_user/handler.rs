@@ -2,7 +2,7 @@
 //!
 //! What a front-end was refused it may believe to be in force, since it hears of a refusal only if
 //! it asks. So what was refused is not replaced by what was there before: a ring does not start
-//! until the same request comes again and is done. What runs goes on as it is.
+//! until the same request comes again and is done. What runs continues as it is.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use crate::virtqueue::EventKind;
 
 use super::device::Device;
 use super::refusal::Refusal;
-use super::requests::Request;
+use super::requests::RequestRule;
 use super::transport::{Message, reply_to};
 
 /// What goes back when a request was done.
@@ -37,7 +37,7 @@ impl Device {
     /// Check what `message` asks for, and do it.
     pub(super) fn answer(
         &mut self,
-        request: &Request,
+        request: &RequestRule,
         message: &mut Message,
     ) -> Result<Answer, Refusal> {
         let (code, index) = (request.code, message.ring());

@@ -52,7 +52,7 @@ pub(super) const fn memory_table_len(regions: usize) -> usize {
 
 /// One row of the table.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct RequestRule {
     pub code: FrontendReq,
     pub name: &'static str,
     /// Bytes.
@@ -67,8 +67,12 @@ pub(super) struct Request {
     pub refusal: Option<u64>,
 }
 
-const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usize>) -> Request {
-    Request {
+const fn request(
+    code: FrontendReq,
+    name: &'static str,
+    body: RangeInclusive<usize>,
+) -> RequestRule {
+    RequestRule {
         code,
         name,
         body,
@@ -79,7 +83,7 @@ const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usi
     }
 }
 
-impl Request {
+impl RequestRule {
     const fn needs(mut self, protocol_feature: u8) -> Self {
         self.feature = Some(protocol_feature);
         self
@@ -102,7 +106,7 @@ impl Request {
 }
 
 /// All requests that are answered.
-pub(super) static REQUESTS: &[Request] = &[
+pub(super) static REQUESTS: &[RequestRule] = &[
     request(FrontendReq::GET_FEATURES, "GET_FEATURES", NO_BODY).replies(),
     request(FrontendReq::SET_FEATURES, "SET_FEATURES", U64),
     request(FrontendReq::SET_OWNER, "SET_OWNER", NO_BODY),
@@ -163,7 +167,7 @@ pub(super) static REQUESTS: &[Request] = &[
 
 impl Message {
     /// The table's row for this message.
-    pub fn request(&self) -> Option<&'static Request> {
+    pub fn request(&self) -> Option<&'static RequestRule> {
         REQUESTS.iter().find(|request| u32::from(request.code) == self.code)
     }
 
@@ -197,7 +201,7 @@ impl Message {
     }
 
     /// Flags, length and descriptors, against the table's row.
-    pub fn check_shape(&self, request: &Request) -> Result<(), Refusal> {
+    pub fn check_shape(&self, request: &RequestRule) -> Result<(), Refusal> {
         if self.flags & NOT_OF_A_REQUEST != 0 {
             return Err(Refusal::Flags(self.flags));
         }

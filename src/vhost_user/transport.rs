@@ -25,7 +25,7 @@ use vm_memory::ByteValued;
 
 use crate::platform::descriptors::Room;
 
-use super::closer::{Closer, Deferred};
+use super::deferred_close::{DeferredClose, DescriptorCloser};
 
 /// The protocol's version.
 pub(super) const VERSION: u32 = 1;
@@ -94,7 +94,7 @@ pub(super) struct Message {
     /// As sent; the version was checked.
     pub flags: u32,
     pub body: Vec<u8>,
-    pub descriptors: Vec<Deferred<OwnedFd>>,
+    pub descriptors: Vec<DeferredClose<OwnedFd>>,
     /// More descriptors came than are ever of use, or than this process has room for; the rest is
     /// closed.
     pub descriptors_cut: bool,
@@ -125,7 +125,7 @@ impl Message {
     }
 
     /// Its last descriptor, of as many as were checked against the table.
-    pub fn take_descriptor(&mut self) -> Deferred<OwnedFd> {
+    pub fn take_descriptor(&mut self) -> DeferredClose<OwnedFd> {
         self.descriptors.pop().expect("a request that has one")
     }
 }
@@ -136,10 +136,11 @@ impl Message {
 /// [`TransportError`]; what was read of the message is gone then, its descriptors closed.
 pub(super) fn read_message(
     stream: impl AsFd,
-    closer: &Arc<Closer>,
+    closer: &Arc<DescriptorCloser>,
 ) -> Result<Message, TransportError> {
     let stream = stream.as_fd();
-    let mut reader = Reader { stream, closer, descriptors: Vec::new(), descriptors_cut: false };
+    let mut reader =
+        MessageReader { stream, closer, descriptors: Vec::new(), descriptors_cut: false };
     let mut header = [0; HEADER_LEN];
     reader.fill(&mut header)?;
     let field =
@@ -155,19 +156,19 @@ pub(super) fn read_message(
     };
     let mut body = vec![0; body_len];
     reader.fill(&mut body)?;
-    let Reader { descriptors, descriptors_cut, .. } = reader;
+    let MessageReader { descriptors, descriptors_cut, .. } = reader;
     Ok(Message { code, flags, body, descriptors, descriptors_cut })
 }
 
 /// One message being read.
-struct Reader<'s> {
+struct MessageReader<'s> {
     stream: BorrowedFd<'s>,
-    closer: &'s Arc<Closer>,
-    descriptors: Vec<Deferred<OwnedFd>>,
+    closer: &'s Arc<DescriptorCloser>,
+    descriptors: Vec<DeferredClose<OwnedFd>>,
     descriptors_cut: bool,
 }
 
-impl Reader<'_> {
+impl MessageReader<'_> {
     /// Read until `bytes` is full.
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), TransportError> {
         let mut done = 0;
@@ -196,7 +197,7 @@ impl Reader<'_> {
         let before = self.descriptors.len();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                let deferred = descriptors.map(|fd| Deferred::new(fd, self.closer));
+                let deferred = descriptors.map(|fd| DeferredClose::new(fd, self.closer));
                 self.descriptors.extend(deferred);
             }
         }
@@ -223,7 +224,7 @@ impl Reader<'_> {
 ///
 /// # Errors
 /// [`TransportError::Unclosed`].
-pub(super) fn check_unclosed(closer: &Closer) -> Result<(), TransportError> {
+pub(super) fn check_unclosed(closer: &DescriptorCloser) -> Result<(), TransportError> {
     if closer.is_full() {
         return Err(TransportError::Unclosed { waiting: closer.waiting() });
     }

@@ -22,7 +22,7 @@ use crate::virtqueue::{
     RingKind, check_size,
 };
 
-use super::closer::Deferred;
+use super::deferred_close::DeferredClose;
 use super::device::Device;
 use super::refusal::Refusal;
 use super::requests::NO_DESCRIPTOR;
@@ -273,7 +273,7 @@ impl Device {
         first
     }
 
-    /// Have a ring, if it runs, go on in the memory that is now in force.
+    /// Have a ring, if it runs, continue in the memory that is now in force.
     pub(super) fn move_ring(&mut self, index: usize) -> Result<(), Refusal> {
         if !self.rings[index].started {
             return Ok(());
@@ -343,7 +343,7 @@ fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
 }
 
 /// An event that came with a message; anything else is closed where nobody waits.
-fn event(descriptor: Deferred<OwnedFd>) -> Result<EventFd, EventFdError> {
+fn event(descriptor: DeferredClose<OwnedFd>) -> Result<EventFd, EventFdError> {
     EventFd::check(&*descriptor)?;
     EventFd::new(File::from(descriptor.keep()))
 }

@@ -19,7 +19,7 @@ use crate::guest_memory::{
     TableError,
 };
 
-use super::closer::Deferred;
+use super::deferred_close::DeferredClose;
 use super::device::Device;
 use super::refusal::Refusal;
 use super::requests::memory_table_len;
@@ -27,7 +27,10 @@ use super::transport::Message;
 
 /// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
 /// waits, and asked nothing before.
-pub(super) fn memory_file(room: &Room, descriptor: Deferred<OwnedFd>) -> Result<File, MapError> {
+pub(super) fn memory_file(
+    room: &Room,
+    descriptor: DeferredClose<OwnedFd>,
+) -> Result<File, MapError> {
     room.check(&*descriptor)?;
     Ok(File::from(descriptor.keep()))
 }
@@ -108,7 +111,7 @@ impl Device {
     fn region(
         &self,
         spec: RegionSpec,
-        descriptor: Deferred<OwnedFd>,
+        descriptor: DeferredClose<OwnedFd>,
     ) -> Result<Arc<Region>, Refusal> {
         let file = memory_file(&self.room, descriptor)?;
         match self.memory.find(&spec, &file) {
@@ -141,7 +144,7 @@ impl Device {
                 failure.get_or_insert(refusal);
             }
         }
-        drop(before);
+        unmap_what_all_rings_left(before);
         // A ring that still waits for its memory is no failure: regions may come one by one.
         let fatal = self.start_waiting().filter(Refusal::ends_session);
         self.publish();
@@ -157,6 +160,15 @@ fn spec(said: &VhostUserMemoryRegion) -> RegionSpec {
         size: said.memory_size,
         file_offset: said.mmap_offset,
     }
+}
+
+/// Here guest memory is unmapped while a session runs, on the session's thread.
+///
+/// The session has waited for the worker of every started ring: each has acknowledged that its ring
+/// uses the new table, or has given the ring back. So nobody but us has the old table; regions that
+/// no newer table shares are unmapped before the front-end has its answer.
+fn unmap_what_all_rings_left(before: Arc<GuestMemory>) {
+    drop(before);
 }
 
 /// Whether two descriptions are of one region; front-ends send 0 for its place in the file when

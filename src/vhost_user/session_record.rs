@@ -1,11 +1,11 @@
-//! A session as what was said in it, for another process to go on with its connection.
+//! A session as what was said in it, so that another process can continue with its connection.
 //!
 //! It is handed over as the messages that would make it anew, in the protocol's own form. So
-//! whoever goes on has each of them checked as if the front-end had said it just now, against its
+//! whoever continues has each of them checked as if the front-end had said it just now, against its
 //! own profiles; no other format has to be kept the same from version to version; and what it
 //! cannot follow ends that session, whose front-end connects anew.
 //!
-//! Of a ring that runs its worker knows more than its session: [`started`] has the rest.
+//! The worker of a started ring knows more of it than the session: [`WorkerRing`] has the rest.
 
 #![forbid(unsafe_code)]
 
@@ -23,16 +23,16 @@ use crate::device::features::{PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_FEATURES, P
 use crate::guest_memory::RegionSpec;
 use crate::virtqueue::EventKind;
 
-use super::closer::{Closer, Deferred};
+use super::deferred_close::{DeferredClose, DescriptorCloser};
 use super::device::Device;
 use super::requests::NO_DESCRIPTOR;
+use super::ring_requests::RING_LOGGED;
 use super::ring_state::{Kick, RingState, number};
-use super::rings::RING_LOGGED;
 use super::transport::{Message, VERSION};
 
 /// A message that was said, or might have been.
 #[derive(Debug)]
-pub struct Said {
+pub struct RecordedMessage {
     /// The request's number.
     pub code: u32,
     /// Its body.
@@ -43,9 +43,9 @@ pub struct Said {
 
 /// A session, between two messages.
 #[derive(Debug)]
-pub struct Record {
+pub struct SessionRecord {
     /// What makes it what it is, in order.
-    pub said: Vec<Said>,
+    pub said: Vec<RecordedMessage>,
     /// Entries of each ring that ran last, which a stopped device tells in its state.
     pub ran: Vec<Option<u16>>,
     /// The base that the front-end knows of each ring that is said to be elsewhere, as in
@@ -53,7 +53,7 @@ pub struct Record {
     pub named: Vec<Option<u32>>,
 }
 
-impl Said {
+impl RecordedMessage {
     fn new(code: FrontendReq, body: &impl ByteValued) -> Self {
         Self { body: body.as_slice().to_vec(), ..Self::bare(code) }
     }
@@ -83,75 +83,100 @@ impl Said {
     }
 
     /// As if it had just come.
-    pub(super) fn into_message(self, closer: &Arc<Closer>) -> Message {
+    pub(super) fn into_message(self, closer: &Arc<DescriptorCloser>) -> Message {
         let Self { code, body, descriptors } = self;
-        let descriptors = descriptors.into_iter().map(|fd| Deferred::new(fd, closer)).collect();
+        let descriptors =
+            descriptors.into_iter().map(|fd| DeferredClose::new(fd, closer)).collect();
         Message { code, flags: VERSION, body, descriptors, descriptors_cut: false }
     }
 }
 
-/// What starts a ring, of which the session has said the rest: where it is, and its events. A
-/// broken one is not started: that is its front-end's to do.
+/// See [`WorkerRing::messages`].
 pub fn started(
     (index, position, broken): (u16, u32, bool),
-    [kick, call, err]: [Option<OwnedFd>; 3],
-) -> impl Iterator<Item = Said> {
-    let base = Said::of_ring(FrontendReq::SET_VRING_BASE, index, position);
-    let event =
-        |kind, event: Option<OwnedFd>| event.map(|event| Said::of_event(kind, index, Some(event)));
-    let (call, err) = (event(EventKind::Call, call), event(EventKind::Err, err));
-    // Last, since with it the ring starts.
-    let kick = (!broken).then(|| Said::of_event(EventKind::Kick, index, kick));
-    [Some(base), call, err, kick].into_iter().flatten()
+    events: [Option<OwnedFd>; 3],
+) -> impl Iterator<Item = RecordedMessage> {
+    WorkerRing { index, position, broken, events }.messages()
+}
+
+/// What only the worker of a started ring knows of it.
+#[derive(Debug)]
+pub struct WorkerRing {
+    /// Ring index.
+    pub index: u16,
+    /// As in SET_VRING_BASE.
+    pub position: u32,
+    /// It is broken: only its front-end may start it again.
+    pub broken: bool,
+    /// Kick, call and err.
+    pub events: [Option<OwnedFd>; 3],
+}
+
+impl WorkerRing {
+    /// The messages that start the ring, after those that its session has recorded.
+    pub fn messages(self) -> impl Iterator<Item = RecordedMessage> {
+        let Self { index, position, broken, events: [kick, call, err] } = self;
+        let base = RecordedMessage::of_ring(FrontendReq::SET_VRING_BASE, index, position);
+        let event = |kind, event: Option<OwnedFd>| {
+            event.map(|event| RecordedMessage::of_event(kind, index, Some(event)))
+        };
+        let (call, err) = (event(EventKind::Call, call), event(EventKind::Err, err));
+        // Last, since with it the ring starts.
+        let kick = (!broken).then(|| RecordedMessage::of_event(EventKind::Kick, index, kick));
+        [Some(base), call, err, kick].into_iter().flatten()
+    }
 }
 
 impl Device {
     /// All that was said, but for what workers have.
-    pub(super) fn record(&self) -> io::Result<Record> {
-        let mut said = self.said_of_features();
+    pub(super) fn record(&self) -> io::Result<SessionRecord> {
+        let mut messages = self.feature_messages();
         // What was refused since is to come again, unless rings run with what was before it.
         let idle = self.started() == 0;
         if !(idle && self.memory_refused) {
-            said.extend(self.said_of_memory()?);
+            messages.extend(self.memory_messages()?);
         }
         // Before the features that have it written to: what was marked until now is marked.
         if let Some(log) = &self.log {
             let body = VhostUserLog::new(log.size(), log.file_offset());
             let file = OwnedFd::from(log.file().try_clone()?);
-            said.push(Said::new(FrontendReq::SET_LOG_BASE, &body).with([file]));
+            messages.push(RecordedMessage::new(FrontendReq::SET_LOG_BASE, &body).with([file]));
         }
         let features_hold = !(idle && self.features_refused);
         if let Some(acknowledged) = self.acknowledged.filter(|_| features_hold) {
-            said.push(Said::new(FrontendReq::SET_FEATURES, &acknowledged.0));
+            messages.push(RecordedMessage::new(FrontendReq::SET_FEATURES, &acknowledged.0));
         }
         if self.protocol.has(PROTOCOL_STATUS) && self.status != 0 {
-            said.push(Said::new(FrontendReq::SET_STATUS, &u64::from(self.status)));
+            messages.push(RecordedMessage::new(FrontendReq::SET_STATUS, &u64::from(self.status)));
         }
         if let Some(channel) = &self.backend_channel {
             let channel = channel.try_clone()?;
-            said.push(Said::bare(FrontendReq::SET_BACKEND_REQ_FD).with([channel]));
+            messages.push(RecordedMessage::bare(FrontendReq::SET_BACKEND_REQ_FD).with([channel]));
         }
         for (index, ring) in self.rings.iter().enumerate() {
-            said.extend(self.said_of_ring(number(index), ring)?);
+            messages.extend(self.ring_messages(number(index), ring)?);
         }
         let ran = self.last_run.ring_sizes().to_vec();
         // Where a ring is that runs, only its worker knows.
         let elsewhere = |ring: &RingState| ring.started || ring.named != ring.base;
         let named = |ring: &RingState| elsewhere(ring).then_some(ring.named);
-        Ok(Record { said, ran, named: self.rings.iter().map(named).collect() })
+        Ok(SessionRecord { said: messages, ran, named: self.rings.iter().map(named).collect() })
     }
 
-    fn said_of_features(&self) -> Vec<Said> {
-        let mut said =
-            vec![Said::bare(FrontendReq::SET_OWNER), Said::bare(FrontendReq::GET_FEATURES)];
+    fn feature_messages(&self) -> Vec<RecordedMessage> {
+        let mut messages = vec![
+            RecordedMessage::bare(FrontendReq::SET_OWNER),
+            RecordedMessage::bare(FrontendReq::GET_FEATURES),
+        ];
         if !self.protocol.is_empty() {
-            said.push(Said::bare(FrontendReq::GET_PROTOCOL_FEATURES));
-            said.push(Said::new(FrontendReq::SET_PROTOCOL_FEATURES, &self.protocol.0));
+            messages.push(RecordedMessage::bare(FrontendReq::GET_PROTOCOL_FEATURES));
+            messages
+                .push(RecordedMessage::new(FrontendReq::SET_PROTOCOL_FEATURES, &self.protocol.0));
         }
-        said
+        messages
     }
 
-    fn said_of_memory(&self) -> io::Result<Vec<Said>> {
+    fn memory_messages(&self) -> io::Result<Vec<RecordedMessage>> {
         let mut regions = Vec::new();
         for (spec, file) in self.memory.files() {
             regions.push((spec, OwnedFd::from(file.try_clone()?)));
@@ -160,7 +185,7 @@ impl Device {
             let add = |(spec, file): (&RegionSpec, OwnedFd)| {
                 let RegionSpec { guest, frontend, size, file_offset } = *spec;
                 let body = VhostUserSingleMemoryRegion::new(guest.0, size, frontend.0, file_offset);
-                Said::new(FrontendReq::ADD_MEM_REG, &body).with([file])
+                RecordedMessage::new(FrontendReq::ADD_MEM_REG, &body).with([file])
             };
             return Ok(regions.into_iter().map(add).collect());
         }
@@ -168,7 +193,8 @@ impl Device {
             return Ok(Vec::new());
         }
         let count = u32::try_from(regions.len()).expect("a table has at most 64 regions");
-        let mut table = Said::new(FrontendReq::SET_MEM_TABLE, &VhostUserMemory::new(count));
+        let mut table =
+            RecordedMessage::new(FrontendReq::SET_MEM_TABLE, &VhostUserMemory::new(count));
         for (spec, file) in regions {
             let RegionSpec { guest, frontend, size, file_offset } = *spec;
             let region = VhostUserMemoryRegion::new(guest.0, size, frontend.0, file_offset);
@@ -178,12 +204,12 @@ impl Device {
         Ok(vec![table])
     }
 
-    fn said_of_ring(&self, index: u16, ring: &RingState) -> io::Result<Vec<Said>> {
-        let mut said = Vec::new();
+    fn ring_messages(&self, index: u16, ring: &RingState) -> io::Result<Vec<RecordedMessage>> {
+        let mut messages = Vec::new();
         // What a ring that runs has is in force; of another, what was refused is to come again.
         let holds = |code| ring.started || !ring.refused.contains(&code);
         if let Some(size) = ring.size.filter(|_| holds(FrontendReq::SET_VRING_NUM)) {
-            said.push(Said::of_ring(FrontendReq::SET_VRING_NUM, index, size.into()));
+            messages.push(RecordedMessage::of_ring(FrontendReq::SET_VRING_NUM, index, size.into()));
         }
         if let Some(addresses) = ring.addresses.filter(|_| holds(FrontendReq::SET_VRING_ADDR)) {
             let flags = if ring.log.is_some() { RING_LOGGED } else { 0 };
@@ -195,31 +221,35 @@ impl Device {
                 available: addresses.available.0,
                 log: ring.log.map_or(0, |log| log.0),
             };
-            said.push(Said::new(FrontendReq::SET_VRING_ADDR, &body));
+            messages.push(RecordedMessage::new(FrontendReq::SET_VRING_ADDR, &body));
         }
         let has_enable = self.acknowledged.is_none_or(|features| features.has(PROTOCOL_FEATURES));
         if ring.enabled && has_enable {
-            said.push(Said::of_ring(FrontendReq::SET_VRING_ENABLE, index, 1));
+            messages.push(RecordedMessage::of_ring(FrontendReq::SET_VRING_ENABLE, index, 1));
         }
         if ring.started {
-            return Ok(said);
+            return Ok(messages);
         }
         if ring.base != 0 {
-            said.push(Said::of_ring(FrontendReq::SET_VRING_BASE, index, ring.base));
+            messages.push(RecordedMessage::of_ring(FrontendReq::SET_VRING_BASE, index, ring.base));
         }
         for (kind, event) in [(EventKind::Call, &ring.call), (EventKind::Err, &ring.err)] {
             if let Some(event) = event {
-                said.push(Said::of_event(kind, index, Some(event.duplicate()?)));
+                messages.push(RecordedMessage::of_event(kind, index, Some(event.duplicate()?)));
             }
         }
         match &ring.kick {
             _ if !ring.refused.is_empty() => {}
             Kick::Unset => {}
-            Kick::Polling => said.push(Said::of_event(EventKind::Kick, index, None)),
+            Kick::Polling => messages.push(RecordedMessage::of_event(EventKind::Kick, index, None)),
             Kick::Event(event) => {
-                said.push(Said::of_event(EventKind::Kick, index, Some(event.duplicate()?)));
+                messages.push(RecordedMessage::of_event(
+                    EventKind::Kick,
+                    index,
+                    Some(event.duplicate()?),
+                ));
             }
         }
-        Ok(said)
+        Ok(messages)
     }
 }

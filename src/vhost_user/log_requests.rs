@@ -21,7 +21,7 @@ use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError};
 use crate::virtqueue::{EventFd, QueueSetup};
 
 use super::device::Device;
-use super::memory::memory_file;
+use super::memory_requests::memory_file;
 use super::refusal::Refusal;
 use super::transport::Message;
 
