@@ -18,7 +18,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
 use crate::platform::unix_socket::{Claimed, claim};
 
-use super::target::{CaptureError, Side, Target};
+use super::target::{CaptureError, CaptureTarget, Side};
 
 /// Request, flags, size.
 const HEADER_LEN: usize = 12;
@@ -29,13 +29,13 @@ const NEED_REPLY: u32 = VhostUserHeaderFlag::NEED_REPLY.bits();
 
 /// Where connections come from: the backend's socket, or ours.
 pub(super) struct Door<'t> {
-    target: &'t Target,
+    target: &'t CaptureTarget,
     /// With [`Side::Listen`]; its name is removed on drop.
     claimed: Option<Claimed>,
 }
 
 impl<'t> Door<'t> {
-    pub fn open(target: &'t Target) -> Result<Self, CaptureError> {
+    pub fn open(target: &'t CaptureTarget) -> Result<Self, CaptureError> {
         let claimed = match target.side {
             Side::Connect => None,
             Side::Listen => Some(claim(&target.socket)?),

@@ -22,9 +22,9 @@ use crate::device::features::{
 use crate::profile::Profile;
 
 use super::backend_connection::{BackendConnection, Door, Outcome};
-use super::measured::{HowFound, Interface, Measured};
+use super::measured::{HowFound, Measured, MeasuredInterface};
 use super::profile_text;
-use super::target::{CaptureError, Target};
+use super::target::{CaptureError, CaptureTarget};
 
 /// How often a connection is tried again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -71,8 +71,8 @@ pub struct Capture {
 ///
 /// # Errors
 /// [`CaptureError`].
-pub fn capture(target: &Target, name: &str) -> Result<Capture, CaptureError> {
-    let mut backend = Backend::connect(target)?;
+pub fn capture(target: &CaptureTarget, name: &str) -> Result<Capture, CaptureError> {
+    let mut backend = MeasuredBackend::connect(target)?;
     let interface = backend.measure()?;
     let measured = Measured {
         ring_size: interface.ring_size.1,
@@ -86,7 +86,7 @@ pub fn capture(target: &Target, name: &str) -> Result<Capture, CaptureError> {
 
 /// A backend, and the connection that is in use: one that closes the connection to refuse gets a
 /// new one.
-struct Backend<'t> {
+struct MeasuredBackend<'t> {
     door: Door<'t>,
     connection: BackendConnection,
     features: FeatureSet,
@@ -94,8 +94,8 @@ struct Backend<'t> {
     memory: OwnedFd,
 }
 
-impl<'t> Backend<'t> {
-    fn connect(target: &'t Target) -> Result<Self, CaptureError> {
+impl<'t> MeasuredBackend<'t> {
+    fn connect(target: &'t CaptureTarget) -> Result<Self, CaptureError> {
         let door = Door::open(target)?;
         let mut connection = door.connect()?;
         let (features, protocol_features) = offers(&mut connection)?;
@@ -109,13 +109,13 @@ impl<'t> Backend<'t> {
         self.protocol_features.has(protocol_feature)
     }
 
-    fn measure(&mut self) -> Result<Interface, CaptureError> {
+    fn measure(&mut self) -> Result<MeasuredInterface, CaptureError> {
         let queue_pairs = self.queue_pairs()?;
         let memory_slots = self.memory_slots()?;
         self.settle()?;
         let ring_size = self.ring_size()?;
         let mtu = self.mtu()?;
-        Ok(Interface {
+        Ok(MeasuredInterface {
             features: self.features,
             protocol_features: self.protocol_features,
             ring_size,

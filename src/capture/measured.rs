@@ -30,7 +30,7 @@ pub struct Measured {
 
 /// All numbers found, each with how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Interface {
+pub(super) struct MeasuredInterface {
     pub features: FeatureSet,
     pub protocol_features: FeatureSet,
     pub ring_size: (u16, HowFound),

@@ -23,4 +23,4 @@ mod target;
 
 pub use measure::{Capture, capture};
 pub use measured::{HowFound, Measured};
-pub use target::{CaptureError, Side, Target};
+pub use target::{CaptureError, CaptureTarget, Side};

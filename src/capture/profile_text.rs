@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::device::features::{self, FeatureSet, GUEST_CSUM};
 use crate::profile::{self, Profile};
 
-use super::measured::{HowFound, Interface};
+use super::measured::{HowFound, MeasuredInterface};
 use super::target::CaptureError;
 
 /// What virtio-net-pci shows whatever the backend offers (QEMU 7.2 to 11.1, its defaults).
@@ -18,7 +18,7 @@ const CTRL_GUEST_OFFLOADS: &str = "ctrl_guest_offloads";
 /// The profile and its file.
 pub(super) fn profile(
     name: &str,
-    interface: &Interface,
+    interface: &MeasuredInterface,
 ) -> Result<(Profile, String), CaptureError> {
     let text = text(name, interface);
     let profile = profile::parse(Path::new("the captured profile"), &text)
@@ -26,7 +26,7 @@ pub(super) fn profile(
     Ok((profile, text))
 }
 
-fn text(name: &str, interface: &Interface) -> String {
+fn text(name: &str, interface: &MeasuredInterface) -> String {
     let mut text = String::from(
         "# Captured from a running backend by `isonic profile capture`: its answers, and what it\n\
          # took when tried. No ring was started.\n\n",
@@ -65,7 +65,7 @@ fn text(name: &str, interface: &Interface) -> String {
     text
 }
 
-fn numbers(text: &mut String, interface: &Interface) {
+fn numbers(text: &mut String, interface: &MeasuredInterface) {
     let (size, finding) = interface.ring_size;
     let how = match finding {
         HowFound::EverythingAcknowledged => {

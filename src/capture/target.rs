@@ -7,8 +7,8 @@ use std::time::Duration;
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::features::FeatureSet;
-use crate::document::Problems;
 use crate::platform::unix_socket::ClaimError;
+use crate::toml_document::Problems;
 
 /// Who connects to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Side {
 
 /// What to capture.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct CaptureTarget {
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// Who connects.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use crate::capture::{Capture, HowFound, Side, Target, capture};
+use crate::capture::{Capture, CaptureTarget, HowFound, Side, capture};
 use crate::control::api::BitsView;
 
 use super::cli_error::CliError;
@@ -94,7 +94,7 @@ fn view(capture: Capture) -> CaptureView {
 pub(super) fn run(arguments: CaptureArguments) -> Result<(), CliError> {
     let CaptureArguments { socket, listen, name, timeout, json } = arguments;
     let side = if listen { Side::Listen } else { Side::Connect };
-    let target = Target { socket, side, timeout: Duration::from_secs(timeout) };
+    let target = CaptureTarget { socket, side, timeout: Duration::from_secs(timeout) };
     let captured = capture(&target, &name)?;
     if json { print_json(&view(captured)) } else { print_data(&captured.text) }
 }

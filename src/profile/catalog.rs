@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::document::Problems;
 use crate::platform::text_file::{FileError, read_text};
+use crate::toml_document::Problems;
 
 use super::definition::Profile;
 use super::lock::{self, LOCK_FILE, Listed, LockProblem};

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::device::features::{
     self, FEATURES, Feature, FeatureSet, PROTOCOL, Provider, protocol_by_name,
 };
-use crate::document::closest;
+use crate::toml_document::closest;
 
 use super::catalog::Catalog;
 use super::contradictions::{
