@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use crate::device::mac::MacAddress;
-use crate::libvirt::{self, Attachment, Mode};
+use crate::libvirt::{self, DeviceAttachment, QemuSocketMode};
 use crate::profile::export_formats;
 use crate::profile::{Catalog, Profile};
 
@@ -84,12 +84,12 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     }
 }
 
-fn attachment(arguments: &ExportArguments) -> Attachment {
-    Attachment {
+fn attachment(arguments: &ExportArguments) -> DeviceAttachment {
+    DeviceAttachment {
         socket: arguments.socket.clone(),
         mac: arguments.mac.map(|mac| mac.to_string()),
         queue_pairs: arguments.queue_pairs,
-        mode: if arguments.client { Mode::Server } else { Mode::Client },
+        mode: if arguments.client { QemuSocketMode::Server } else { QemuSocketMode::Client },
     }
 }
 

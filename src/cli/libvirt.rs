@@ -8,7 +8,7 @@ use crate::config::SocketMode;
 use crate::control::Request;
 use crate::control::api::{PortView, ProfileView};
 use crate::device::mac::MacAddress;
-use crate::libvirt::{self, Attachment, BYTES_MAX, Mode, Order};
+use crate::libvirt::{self, BYTES_MAX, DeviceAttachment, Order, QemuSocketMode};
 use crate::platform::text_file::read_text;
 use crate::profile::{Catalog, Profile};
 
@@ -123,20 +123,23 @@ fn xml(arguments: &XmlArguments) -> Result<(), CliError> {
     })
 }
 
-fn of_profile(name: &str, arguments: &XmlArguments) -> Result<(Profile, Attachment), CliError> {
+fn of_profile(
+    name: &str,
+    arguments: &XmlArguments,
+) -> Result<(Profile, DeviceAttachment), CliError> {
     let catalog = Catalog::load(arguments.profile_dir.as_deref())?;
     let profile = catalog.resolve(name)?.profile;
     let default = || Path::new(SOCKET_DIRECTORY).join("PORT.sock");
-    let attachment = Attachment {
+    let attachment = DeviceAttachment {
         socket: arguments.socket.clone().unwrap_or_else(default).display().to_string(),
-        mode: if arguments.client { Mode::Server } else { Mode::Client },
+        mode: if arguments.client { QemuSocketMode::Server } else { QemuSocketMode::Client },
         mac: arguments.mac.map(|mac| mac.to_string()),
         queue_pairs: arguments.queue_pairs,
     };
     Ok((Profile::clone(&profile), attachment))
 }
 
-fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, Attachment), CliError> {
+fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, DeviceAttachment), CliError> {
     let daemon = arguments.api.client();
     let port: PortView = daemon.call(&Request::ShowPort(name.to_owned()))?;
     let profile: ProfileView = daemon.call(&Request::ShowProfile(port.profile.clone()))?;
@@ -147,11 +150,11 @@ fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, Attachment)
         profile: port.profile.clone(),
         digest: port.profile_digest.clone(),
     })?;
-    let attachment = Attachment {
+    let attachment = DeviceAttachment {
         socket: port.socket.display().to_string(),
         mode: match port.mode {
-            SocketMode::Server => Mode::Client,
-            SocketMode::Client => Mode::Server,
+            SocketMode::Server => QemuSocketMode::Client,
+            SocketMode::Client => QemuSocketMode::Server,
         },
         mac: Some(port.mac.to_string()),
         queue_pairs: arguments.queue_pairs,

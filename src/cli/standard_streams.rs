@@ -9,18 +9,18 @@ use super::cli_error::CliError;
 
 /// Whether anybody reads what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
+pub(super) enum OutputReader {
     Present,
     Gone,
 }
 
 /// Write to standard output, to the letter. A reader that has gone (`isonic port list | head`) is
 /// no failure.
-pub(super) fn write_out(text: &str) -> Result<Reader, CliError> {
+pub(super) fn write_out(text: &str) -> Result<OutputReader, CliError> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Ok(()) => Ok(Reader::Present),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Ok(()) => Ok(OutputReader::Present),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(OutputReader::Gone),
         Err(error) => Err(CliError::Output(error)),
     }
 }
@@ -35,12 +35,10 @@ pub(super) fn print_data(text: &str) -> Result<(), CliError> {
     write_out(text).map(|_reader| ())
 }
 
-/// As JSON.
 pub(super) fn json_text(value: &impl serde::Serialize) -> Result<String, CliError> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// Print as JSON.
 pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     print_data(&json_text(value)?)
 }

@@ -93,7 +93,7 @@ pub enum Pushed {
     Refused,
 }
 
-/// How IPv4's identification goes on from segment to segment.
+/// How IPv4's identification changes from segment to segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Identification {
     /// By one.
@@ -192,7 +192,7 @@ impl Train {
         }
     }
 
-    /// Append a segment if it goes on where the train ends.
+    /// Append a segment if it continues where the train ends.
     #[inline]
     pub fn push(&mut self, token: u16, frame: &[u8], segment: &TcpSegment) -> Pushed {
         let size = self.pieces[0].len;
@@ -251,7 +251,7 @@ impl Train {
             && same(transport_at + TCP_LEN, payload_at)
     }
 
-    /// How the identification goes on with this frame; None if it does not.
+    /// How the identification changes with this frame; None if it does not.
     fn next_identification(&self, frame: &[u8]) -> Option<Identification> {
         if self.headers.network == Network::Ipv6 {
             return Some(self.identification);

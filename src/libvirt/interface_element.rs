@@ -17,7 +17,7 @@ const RECONNECT_SECONDS: &str = "1";
 
 /// Who listens on the socket, as libvirt says it: of QEMU's side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub enum QemuSocketMode {
     /// QEMU connects.
     #[default]
     Client,
@@ -25,7 +25,7 @@ pub enum Mode {
     Server,
 }
 
-impl Mode {
+impl QemuSocketMode {
     /// The word of the XML.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -38,11 +38,11 @@ impl Mode {
 
 /// What of a VM's device is not in the profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attachment {
+pub struct DeviceAttachment {
     /// The port's socket.
     pub socket: String,
     /// Who listens on it.
-    pub mode: Mode,
+    pub mode: QemuSocketMode,
     /// The guest's MAC address; None leaves it to libvirt.
     pub mac: Option<String>,
     /// Queue pairs of this VM; None is the profile's limit.
@@ -62,7 +62,7 @@ pub(super) fn shared_memory() -> Element {
 /// [`QemuDeviceError`].
 pub(super) fn interface(
     profile: &Profile,
-    attachment: &Attachment,
+    attachment: &DeviceAttachment,
     alias: &str,
 ) -> Result<Element, QemuDeviceError> {
     let frontend = QemuDevice::new(profile, attachment.queue_pairs)?;
@@ -70,7 +70,7 @@ pub(super) fn interface(
         .with("type", "unix")
         .with("path", attachment.socket.as_str())
         .with("mode", attachment.mode.word());
-    if attachment.mode == Mode::Client {
+    if attachment.mode == QemuSocketMode::Client {
         let again = Element::new("reconnect").with("enabled", "yes");
         source = source.child(again.with("timeout", RECONNECT_SECONDS));
     }
@@ -117,7 +117,7 @@ fn driver(frontend: &QemuDevice) -> Element {
 /// [`QemuDeviceError`].
 pub(super) fn overrides(
     profile: &Profile,
-    attachment: &Attachment,
+    attachment: &DeviceAttachment,
     alias: &str,
 ) -> Result<Element, QemuDeviceError> {
     let frontend = QemuDevice::new(profile, attachment.queue_pairs)?;
@@ -144,7 +144,10 @@ fn of_qemu(name: &'static str) -> Element {
 ///
 /// # Errors
 /// [`QemuDeviceError`].
-pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, QemuDeviceError> {
+pub fn fragment(
+    profile: &Profile,
+    attachment: &DeviceAttachment,
+) -> Result<String, QemuDeviceError> {
     let domain = Element::new("domain")
         .with("type", "kvm")
         .child(shared_memory())
@@ -163,7 +166,7 @@ pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, Qe
 ///
 /// # Errors
 /// [`QemuDeviceError`].
-pub fn device(profile: &Profile, attachment: &Attachment) -> Result<String, QemuDeviceError> {
+pub fn device(profile: &Profile, attachment: &DeviceAttachment) -> Result<String, QemuDeviceError> {
     let mut interface = interface(profile, attachment, ALIAS)?;
     interface.children.retain(|child| child.name() != "alias");
     Ok(interface.text("", &|_uri| None) + "\n")
@@ -184,7 +187,7 @@ mod tests {
         let v1 = Catalog::embedded().get("org.isonic.net.v1").unwrap().as_ref().clone();
         let named = Profile { name: "a-->".into(), ..v1 };
         let socket = "/run/a'b<&\".sock".to_owned();
-        let attachment = Attachment { socket: socket.clone(), ..Attachment::default() };
+        let attachment = DeviceAttachment { socket: socket.clone(), ..DeviceAttachment::default() };
         let xml = fragment(&named, &attachment).unwrap();
         let document = roxmltree::Document::parse(&xml).unwrap();
         let source = document
@@ -201,7 +204,7 @@ mod tests {
             ("org.isonic.net.v1", "<model type='virtio-non-transitional'/>"),
         ] {
             let profile = Catalog::embedded().get(name).unwrap().clone();
-            let xml = device(&profile, &Attachment::default()).unwrap();
+            let xml = device(&profile, &DeviceAttachment::default()).unwrap();
             assert!(xml.contains(model), "{xml}");
         }
     }
