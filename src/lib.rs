@@ -38,7 +38,7 @@
 //! - [`profile`]: profiles: files, lists of values, digests, what stands against one on a host.
 //! - [`capture`]: another backend's interface, measured, as a profile.
 //! - [`config`]: `isonic.toml`, and what ports may share.
-//! - [`document`]: reading TOML so that all mistakes are told at once, with their lines.
+//! - [`toml_document`]: reading TOML so that all mistakes are told at once, with their lines.
 //! - [`daemon`]: where sessions, workers and sockets meet; owns all that lives long.
 //! - [`doctor`]: whether ports can be served on a host, and what would mend it if not.
 //! - [`control`]: the API: requests, answers, HTTP on a Unix socket.
@@ -58,7 +58,6 @@ pub mod daemon;
 pub mod datapath;
 pub mod device;
 pub mod doctor;
-pub mod document;
 pub mod guest_memory;
 pub mod libvirt;
 pub mod metrics;
@@ -70,6 +69,7 @@ pub mod reference;
 pub mod report;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+pub mod toml_document;
 pub mod vhost_user;
 pub mod virtqueue;
 pub mod xdp;

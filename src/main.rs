@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
-use isonic::cli::{self, Action, Arguments, CliError, failure, log};
+use isonic::cli::{self, Action, Arguments, CliError, failure, logging};
 use isonic::platform::log_queue;
 use isonic::report::chain;
 
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    log::start(arguments.log_level.as_deref(), arguments.serves()).map_err(CliError::Usage)?;
+    logging::start(arguments.log_level.as_deref(), arguments.serves()).map_err(CliError::Usage)?;
     match cli::run(arguments)? {
         Action::Done => Ok(()),
         Action::Serve(config, options) => Ok(isonic::daemon::run(&config, options)?),

@@ -8,27 +8,23 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion,
+    VhostUserVringAddr, VhostUserVringState,
+};
+use vm_memory::ByteValued;
 
 use crate::device::features::{
     FEATURES, FeatureSet, MQ, MTU, PROTOCOL, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_FEATURES,
     PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_REPLY_ACK, VERSION_1,
 };
 
-use super::connection::{Code, Connection, Door, Outcome};
-use super::{Capture, CaptureError, Target, render};
+use crate::profile::Profile;
 
-const GET_FEATURES: Code = Code(1, "GET_FEATURES");
-const SET_FEATURES: Code = Code(2, "SET_FEATURES");
-const SET_OWNER: Code = Code(3, "SET_OWNER");
-const SET_MEM_TABLE: Code = Code(5, "SET_MEM_TABLE");
-const SET_VRING_NUM: Code = Code(8, "SET_VRING_NUM");
-const SET_VRING_ADDR: Code = Code(9, "SET_VRING_ADDR");
-const GET_PROTOCOL_FEATURES: Code = Code(15, "GET_PROTOCOL_FEATURES");
-const SET_PROTOCOL_FEATURES: Code = Code(16, "SET_PROTOCOL_FEATURES");
-const GET_QUEUE_NUM: Code = Code(17, "GET_QUEUE_NUM");
-const NET_SET_MTU: Code = Code(20, "NET_SET_MTU");
-const GET_MAX_MEM_SLOTS: Code = Code(36, "GET_MAX_MEM_SLOTS");
-const ADD_MEM_REG: Code = Code(37, "ADD_MEM_REG");
+use super::backend_connection::{BackendConnection, Door, Outcome};
+use super::measured::{HowFound, Measured, MeasuredInterface};
+use super::profile_text;
+use super::target::{CaptureError, CaptureTarget};
 
 /// How often a connection is tried again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -60,49 +56,23 @@ const MEMORY_ADDRESS: u64 = 1 << 32;
 const AVAILABLE_OFFSET: u64 = 1 << 20;
 const USED_OFFSET: u64 = 2 << 20;
 
-/// How a limit was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// The backend said so.
-    Told,
-    /// It takes this and refuses what is beyond.
-    Tried,
-    /// It acknowledges everything, so nothing was learnt.
-    EverythingAcknowledged,
-    /// It has no message to ask with.
-    NotAskable,
-}
-
-/// How the numbers of a profile were found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Measured {
-    /// Of `ring_size_max`.
-    pub ring_size: Finding,
-    /// Of `queue_pairs_max`.
-    pub queue_pairs: Finding,
-    /// Of `mtu`.
-    pub mtu: Finding,
-    /// Of `memory_slots`.
-    pub memory_slots: Finding,
-}
-
-/// All numbers found, each with how.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Interface {
-    pub features: FeatureSet,
-    pub protocol_features: FeatureSet,
-    pub ring_size: (u16, Finding),
-    pub queue_pairs: (u16, Finding),
-    pub mtu: (u16, Finding),
-    pub memory_slots: (u16, Finding),
+/// A captured interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// As it loads from `text`.
+    pub profile: Profile,
+    /// How its numbers were found.
+    pub measured: Measured,
+    /// The profile file, with comments.
+    pub text: String,
 }
 
 /// Measure the backend behind `target`, and describe it as the profile `name`.
 ///
 /// # Errors
 /// [`CaptureError`].
-pub fn capture(target: &Target, name: &str) -> Result<Capture, CaptureError> {
-    let mut backend = Backend::connect(target)?;
+pub fn capture(target: &CaptureTarget, name: &str) -> Result<Capture, CaptureError> {
+    let mut backend = MeasuredBackend::connect(target)?;
     let interface = backend.measure()?;
     let measured = Measured {
         ring_size: interface.ring_size.1,
@@ -110,22 +80,22 @@ pub fn capture(target: &Target, name: &str) -> Result<Capture, CaptureError> {
         mtu: interface.mtu.1,
         memory_slots: interface.memory_slots.1,
     };
-    let (profile, text) = render::profile(name, &interface)?;
+    let (profile, text) = profile_text::profile(name, &interface)?;
     Ok(Capture { profile, measured, text })
 }
 
 /// A backend, and the connection that is in use: one that closes the connection to refuse gets a
 /// new one.
-struct Backend<'t> {
+struct MeasuredBackend<'t> {
     door: Door<'t>,
-    connection: Connection,
+    connection: BackendConnection,
     features: FeatureSet,
     protocol_features: FeatureSet,
     memory: OwnedFd,
 }
 
-impl<'t> Backend<'t> {
-    fn connect(target: &'t Target) -> Result<Self, CaptureError> {
+impl<'t> MeasuredBackend<'t> {
+    fn connect(target: &'t CaptureTarget) -> Result<Self, CaptureError> {
         let door = Door::open(target)?;
         let mut connection = door.connect()?;
         let (features, protocol_features) = offers(&mut connection)?;
@@ -139,13 +109,13 @@ impl<'t> Backend<'t> {
         self.protocol_features.has(protocol_feature)
     }
 
-    fn measure(&mut self) -> Result<Interface, CaptureError> {
+    fn measure(&mut self) -> Result<MeasuredInterface, CaptureError> {
         let queue_pairs = self.queue_pairs()?;
         let memory_slots = self.memory_slots()?;
         self.settle()?;
         let ring_size = self.ring_size()?;
         let mtu = self.mtu()?;
-        Ok(Interface {
+        Ok(MeasuredInterface {
             features: self.features,
             protocol_features: self.protocol_features,
             ring_size,
@@ -155,44 +125,46 @@ impl<'t> Backend<'t> {
         })
     }
 
-    fn queue_pairs(&mut self) -> Result<(u16, Finding), CaptureError> {
+    fn queue_pairs(&mut self) -> Result<(u16, HowFound), CaptureError> {
         // Without the feature MQ no guest ever sees a second pair.
         if !self.has(PROTOCOL_MQ) || !self.features.has(MQ) {
-            return Ok((1, Finding::NotAskable));
+            return Ok((1, HowFound::NotAskable));
         }
-        Ok((self.told(GET_QUEUE_NUM)?, Finding::Told))
+        Ok((self.told(FrontendReq::GET_QUEUE_NUM)?, HowFound::Told))
     }
 
-    fn memory_slots(&mut self) -> Result<(u16, Finding), CaptureError> {
+    fn memory_slots(&mut self) -> Result<(u16, HowFound), CaptureError> {
         if !self.has(PROTOCOL_CONFIGURE_MEM_SLOTS) {
-            return Ok((BASELINE_SLOTS, Finding::NotAskable));
+            return Ok((BASELINE_SLOTS, HowFound::NotAskable));
         }
-        Ok((self.told(GET_MAX_MEM_SLOTS)?, Finding::Told))
+        Ok((self.told(FrontendReq::GET_MAX_MEM_SLOTS)?, HowFound::Told))
     }
 
-    fn told(&mut self, code: Code) -> Result<u16, CaptureError> {
+    fn told(&mut self, code: FrontendReq) -> Result<u16, CaptureError> {
         let value = self.connection.number(code)?;
         let count = u16::try_from(value).ok().filter(|&count| count > 0);
-        count.ok_or(CaptureError::Absurd { request: code.1, value })
+        count.ok_or(CaptureError::Absurd { request: code, value })
     }
 
     /// What a front-end does before it sets rings up: owner, features, memory.
     fn settle(&mut self) -> Result<(), CaptureError> {
-        self.connection.tell(SET_OWNER, &[], None)?;
+        self.connection.tell(FrontendReq::SET_OWNER, &[], None)?;
         let agreed = self.features.0 & DEVICE_WANTED.0;
-        let region = [0, MEMORY_BYTES, MEMORY_ADDRESS, 0].map(u64::to_ne_bytes).concat();
-        // Before the region stand the number of regions and padding, or padding alone.
-        let (code, head) = match self.has(PROTOCOL_CONFIGURE_MEM_SLOTS) {
-            true => (ADD_MEM_REG, [0_u32, 0]),
-            false => (SET_MEM_TABLE, [1_u32, 0]),
+        let (code, memory) = if self.has(PROTOCOL_CONFIGURE_MEM_SLOTS) {
+            let region = VhostUserSingleMemoryRegion::new(0, MEMORY_BYTES, MEMORY_ADDRESS, 0);
+            (FrontendReq::ADD_MEM_REG, region.as_slice().to_vec())
+        } else {
+            let region = VhostUserMemoryRegion::new(0, MEMORY_BYTES, MEMORY_ADDRESS, 0);
+            let table = [VhostUserMemory::new(1).as_slice(), region.as_slice()].concat();
+            (FrontendReq::SET_MEM_TABLE, table)
         };
-        let memory = [head.map(u32::to_ne_bytes).concat(), region].concat();
         let file = self.memory.try_clone()?;
-        for (code, body, file) in
-            [(SET_FEATURES, agreed.to_ne_bytes().to_vec(), None), (code, memory, Some(&file))]
-        {
+        for (code, body, file) in [
+            (FrontendReq::SET_FEATURES, agreed.to_ne_bytes().to_vec(), None),
+            (code, memory, Some(&file)),
+        ] {
             if self.request(code, &body, file)? != Outcome::Answer(true) {
-                return Err(CaptureError::Refused(code.1));
+                return Err(CaptureError::Refused(code));
             }
         }
         Ok(())
@@ -202,7 +174,7 @@ impl<'t> Backend<'t> {
     /// connection, which the next answer tells.
     fn request(
         &mut self,
-        code: Code,
+        code: FrontendReq,
         body: &[u8],
         file: Option<&OwnedFd>,
     ) -> Result<Outcome<bool>, CaptureError> {
@@ -212,12 +184,12 @@ impl<'t> Backend<'t> {
         if self.connection.tell(code, body, file)? == Outcome::Closed {
             return Ok(Outcome::Closed);
         }
-        Ok(self.connection.answer(GET_FEATURES)?.map(|_features| true))
+        Ok(self.connection.answer(FrontendReq::GET_FEATURES)?.map(|_features| true))
     }
 
     /// As [`Self::request`], for requests that may be refused; a backend that closes the
     /// connection to refuse is connected to again.
-    fn takes(&mut self, code: Code, body: &[u8]) -> Result<bool, CaptureError> {
+    fn takes(&mut self, code: FrontendReq, body: &[u8]) -> Result<bool, CaptureError> {
         match self.request(code, body, None)? {
             Outcome::Answer(done) => Ok(done),
             Outcome::Closed => {
@@ -250,10 +222,10 @@ impl<'t> Backend<'t> {
     }
 
     /// The largest power of two that is taken, size and addresses, without ever kicking the ring.
-    fn ring_size(&mut self) -> Result<(u16, Finding), CaptureError> {
+    fn ring_size(&mut self) -> Result<(u16, HowFound), CaptureError> {
         // No split ring may be so large: who takes it takes anything.
         if self.takes_ring(1 << (RING_EXPONENT_MAX + 1))? {
-            return Ok((1 << RING_EXPONENT_MAX, Finding::EverythingAcknowledged));
+            return Ok((1 << RING_EXPONENT_MAX, HowFound::EverythingAcknowledged));
         }
         // What is taken is taken up to some exponent: `taken` is the number of those.
         let (mut taken, mut refused) = (0, RING_EXPONENT_MAX + 1);
@@ -266,66 +238,65 @@ impl<'t> Backend<'t> {
             }
         }
         match taken.checked_sub(1) {
-            Some(exponent) => Ok((1 << exponent, Finding::Tried)),
-            None => Err(CaptureError::Refused(SET_VRING_NUM.1)),
+            Some(exponent) => Ok((1 << exponent, HowFound::Tried)),
+            None => Err(CaptureError::Refused(FrontendReq::SET_VRING_NUM)),
         }
     }
 
     fn takes_ring(&mut self, entries: u32) -> Result<bool, CaptureError> {
-        let size = [0, entries].map(u32::to_ne_bytes).concat();
-        if !self.takes(SET_VRING_NUM, &size)? {
+        if !self
+            .takes(FrontendReq::SET_VRING_NUM, VhostUserVringState::new(0, entries).as_slice())?
+        {
             return Ok(false);
         }
-        let parts = [
-            MEMORY_ADDRESS,
-            MEMORY_ADDRESS + USED_OFFSET,
-            MEMORY_ADDRESS + AVAILABLE_OFFSET,
-            0, // no log
-        ];
-        // Ring 0, no flags.
-        let addresses = [vec![0; 8], parts.map(u64::to_ne_bytes).concat()].concat();
-        self.takes(SET_VRING_ADDR, &addresses)
+        let addresses = VhostUserVringAddr {
+            descriptor: MEMORY_ADDRESS,
+            used: MEMORY_ADDRESS + USED_OFFSET,
+            available: MEMORY_ADDRESS + AVAILABLE_OFFSET,
+            ..VhostUserVringAddr::default()
+        };
+        self.takes(FrontendReq::SET_VRING_ADDR, addresses.as_slice())
     }
 
-    fn mtu(&mut self) -> Result<(u16, Finding), CaptureError> {
+    fn mtu(&mut self) -> Result<(u16, HowFound), CaptureError> {
         if !self.has(PROTOCOL_MTU) || !self.has(PROTOCOL_REPLY_ACK) {
-            return Ok((MTU_ASSUMED, Finding::NotAskable));
+            return Ok((MTU_ASSUMED, HowFound::NotAskable));
         }
         if self.takes_mtu(MTU_MAX)? {
-            return Ok((MTU_ASSUMED, Finding::EverythingAcknowledged));
+            return Ok((MTU_ASSUMED, HowFound::EverythingAcknowledged));
         }
         if !self.takes_mtu(MTU_MIN)? {
             for mtu in MTU_CUSTOMARY {
                 if self.takes_mtu(mtu)? {
-                    return Ok((mtu, Finding::Tried));
+                    return Ok((mtu, HowFound::Tried));
                 }
             }
-            return Ok((MTU_ASSUMED, Finding::NotAskable));
+            return Ok((MTU_ASSUMED, HowFound::NotAskable));
         }
         let (mut taken, mut refused) = (MTU_MIN, MTU_MAX);
         while taken + 1 < refused {
             let mtu = taken.midpoint(refused);
             if self.takes_mtu(mtu)? { taken = mtu } else { refused = mtu }
         }
-        Ok((taken, Finding::Tried))
+        Ok((taken, HowFound::Tried))
     }
 
     fn takes_mtu(&mut self, mtu: u16) -> Result<bool, CaptureError> {
-        self.takes(NET_SET_MTU, &u64::from(mtu).to_ne_bytes())
+        self.takes(FrontendReq::NET_SET_MTU, &u64::from(mtu).to_ne_bytes())
     }
 }
 
 /// What a new connection is offered; agrees to the protocol features that we use.
-fn offers(connection: &mut Connection) -> Result<(FeatureSet, FeatureSet), CaptureError> {
-    let offered = FeatureSet(connection.number(GET_FEATURES)?);
+fn offers(connection: &mut BackendConnection) -> Result<(FeatureSet, FeatureSet), CaptureError> {
+    let offered = FeatureSet(connection.number(FrontendReq::GET_FEATURES)?);
     named("features", offered, FEATURES.iter().map(|feature| feature.bit).collect())?;
     if !offered.has(PROTOCOL_FEATURES) {
         return Ok((offered, FeatureSet::default()));
     }
-    let protocol = FeatureSet(connection.number(GET_PROTOCOL_FEATURES)?);
+    let protocol = FeatureSet(connection.number(FrontendReq::GET_PROTOCOL_FEATURES)?);
     named("protocol features", protocol, PROTOCOL.iter().map(|feature| feature.bit).collect())?;
     let agreed = protocol.0 & PROTOCOL_WANTED.0;
-    connection.tell(SET_PROTOCOL_FEATURES, &agreed.to_ne_bytes(), None)?;
+    connection.tell(FrontendReq::SET_PROTOCOL_FEATURES, &agreed.to_ne_bytes(), None)?;
     Ok((offered, protocol))
 }
 

@@ -9,139 +9,18 @@
 //! because a profile without it would describe another interface. What no backend tells (the
 //! front-end's own bits, and the MTU where every one is acknowledged) is filled in by a rule that
 //! the file states.
+//!
+//! Its files, each above those that it imports: `target` (what to capture, and why not), `measured`
+//! (what was found), `profile_text`, `backend_connection`, `measure`.
 
 #![forbid(unsafe_code)]
 
-mod connection;
+mod backend_connection;
 mod measure;
-mod render;
+mod measured;
+mod profile_text;
+mod target;
 
-use std::io;
-use std::path::PathBuf;
-use std::time::Duration;
-
-use crate::device::features::FeatureSet;
-use crate::document::Problems;
-use crate::platform::unix_socket::ClaimError;
-use crate::profile::Profile;
-
-pub use measure::{Finding, Measured, capture};
-
-/// Who connects to whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The backend listens, and we connect.
-    Connect,
-    /// We listen, and wait for the backend to connect.
-    Listen,
-}
-
-/// What to capture.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The vhost-user socket.
-    pub socket: PathBuf,
-    /// Who connects.
-    pub side: Side,
-    /// How long each answer, and the first connection, may take.
-    pub timeout: Duration,
-}
-
-/// A captured interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Capture {
-    /// As it loads from `text`.
-    pub profile: Profile,
-    /// How its numbers were found.
-    pub measured: Measured,
-    /// The profile file, with comments.
-    pub text: String,
-}
-
-/// Why there is no profile.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    /// The backend's socket cannot be connected to.
-    #[error(
-        "cannot connect to {}; is the backend running, and does it listen there? For a backend \
-         that connects by itself use --listen",
-        socket.display()
-    )]
-    Connect {
-        /// Which.
-        socket: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The socket to listen on cannot be made.
-    #[error(transparent)]
-    Listen(#[from] ClaimError),
-    /// No backend connected to us.
-    #[error("no backend has connected to {} in {seconds} s", socket.display())]
-    NobodyConnected {
-        /// Where we listened.
-        socket: PathBuf,
-        /// How long.
-        seconds: u64,
-    },
-    /// A request was not answered in time.
-    #[error(
-        "{request} was not answered in {seconds} s: another front-end is connected to the \
-         backend, or it does not speak vhost-user"
-    )]
-    Silent {
-        /// The request.
-        request: &'static str,
-        /// How long.
-        seconds: u64,
-    },
-    /// The connection was closed before the first answer.
-    #[error(
-        "the connection was closed before the first answer: another front-end is connected to \
-         the backend, or it does not speak vhost-user"
-    )]
-    Turned,
-    /// The connection was closed on a request that every backend has to serve.
-    #[error("the backend closed the connection on {0}")]
-    Closed(&'static str),
-    /// The backend refused what every front-end needs.
-    #[error("the backend refused {0}, without which no front-end can use it")]
-    Refused(&'static str),
-    /// Bytes that are no answer.
-    #[error("the answer to {request} is no vhost-user message: {found}")]
-    NotVhostUser {
-        /// The request.
-        request: &'static str,
-        /// What came instead.
-        found: String,
-    },
-    /// The kernel's word.
-    #[error("the connection failed")]
-    Io(#[from] io::Error),
-    /// Bits without a name.
-    #[error(
-        "the backend offers {kind} that this version of isonic has no name for ({}); a profile \
-         without them would not be its interface. Use a newer isonic",
-        bits.bits().map(|bit| format!("bit {bit}")).collect::<Vec<_>>().join(", ")
-    )]
-    UnknownBits {
-        /// "features" or "protocol features".
-        kind: &'static str,
-        /// Which.
-        bits: FeatureSet,
-    },
-    /// A number that does not fit its message's meaning.
-    #[error("the backend answers {request} with {value}")]
-    Absurd {
-        /// The request.
-        request: &'static str,
-        /// The answer.
-        value: u64,
-    },
-    /// What was measured is no profile that this version can hold.
-    #[error(
-        "what the backend offers cannot be a profile: {}",
-        .0.list.iter().map(|problem| problem.message.as_str()).collect::<Vec<_>>().join("; ")
-    )]
-    NoProfile(Problems),
-}
+pub use measure::{Capture, capture};
+pub use measured::{HowFound, Measured};
+pub use target::{CaptureError, CaptureTarget, Side};

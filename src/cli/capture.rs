@@ -6,10 +6,11 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use crate::capture::{Capture, Finding, Side, Target, capture};
+use crate::capture::{Capture, CaptureTarget, HowFound, Side, capture};
 use crate::control::api::BitsView;
 
-use super::{CliError, print_data, print_json};
+use super::cli_error::CliError;
+use super::standard_streams::{print_data, print_json};
 
 /// The name of a profile that is given none; a `--name` makes a file worth keeping.
 const UNNAMED: &str = "captured";
@@ -63,12 +64,12 @@ struct CaptureView {
     file: String,
 }
 
-fn found(value: u16, finding: Finding) -> FoundView {
+fn found(value: u16, finding: HowFound) -> FoundView {
     let found = match finding {
-        Finding::Told => "told",
-        Finding::Tried => "tried",
-        Finding::EverythingAcknowledged => "unknown: everything is acknowledged",
-        Finding::NotAskable => "unknown: there is no way to ask",
+        HowFound::Told => "told",
+        HowFound::Tried => "tried",
+        HowFound::EverythingAcknowledged => "unknown: everything is acknowledged",
+        HowFound::NotAskable => "unknown: there is no way to ask",
     };
     FoundView { value, found }
 }
@@ -93,7 +94,7 @@ fn view(capture: Capture) -> CaptureView {
 pub(super) fn run(arguments: CaptureArguments) -> Result<(), CliError> {
     let CaptureArguments { socket, listen, name, timeout, json } = arguments;
     let side = if listen { Side::Listen } else { Side::Connect };
-    let target = Target { socket, side, timeout: Duration::from_secs(timeout) };
+    let target = CaptureTarget { socket, side, timeout: Duration::from_secs(timeout) };
     let captured = capture(&target, &name)?;
     if json { print_json(&view(captured)) } else { print_data(&captured.text) }
 }

@@ -15,8 +15,9 @@ use crate::control::api::{BitsView, PortView, ProfileView};
 use crate::platform::text_file::read_text;
 use crate::profile::family_of;
 
-use super::table::Table;
-use super::{CliError, print, print_json};
+use super::cli_error::CliError;
+use super::standard_streams::{print, print_json};
+use super::text_table::Table;
 
 /// Largest file that is read, bytes: the list of some thousand profiles.
 const FILE_BYTES_MAX: u64 = 64 << 20;

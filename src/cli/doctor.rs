@@ -18,9 +18,9 @@ use crate::report::chain;
 use crate::xdp::nic::physical_interfaces;
 use crate::xdp::{NicFacts, check_program, check_sockets};
 
-use super::CliError;
-use super::client::Connection;
-use super::table::Table;
+use super::api_arguments::ApiArguments;
+use super::cli_error::CliError;
+use super::text_table::Table;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
@@ -35,7 +35,7 @@ pub(super) struct DoctorArguments {
     #[arg(long, value_name = "PROFILE")]
     profile: Option<String>,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 pub(super) fn run(arguments: &DoctorArguments) -> Result<(), CliError> {
@@ -80,7 +80,7 @@ fn directories(config: &Config) -> Vec<Directory> {
 }
 
 /// The daemon of the configuration, unless another is named.
-fn client(connection: &Connection, config: Option<&Config>) -> Client {
+fn client(connection: &ApiArguments, config: Option<&Config>) -> Client {
     match config.and_then(|config| config.api_socket.as_deref()) {
         Some(path) if !connection.is_named() => Client::new(path),
         _ => connection.client(),

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use crate::device::mac::MacAddress;
-use crate::libvirt::{self, Attachment, Mode};
-use crate::profile::export;
+use crate::libvirt::{self, DeviceAttachment, QemuSocketMode};
+use crate::profile::export_formats;
 use crate::profile::{Catalog, Profile};
 
-use super::{CliError, print_data, print_json};
+use super::cli_error::CliError;
+use super::standard_streams::{print_data, print_json};
 
 /// Stands in the XML where no socket is given.
 const SOCKET_PLACEHOLDER: &str = "/run/isonic/PORT.sock";
@@ -66,13 +67,14 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
         arguments.names.iter().map(resolve).collect::<Result<_, CliError>>()?;
     let profiles: Vec<&Profile> = chosen.iter().map(AsRef::as_ref).collect();
     match arguments.format {
-        Format::Nfd => print_data(&export::nfd(&profiles)?),
-        Format::Nova => print_data(&export::nova(&profiles)?),
+        Format::Nfd => print_data(&export_formats::nfd(&profiles)?),
+        Format::Nova => print_data(&export_formats::nova(&profiles)?),
         Format::Libvirt => print_data(&libvirt::fragment(one(&profiles)?, &attachment(arguments))?),
         Format::Qemu => {
             let ExportArguments { queue_pairs, chardev, .. } = arguments;
             let mac = arguments.mac.map(|mac| mac.to_string());
-            let words = export::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
+            let words =
+                export_formats::qemu(one(&profiles)?, mac.as_deref(), *queue_pairs, chardev)?;
             if arguments.json {
                 return print_json(&words);
             }
@@ -82,12 +84,12 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     }
 }
 
-fn attachment(arguments: &ExportArguments) -> Attachment {
-    Attachment {
+fn attachment(arguments: &ExportArguments) -> DeviceAttachment {
+    DeviceAttachment {
         socket: arguments.socket.clone(),
         mac: arguments.mac.map(|mac| mac.to_string()),
         queue_pairs: arguments.queue_pairs,
-        mode: if arguments.client { Mode::Server } else { Mode::Client },
+        mode: if arguments.client { QemuSocketMode::Server } else { QemuSocketMode::Client },
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::control::client::ClientError;
 use crate::report::{bounded, chain, printable};
 
-use super::CliError;
+use super::cli_error::CliError;
 
 /// The exit status of a wrong command line, which is clap's too.
 pub const USAGE_STATUS: u8 = 2;

@@ -1,6 +1,5 @@
 //! `isonic libvirt`: a VM's interface in libvirt's words, and stored with the VM.
 
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -9,14 +8,15 @@ use crate::config::SocketMode;
 use crate::control::Request;
 use crate::control::api::{PortView, ProfileView};
 use crate::device::mac::MacAddress;
-use crate::libvirt::{self, Attachment, BYTES_MAX, Mode, Order};
+use crate::libvirt::{self, BYTES_MAX, DeviceAttachment, Order, QemuSocketMode};
 use crate::platform::text_file::read_text;
 use crate::profile::{Catalog, Profile};
 
-use super::client::Api;
+use super::api_arguments::ApiSocket;
+use super::cli_error::CliError;
 use super::failure::note;
-use super::hook::{self, HookArguments, InstallArguments};
-use super::{CliError, print_data};
+use super::libvirt_hook::{self, HookArguments, InstallArguments};
+use super::standard_streams::{print_data, standard_input};
 
 /// Where ports' sockets are, if nothing is said.
 const SOCKET_DIRECTORY: &str = "/run/isonic";
@@ -60,7 +60,7 @@ pub(super) struct XmlArguments {
     #[arg(long)]
     device: bool,
     #[command(flatten)]
-    api: Api,
+    api: ApiSocket,
 }
 
 #[derive(Debug, Args)]
@@ -106,8 +106,8 @@ pub(super) fn run(command: LibvirtCommand) -> Result<(), CliError> {
     match command {
         LibvirtCommand::Xml(arguments) => xml(&arguments),
         LibvirtCommand::Stamp(arguments) => stamp(arguments),
-        LibvirtCommand::Hook(arguments) => hook::run(&arguments),
-        LibvirtCommand::InstallHook(arguments) => hook::install(&arguments),
+        LibvirtCommand::Hook(arguments) => libvirt_hook::run(&arguments),
+        LibvirtCommand::InstallHook(arguments) => libvirt_hook::install(&arguments),
     }
 }
 
@@ -123,20 +123,23 @@ fn xml(arguments: &XmlArguments) -> Result<(), CliError> {
     })
 }
 
-fn of_profile(name: &str, arguments: &XmlArguments) -> Result<(Profile, Attachment), CliError> {
+fn of_profile(
+    name: &str,
+    arguments: &XmlArguments,
+) -> Result<(Profile, DeviceAttachment), CliError> {
     let catalog = Catalog::load(arguments.profile_dir.as_deref())?;
     let profile = catalog.resolve(name)?.profile;
     let default = || Path::new(SOCKET_DIRECTORY).join("PORT.sock");
-    let attachment = Attachment {
+    let attachment = DeviceAttachment {
         socket: arguments.socket.clone().unwrap_or_else(default).display().to_string(),
-        mode: if arguments.client { Mode::Server } else { Mode::Client },
+        mode: if arguments.client { QemuSocketMode::Server } else { QemuSocketMode::Client },
         mac: arguments.mac.map(|mac| mac.to_string()),
         queue_pairs: arguments.queue_pairs,
     };
     Ok((Profile::clone(&profile), attachment))
 }
 
-fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, Attachment), CliError> {
+fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, DeviceAttachment), CliError> {
     let daemon = arguments.api.client();
     let port: PortView = daemon.call(&Request::ShowPort(name.to_owned()))?;
     let profile: ProfileView = daemon.call(&Request::ShowProfile(port.profile.clone()))?;
@@ -147,11 +150,11 @@ fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, Attachment)
         profile: port.profile.clone(),
         digest: port.profile_digest.clone(),
     })?;
-    let attachment = Attachment {
+    let attachment = DeviceAttachment {
         socket: port.socket.display().to_string(),
         mode: match port.mode {
-            SocketMode::Server => Mode::Client,
-            SocketMode::Client => Mode::Server,
+            SocketMode::Server => QemuSocketMode::Client,
+            SocketMode::Client => QemuSocketMode::Server,
         },
         mac: Some(port.mac.to_string()),
         queue_pairs: arguments.queue_pairs,
@@ -185,12 +188,4 @@ fn stamp(arguments: StampArguments) -> Result<(), CliError> {
     }
     stamped.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
     print_data(&stamped.text)
-}
-
-/// All of standard input, which may be one domain's XML: of more, one byte more.
-pub(super) fn standard_input() -> Result<Vec<u8>, CliError> {
-    let limit = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
-    let mut bytes = Vec::new();
-    io::stdin().lock().take(limit + 1).read_to_end(&mut bytes).map_err(CliError::Input)?;
-    Ok(bytes)
 }

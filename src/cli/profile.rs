@@ -11,11 +11,12 @@ use crate::control::api::ProfileView;
 use crate::control::client::ClientError;
 use crate::profile::{Catalog, UplinkFacts};
 
+use super::api_arguments::{API_SOCKET, ApiArguments};
 use super::capture::{self, CaptureArguments};
-use super::client::{API_SOCKET, Connection};
+use super::cli_error::CliError;
 use super::export::{self, ExportArguments};
 use super::failure::note;
-use super::{CliError, compare, show};
+use super::{compare, show};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ProfileCommand {
@@ -64,7 +65,7 @@ pub(super) struct ProfileSource {
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "api_socket")]
     profile_dir: Option<PathBuf>,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 pub(super) fn run(command: ProfileCommand) -> Result<(), CliError> {

@@ -13,7 +13,8 @@ use crate::config::{
 use crate::device::mac::MacAddress;
 use crate::profile::Catalog;
 
-use super::{Action, CliError, print, print_json};
+use super::cli_error::CliError;
+use super::standard_streams::{print, print_json};
 
 /// The commands there are. What clap would make of the options is none that is accepted.
 pub(super) const USAGE: &str = "isonic run --config <FILE> [--check-config]
@@ -79,6 +80,15 @@ pub(super) struct RunArguments {
     /// Answer the API on this socket [default: no API]
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
+}
+
+/// What is left to do when the arguments are dealt with.
+#[derive(Debug)]
+pub enum Action {
+    /// Nothing: the answer is printed.
+    Done,
+    /// Serve these ports.
+    Serve(Box<Config>, RunOptions),
 }
 
 pub(super) fn run(arguments: RunArguments) -> Result<Action, CliError> {

@@ -10,7 +10,7 @@ use crate::control::api::{
 
 use crate::device::features::{FEATURES, Feature};
 
-use super::table::{Table, pairs};
+use super::text_table::{Table, pairs};
 
 /// Most names in one cell of a table.
 const NAMES_MAX: usize = 8;

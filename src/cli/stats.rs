@@ -8,9 +8,10 @@ use clap::Args;
 use crate::control::Request;
 use crate::control::api::{Counters, Stats, WorkerView};
 
-use super::client::Connection;
-use super::table::Table;
-use super::{CliError, Reader, json_text, write_out};
+use super::api_arguments::ApiArguments;
+use super::cli_error::CliError;
+use super::standard_streams::{OutputReader, json_text, write_out};
+use super::text_table::Table;
 
 /// Counters with this prefix are no sums but the present whereabouts of frames.
 const PRESENT: &str = "frames_";
@@ -33,7 +34,7 @@ pub(super) struct StatsArguments {
     )]
     watch: Option<u64>,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 impl StatsArguments {
@@ -42,12 +43,12 @@ impl StatsArguments {
         select(stats, &self.names)
     }
 
-    fn print(&self, stats: &Stats, heading: &str) -> Result<Reader, CliError> {
+    fn print(&self, stats: &Stats, heading: &str) -> Result<OutputReader, CliError> {
         if self.connection.json {
             return write_out(&json_text(stats)?);
         }
         let idle = self.all || !self.names.is_empty();
-        write_out(&table(stats, heading, (self.all, idle)))
+        write_out(&table(stats, heading, Shown { zeros: self.all, idle }))
     }
 }
 
@@ -62,7 +63,7 @@ pub(super) fn run(arguments: &StatsArguments) -> Result<(), CliError> {
         let after = arguments.ask()?;
         let elapsed = asked.elapsed();
         asked += elapsed;
-        if arguments.print(&rates(&before, &after, elapsed), "A SECOND")? == Reader::Gone {
+        if arguments.print(&rates(&before, &after, elapsed), "A SECOND")? == OutputReader::Gone {
             return Ok(());
         }
         before = after;
@@ -131,9 +132,17 @@ fn rate(before: u64, after: u64, elapsed: Duration) -> u64 {
     u64::try_from((added * 1000 + millis / 2) / millis).unwrap_or(u64::MAX)
 }
 
-/// A line for each port, uplink and worker: its counters that are not zero, or all of them; and
-/// those of which all are zero, or not.
-fn table(stats: &Stats, heading: &str, (zeros, idle): (bool, bool)) -> String {
+/// What is shown beside the counters that are not zero.
+#[derive(Clone, Copy)]
+struct Shown {
+    /// Those that are.
+    zeros: bool,
+    /// Ports, uplinks and workers of which all are.
+    idle: bool,
+}
+
+/// A line for each port, uplink and worker.
+fn table(stats: &Stats, heading: &str, Shown { zeros, idle }: Shown) -> String {
     let mut table = Table::new(&["OF", heading]);
     let mut left_out = 0;
     let mut add = |of: String, counters: &Counters| {
@@ -200,16 +209,16 @@ mod tests {
     #[test]
     fn each_has_a_line_of_what_is_not_zero() {
         assert_eq!(
-            table(&stats(3), "COUNTED", (false, false)),
+            table(&stats(3), "COUNTED", Shown { zeros: false, idle: false }),
             "OF                COUNTED\n\
              port vm1          packets=3\n\
              uplink eth0       frames_free=9 rx=3\n\
              worker 0 (CPU 3)  turns=3\n\
              1 more have counted nothing; --all prints them\n"
         );
-        let all = table(&stats(3), "COUNTED", (true, true));
+        let all = table(&stats(3), "COUNTED", Shown { zeros: true, idle: true });
         assert!(all.contains("port vm2          drops=0 packets=0\n"), "{all}");
-        let named = table(&stats(0), "COUNTED", (false, true));
+        let named = table(&stats(0), "COUNTED", Shown { zeros: false, idle: true });
         assert!(named.contains("port vm2          nothing\n"), "{named}");
     }
 
@@ -217,7 +226,7 @@ mod tests {
     fn problems_come_first_whatever_is_asked_for() {
         let problems = vec!["the disk is full".to_owned()];
         let chosen = select(Stats { problems, ..stats(3) }, &["vm1".to_owned()]).unwrap();
-        let text = table(&chosen, "COUNTED", (false, true));
+        let text = table(&chosen, "COUNTED", Shown { zeros: false, idle: true });
         assert!(text.starts_with("problem: the disk is full\n"), "{text}");
     }
 

@@ -6,9 +6,9 @@ use toml::de::DeValue;
 
 use crate::device::groups::ForwardGroups;
 use crate::device::mac::MacAddress;
-use crate::document::{self, Located, Problems, Read, Section, Unreadable, read_text};
 use crate::platform::text_file::{self, FileError};
 use crate::profile::Catalog;
+use crate::toml_document::{self, Located, Problems, Read, Section, Unreadable, read_text};
 
 use super::rules::{
     PortProblem, fits_socket_address, names_a_file, port_problems, repeated, resolve_profile,
@@ -66,7 +66,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// [`Problems`].
 pub fn parse(file: &Path, text: &str) -> Result<Config, Problems> {
-    document::read(file, text, config)
+    toml_document::read(file, text, config)
 }
 
 fn config(root: &Section<'_>) -> Option<Config> {

@@ -47,8 +47,8 @@ pub enum Request {
     Version,
     /// What is wrong with the host. [`Response::Health`].
     Health,
-    /// Have another process go on with everything. [`Response::Upgraded`], after which this process
-    /// ends; `refused` with the reason, and all goes on as before. Until then, requests that would
+    /// Have another process take over everything. [`Response::Upgraded`], after which this process
+    /// ends; `refused` with the reason, and all continues as before. Until then, requests that would
     /// change something are `busy`.
     Upgrade(Upgrade),
 }
@@ -99,7 +99,7 @@ pub enum Response {
     Version(VersionView),
     /// What is wrong.
     Health(HealthView),
-    /// Who goes on.
+    /// Who takes over.
     Upgraded(Upgraded),
 }
 
@@ -192,7 +192,7 @@ pub enum PortState {
     Refused,
 }
 
-/// Which program is to go on.
+/// Which program is to take over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upgrade {
@@ -230,7 +230,7 @@ impl fmt::Display for PortChange {
     }
 }
 
-/// Who goes on with everything, and at what cost.
+/// Who takes over, and at what cost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upgraded {
     /// The new process.
@@ -242,7 +242,7 @@ pub struct Upgraded {
     /// For how long front-ends got no answer, the outage included.
     #[serde(default)]
     pub unanswered_microseconds: Option<u64>,
-    /// Sessions that go on.
+    /// Sessions that continue.
     pub sessions: usize,
     /// Ports whose front-end has to connect anew.
     pub reconnecting: Vec<String>,

@@ -79,16 +79,28 @@ pub(super) async fn failures(
     if let Some(error) = response.extensions().get::<ApiError>()
         && let Some(left_out) = budget.take(Instant::now())
     {
-        log(peer, (&method, &path), response.status().as_u16(), error, left_out);
+        let status = response.status().as_u16();
+        log(peer, &FailedRequest { method, path, status, error, left_out });
     }
     response
 }
 
+/// A request that was answered with an error.
+struct FailedRequest<'e> {
+    method: Method,
+    path: String,
+    status: u16,
+    error: &'e ApiError,
+    /// Lines about others before it that were left out.
+    left_out: u64,
+}
+
 /// Reading what is not there changes nothing, and many a client does it to find out.
-fn log(peer: Peer, (method, path): (&Method, &str), status: u16, error: &ApiError, left_out: u64) {
+fn log(peer: Peer, request: &FailedRequest<'_>) {
     let Peer { uid, pid } = peer;
+    let &FailedRequest { ref method, ref path, status, error, left_out } = request;
     let (program, error, path) = (peer.program(), &error.message, bounded(path));
-    if method == Method::GET {
+    if *method == Method::GET {
         tracing::info!(
             %method, path, status, uid, pid, ?program, ?error, left_out, "request failed"
         );

@@ -49,7 +49,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// in flight are done, or have had their time.
 pub(super) async fn serve(
     listener: UnixListener,
-    router: impl Fn(Peer, Worker) -> Router,
+    router: impl Fn(Peer, RequestWorker) -> Router,
     shutdown: impl Future<Output = ()>,
 ) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -74,9 +74,10 @@ pub(super) async fn serve(
         };
         let activity = Activity::new();
         let closed = open.add(&activity);
-        let worker = Worker { activity: Arc::clone(&activity), permits: Arc::clone(&permits) };
+        let worker =
+            RequestWorker { activity: Arc::clone(&activity), permits: Arc::clone(&permits) };
         let router = router(Peer::of(&stream), worker);
-        connections.spawn(connection(stream, router, (activity, closed), stopped.clone()));
+        connections.spawn(connection(stream, router, activity, closed, stopped.clone()));
         if stops {
             break;
         }
@@ -117,7 +118,8 @@ async fn accept(listener: &UnixListener) -> UnixStream {
 async fn connection(
     stream: UnixStream,
     router: Router,
-    (activity, mut closed): (Arc<Activity>, UnboundedReceiver<Closing>),
+    activity: Arc<Activity>,
+    mut closed: UnboundedReceiver<Closing>,
     mut stopped: watch::Receiver<()>,
 ) {
     let mut protocol = http1::Builder::new();
@@ -156,13 +158,13 @@ enum Closing {
 
 /// Works on the requests of a connection.
 #[derive(Clone)]
-pub(super) struct Worker {
+pub(super) struct RequestWorker {
     activity: Arc<Activity>,
     /// One for each request that is worked on, of whatever connection.
     permits: Arc<Semaphore>,
 }
 
-impl Worker {
+impl RequestWorker {
     /// Do this on a thread that may block. It is done whether or not its client still waits.
     pub async fn run<T: Send + 'static>(
         &self,

@@ -23,14 +23,14 @@ use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, ErrorBody, ErrorCode, ProfileChange, Request, Upgrade};
 use super::audit::{self, Budget, Peer};
-use super::connections::{self, Worker};
+use super::connections::{self, RequestWorker};
 use super::{Response, Service};
 use crate::config::PortConfig;
 
 /// Largest request body, bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-type Shared = State<(Arc<dyn Service>, Worker)>;
+type Shared = State<(Arc<dyn Service>, RequestWorker)>;
 
 /// Answer requests on `listener` until `shutdown` completes and the requests in flight are done,
 /// or have had their time.
@@ -45,7 +45,7 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let budget = Arc::new(Budget::default());
-    let router = move |peer, worker| router(Arc::clone(&service), &budget, (peer, worker));
+    let router = move |peer, worker| router(Arc::clone(&service), &budget, peer, worker);
     connections::serve(listener, router, shutdown).await;
     Ok(())
 }
@@ -54,7 +54,8 @@ pub async fn serve(
 fn router(
     service: Arc<dyn Service>,
     budget: &Arc<Budget>,
-    (peer, worker): (Peer, Worker),
+    peer: Peer,
+    worker: RequestWorker,
 ) -> Router {
     Router::new()
         .route("/v1/ports", get(list_ports).post(add_port))
@@ -252,7 +253,7 @@ async fn upgrade(State(shared): Shared, Object(upgrade): Object<Upgrade>) -> Out
     answer(shared, Request::Upgrade(upgrade)).await
 }
 
-async fn answer((service, worker): (Arc<dyn Service>, Worker), request: Request) -> Outcome {
+async fn answer((service, worker): (Arc<dyn Service>, RequestWorker), request: Request) -> Outcome {
     match worker.run(move || service.call(request)).await {
         Ok(Ok(response)) => Ok(success(&response)),
         Ok(Err(error)) => Err(error.into()),

@@ -11,7 +11,7 @@ use crate::control::api::{FindingView, Severity};
 use crate::device::features::{LEGACY, MQ, TRANSPORT};
 use crate::device::mac::MacAddress;
 use crate::profile::Profile;
-use crate::profile::frontend::Frontend;
+use crate::profile::qemu_device::QemuDevice;
 use crate::vhost_user::SessionBinding;
 use crate::virtqueue::Fault;
 
@@ -291,7 +291,7 @@ fn narrower(profile: &Profile, session: &SessionFacts) -> Vec<FindingView> {
 fn narrow_rings(profile: &Profile, binding: &SessionBinding) -> Option<FindingView> {
     let limit = profile.ring_size_max;
     let smallest = binding.ring_sizes.iter().flatten().copied().min()?;
-    let best = Frontend::new(profile, Some(1)).map_or(limit, |frontend| frontend.ring_size);
+    let best = QemuDevice::new(profile, Some(1)).map_or(limit, |frontend| frontend.ring_size);
     (smallest < best).then(|| {
         note(
             "narrower-rings",

@@ -1,7 +1,7 @@
 //! Whether workers would run near the NIC.
 
-use super::Subject;
 use super::finding::{Finding, ranges};
+use super::subject::Subject;
 
 pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     [node(subject), isolation(subject)].into_iter().flatten().collect()

@@ -1,25 +1,26 @@
 //! How frames would come and go: hooks, modes, lengths, and what the NIC does to them by itself.
 
 use super::drivers;
+use super::facts::Promise;
 use super::finding::{Finding, list};
-use super::{Promise, Subject};
+use super::subject::Subject;
 use crate::config::UplinkMode;
 use crate::control::api::{SocketKind, XdpMode};
 use crate::xdp::nic::Offloads;
 use crate::xdp::{RING_ENTRIES, SocketMode, packet_max};
 
-/// What an Ethernet header and two VLAN tags add to an MTU.
-const AROUND_MTU: u32 = 22;
+/// Bytes of a frame beyond its MTU: an Ethernet header and two VLAN tags.
+const FRAME_OVERHEAD: u32 = 14 + 8;
 /// Most frames of a packet in copy mode, where the kernel takes several.
 const COPY_FRAMES: usize = 18;
 
 /// What the uplink has, or most likely would get.
-pub(super) struct Mode {
+pub(super) struct ExpectedMode {
     generic: bool,
     zero_copy: bool,
 }
 
-impl Mode {
+impl ExpectedMode {
     pub(super) fn words(&self) -> &'static str {
         match (self.generic, self.zero_copy) {
             (true, _) => "generic XDP, copy",
@@ -29,17 +30,17 @@ impl Mode {
     }
 }
 
-pub(super) fn mode(subject: &Subject<'_>) -> Mode {
+pub(super) fn mode(subject: &Subject<'_>) -> ExpectedMode {
     if let Some(view) = subject.served {
         let generic = view.xdp_mode == XdpMode::Generic;
         let zero_copy = view.socket_mode == SocketKind::Zerocopy;
-        return Mode { generic, zero_copy };
+        return ExpectedMode { generic, zero_copy };
     }
     let wanted = subject.candidate.wanted.mode;
     let native = takes_native(subject);
     let generic = wanted == UplinkMode::Generic || (wanted == UplinkMode::Auto && !native);
     let zero_copy = !generic && wanted != UplinkMode::Copy && has_zero_copy(subject);
-    Mode { generic, zero_copy }
+    ExpectedMode { generic, zero_copy }
 }
 
 /// Whether it would take a native program that brings frames: by what the device is, by the
@@ -77,7 +78,7 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-fn native(subject: &Subject<'_>, mode: &Mode) -> Finding {
+fn native(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
     let (id, wanted) = ("native-xdp", subject.candidate.wanted.mode);
     let driver = &subject.nic.link.driver;
     let slower = "every frame becomes a packet of the kernel's first, which takes longer";
@@ -122,7 +123,7 @@ fn by_table(subject: &Subject<'_>) -> String {
     }
 }
 
-fn zero_copy(subject: &Subject<'_>, mode: &Mode) -> Finding {
+fn zero_copy(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
     let (id, wanted) = ("zero-copy", subject.candidate.wanted.mode);
     let cost = "each frame is copied once more, and each batch sent takes a system call";
     if let Some(view) = subject.served {
@@ -155,7 +156,7 @@ fn zero_copy(subject: &Subject<'_>, mode: &Mode) -> Finding {
     }
 }
 
-fn driver_caveat(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
+fn driver_caveat(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     let caveat = drivers::find(&subject.nic.link.driver)?.caveat?;
     // Most are of zero-copy; what a virtio device needs for it matters where it has none.
     (mode.zero_copy || !has_zero_copy(subject)).then(|| {
@@ -201,8 +202,9 @@ fn mtu(subject: &Subject<'_>) -> Finding {
     Finding::ok(id, format!("{}: fits {}", link.mtu, list(&names)))
 }
 
-fn long_packets(subject: &Subject<'_>, mode: &Mode) -> Finding {
+fn long_packets(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
     let (id, mtu) = ("long-packets", subject.nic.link.mtu);
+    let frame_max = mtu + FRAME_OVERHEAD;
     let one = packet_max(SocketMode::Copy, 1);
     let longest = match (subject.served, mode.zero_copy) {
         (Some(view), _) => view.packet_max,
@@ -215,12 +217,12 @@ fn long_packets(subject: &Subject<'_>, mode: &Mode) -> Finding {
     // In the kernel a native program must say that it takes packets in several buffers, as ours
     // does, and the driver that it gives such.
     let native_takes = subject.nic.xdp.as_ref().is_none_or(|xdp| xdp.multi_buffer);
-    if mtu + AROUND_MTU > one && !mode.generic && !native_takes && subject.served.is_none() {
+    if frame_max > one && !mode.generic && !native_takes && subject.served.is_none() {
         return Finding::warning(id, format!("the driver gives XDP no packets beyond {one} bytes"))
             .means(format!("with an MTU of {mtu} it may take no native program"))
             .mend(format!("ip link set dev {} mtu 1500", subject.name));
     }
-    if mtu + AROUND_MTU > longest {
+    if frame_max > longest {
         return Finding::warning(id, format!("up to {longest} bytes, MTU {mtu}"))
             .means("longer ones are dropped, and ports with such an MTU refused")
             .mend("mode = \"copy\", which takes several frames to a packet");
@@ -230,7 +232,7 @@ fn long_packets(subject: &Subject<'_>, mode: &Mode) -> Finding {
 
 /// A driver that starts with fewer frames than its ring has may never take the rest (ice, i40e:
 /// anza-xyz/agave#6836).
-fn ring_size(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
+fn ring_size(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     let (name, id) = (subject.name, "nic-rings");
     let rings = subject.nic.rings.as_ref()?;
     let found = format!("rx {} of {}, tx {} of {}", rings.rx, rings.rx_max, rings.tx, rings.tx_max);
@@ -248,7 +250,7 @@ fn ring_size(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
     Some(Finding::ok(id, found))
 }
 
-fn vlan(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
+fn vlan(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     let (id, name) = ("vlan-tags", subject.name);
     if let Some(finding) = caution(subject, mode, id) {
         return Some(finding);
@@ -306,7 +308,7 @@ fn checksum(subject: &Subject<'_>) -> Option<Finding> {
     }
 }
 
-fn merging(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
+fn merging(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     let (id, name) = ("merging", subject.name);
     if let Some(finding) = caution(subject, mode, id) {
         return Some(finding);
@@ -335,7 +337,7 @@ fn merging(subject: &Subject<'_>, mode: &Mode) -> Option<Finding> {
 }
 
 /// What this check has to say of the kind of device.
-fn caution(subject: &Subject<'_>, mode: &Mode, id: &'static str) -> Option<Finding> {
+fn caution(subject: &Subject<'_>, mode: &ExpectedMode, id: &'static str) -> Option<Finding> {
     let cautions = subject.nic.device.cautions(mode.generic);
     let caution = cautions.into_iter().find(|caution| caution.check == id)?;
     Some(Finding::warning(id, caution.found).means(caution.meaning).mend(caution.remedy))

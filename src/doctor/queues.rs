@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Subject;
 use super::finding::{Finding, list, ranges};
 use super::kernel::IRQ_SUSPENSION;
+use super::subject::Subject;
 use crate::config::UplinkSteering;
 
 /// Queues that the XDP program has places for.

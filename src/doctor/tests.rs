@@ -1,7 +1,11 @@
 //! NICs as their drivers describe themselves, and what is said of them.
 
 use super::*;
-use crate::config::{UplinkMode, UplinkSteering};
+use crate::config::{Attach, Handed, UplinkConfig, UplinkMode, UplinkSteering};
+use crate::control::api::{ProblemView, UplinkView};
+use crate::platform::directory::Directory;
+use crate::platform::host::HostFacts;
+use crate::xdp::NicFacts;
 use crate::xdp::nic::{
     AttachedProgram, Channels, Device, FlowRule, Holder, LinkFacts, LinkLayer, Lower, Macvlan,
     Offloads, Rings, Steering, XdpFeatures,

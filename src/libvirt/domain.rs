@@ -21,9 +21,9 @@ use roxmltree::{Document, Node};
 use crate::config::SOCKET_PATH_MAX;
 use crate::device::mac::{MacAddress, MacAddressError};
 
-use super::document::XmlError;
+use super::domain_xml::XmlError;
 use super::element::Element;
-use super::interface::Mode;
+use super::interface_element::QemuSocketMode;
 
 /// The namespace of what is stored. A format that could not be read as this one has another number.
 pub(super) const ISONIC: &str = "http://isonic.org/xmlns/libvirt/1";
@@ -173,10 +173,10 @@ impl<'d, 't> Interface<'d, 't> {
         )))
     }
 
-    pub(super) fn mode(&self) -> Result<Mode, DomainError> {
+    pub(super) fn mode(&self) -> Result<QemuSocketMode, DomainError> {
         match self.source()?.attribute("mode") {
-            Some("client") => Ok(Mode::Client),
-            Some("server") => Ok(Mode::Server),
+            Some("client") => Ok(QemuSocketMode::Client),
+            Some("server") => Ok(QemuSocketMode::Server),
             _ => Err(self.wrong("has no mode in its <source>: client (isonic listens) or server")),
         }
     }
@@ -241,7 +241,6 @@ const IGNORED: [(&str, &str); 6] = [
 /// Longest name of a port, bytes.
 pub(super) const PORT_NAME_MAX: usize = 63;
 
-/// A domain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Domain<'d, 't> {
     pub(super) root: Node<'d, 't>,

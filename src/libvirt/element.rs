@@ -63,7 +63,6 @@ impl Element {
         self
     }
 
-    /// Its name.
     pub(super) fn name(&self) -> &'static str {
         self.name
     }

@@ -26,10 +26,10 @@ use crate::control::Request;
 use crate::control::api::{Deleted, ErrorCode, PortState, PortView, ProfileView};
 use crate::control::client::{Client, ClientError};
 
-use super::document::{self, Edits};
 pub use super::domain::may_be_ours;
 use super::domain::{Domain, DomainError, Interface, Record};
-use super::interface::Mode;
+use super::domain_xml::{self, Edits};
+use super::interface_element::QemuSocketMode;
 
 /// How long libvirt is kept for a domain of which nothing says that it is ours.
 const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
 /// What libvirt and people are told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// The XML that libvirt is to go on with, where that is another.
+    /// The XML that libvirt is to continue with, where that is another.
     pub changed: Option<String>,
     /// What the XML asks for and does not get.
     pub warnings: Vec<String>,
@@ -186,7 +186,7 @@ pub fn run(
     if !may_be_ours(text) {
         return Ok(Answer::default());
     }
-    let document = document::parse(text).map_err(DomainError::from)?;
+    let document = domain_xml::parse(text).map_err(DomainError::from)?;
     let domain = Domain::new(&document)?;
     let stamped = domain.stamped()?;
     if stamped.is_empty() {
@@ -243,7 +243,7 @@ fn release(text: &str, daemon: &Client) -> Result<(), HookError> {
 }
 
 fn remove(text: &str, daemon: &Client) -> Result<(), HookError> {
-    let document = document::parse(text).map_err(DomainError::from)?;
+    let document = domain_xml::parse(text).map_err(DomainError::from)?;
     let owner = owner(Domain::new(&document)?)?;
     let of_domain = |port: &PortView| port.owner.as_deref() == Some(owner.as_str());
     let ports: Vec<PortView> = daemon.call(&Request::ListPorts)?;
@@ -259,7 +259,7 @@ fn remove(text: &str, daemon: &Client) -> Result<(), HookError> {
     outcome
 }
 
-type Stamped<'d, 't> = [(Interface<'d, 't>, Record)];
+type StampedInterfaces<'d, 't> = [(Interface<'d, 't>, Record)];
 
 struct Hook<'h> {
     operation: &'h str,
@@ -270,7 +270,7 @@ struct Hook<'h> {
 
 impl Hook<'_> {
     /// Whether all ports could be made.
-    fn check(&self, stamped: &Stamped<'_, '_>) -> Result<(), HookError> {
+    fn check(&self, stamped: &StampedInterfaces<'_, '_>) -> Result<(), HookError> {
         let ports = self.ports()?;
         for (interface, record) in stamped {
             let wanted = self.wanted(*interface, record)?;
@@ -280,7 +280,7 @@ impl Hook<'_> {
     }
 
     /// Make the ports: all of them or none.
-    fn make(&self, stamped: &Stamped<'_, '_>) -> Result<(), HookError> {
+    fn make(&self, stamped: &StampedInterfaces<'_, '_>) -> Result<(), HookError> {
         let ports = self.ports()?;
         let mut made = Vec::new();
         for (interface, record) in stamped {
@@ -308,12 +308,12 @@ impl Hook<'_> {
     ) -> Result<Option<String>, HookError> {
         let wanted = self.wanted(interface, record)?;
         match self.place(&wanted, interface, &record.digest, ports)? {
-            Place::Ready => return Ok(None),
-            Place::Left => {
+            PortPlace::Ready => return Ok(None),
+            PortPlace::Left => {
                 let name = wanted.name.clone();
                 self.daemon.call::<Deleted>(&Request::DeletePort(name))?;
             }
-            Place::Free => {}
+            PortPlace::Free => {}
         }
         let name = wanted.name.clone();
         let made = self.daemon.call::<PortView>(&Request::AddPort(wanted));
@@ -329,9 +329,9 @@ impl Hook<'_> {
         interface: Interface<'_, '_>,
         digest: &str,
         ports: &[PortView],
-    ) -> Result<Place, HookError> {
+    ) -> Result<PortPlace, HookError> {
         let Some(present) = ports.iter().find(|port| port.name == wanted.name) else {
-            return Ok(Place::Free);
+            return Ok(PortPlace::Free);
         };
         let is_ours = present.owner.as_deref() == Some(self.owner.as_str());
         let taken = |problem: String| {
@@ -345,10 +345,10 @@ impl Hook<'_> {
             return taken(format!("has a front-end connected, and is that of {whose}"));
         }
         if is_ready {
-            return Ok(Place::Ready);
+            return Ok(PortPlace::Ready);
         }
         if is_ours {
-            return Ok(Place::Left);
+            return Ok(PortPlace::Left);
         }
         taken(match &present.owner {
             Some(owner) => format!("is that of {owner}; see `isonic port show {}`", wanted.name),
@@ -359,7 +359,11 @@ impl Hook<'_> {
     }
 
     /// The ports must be there, with the profiles that are stored, and as far as `state` at most.
-    fn verify(&self, stamped: &Stamped<'_, '_>, state: PortState) -> Result<(), HookError> {
+    fn verify(
+        &self,
+        stamped: &StampedInterfaces<'_, '_>,
+        state: PortState,
+    ) -> Result<(), HookError> {
         let ports = self.ports()?;
         for (interface, record) in stamped {
             let port = interface.port()?;
@@ -407,8 +411,8 @@ impl Hook<'_> {
                 _ => interface.socket()?.into(),
             },
             mode: match interface.mode()? {
-                Mode::Client => SocketMode::Server,
-                Mode::Server => SocketMode::Client,
+                QemuSocketMode::Client => SocketMode::Server,
+                QemuSocketMode::Server => SocketMode::Client,
             },
             profile: record.profile.clone(),
             allow_draft: record.draft,
@@ -470,7 +474,7 @@ impl Hook<'_> {
 }
 
 /// What is where a port should be.
-enum Place {
+enum PortPlace {
     /// Nothing.
     Free,
     /// The port.

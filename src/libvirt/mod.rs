@@ -10,14 +10,14 @@
 
 #![forbid(unsafe_code)]
 
-mod document;
 mod domain;
+mod domain_xml;
 mod element;
 pub mod hook;
-mod interface;
+mod interface_element;
 mod stamp;
 
-pub use document::{BYTES_MAX, XmlError};
 pub use domain::{DomainError, Record};
-pub use interface::{Attachment, Mode, device, fragment};
+pub use domain_xml::{BYTES_MAX, XmlError};
+pub use interface_element::{DeviceAttachment, QemuSocketMode, device, fragment};
 pub use stamp::{Order, StampError, Stamped, stamp};

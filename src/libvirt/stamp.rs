@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use crate::profile::frontend::{Frontend, FrontendError};
+use crate::profile::qemu_device::{QemuDevice, QemuDeviceError};
 use crate::profile::{Catalog, Chosen, Profile, ResolveError, digest};
 
-use super::document::{self, Edits};
 use super::domain::{Domain, DomainError, ISONIC, Interface, Record, USER_ALIAS, child, read_mac};
+use super::domain_xml::{self, Edits};
 use super::element::Element;
-use super::interface::{self, Attachment, Mode, QEMU};
+use super::interface_element::{self, DeviceAttachment, QEMU, QemuSocketMode};
 
 /// What a new device is called, before its number.
 const ALIAS: &str = "ua-isonic-net";
@@ -68,7 +68,7 @@ pub enum StampError {
     Profile(#[from] ResolveError),
     /// QEMU cannot show it.
     #[error(transparent)]
-    Frontend(#[from] FrontendError),
+    Frontend(#[from] QemuDeviceError),
     /// The profile may still change, and nobody allowed that.
     #[error(
         "profile \"{0}\" is a draft, which may change under the guest; choose a released one, or \
@@ -162,7 +162,7 @@ struct Device<'d, 't> {
     /// None for one that is added.
     interface: Option<Interface<'d, 't>>,
     profile: Chosen,
-    attachment: Attachment,
+    attachment: DeviceAttachment,
     record: Record,
 }
 
@@ -171,7 +171,7 @@ struct Device<'d, 't> {
 /// # Errors
 /// [`StampError`].
 pub fn stamp(text: &str, order: &Order, catalog: &Catalog) -> Result<Stamped, StampError> {
-    let document = document::parse(text).map_err(DomainError::from)?;
+    let document = domain_xml::parse(text).map_err(DomainError::from)?;
     let domain = Domain::new(&document)?;
     let devices = devices(domain, order, catalog)?;
     check_ports(domain, &devices)?;
@@ -240,7 +240,7 @@ fn devices<'d, 't>(
             _ => new_alias(&mut aliases).1,
         };
         let profile = profile(&alias, stamped, order, catalog)?;
-        let attachment = Attachment {
+        let attachment = DeviceAttachment {
             socket: interface.socket()?.to_owned(),
             mode: interface.mode()?,
             mac: interface.address()?.and(interface.mac()).map(str::to_owned),
@@ -253,9 +253,9 @@ fn devices<'d, 't>(
         let (number, alias) = new_alias(&mut aliases);
         let profile = profile(&alias, None, order, catalog)?;
         let file = format!("{}-net{number}.sock", file_name(domain.text("name")?));
-        let attachment = Attachment {
+        let attachment = DeviceAttachment {
             socket: order.socket_directory.join(file).display().to_string(),
-            mode: Mode::Client,
+            mode: QemuSocketMode::Client,
             mac: order.mac.clone(),
             queue_pairs: Some(queue_pairs(domain, None, &profile.profile, order)),
         };
@@ -403,7 +403,7 @@ fn complete<'d, 't>(
     edits: &mut Edits<'d, 't>,
 ) -> Result<(), StampError> {
     let Device { attachment, record, profile, .. } = device;
-    let mut wanted = interface::interface(&profile.profile, attachment, &record.alias)?;
+    let mut wanted = interface_element::interface(&profile.profile, attachment, &record.alias)?;
     let Some(Interface { node, .. }) = device.interface else {
         let devices = child(domain.root, "devices").ok_or(DomainError::Missing("devices"))?;
         edits.append(devices, wanted);
@@ -432,7 +432,7 @@ fn complete<'d, 't>(
 /// `<mtu>` goes: libvirt would set it on a host interface that there is not. It must say the same.
 fn check_mtu(device: &Device<'_, '_>, found: &str) -> Result<(), StampError> {
     let profile = &device.profile.profile;
-    let wanted = Frontend::new(profile, device.attachment.queue_pairs)?.host_mtu;
+    let wanted = QemuDevice::new(profile, device.attachment.queue_pairs)?.host_mtu;
     if wanted.is_some_and(|mtu| mtu.to_string() == found) {
         return Ok(());
     }
@@ -451,12 +451,12 @@ fn drop_overrides<'d, 't>(
     edits: &mut Edits<'d, 't>,
 ) -> Result<(), StampError> {
     let Device { attachment, record, profile, .. } = device;
-    let wanted = interface::overrides(&profile.profile, attachment, &record.alias)?;
+    let wanted = interface_element::overrides(&profile.profile, attachment, &record.alias)?;
     for node in overridden(domain, &record.alias) {
         let properties = node.descendants().filter(|node| node.has_tag_name((QEMU, "property")));
         for property in properties {
             let name = property.attribute("name").unwrap_or_default();
-            let is_ours = Frontend::property_names().any(|ours| ours == name);
+            let is_ours = QemuDevice::property_names().any(|ours| ours == name);
             if is_ours && !wanted.contains(property) {
                 edits.remove(property);
             }
@@ -470,7 +470,7 @@ fn beside(domain: Domain<'_, '_>, devices: &[Device<'_, '_>]) -> Result<Element,
     let mut overrides = Element::of(QEMU, "qemu", "override");
     let mut records = Element::of(ISONIC, "isonic", "domain");
     for Device { profile, attachment, record, .. } in devices {
-        let more = interface::overrides(&profile.profile, attachment, &record.alias)?;
+        let more = interface_element::overrides(&profile.profile, attachment, &record.alias)?;
         overrides.children.extend(more.children);
         records.children.push(record.element());
     }
@@ -495,7 +495,7 @@ fn memory(domain: Domain<'_, '_>) -> Result<Element, StampError> {
     if domain.has_private_device() {
         return Err(StampError::PrivateDevice);
     }
-    let mut memory = interface::shared_memory();
+    let mut memory = interface_element::shared_memory();
     if inside("source").is_some() || inside("hugepages").is_some() {
         memory.children.retain(|child| child.name() != "source");
     }
@@ -582,7 +582,7 @@ mod tests {
         assert_eq!((&*record.alias, record.uplink.as_deref()), ("ua-isonic-net0", Some("blue")));
         assert!(interface.socket().unwrap().starts_with("/run/isonic/vm-1-"));
         assert_eq!(child(interface.node, "driver").unwrap().attribute("queues"), Some("2"));
-        assert_eq!(interface.mode().unwrap(), Mode::Client);
+        assert_eq!(interface.mode().unwrap(), QemuSocketMode::Client);
         // What was there is there, in its place and to the letter.
         let mut rest = text.as_str();
         for line in BARE.lines() {

@@ -1,8 +1,10 @@
 //! The Internet checksum (RFC 1071): the ones' complement of a ones' complement sum of 16-bit
-//! words.
+//! words; and the lengths in IP headers, of which IPv4's is summed.
 
-use super::PartialChecksum;
-use super::headers::{Headers, Network, Transport, UDP_CHECKSUM_AT, put_u16, u16_at};
+use super::headers::{
+    Headers, IPV6_LEN, Network, Transport, UDP_CHECKSUM_AT, low_u16, put_u16, u16_at,
+};
+use super::offload::PartialChecksum;
 
 /// Words that are added side by side, so that the compiler can use vector registers.
 const LANES: usize = 8;
@@ -79,6 +81,21 @@ pub(super) fn finished(sum: u32, offset: u16) -> u16 {
     match !fold(sum) {
         0 if offset == UDP_CHECKSUM_AT => 0xffff,
         checksum => checksum,
+    }
+}
+
+/// Write what follows from the length of the IP packet whose `headers` are in `bytes`: IPv4's
+/// total length and header checksum, or IPv6's payload length.
+pub(super) fn set_packet_len(bytes: &mut [u8], headers: &Headers, network_end: usize, len: usize) {
+    let at = usize::from(headers.network_at);
+    match headers.network {
+        Network::Ipv4 => {
+            put_u16(bytes, at + 2, low_u16(len));
+            put_u16(bytes, at + 10, 0);
+            let sum = sum(&bytes[at..network_end]);
+            put_u16(bytes, at + 10, !fold(sum));
+        }
+        Network::Ipv6 => put_u16(bytes, at + 4, low_u16(len - IPV6_LEN)),
     }
 }
 

@@ -7,13 +7,12 @@
 
 use arrayvec::ArrayVec;
 
+use super::checksum::{self, set_packet_len};
 use super::headers::{
-    DESTINATION, DONT_FRAGMENT, FRAGMENT, FRAGMENT_OFFSET, HOP_BY_HOP, IPV4_LEN, IPV6_LEN,
-    MORE_FRAGMENTS, ROUTING, TCP, TCP_LEN, low_u16, put_u16, set_packet_len, u16_at,
+    DESTINATION, DONT_FRAGMENT, FRAGMENT, FRAGMENT_OFFSET, HOP_BY_HOP, Headers, IPV4_LEN, IPV6_LEN,
+    MORE_FRAGMENTS, Network, ROUTING, TCP, TCP_LEN, Transport, low_u16, put_u16, u16_at,
 };
-use super::{
-    HEADERS_MAX, Headers, Network, Offload, SegmentKind, Segmentation, Transport, checksum,
-};
+use super::offload::{HEADERS_MAX, Offload, SegmentKind, Segmentation};
 
 /// Most segments of a train: a burst.
 pub const TOKENS_MAX: usize = 64;
@@ -94,7 +93,7 @@ pub enum Pushed {
     Refused,
 }
 
-/// How IPv4's identification goes on from segment to segment.
+/// How IPv4's identification changes from segment to segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Identification {
     /// By one.
@@ -193,7 +192,7 @@ impl Train {
         }
     }
 
-    /// Append a segment if it goes on where the train ends.
+    /// Append a segment if it continues where the train ends.
     #[inline]
     pub fn push(&mut self, token: u16, frame: &[u8], segment: &TcpSegment) -> Pushed {
         let size = self.pieces[0].len;
@@ -252,7 +251,7 @@ impl Train {
             && same(transport_at + TCP_LEN, payload_at)
     }
 
-    /// How the identification goes on with this frame; None if it does not.
+    /// How the identification changes with this frame; None if it does not.
     fn next_identification(&self, frame: &[u8]) -> Option<Identification> {
         if self.headers.network == Network::Ipv6 {
             return Some(self.identification);

@@ -1,7 +1,6 @@
 //! Which flow a frame is of, as a number.
 
-use super::Transport;
-use super::headers::{self, Network};
+use super::headers::{self, Network, Transport};
 
 /// As far into an IP packet as [`flow_hash`] looks: an IPv6 header, thirty bytes of extension
 /// headers, and the ports. A packet whose ports come later counts by its addresses.

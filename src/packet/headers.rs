@@ -1,6 +1,6 @@
-//! Where the headers of a frame are, and the fields that follow from its length.
+//! Where the headers of a frame are.
 
-use super::{HEADERS_MAX, PartialChecksum, checksum};
+use super::offload::{HEADERS_MAX, PartialChecksum};
 
 /// Bytes of an IPv4 header without options.
 pub(super) const IPV4_LEN: usize = 20;
@@ -147,6 +147,15 @@ impl Headers {
     }
 }
 
+impl PartialChecksum {
+    /// Whether it is that of the frame's own TCP or UDP. `start` is the frame or its headers.
+    #[inline]
+    #[must_use]
+    pub fn is_of_transport(self, start: &[u8]) -> bool {
+        Headers::parse(start).is_some_and(|headers| headers.checksum() == self)
+    }
+}
+
 /// What an IP header says of what comes behind it.
 pub(super) struct Behind {
     pub protocol: u8,
@@ -231,21 +240,6 @@ fn behind_ipv6(start: &[u8], at: usize) -> Option<Behind> {
         at += 8 * (1 + usize::from(extension[1]));
     }
     None
-}
-
-/// Write what follows from the length of the IP packet whose `headers` are in `bytes`: IPv4's
-/// total length and header checksum, or IPv6's payload length.
-pub(super) fn set_packet_len(bytes: &mut [u8], headers: &Headers, network_end: usize, len: usize) {
-    let at = usize::from(headers.network_at);
-    match headers.network {
-        Network::Ipv4 => {
-            put_u16(bytes, at + 2, low_u16(len));
-            put_u16(bytes, at + 10, 0);
-            let sum = checksum::sum(&bytes[at..network_end]);
-            put_u16(bytes, at + 10, !checksum::fold(sum));
-        }
-        Network::Ipv6 => put_u16(bytes, at + 4, low_u16(len - IPV6_LEN)),
-    }
 }
 
 /// A length that was checked to be one of an IP packet, as its field holds it.

@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use super::checksum::{self, finished};
+use super::checksum::{self, finished, set_packet_len};
 use super::headers::{
-    DESTINATION, EXTENSIONS_MAX, FRAGMENT, HOP_BY_HOP, IPV4_LEN, IPV6_LEN, MORE_FRAGMENTS, ROUTING,
-    UDP_CHECKSUM_AT, UDP_LEN, low_u16, put_u16, put_u32, set_packet_len, u16_at,
+    DESTINATION, EXTENSIONS_MAX, FRAGMENT, HOP_BY_HOP, Headers, IPV4_LEN, IPV6_LEN, MORE_FRAGMENTS,
+    Network, ROUTING, Transport, UDP_CHECKSUM_AT, UDP_LEN, low_u16, put_u16, put_u32, u16_at,
 };
-use super::{HEADERS_MAX, Headers, Network, PartialChecksum, SegmentKind, Segmentation, Transport};
+use super::offload::{HEADERS_MAX, PartialChecksum, SegmentKind, Segmentation};
 
 /// Most frames that one is cut into. Linux sends no TCP segments smaller than 48 bytes with their
 /// options (TCP_MIN_SND_MSS), so 36 with time stamps: 1821 of them are the longest packet. A guest

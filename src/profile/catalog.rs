@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::document::Problems;
 use crate::platform::text_file::{FileError, read_text};
+use crate::toml_document::Problems;
 
-use super::Profile;
+use super::definition::Profile;
 use super::lock::{self, LOCK_FILE, Listed, LockProblem};
 use super::parse::{Extension, ProfileFile, base_of, parse_file};
 

@@ -7,10 +7,12 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::device::features::{self, FEATURES, FeatureSet, Provider};
-use crate::document::{self, Located, Problems, Section, closest};
+use crate::toml_document::{self, Located, Problems, Section, closest};
 
-use super::Profile;
-use super::rules::{Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions};
+use super::contradictions::{
+    Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions,
+};
+use super::definition::Profile;
 
 /// Longest name, bytes.
 const NAME_MAX: usize = 128;
@@ -56,13 +58,13 @@ pub(super) fn parse_file<'p>(
     text: &str,
     base: impl Fn(&str) -> Option<&'p Profile>,
 ) -> Result<ProfileFile, Problems> {
-    document::read(file, text, |section| profile_file(section, base))
+    toml_document::read(file, text, |section| profile_file(section, base))
 }
 
 /// The name that `text` gives after `extends`, if it is a profile file at all.
 pub(super) fn base_of(text: &str) -> Option<String> {
     let mut base = None;
-    let _ = document::read(Path::new(""), text, |section| {
+    let _ = toml_document::read(Path::new(""), text, |section| {
         base = section.optional::<String>("extends");
         Some(())
     });

@@ -18,12 +18,14 @@ use std::sync::Arc;
 use crate::device::features::{
     self, FEATURES, Feature, FeatureSet, PROTOCOL, Provider, protocol_by_name,
 };
-use crate::document::closest;
+use crate::toml_document::closest;
 
-use super::Profile;
 use super::catalog::Catalog;
+use super::contradictions::{
+    Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions,
+};
+use super::definition::Profile;
 use super::parse::LATEST;
-use super::rules::{Contradiction, MEMORY_SLOTS, MTUS, QUEUE_PAIRS, RING_SIZES, contradictions};
 
 /// Longest string, bytes: all keys there are fit.
 const TEXT_MAX: usize = 2048;

@@ -13,8 +13,8 @@
 
 #![forbid(unsafe_code)]
 
-mod device;
+mod reference_device;
 mod ring_loop;
 
-pub use device::{ReferenceDevice, ReferenceError, ReferenceWire};
+pub use reference_device::{ReferenceDevice, ReferenceError, ReferenceWire};
 pub use ring_loop::RingLoop;

@@ -7,15 +7,16 @@
 // Test code asserts and indexes freely; sizes are chosen by tests.
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
 
-pub mod dirty_log;
 pub mod echo_vm;
 pub mod frontend;
 pub mod guest_driver;
 pub mod live_port;
+pub mod log_file;
 pub mod rig;
 pub mod rig_guest;
 pub mod ring_pair;
 mod stop_on_drop;
 pub mod vm;
 
+pub use log_file as dirty_log;
 pub use stop_on_drop::StopOnDrop;

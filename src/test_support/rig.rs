@@ -130,7 +130,7 @@ impl Rig {
         self.call(worker, move |handle| handle.exchange(ring, kind, event).unwrap());
     }
 
-    /// Have a worker go on with a ring in other memory; false if that cannot be.
+    /// Have a worker continue with a ring in other memory; false if that cannot be.
     pub fn relocate(
         &mut self,
         worker: usize,

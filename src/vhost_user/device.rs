@@ -21,13 +21,14 @@ use crate::guest_memory::{DirtyLog, GuestMemory, RegionSpec, Room};
 use crate::profile::Profile;
 use crate::virtqueue::QueueOptions;
 
-use super::closer::Deferred;
-use super::device_state::{DeviceState, LastRun, StateError, state_of};
-use super::host::{MemoryPolicy, PortHost, SessionBinding};
-use super::message::{Message, Request};
-use super::outage::{Outage, Turn};
+use super::deferred_close::DeferredClose;
+use super::device_state::{DeviceState, DeviceStateError, LastRun, state_of};
+use super::outage::{Outage, RingsChange, StartedRings};
+use super::port_backend::{MemoryPolicy, PortHost, SessionBinding};
 use super::refusal::Refusal;
-use super::rings::RingState;
+use super::requests::RequestRule;
+use super::ring_state::RingState;
+use super::transport::Message;
 
 /// Rings that SET_VRING_KICK can name: it has 8 bits for the index.
 const RINGS_MAX: usize = 256;
@@ -58,7 +59,7 @@ pub(super) struct Device {
     outage: Outage,
     /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
     /// for a failure.
-    pub(super) backend_channel: Option<Deferred<OwnedFd>>,
+    pub(super) backend_channel: Option<DeferredClose<OwnedFd>>,
     /// What the port may map, and has mapped.
     pub(super) room: Arc<Room>,
     /// Bytes that its regions may have.
@@ -108,14 +109,14 @@ impl Device {
     }
 
     /// What can be said of a request before anything of it is done.
-    pub fn check(&self, request: &Request, message: &Message) -> Result<(), Refusal> {
+    pub fn check(&self, request: &RequestRule, message: &Message) -> Result<(), Refusal> {
         if let Some(bit) = request.feature.filter(|&bit| !self.protocol.has(bit)) {
             return Err(Refusal::NotNegotiated(bit));
         }
         match request.code {
-            FrontendReq::SET_FEATURES => self.check_features(FeatureSet(message.u64_at(0))),
+            FrontendReq::SET_FEATURES => self.check_features(FeatureSet(message.body())),
             FrontendReq::SET_PROTOCOL_FEATURES => {
-                self.check_protocol_features(FeatureSet(message.u64_at(0)))
+                self.check_protocol_features(FeatureSet(message.body()))
             }
             FrontendReq::SET_MEM_TABLE => self.check_memory_table(message),
             FrontendReq::SET_VRING_ADDR => self.check_addresses(message),
@@ -226,7 +227,7 @@ impl Device {
     }
 
     /// SET_BACKEND_REQ_FD: a connection, in place of the one before.
-    pub fn set_backend_channel(&mut self, channel: Deferred<OwnedFd>) -> Result<(), Refusal> {
+    pub fn set_backend_channel(&mut self, channel: DeferredClose<OwnedFd>) -> Result<(), Refusal> {
         let domain = rustix::net::sockopt::socket_domain(&*channel);
         let kind = rustix::net::sockopt::socket_type(&*channel);
         if (domain, kind) != (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) {
@@ -245,22 +246,22 @@ impl Device {
     }
 
     /// SET_DEVICE_STATE_FD, to save: what this device was when it was stopped. It changes nothing:
-    /// a migration may fail, and the guest go on here.
+    /// a migration may fail, and the guest continue here.
     pub fn state(&self) -> DeviceState {
         state_of(&self.profile, self.acknowledged.unwrap_or_default(), &self.last_run)
     }
 
     /// These rings ran last, which another process noted, unless some run now.
-    pub fn ran(&mut self, ring_sizes: Vec<Option<u16>>) {
+    pub fn set_last_run(&mut self, ring_sizes: Vec<Option<u16>>) {
         self.last_run = LastRun::of(ring_sizes);
         self.publish();
     }
 
     /// Whether a state may be transferred now: "when both the source and destination devices are
     /// suspended", which they are while all rings are stopped.
-    pub fn check_suspended(&self) -> Result<(), StateError> {
+    pub fn check_suspended(&self) -> Result<(), DeviceStateError> {
         let started = self.rings.iter().position(|ring| ring.started);
-        started.map_or(Ok(()), |ring| Err(StateError::Running(ring)))
+        started.map_or(Ok(()), |ring| Err(DeviceStateError::Running(ring)))
     }
 
     /// Rings that are started.
@@ -269,13 +270,19 @@ impl Device {
     }
 
     /// A request was done in this time, and so many rings were started before it.
-    pub fn took(&mut self, code: FrontendReq, before: usize, elapsed: Duration) -> Option<Turn> {
+    pub fn note_time(
+        &mut self,
+        code: FrontendReq,
+        before: usize,
+        elapsed: Duration,
+    ) -> Option<RingsChange> {
         let took = self.outage.took();
-        let turn = self.outage.note(code, (before, self.started()), elapsed);
+        let rings = StartedRings { before, after: self.started() };
+        let change = self.outage.note(code, rings, elapsed);
         if self.outage.took() != took {
             self.publish();
         }
-        turn
+        change
     }
 
     /// Tell the host what is agreed on by now.

@@ -29,7 +29,7 @@ const WORD_MAX: usize = 2048;
 
 /// Why a state is neither given nor taken.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub enum DeviceStateError {
     /// SET_DEVICE_STATE_FD with a direction or phase that the specification does not have.
     #[error("direction {direction} in phase {phase}: 0 or 1 in phase 0 is served")]
     Transfer {
@@ -217,33 +217,33 @@ impl DeviceState {
     /// Read a document. What it says is then well-formed and consistent, not yet true here.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn read(bytes: &[u8]) -> Result<Self, StateError> {
+    /// [`DeviceStateError`].
+    pub fn read(bytes: &[u8]) -> Result<Self, DeviceStateError> {
         let head: Head = parse(bytes)?;
         if head.format != FORMAT {
-            return Err(StateError::Foreign);
+            return Err(DeviceStateError::Foreign);
         }
         if head.major > VERSION.0 {
-            return Err(StateError::Newer { major: head.major });
+            return Err(DeviceStateError::Newer { major: head.major });
         }
         if head.major == 0 {
-            return Err(StateError::Damaged("major"));
+            return Err(DeviceStateError::Damaged("major"));
         }
         let document: Document = parse(bytes)?;
         let digits = document.acknowledged.strip_prefix("0x").unwrap_or_default();
         let acknowledged = u64::from_str_radix(digits, 16);
-        let acknowledged = acknowledged.map_err(|_| StateError::Damaged("acknowledged"))?;
+        let acknowledged = acknowledged.map_err(|_| DeviceStateError::Damaged("acknowledged"))?;
         let state = Self {
-            profile: word(document.profile).ok_or(StateError::Damaged("profile"))?,
+            profile: word(document.profile).ok_or(DeviceStateError::Damaged("profile"))?,
             profile_digest: word(document.profile_digest)
-                .ok_or(StateError::Damaged("profile_digest"))?,
+                .ok_or(DeviceStateError::Damaged("profile_digest"))?,
             acknowledged: FeatureSet(acknowledged),
             ring_sizes: document.ring_sizes,
             queue_pairs: document.queue_pairs,
             mtu: document.mtu,
         };
         if state.fingerprint() != document.fingerprint {
-            return Err(StateError::Damaged("fingerprint"));
+            return Err(DeviceStateError::Damaged("fingerprint"));
         }
         Ok(state)
     }
@@ -252,8 +252,8 @@ impl DeviceState {
     /// says.
     ///
     /// # Errors
-    /// [`StateError::Differs`], with every difference.
-    pub fn check(&self, profile: &Profile) -> Result<(), StateError> {
+    /// [`DeviceStateError::Differs`], with every difference.
+    pub fn check(&self, profile: &Profile) -> Result<(), DeviceStateError> {
         let mut differences = Vec::new();
         let digest = profile.digest();
         if self.profile_digest != digest {
@@ -279,7 +279,7 @@ impl DeviceState {
         if differences.is_empty() {
             return Ok(());
         }
-        Err(StateError::Differs { profile: self.profile.clone(), differences })
+        Err(DeviceStateError::Differs { profile: self.profile.clone(), differences })
     }
 
     /// The first ring that a port with this profile does not have.
@@ -292,10 +292,12 @@ impl DeviceState {
     }
 }
 
-fn parse<'bytes, T: Deserialize<'bytes>>(bytes: &'bytes [u8]) -> Result<T, StateError> {
+fn parse<'bytes, T: Deserialize<'bytes>>(bytes: &'bytes [u8]) -> Result<T, DeviceStateError> {
     // The error's own words may quote the input at length.
-    serde_json::from_slice(bytes)
-        .map_err(|error| StateError::Unreadable { line: error.line(), column: error.column() })
+    serde_json::from_slice(bytes).map_err(|error| DeviceStateError::Unreadable {
+        line: error.line(),
+        column: error.column(),
+    })
 }
 
 /// A name or digest, if it is one that may stand in a log.

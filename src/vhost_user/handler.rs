@@ -2,24 +2,23 @@
 //!
 //! What a front-end was refused it may believe to be in force, since it hears of a refusal only if
 //! it asks. So what was refused is not replaced by what was there before: a ring does not start
-//! until the same request comes again and is done. What runs goes on as it is.
+//! until the same request comes again and is done. What runs continues as it is.
 
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
+use vm_memory::ByteValued;
 
 use crate::device::features::FeatureSet;
-use crate::guest_memory::GuestAddress;
 use crate::virtqueue::EventKind;
 
 use super::device::Device;
-use super::message::{Message, Request};
 use super::refusal::Refusal;
-use super::rings::{RING_LOGGED, addresses};
-use super::transport::reply_to;
+use super::requests::RequestRule;
+use super::transport::{Message, reply_to};
 
 /// What goes back when a request was done.
 #[derive(Debug)]
@@ -38,7 +37,7 @@ impl Device {
     /// Check what `message` asks for, and do it.
     pub(super) fn answer(
         &mut self,
-        request: &Request,
+        request: &RequestRule,
         message: &mut Message,
     ) -> Result<Answer, Refusal> {
         let (code, index) = (request.code, message.ring());
@@ -111,25 +110,25 @@ impl Device {
             // all rings": front-ends that still send it mean either.
             FrontendReq::RESET_OWNER => Ok(()),
             FrontendReq::RESET_DEVICE => self.reset(),
-            FrontendReq::SET_FEATURES => self.acknowledge(FeatureSet(message.u64_at(0))),
+            FrontendReq::SET_FEATURES => self.acknowledge(FeatureSet(message.body())),
             FrontendReq::SET_PROTOCOL_FEATURES => {
-                self.acknowledge_protocol(FeatureSet(message.u64_at(0)));
+                self.acknowledge_protocol(FeatureSet(message.body()));
                 Ok(())
             }
-            FrontendReq::SET_STATUS => self.set_status(message.u64_at(0)),
+            FrontendReq::SET_STATUS => self.set_status(message.body()),
             FrontendReq::SET_MEM_TABLE => self.set_memory(message),
             FrontendReq::ADD_MEM_REG => self.add_region(message),
-            FrontendReq::REM_MEM_REG => self.remove_region(message.region_at(8)),
+            FrontendReq::REM_MEM_REG => self.remove_region(message),
             FrontendReq::SET_LOG_FD => self.set_log_event(message),
             FrontendReq::SET_BACKEND_REQ_FD => self.set_backend_channel(message.take_descriptor()),
             FrontendReq::CREATE_CRYPTO_SESSION | FrontendReq::CLOSE_CRYPTO_SESSION => {
                 Err(Refusal::NoCrypto)
             }
-            FrontendReq::NET_SET_MTU => self.set_mtu(message.u64_at(0)),
+            FrontendReq::NET_SET_MTU => self.set_mtu(message.body()),
             FrontendReq::SEND_RARP => {
                 // The address is in the first six bytes as they lie (hw/virtio/vhost-user.c,
                 // `vhost_user_migration_done`, copies it there).
-                let [a, b, c, d, e, f, ..] = message.u64_at(0).to_ne_bytes();
+                let [a, b, c, d, e, f, ..] = message.body::<u64>().to_ne_bytes();
                 self.host.announce([a, b, c, d, e, f]);
                 Ok(())
             }
@@ -141,16 +140,16 @@ impl Device {
     fn set_ring(&mut self, code: FrontendReq, message: &mut Message) -> Result<(), Refusal> {
         let index = self.ring_index(message.ring().ok_or(Refusal::Unknown)?)?;
         match code {
-            FrontendReq::SET_VRING_NUM => self.set_size(index, message.u32_at(4)),
-            FrontendReq::SET_VRING_BASE => self.set_base(index, message.u32_at(4)),
-            FrontendReq::SET_VRING_ENABLE => self.set_enable(index, message.u32_at(4)),
-            FrontendReq::SET_VRING_ADDR => {
-                let [descriptors, used, available, log] =
-                    [8, 16, 24, 32].map(|offset| message.u64_at(offset));
-                let logged = message.u32_at(4) & RING_LOGGED != 0;
-                let log = logged.then_some(GuestAddress(log));
-                self.set_addresses(index, addresses(descriptors, available, used), log)
+            FrontendReq::SET_VRING_NUM => {
+                self.set_size(index, message.body::<VhostUserVringState>().num)
             }
+            FrontendReq::SET_VRING_BASE => {
+                self.set_base(index, message.body::<VhostUserVringState>().num)
+            }
+            FrontendReq::SET_VRING_ENABLE => {
+                self.set_enable(index, message.body::<VhostUserVringState>().num)
+            }
+            FrontendReq::SET_VRING_ADDR => self.set_addresses(index, &message.body()),
             FrontendReq::SET_VRING_KICK => self.set_event(index, EventKind::Kick, message),
             FrontendReq::SET_VRING_CALL => self.set_event(index, EventKind::Call, message),
             FrontendReq::SET_VRING_ERR => self.set_event(index, EventKind::Err, message),
@@ -160,10 +159,10 @@ impl Device {
 
     /// GET_VRING_BASE.
     fn position(&mut self, message: &Message) -> Result<Answer, Refusal> {
-        let number = message.u32_at(0);
+        let number = message.body::<VhostUserVringState>().index;
         let base = self.ring_index(u64::from(number)).and_then(|index| self.stop(index));
         self.publish();
-        let body = [number, base?].map(u32::to_ne_bytes).concat();
-        Ok(Answer::Reply(reply_to(message, &body)))
+        let answer = VhostUserVringState::new(number, base?);
+        Ok(Answer::Reply(reply_to(message, answer.as_slice())))
     }
 }

@@ -1,45 +1,66 @@
 //! SESSION: one connection of a front-end to a port's socket; it never sees a packet.
 //!
-//! A [`PortSocket`] gets connections and calls [`serve`] for each. `serve` reads one message at a
-//! time, looks it up in the table of requests, checks it, and answers it; request numbers and
-//! limits are the `vhost` crate's. What the front-end says is gathered in a `Device`; a ring is
-//! given to the [`PortHost`] when all of it has been said, and taken back before anything it
-//! depends on changes.
+//! A [`PortSocket`] gets connections and calls [`serve_connection`] for each. A session reads one
+//! message at a time, looks it up in the table of requests, checks it, and answers it. Request
+//! numbers, message types and limits are the `vhost` crate's. What the front-end has said is
+//! gathered in a `Device`. A ring is given to the [`PortHost`] when all of it has been said, and
+//! taken back before anything that it depends on changes.
 //!
-//! A request that breaks a rule is refused: a failed acknowledgement where one is asked for, a log
-//! line that names port, request, value and limit, and the session goes on. Only a stream that
+//! A request that breaks a rule is refused: a failed acknowledgement where one is asked for, and a
+//! log line that names port, request, value and limit. The session continues. Only a stream that
 //! cannot be followed any further ends the session, and then every ring is taken back first.
 //!
-//! A descriptor that comes with a message is looked at before it is used, by what asks no file
-//! system; what nobody keeps is closed where nobody waits (`closer`).
+//! A descriptor that comes with a message is checked before it is used, without a call into any
+//! file system. One that nobody keeps is closed where nobody waits (`deferred_close`).
+//!
+//! Its files, each above those that it imports:
+//!
+//! - `outage`: how long our part of a stop and a start took
+//! - `port_backend`: what a session asks of the daemon
+//! - `device_state`: the document that migrates with a VM; `state_transfer`: its channel
+//! - `refusal`: why a request was not done
+//! - `deferred_close`: descriptors whose close may block; `wake_event`: wakes a thread
+//! - `transport`: whole messages from the stream, and replies to it
+//! - `requests`: the table of requests, and the check of a message against it
+//! - `ring_state`: what was said of one ring
+//! - `device`: what was said so far; features, status, reset
+//! - `memory_requests`, `ring_requests`, `log_requests`: what changes memory, rings and the log
+//! - `handler`: one request, from its check to its answer
+//! - `session_record`: a session as messages, for another process; `pause`: how it gets them
+//! - `session`: the loop of one connection
+//! - `port_socket`: gets connections, one session at a time
 
 #![forbid(unsafe_code)]
 
-mod closer;
+mod deferred_close;
 mod device;
 mod device_state;
-mod dirty_log;
 mod handler;
-mod host;
-mod memory;
-mod message;
+mod log_requests;
+mod memory_requests;
 mod outage;
 mod pause;
-mod record;
+mod port_backend;
+mod port_socket;
 mod refusal;
-mod rings;
+mod requests;
+mod ring_requests;
+mod ring_state;
 mod session;
-mod socket;
-mod transfer;
+mod session_record;
+mod state_transfer;
 mod transport;
+mod wake_event;
 
-pub use closer::Deferred;
-pub use device_state::{Difference, StateError};
-pub use host::{HostError, MemoryPolicy, PortHost, SessionBinding};
+pub use deferred_close::DeferredClose;
+pub use deferred_close::DeferredClose as Deferred;
+pub use device_state::{DeviceStateError, Difference};
 pub use outage::Took;
 pub use pause::{Connection, InheritedSession, SessionAtRest};
-pub use record::{Record, Said, started};
+pub use port_backend::{HostError, MemoryPolicy, PortHost, SessionBinding};
+pub use port_socket::{Ended, PendingPause, PortSocket, SocketSource};
 pub use refusal::Refusal;
 pub use session::{SessionEnd, serve, serve_connection};
-pub use socket::{Ended, PortSocket, Resting, SocketSource};
+pub use session_record::{RecordedMessage as Said, SessionRecord as Record};
+pub use session_record::{RecordedMessage, SessionRecord, WorkerRing, started};
 pub use transport::TransportError;

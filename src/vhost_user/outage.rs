@@ -13,7 +13,7 @@ use vhost::vhost_user::message::FrontendReq;
 /// See the module's header.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    phase: Phase,
+    phase: OutagePhase,
     /// In this phase so far.
     spent: Duration,
     took: Took,
@@ -30,16 +30,23 @@ pub struct Took {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
+enum OutagePhase {
     #[default]
     Steady,
     Stopping,
     Starting,
 }
 
+/// Rings that are started, before a request and after it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StartedRings {
+    pub before: usize,
+    pub after: usize,
+}
+
 /// What a request has done to the rings, where that is worth a line in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum RingsChange {
     /// The first was started.
     Started(Duration),
     /// The last was stopped.
@@ -47,35 +54,35 @@ pub(super) enum Turn {
 }
 
 impl Outage {
-    /// A request was done: how many rings were started before and after it, and how long it took.
+    /// A request was done, in this time.
     pub fn note(
         &mut self,
         code: FrontendReq,
-        (before, after): (usize, usize),
+        StartedRings { before, after }: StartedRings,
         elapsed: Duration,
-    ) -> Option<Turn> {
-        if after < before && self.phase != Phase::Stopping {
-            self.begin(Phase::Stopping);
+    ) -> Option<RingsChange> {
+        if after < before && self.phase != OutagePhase::Stopping {
+            self.begin(OutagePhase::Stopping);
         } else if before == 0 && code == FrontendReq::SET_FEATURES {
             // A device is started by its features, memory and rings, in this order, for each pair.
-            self.begin(Phase::Starting);
+            self.begin(OutagePhase::Starting);
         }
         self.spent += elapsed;
         match self.phase {
-            Phase::Stopping if after == 0 => {
-                self.phase = Phase::Steady;
+            OutagePhase::Stopping if after == 0 => {
+                self.phase = OutagePhase::Steady;
                 self.took.stopping = Some(self.spent);
-                Some(Turn::Stopped(self.spent))
+                Some(RingsChange::Stopped(self.spent))
             }
-            Phase::Starting if after > before => {
+            OutagePhase::Starting if after > before => {
                 self.took.starting = Some(self.spent);
-                (before == 0).then_some(Turn::Started(self.spent))
+                (before == 0).then_some(RingsChange::Started(self.spent))
             }
             _ => None,
         }
     }
 
-    fn begin(&mut self, phase: Phase) {
+    fn begin(&mut self, phase: OutagePhase) {
         (self.phase, self.spent) = (phase, Duration::ZERO);
     }
 
@@ -94,24 +101,26 @@ mod tests {
     #[test]
     fn a_start_is_counted_from_the_features_to_the_last_ring_and_a_stop_from_the_first_ring() {
         let mut outage = Outage::default();
-        let mut note = |code, rings| outage.note(code, rings, MS);
+        let mut note =
+            |code, (before, after)| outage.note(code, StartedRings { before, after }, MS);
         // What a front-end asks when it connects is no part of a start.
         assert_eq!(note(FrontendReq::GET_FEATURES, (0, 0)), None);
         assert_eq!(note(FrontendReq::SET_FEATURES, (0, 0)), None);
         assert_eq!(note(FrontendReq::SET_MEM_TABLE, (0, 0)), None);
-        assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 1)), Some(Turn::Started(3 * MS)));
+        assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 1)), Some(RingsChange::Started(3 * MS)));
         assert_eq!(note(FrontendReq::SET_VRING_KICK, (1, 2)), None);
         assert_eq!(outage.took().starting, Some(4 * MS));
-        let mut note = |code, rings| outage.note(code, rings, MS);
+        let mut note =
+            |code, (before, after)| outage.note(code, StartedRings { before, after }, MS);
         // Nor is what comes between.
         assert_eq!(note(FrontendReq::SET_LOG_BASE, (2, 2)), None);
         assert_eq!(note(FrontendReq::SET_FEATURES, (2, 2)), None);
         assert_eq!(note(FrontendReq::GET_VRING_BASE, (2, 1)), None);
-        assert_eq!(note(FrontendReq::GET_VRING_BASE, (1, 0)), Some(Turn::Stopped(2 * MS)));
+        assert_eq!(note(FrontendReq::GET_VRING_BASE, (1, 0)), Some(RingsChange::Stopped(2 * MS)));
         assert_eq!(note(FrontendReq::GET_VRING_BASE, (0, 0)), None);
         assert_eq!(note(FrontendReq::SET_FEATURES, (0, 0)), None);
-        assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 2)), Some(Turn::Started(2 * MS)));
-        assert_eq!(note(FrontendReq::SET_STATUS, (2, 0)), Some(Turn::Stopped(MS)));
+        assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 2)), Some(RingsChange::Started(2 * MS)));
+        assert_eq!(note(FrontendReq::SET_STATUS, (2, 0)), Some(RingsChange::Stopped(MS)));
         assert_eq!(note(FrontendReq::GET_VRING_BASE, (0, 0)), None);
         let took = Took { stopping: Some(MS), starting: Some(2 * MS) };
         assert_eq!(outage.took(), took);

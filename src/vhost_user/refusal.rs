@@ -9,8 +9,8 @@ use crate::device::features::FeatureSet;
 use crate::guest_memory::{LogError, MapError, TableError};
 use crate::virtqueue::{ActivateError, EventFdError};
 
-use super::device_state::StateError;
-use super::host::HostError;
+use super::device_state::DeviceStateError;
+use super::port_backend::HostError;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -221,14 +221,14 @@ pub enum Refusal {
     NoCrypto,
     /// SET_DEVICE_STATE_FD or CHECK_DEVICE_STATE.
     #[error("device state refused")]
-    State(#[from] StateError),
+    State(#[from] DeviceStateError),
     /// The daemon cannot do it.
     #[error("the daemon cannot do it")]
     Host(#[from] HostError),
 }
 
 impl Refusal {
-    /// Whether the session cannot go on, since no other request would fare better.
+    /// Whether the session cannot continue, since no other request would fare better.
     #[must_use]
     pub fn ends_session(&self) -> bool {
         matches!(self, Self::Host(_))

@@ -13,23 +13,26 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{
+    FrontendReq, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserTransferDeviceState,
+};
 
 use crate::profile::Profile;
 use crate::report::chain;
 
-use super::closer::Closer;
+use super::deferred_close::DescriptorCloser;
 use super::device::Device;
-use super::device_state::{DeviceState, StateError};
+use super::device_state::{DeviceState, DeviceStateError};
 use super::handler::Answer;
-use super::host::PortHost;
-use super::message::Message;
-use super::outage::Turn;
-use super::pause::{Connection, Inheritance};
-use super::record::Record;
+use super::outage::RingsChange;
+use super::pause::{Connection, Continuation};
+use super::port_backend::PortHost;
 use super::refusal::Refusal;
-use super::transfer::Transfer;
-use super::transport::{TransportError, read_message, reply_to, reply_u64, write_all};
+use super::session_record::SessionRecord;
+use super::state_transfer::Transfer;
+use super::transport::{
+    Message, TransportError, check_unclosed, read_message, reply_to, reply_u64, write_all,
+};
 
 /// Refusals of one session that are logged, states, and starts and stops; a front-end must not fill
 /// the disk.
@@ -95,17 +98,17 @@ pub fn serve(
 }
 
 /// The same for a connection of a [`PortSocket`](super::PortSocket), which may have begun with
-/// another process and may go on with another.
+/// another process and may continue with another.
 pub fn serve_connection(
     connection: &mut Connection,
     profile: Arc<Profile>,
     host: Arc<dyn PortHost>,
     name: &str,
 ) -> SessionEnd {
-    let inherited = connection.take_inherited();
+    let continued = connection.take_continuation();
     let stream: &UnixStream = connection;
     let mut session = Session::new(stream, Some(connection), profile, host, name);
-    if let Some(Inheritance { record, followed, ours }) = inherited {
+    if let Some(Continuation { record, followed, ours }) = continued {
         if let Err(end) = session.follow(record) {
             // Its rings are back before it is told; and the connection is the other's until it is
             // ours to close.
@@ -126,7 +129,7 @@ struct Session<'s> {
     /// Where it is told to pause, if it can be.
     connection: Option<&'s Connection>,
     /// Closes what the front-end sent and nobody keeps.
-    closer: Arc<Closer>,
+    closer: Arc<DescriptorCloser>,
     device: Device,
     /// A state of the device, out or in.
     transfer: Transfer,
@@ -136,7 +139,7 @@ struct Session<'s> {
     /// States given and taken so far.
     states: u32,
     /// Starts and stops so far.
-    turns: u32,
+    changes: u32,
 }
 
 impl<'s> Session<'s> {
@@ -148,15 +151,16 @@ impl<'s> Session<'s> {
         port: &'s str,
     ) -> Self {
         let device = Device::new(profile, host);
-        let closer = connection.map_or_else(|| Closer::new(port), |of| Arc::clone(of.closer()));
+        let closer =
+            connection.map_or_else(|| DescriptorCloser::new(port), |of| Arc::clone(of.closer()));
         let transfer = Transfer::Idle;
-        let (refused, states, turns) = (0, 0, 0);
-        Self { stream, connection, closer, device, transfer, port, refused, states, turns }
+        let (refused, states, changes) = (0, 0, 0);
+        Self { stream, connection, closer, device, transfer, port, refused, states, changes }
     }
 
     fn run(&mut self) -> SessionEnd {
         loop {
-            if let Err(end) = self.turn() {
+            if let Err(end) = self.serve_message() {
                 return end;
             }
         }
@@ -164,7 +168,7 @@ impl<'s> Session<'s> {
 
     /// Have all done that was said to another process; nobody waits for the answers. Its guest
     /// runs, and keeps the memory that it has: what may be memory is said to those who begin.
-    fn follow(&mut self, record: Record) -> Result<(), SessionEnd> {
+    fn follow(&mut self, record: SessionRecord) -> Result<(), SessionEnd> {
         self.device.room.keep();
         let limit = std::mem::replace(&mut self.device.memory_max, u64::MAX);
         self.device.known_bases = record.named;
@@ -192,19 +196,19 @@ impl<'s> Session<'s> {
                  front-end disconnects"
             );
         }
-        self.device.ran(record.ran);
+        self.device.set_last_run(record.ran);
         Ok(())
     }
 
     /// One message, from reading it to its answer.
-    fn turn(&mut self) -> Result<(), SessionEnd> {
+    fn serve_message(&mut self) -> Result<(), SessionEnd> {
         self.await_message()?;
         let mut message = read_message(self.stream, &self.closer)?;
         let answer = self.timed(&mut message);
         // Closed before the answer, so that none is ours any more when the front-end has it; what
         // may block is on its way.
         message.descriptors.clear();
-        self.closer.check()?;
+        check_unclosed(&self.closer)?;
         // An acknowledgement is due if the request's own features say so after it was done:
         // SET_PROTOCOL_FEATURES itself may ask for one.
         let acknowledge = message.needs_reply() && self.device.acknowledges();
@@ -242,7 +246,7 @@ impl<'s> Session<'s> {
                 Err(error) => return Err(TransportError::Io(error.into()).into()),
             }
             let [message, state, pause] = fds.map(|fd| !fd.revents().is_empty());
-            // First, so that a message that has come is whoever goes on's.
+            // First: a message that has come is for whoever continues.
             if pause && let Some(connection) = connection {
                 connection.pause(|| self.device.record());
                 continue;
@@ -261,8 +265,8 @@ impl<'s> Session<'s> {
         let (begun, before) = (Instant::now(), self.device.started());
         let answer = self.answer(message);
         if let Some(request) = message.request() {
-            let turn = self.device.took(request.code, before, begun.elapsed());
-            self.log_turn(turn);
+            let change = self.device.note_time(request.code, before, begun.elapsed());
+            self.log_change(change);
         }
         answer
     }
@@ -280,14 +284,19 @@ impl<'s> Session<'s> {
         transfers(self, message)
     }
 
-    /// SET_DEVICE_STATE_FD: u32 direction, u32 phase. The front-end's own descriptor is not used.
+    /// SET_DEVICE_STATE_FD. The front-end's own descriptor is not used.
     fn transfer_state(&mut self, message: &Message) -> Result<Answer, Refusal> {
         self.device.check_suspended()?;
         let state = self.device.state();
-        let end = match (message.u32_at(0), message.u32_at(4)) {
-            (0, 0) => self.transfer.save(&state.write())?,
-            (1, 0) => self.transfer.load()?,
-            (direction, phase) => return Err(StateError::Transfer { direction, phase }.into()),
+        let VhostUserTransferDeviceState { direction, phase } = message.body();
+        let refused = DeviceStateError::Transfer { direction, phase };
+        if VhostTransferStatePhase::try_from(phase) != Ok(VhostTransferStatePhase::STOPPED) {
+            return Err(refused.into());
+        }
+        let end = match VhostTransferStateDirection::try_from(direction) {
+            Ok(VhostTransferStateDirection::SAVE) => self.transfer.save(&state.write())?,
+            Ok(VhostTransferStateDirection::LOAD) => self.transfer.load()?,
+            Err(_) => return Err(refused.into()),
         };
         Ok(Answer::Channel(end))
     }
@@ -331,16 +340,20 @@ impl<'s> Session<'s> {
         }
     }
 
-    fn log_turn(&mut self, turn: Option<Turn>) {
-        let Some(turn) = turn else { return };
-        self.turns = self.turns.saturating_add(1);
-        if self.turns > LOGGED_MAX {
+    fn log_change(&mut self, change: Option<RingsChange>) {
+        let Some(change) = change else { return };
+        self.changes = self.changes.saturating_add(1);
+        if self.changes > LOGGED_MAX {
             return;
         }
         let port = self.port;
-        match turn {
-            Turn::Started(took) => tracing::info!(port, us = took.as_micros(), "rings started"),
-            Turn::Stopped(took) => tracing::info!(port, us = took.as_micros(), "rings stopped"),
+        match change {
+            RingsChange::Started(took) => {
+                tracing::info!(port, us = took.as_micros(), "rings started")
+            }
+            RingsChange::Stopped(took) => {
+                tracing::info!(port, us = took.as_micros(), "rings stopped")
+            }
         }
     }
 

@@ -20,11 +20,19 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserHeaderFlag};
+use vm_memory::ByteValued;
+
 use crate::platform::descriptors::Room;
 
-use super::closer::{Closer, Deferred};
-use super::message::{BODY_MAX, HEADER_LEN, Message};
+use super::deferred_close::{DeferredClose, DescriptorCloser};
 
+/// The protocol's version.
+pub(super) const VERSION: u32 = 1;
+/// Bytes of a message header: request, flags, size.
+const HEADER_LEN: usize = 12;
+/// The longest body that is read.
+pub(super) const BODY_MAX: usize = MAX_MSG_SIZE;
 /// Descriptors kept with one message: one more than any request has, so that too many shows.
 pub(super) const DESCRIPTORS_MAX: usize = 33;
 /// Descriptors that one sendmsg(2) brings at most (SCM_MAX_FD of include/net/scm.h). A recvmsg(2)
@@ -78,23 +86,69 @@ pub enum TransportError {
     Io(#[from] io::Error),
 }
 
+/// One message, whole. Its descriptors are closed, where nobody waits, when it is dropped.
+#[derive(Debug)]
+pub(super) struct Message {
+    /// Request number, known or not.
+    pub code: u32,
+    /// As sent; the version was checked.
+    pub flags: u32,
+    pub body: Vec<u8>,
+    pub descriptors: Vec<DeferredClose<OwnedFd>>,
+    /// More descriptors came than are ever of use, or than this process has room for; the rest is
+    /// closed.
+    pub descriptors_cut: bool,
+}
+
+impl Message {
+    const REPLY: u32 = VERSION | VhostUserHeaderFlag::REPLY.bits();
+
+    pub fn needs_reply(&self) -> bool {
+        self.flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0
+    }
+
+    /// What its body is, or begins with; its length was checked against the table.
+    pub fn body<T: ByteValued + Default>(&self) -> T {
+        self.body_at(0)
+    }
+
+    /// What is at byte `offset` of the body, whose length was checked.
+    pub fn body_at<T: ByteValued + Default>(&self, offset: usize) -> T {
+        let mut value = T::default();
+        value.as_mut_slice().copy_from_slice(&self.body[offset..offset + size_of::<T>()]);
+        value
+    }
+
+    /// The first u64 of its body, if that is so long: nothing may have been checked yet.
+    pub fn word(&self) -> Option<u64> {
+        self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+    }
+
+    /// Its last descriptor, of as many as were checked against the table.
+    pub fn take_descriptor(&mut self) -> DeferredClose<OwnedFd> {
+        self.descriptors.pop().expect("a request that has one")
+    }
+}
+
 /// Read the next message.
 ///
 /// # Errors
 /// [`TransportError`]; what was read of the message is gone then, its descriptors closed.
 pub(super) fn read_message(
     stream: impl AsFd,
-    closer: &Arc<Closer>,
+    closer: &Arc<DescriptorCloser>,
 ) -> Result<Message, TransportError> {
     let stream = stream.as_fd();
-    let mut reader = Reader { stream, closer, descriptors: Vec::new(), descriptors_cut: false };
+    let mut reader =
+        MessageReader { stream, closer, descriptors: Vec::new(), descriptors_cut: false };
     let mut header = [0; HEADER_LEN];
     reader.fill(&mut header)?;
     let field =
         |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("a slice of 4 bytes"));
     let (code, flags, len) = (field(0), field(4), field(8));
-    if flags & 0x3 != 1 {
-        return Err(TransportError::Version { code, version: flags & 0x3 });
+    let version = flags & VhostUserHeaderFlag::VERSION.bits();
+    if version != VERSION {
+        return Err(TransportError::Version { code, version });
     }
     let body_len = match usize::try_from(len) {
         Ok(body_len) if body_len <= BODY_MAX => body_len,
@@ -102,19 +156,19 @@ pub(super) fn read_message(
     };
     let mut body = vec![0; body_len];
     reader.fill(&mut body)?;
-    let Reader { descriptors, descriptors_cut, .. } = reader;
+    let MessageReader { descriptors, descriptors_cut, .. } = reader;
     Ok(Message { code, flags, body, descriptors, descriptors_cut })
 }
 
 /// One message being read.
-struct Reader<'s> {
+struct MessageReader<'s> {
     stream: BorrowedFd<'s>,
-    closer: &'s Arc<Closer>,
-    descriptors: Vec<Deferred<OwnedFd>>,
+    closer: &'s Arc<DescriptorCloser>,
+    descriptors: Vec<DeferredClose<OwnedFd>>,
     descriptors_cut: bool,
 }
 
-impl Reader<'_> {
+impl MessageReader<'_> {
     /// Read until `bytes` is full.
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), TransportError> {
         let mut done = 0;
@@ -143,7 +197,7 @@ impl Reader<'_> {
         let before = self.descriptors.len();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                let deferred = descriptors.map(|fd| Deferred::new(fd, self.closer));
+                let deferred = descriptors.map(|fd| DeferredClose::new(fd, self.closer));
                 self.descriptors.extend(deferred);
             }
         }
@@ -161,9 +215,20 @@ impl Reader<'_> {
             self.descriptors.truncate(DESCRIPTORS_MAX);
             self.descriptors_cut = true;
         }
-        self.closer.check()?;
+        check_unclosed(self.closer)?;
         Ok(received.bytes)
     }
+}
+
+/// Whether a session may continue, by how much of what front-ends sent waits to be closed.
+///
+/// # Errors
+/// [`TransportError::Unclosed`].
+pub(super) fn check_unclosed(closer: &DescriptorCloser) -> Result<(), TransportError> {
+    if closer.is_full() {
+        return Err(TransportError::Unclosed { waiting: closer.waiting() });
+    }
+    Ok(())
 }
 
 /// Write `bytes`, with `descriptors` on the first of them.

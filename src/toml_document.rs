@@ -1,7 +1,7 @@
 //! TOML read by hand, so that a file with five mistakes is answered with five lines.
 //!
 //! serde stops at the first mistake and loses the place of the others. Here a [`Section`] is asked
-//! for its keys one by one; whatever is wrong is noted with its line, and reading goes on. Keys
+//! for its keys one by one; whatever is wrong is noted with its line, and reading continues. Keys
 //! nobody asked for are reported when the section ends, with the name that was probably meant.
 //!
 //! Used by configuration and profiles. It does no I/O and knows no key by itself.

@@ -5,15 +5,15 @@
 //! first, since a front-end that lost us listens again at once, then every half second. Both take
 //! any number of disconnects and reconnects, whoever starts first.
 //!
-//! It can stand still (`ask_to_rest`) for another process to take over the session it has, and
-//! begin so, to continue (`resume`) a session that another process had. A session that does not
-//! stand still in time is cut: whoever takes over has all of a port, or its front-end connects
-//! anew.
+//! It can pause (`ask_to_rest`), so that another process takes its session over. It can begin
+//! paused (`start_at_rest`), to continue a session that another process had (`inherit`). A session
+//! that does not pause in time is cut: whoever takes over has all of a port, or its front-end
+//! connects anew.
 //!
 //! Whoever stops a socket waits for its session to give its rings back, and no longer than
 //! [`END_WAIT_MAX`]: a session whose thread waits for something of its front-end's is left behind,
 //! and must be cut off by its host. All that leads to descriptors in front-ends' messages, the
-//! listener and every connection, is closed by the port's `Closer`.
+//! listener and every connection, is closed by the port's `DescriptorCloser`.
 //!
 //! Does not make or remove socket paths: a server's listener comes bound.
 
@@ -35,9 +35,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::platform::descriptors::Room;
 
-use super::closer::{Closer, Deferred};
-use super::pause::{Bell, Connection, Inheritance, InheritedSession, Pauser, SessionAtRest};
+use super::deferred_close::{DeferredClose, DescriptorCloser};
+use super::pause::{Connection, Continuation, InheritedSession, Pauser, SessionAtRest};
 use super::session::SessionEnd;
+use super::wake_event::WakeEvent;
 
 /// Between the first two attempts to connect; then twice as long each time.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
@@ -85,12 +86,12 @@ pub enum Ended {
 type Serve = Arc<dyn Fn(&mut Connection) -> SessionEnd + Send + Sync>;
 
 /// What the waiting thread is told.
-enum Order {
+enum SocketCommand {
     Stop,
-    Rest { until: Instant, done: Sender<Option<SessionAtRest>>, resume: Receiver<Resumption> },
+    Pause { until: Instant, done: Sender<Option<SessionAtRest>>, resumed: Receiver<Resumption> },
 }
 
-/// How a socket that rests goes on.
+/// How a socket that is paused resumes.
 struct Resumption {
     /// With this session of another process's.
     session: Option<(InheritedSession, Sender<()>)>,
@@ -101,12 +102,12 @@ struct Resumption {
 /// A port's socket; stopped when dropped.
 pub struct PortSocket {
     /// None of one that was never started.
-    way: Option<(Arc<Bell>, Sender<Order>)>,
+    way: Option<(Arc<WakeEvent>, Sender<SocketCommand>)>,
     /// Where front-ends connect, if they do, for another process to have.
-    listener: Option<Arc<Deferred<UnixListener>>>,
-    closer: Arc<Closer>,
-    /// While it rests: the way to have it go on.
-    resting: Option<Sender<Resumption>>,
+    listener: Option<Arc<DeferredClose<UnixListener>>>,
+    closer: Arc<DescriptorCloser>,
+    /// While it is paused: the way to have it resume.
+    resume: Option<Sender<Resumption>>,
     thread: Option<JoinHandle<Ended>>,
 }
 
@@ -127,8 +128,8 @@ impl PortSocket {
         name: &str,
         serve: impl Fn(&mut Connection) -> SessionEnd + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let (socket, keeper) = Self::new(name, Arc::new(serve))?;
-        socket.keep(keeper, source)
+        let (socket, socket_thread) = Self::new(name, Arc::new(serve))?;
+        socket.begin(socket_thread, source)
     }
 
     /// The same, but take none before [`resume`](Self::resume).
@@ -140,23 +141,23 @@ impl PortSocket {
         name: &str,
         serve: impl Fn(&mut Connection) -> SessionEnd + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let (mut socket, keeper) = Self::new(name, Arc::new(serve))?;
+        let (mut socket, socket_thread) = Self::new(name, Arc::new(serve))?;
         socket.ask_to_rest(Instant::now());
-        socket.keep(keeper, source)
+        socket.begin(socket_thread, source)
     }
 
-    fn new(name: &str, serve: Serve) -> io::Result<(Self, Keeper)> {
-        let bell = Arc::new(Bell::new()?);
-        let closer = Closer::new(name);
-        let (orders, told) = unbounded();
-        let keeper = Keeper {
+    fn new(name: &str, serve: Serve) -> io::Result<(Self, SocketThread)> {
+        let wake = Arc::new(WakeEvent::new()?);
+        let closer = DescriptorCloser::new(name);
+        let (commands, received) = unbounded();
+        let socket_thread = SocketThread {
             name: name.to_owned(),
             serve,
             closer: Arc::clone(&closer),
             ended: Ended::Whole,
             full: false,
-            bell: Arc::clone(&bell),
-            orders: told,
+            wake: Arc::clone(&wake),
+            commands: received,
             live: None,
             waiting: None,
             attempt: (Instant::now(), RETRY_FIRST),
@@ -164,16 +165,16 @@ impl PortSocket {
             short: 0,
             failed: false,
         };
-        let (listener, resting, thread) = (None, None, None);
-        let way = Some((bell, orders));
-        Ok((Self { way, listener, closer, resting, thread }, keeper))
+        let (listener, resume, thread) = (None, None, None);
+        let way = Some((wake, commands));
+        Ok((Self { way, listener, closer, resume, thread }, socket_thread))
     }
 
     /// One that takes no connection, as after [`stop`](Self::stop).
     #[must_use]
     pub fn stopped(name: &str) -> Self {
-        let closer = Closer::new(name);
-        Self { way: None, listener: None, closer, resting: None, thread: None }
+        let closer = DescriptorCloser::new(name);
+        Self { way: None, listener: None, closer, resume: None, thread: None }
     }
 
     /// Whether it takes no connection any more.
@@ -187,19 +188,19 @@ impl PortSocket {
     #[must_use]
     pub fn discard(source: SocketSource, name: &str) -> Self {
         let socket = Self::stopped(name);
-        drop(Source::of(source, &socket.closer));
+        drop(ConnectionSource::of(source, &socket.closer));
         socket
     }
 
-    fn keep(mut self, mut keeper: Keeper, source: SocketSource) -> io::Result<Self> {
-        let source = Source::of(source, &self.closer);
-        if let Source::Listener(listener) = &source {
+    fn begin(mut self, mut socket_thread: SocketThread, source: SocketSource) -> io::Result<Self> {
+        let source = ConnectionSource::of(source, &self.closer);
+        if let ConnectionSource::Listener(listener) = &source {
             listener.set_nonblocking(true)?;
             self.listener = Some(Arc::clone(listener));
         }
         let thread = std::thread::Builder::new()
-            .name(format!("port {}", keeper.name))
-            .spawn(move || keeper.run(source))?;
+            .name(format!("port {}", socket_thread.name))
+            .spawn(move || socket_thread.run(source))?;
         self.thread = Some(thread);
         Ok(self)
     }
@@ -214,22 +215,22 @@ impl PortSocket {
     /// another process can take over both. A session that does not before the deadline ends: it is
     /// in half a message, say. Returns at once, so that all ports are asked before any is waited
     /// for.
-    pub fn ask_to_rest(&mut self, until: Instant) -> Resting {
-        let (done, at_rest) = bounded(1);
-        let (goes_on, resume) = bounded(1);
-        self.resting = Some(goes_on);
-        self.order(Order::Rest { until, done, resume });
-        Resting { at_rest, until }
+    pub fn ask_to_rest(&mut self, until: Instant) -> PendingPause {
+        let (done, paused) = bounded(1);
+        let (resume, resumed) = bounded(1);
+        self.resume = Some(resume);
+        self.command(SocketCommand::Pause { until, done, resumed });
+        PendingPause { paused, until }
     }
 
-    /// Go on, as if nothing had been.
+    /// Continue, as if nothing had been.
     pub fn resume(&mut self) {
-        self.resting = None;
+        self.resume = None;
     }
 
-    /// Go on where another process rests: with the session that it had, if it had one, and with
-    /// what front-ends say and connect as soon as the sender of `ours` is gone. Answers what tells
-    /// that the session is followed, or has ended because it could not be.
+    /// Continue where another process is paused, with the session that it had, if it had one. What
+    /// front-ends send, and new connections, are ours as soon as the sender of `ours` is gone. The
+    /// receiver tells that the session is followed, or has ended because it could not be.
     pub fn inherit(
         &mut self,
         session: Option<InheritedSession>,
@@ -237,24 +238,24 @@ impl PortSocket {
     ) -> Receiver<()> {
         let (followed, outcome) = bounded(1);
         let session = session.map(|session| (session, followed));
-        if let Some(resting) = self.resting.take() {
+        if let Some(resume) = self.resume.take() {
             // Fails only if the socket has stopped.
-            let _ = resting.send(Resumption { session, ours });
+            let _ = resume.send(Resumption { session, ours });
         }
         outcome
     }
 
-    fn order(&self, order: Order) {
-        let Some((bell, orders)) = &self.way else { return };
+    fn command(&self, command: SocketCommand) {
+        let Some((wake, commands)) = &self.way else { return };
         // Nobody hears it if the socket has stopped, which is as good.
-        let _ = orders.send(order);
-        bell.ring();
+        let _ = commands.send(command);
+        wake.signal();
     }
 
     /// Begin to [`stop`](Self::stop), without waiting.
     pub fn begin_stop(&mut self) {
-        self.resting = None;
-        self.order(Order::Stop);
+        self.resume = None;
+        self.command(SocketCommand::Stop);
     }
 
     /// End the session, if there is one, and take no more. Returns when its rings are back with
@@ -269,20 +270,20 @@ impl PortSocket {
     }
 }
 
-/// A port's socket that was asked to rest.
+/// A port's socket that was asked to pause.
 #[derive(Debug)]
-pub struct Resting {
-    at_rest: Receiver<Option<SessionAtRest>>,
+pub struct PendingPause {
+    paused: Receiver<Option<SessionAtRest>>,
     until: Instant,
 }
 
-impl Resting {
+impl PendingPause {
     /// The session, if there is one that stands still. Waits for the deadline, and little more.
     #[must_use]
     pub fn wait(self) -> Option<SessionAtRest> {
         // A socket that has stopped has none. One whose thread does not answer hands over nothing:
-        // it rests before it accepts again.
-        self.at_rest.recv_deadline(self.until + 2 * CUT_WAIT_MAX).ok().flatten()
+        // it pauses before it accepts again.
+        self.paused.recv_deadline(self.until + 2 * CUT_WAIT_MAX).ok().flatten()
     }
 }
 
@@ -293,48 +294,48 @@ impl Drop for PortSocket {
 }
 
 /// Where connections come from, as the waiting thread has it.
-enum Source {
-    Listener(Arc<Deferred<UnixListener>>),
+enum ConnectionSource {
+    Listener(Arc<DeferredClose<UnixListener>>),
     Connect(PathBuf),
-    Stream(Deferred<UnixStream>),
+    Stream(DeferredClose<UnixStream>),
     Inherited,
 }
 
-impl Source {
-    fn of(source: SocketSource, closer: &Arc<Closer>) -> Self {
+impl ConnectionSource {
+    fn of(source: SocketSource, closer: &Arc<DescriptorCloser>) -> Self {
         match source {
             SocketSource::Listener(listener) => {
-                Self::Listener(Arc::new(Deferred::new(listener, closer)))
+                Self::Listener(Arc::new(DeferredClose::new(listener, closer)))
             }
             SocketSource::Connect(path) => Self::Connect(path),
-            SocketSource::Stream(stream) => Self::Stream(Deferred::new(stream, closer)),
+            SocketSource::Stream(stream) => Self::Stream(DeferredClose::new(stream, closer)),
             SocketSource::Inherited => Self::Inherited,
         }
     }
 }
 
 /// A session that runs.
-struct Live {
-    stream: Arc<Deferred<UnixStream>>,
+struct RunningSession {
+    stream: Arc<DeferredClose<UnixStream>>,
     pauser: Pauser,
     thread: JoinHandle<()>,
-    done: Arc<Bell>,
+    done: Arc<WakeEvent>,
 }
 
-/// The waiting thread's own.
-struct Keeper {
+/// What the waiting thread has.
+struct SocketThread {
     name: String,
     serve: Serve,
-    closer: Arc<Closer>,
+    closer: Arc<DescriptorCloser>,
     /// What has become of all sessions so far.
     ended: Ended,
     /// Too much waits to be closed, which was logged then.
     full: bool,
-    bell: Arc<Bell>,
-    orders: Receiver<Order>,
-    live: Option<Live>,
+    wake: Arc<WakeEvent>,
+    commands: Receiver<SocketCommand>,
+    live: Option<RunningSession>,
     /// A connection that came during a session, and until when it may wait.
-    waiting: Option<(Deferred<UnixStream>, Instant)>,
+    waiting: Option<(DeferredClose<UnixStream>, Instant)>,
     /// When a connection is to be tried for, and how long to wait if that fails.
     attempt: (Instant, Duration),
     /// When the last session began.
@@ -347,18 +348,18 @@ struct Keeper {
 
 /// What a wait ended with.
 struct Ready {
-    ordered: bool,
+    commanded: bool,
     done: bool,
     connection: bool,
 }
 
-impl Keeper {
-    fn run(&mut self, source: Source) -> Ended {
+impl SocketThread {
+    fn run(&mut self, source: ConnectionSource) -> Ended {
         let result = match source {
-            Source::Listener(listener) => self.run_server(&listener),
-            Source::Connect(path) => self.run_client(&path),
-            Source::Stream(stream) => self.run_once(stream),
-            Source::Inherited => self.run_inherited(),
+            ConnectionSource::Listener(listener) => self.run_server(&listener),
+            ConnectionSource::Connect(path) => self.run_client(&path),
+            ConnectionSource::Stream(stream) => self.run_once(stream),
+            ConnectionSource::Inherited => self.run_inherited(),
         };
         if let Err(error) = result {
             tracing::error!(port = self.name, %error, "the port's socket cannot go on");
@@ -389,7 +390,7 @@ impl Keeper {
             let listening = Some(listener).filter(|_| self.waiting.is_none() && may_connect);
             let due = self.due().into_iter().chain(self.look_again()).min();
             let ready = self.wait(listening, due)?;
-            if ready.ordered && self.obey() {
+            if ready.commanded && self.obey() {
                 return Ok(());
             }
             if ready.done {
@@ -423,7 +424,7 @@ impl Keeper {
         }) {
             Ok(stream) if Room::now().is_reserved(&stream) => self.refuse(&no_room()),
             Ok(stream) => {
-                let stream = Deferred::new(stream, &self.closer);
+                let stream = DeferredClose::new(stream, &self.closer);
                 self.waiting = Some((stream, Instant::now() + PATIENCE));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -463,7 +464,7 @@ impl Keeper {
     }
 
     fn run_client(&mut self, path: &Path) -> io::Result<()> {
-        // It may be told to rest before it connects.
+        // It may be told to pause before it connects.
         if self.obey() {
             return Ok(());
         }
@@ -474,7 +475,7 @@ impl Keeper {
                 continue;
             }
             let ready = self.wait(None, Some(due).filter(|_| self.live.is_none()))?;
-            if ready.ordered && self.obey() {
+            if ready.commanded && self.obey() {
                 return Ok(());
             }
             if ready.done {
@@ -496,7 +497,7 @@ impl Keeper {
         match connect_to(path) {
             Ok(stream) => {
                 tracing::info!(port = self.name, path = %path.display(), "connected");
-                let stream = Deferred::new(stream, &self.closer);
+                let stream = DeferredClose::new(stream, &self.closer);
                 self.begin_session(stream);
             }
             Err(error) => {
@@ -510,11 +511,11 @@ impl Keeper {
         }
     }
 
-    fn run_once(&mut self, stream: Deferred<UnixStream>) -> io::Result<()> {
+    fn run_once(&mut self, stream: DeferredClose<UnixStream>) -> io::Result<()> {
         self.begin_session(stream);
         while self.live.is_some() {
             let ready = self.wait(None, None)?;
-            let stop = ready.ordered && self.obey();
+            let stop = ready.commanded && self.obey();
             if stop || ready.done {
                 self.end_session();
             }
@@ -534,24 +535,24 @@ impl Keeper {
 
     /// Do as told, and answer whether that is to stop.
     fn obey(&mut self) -> bool {
-        self.bell.hush();
-        while let Ok(order) = self.orders.try_recv() {
-            match order {
-                Order::Stop => return true,
-                Order::Rest { until, done, resume } => self.rest(until, &done, &resume),
+        self.wake.clear();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                SocketCommand::Stop => return true,
+                SocketCommand::Pause { until, done, resumed } => self.pause(until, &done, &resumed),
             }
         }
         false
     }
 
-    fn rest(
+    fn pause(
         &mut self,
         until: Instant,
         done: &Sender<Option<SessionAtRest>>,
-        resume: &Receiver<Resumption>,
+        resumed: &Receiver<Resumption>,
     ) {
-        let (session, goes_on) = self.live.as_ref().and_then(|live| live.rest(until)).unzip();
-        let busy = |live: &&Live| session.is_none() && !live.thread.is_finished();
+        let (session, resumes) = self.live.as_ref().and_then(|live| live.pause(until)).unzip();
+        let busy = |live: &&RunningSession| session.is_none() && !live.thread.is_finished();
         if let Some(live) = self.live.as_ref().filter(busy) {
             tracing::warn!(
                 port = self.name,
@@ -560,20 +561,20 @@ impl Keeper {
             );
             live.cut();
         }
-        // Whoever asked may only want to have it go on later.
+        // Whoever asked may only want to have it resume later.
         let _ = done.send(session);
-        if let Ok(Resumption { session, ours }) = resume.recv() {
+        if let Ok(Resumption { session, ours }) = resumed.recv() {
             if let Some((InheritedSession { stream, record }, followed)) = session {
-                let stream = Deferred::new(stream, &self.closer);
+                let stream = DeferredClose::new(stream, &self.closer);
                 let ours = ours.clone();
-                self.begin(stream, Some(Inheritance { record, followed, ours }));
+                self.begin(stream, Some(Continuation { record, followed, ours }));
             }
             let _ = ours.recv();
         }
-        drop(goes_on);
+        drop(resumes);
     }
 
-    fn begin_session(&mut self, stream: Deferred<UnixStream>) {
+    fn begin_session(&mut self, stream: DeferredClose<UnixStream>) {
         let now = Instant::now();
         let short = self.begun.replace(now).is_some_and(|begun| now - begun < SHORT);
         self.short = if short { self.short.saturating_add(1) } else { 0 };
@@ -587,8 +588,8 @@ impl Keeper {
         self.begin(stream, None);
     }
 
-    fn begin(&mut self, stream: Deferred<UnixStream>, inherited: Option<Inheritance>) {
-        match self.spawn(stream, inherited) {
+    fn begin(&mut self, stream: DeferredClose<UnixStream>, continued: Option<Continuation>) {
+        match self.spawn(stream, continued) {
             Ok(live) => {
                 self.failed = false;
                 self.live = Some(live);
@@ -599,13 +600,13 @@ impl Keeper {
 
     fn spawn(
         &self,
-        stream: Deferred<UnixStream>,
-        inherited: Option<Inheritance>,
-    ) -> io::Result<Live> {
-        let done = Arc::new(Bell::new()?);
+        stream: DeferredClose<UnixStream>,
+        continued: Option<Continuation>,
+    ) -> io::Result<RunningSession> {
+        let done = Arc::new(WakeEvent::new()?);
         let (stream, serve, name) = (Arc::new(stream), Arc::clone(&self.serve), self.name.clone());
         let closer = Arc::clone(&self.closer);
-        let (connection, pauser) = Connection::new(Arc::clone(&stream), closer, inherited)?;
+        let (connection, pauser) = Connection::new(Arc::clone(&stream), closer, continued)?;
         let signal_done = SignalOnDrop(Arc::clone(&done));
         let (logged, begun) = (self.short < LOGGED_MAX, Instant::now());
         let thread =
@@ -630,15 +631,15 @@ impl Keeper {
                     }
                 }
             })?;
-        Ok(Live { stream, pauser, thread, done })
+        Ok(RunningSession { stream, pauser, thread, done })
     }
 
     /// Have the session end, if there is one, and wait until it has, or leave it behind.
     fn end_session(&mut self) {
-        let Some(Live { stream, thread, done, .. }) = self.live.take() else { return };
+        let Some(RunningSession { stream, thread, done, .. }) = self.live.take() else { return };
         // Fails where the front-end has closed already, which is as good.
         let _ = stream.shutdown(Shutdown::Both);
-        if !done.rings_by(Instant::now() + END_WAIT_MAX) {
+        if !done.wait_until(Instant::now() + END_WAIT_MAX) {
             self.ended = Ended::LeftBehind;
             tracing::error!(
                 port = self.name,
@@ -658,10 +659,10 @@ impl Keeper {
         listener: Option<&UnixListener>,
         deadline: Option<Instant>,
     ) -> io::Result<Ready> {
-        // poll(2) wants descriptors; where there is nothing to watch, watch the bell twice.
-        let done = self.live.as_ref().map_or(self.bell.as_fd(), |live| live.done.as_fd());
-        let listening = listener.map_or(self.bell.as_fd(), AsFd::as_fd);
-        let mut fds = [self.bell.as_fd(), done, listening]
+        // poll(2) wants descriptors; where there is nothing to watch, watch ours twice.
+        let done = self.live.as_ref().map_or(self.wake.as_fd(), |live| live.done.as_fd());
+        let listening = listener.map_or(self.wake.as_fd(), AsFd::as_fd);
+        let mut fds = [self.wake.as_fd(), done, listening]
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -671,30 +672,30 @@ impl Keeper {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [ordered, done, connection] = fds.map(|fd| !fd.revents().is_empty());
+        let [commanded, done, connection] = fds.map(|fd| !fd.revents().is_empty());
         Ok(Ready {
-            ordered,
+            commanded,
             done: done && self.live.is_some(),
             connection: connection && listener.is_some(),
         })
     }
 }
 
-/// Tells the keeper that a session's thread ends, however it ends.
-struct SignalOnDrop(Arc<Bell>);
+/// Tells the waiting thread that a session's thread ends, however it ends.
+struct SignalOnDrop(Arc<WakeEvent>);
 
 impl Drop for SignalOnDrop {
     fn drop(&mut self) {
-        self.0.ring();
+        self.0.signal();
     }
 }
 
-impl Live {
+impl RunningSession {
     /// Have the session stand still until what comes with it is dropped; None if it does not.
-    fn rest(&self, until: Instant) -> Option<(SessionAtRest, Sender<()>)> {
+    fn pause(&self, until: Instant) -> Option<(SessionAtRest, Sender<()>)> {
         let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
-        let (record, goes_on) = self.pauser.pause(until)?;
-        Some((SessionAtRest { stream, record }, goes_on))
+        let (record, resumes) = self.pauser.pause(until)?;
+        Some((SessionAtRest { stream, record }, resumes))
     }
 
     /// End the connection. The session gives its rings back meanwhile, but one that is stuck holds
@@ -703,7 +704,7 @@ impl Live {
         // Fails where the front-end has closed already, which is as good.
         let _ = self.stream.shutdown(Shutdown::Both);
         // Nothing depends on whether it has ended: what is left of it is not the other process's.
-        let _ = self.done.rings_by(Instant::now() + CUT_WAIT_MAX);
+        let _ = self.done.wait_until(Instant::now() + CUT_WAIT_MAX);
     }
 }
 

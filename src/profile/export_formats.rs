@@ -7,8 +7,8 @@
 
 use std::fmt::Write;
 
-use super::Profile;
-use super::frontend::{Frontend, FrontendError, HOST_MTU};
+use super::definition::Profile;
+use super::qemu_device::{HOST_MTU, QemuDevice, QemuDeviceError};
 
 /// Characters of a label's name and of its value (Kubernetes, "Labels and Selectors").
 const LABEL_MAX: usize = 63;
@@ -25,7 +25,7 @@ const TRAIT_PREFIX: &str = "CUSTOM_ISONIC_";
 pub enum ExportError {
     /// QEMU cannot show it.
     #[error(transparent)]
-    Frontend(#[from] FrontendError),
+    Frontend(#[from] QemuDeviceError),
     /// The name makes no label or trait.
     #[error(
         "\"{name}\" cannot be part of {what} ({rule}); give the interface a plain name in a \
@@ -53,7 +53,7 @@ pub fn qemu(
     queue_pairs: Option<u16>,
     chardev: &str,
 ) -> Result<Vec<String>, ExportError> {
-    let device = Frontend::new(profile, queue_pairs)?;
+    let device = QemuDevice::new(profile, queue_pairs)?;
     let chardev = escaped(chardev);
     let netdev =
         format!("vhost-user,id={chardev}-net,chardev={chardev},queues={}", device.queue_pairs);

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::device_state::{STATE_MAX, StateError};
+use super::device_state::{DeviceStateError, STATE_MAX};
 
 /// Bytes taken at once.
 const PIECE: usize = 4096;
@@ -41,11 +41,11 @@ impl Transfer {
     /// A channel with `state` in it, to be read by the front-end to its end.
     ///
     /// # Errors
-    /// [`StateError::Channel`].
-    pub fn save(&mut self, state: &[u8]) -> Result<OwnedFd, StateError> {
+    /// [`DeviceStateError::Channel`].
+    pub fn save(&mut self, state: &[u8]) -> Result<OwnedFd, DeviceStateError> {
         let (mut ours, theirs) = channel()?;
         // Not all of it at once would be a socket's buffer below 64 KiB.
-        ours.write_all(state).map_err(StateError::Channel)?;
+        ours.write_all(state).map_err(DeviceStateError::Channel)?;
         *self = Self::Saved;
         Ok(theirs)
     }
@@ -54,14 +54,14 @@ impl Transfer {
     /// forgotten: its migration has failed.
     ///
     /// # Errors
-    /// [`StateError::Channel`].
-    pub fn load(&mut self) -> Result<OwnedFd, StateError> {
+    /// [`DeviceStateError::Channel`].
+    pub fn load(&mut self) -> Result<OwnedFd, DeviceStateError> {
         let (ours, theirs) = channel()?;
         *self = Self::Loading { channel: Some(ours), bytes: Vec::new() };
         Ok(theirs)
     }
 
-    /// Whether there is none: of one that is under way nobody else could go on.
+    /// Whether there is none: nobody else could continue one that is under way.
     pub fn is_idle(&self) -> bool {
         matches!(self, Self::Idle)
     }
@@ -77,8 +77,8 @@ impl Transfer {
     /// Take what is there, at most a piece of it; false if there is nothing yet, or no more.
     ///
     /// # Errors
-    /// [`StateError`]; the transfer has failed then, and the front-end's next write does.
-    pub fn receive(&mut self) -> Result<bool, StateError> {
+    /// [`DeviceStateError`]; the transfer has failed then, and the front-end's next write does.
+    pub fn receive(&mut self) -> Result<bool, DeviceStateError> {
         let Self::Loading { channel, bytes } = self else { return Ok(false) };
         let Some(socket) = channel else { return Ok(false) };
         let mut piece = [0; PIECE];
@@ -91,10 +91,10 @@ impl Transfer {
                 bytes.extend_from_slice(&piece[..len]);
                 return Ok(true);
             }
-            Ok(_) => StateError::TooLong,
+            Ok(_) => DeviceStateError::TooLong,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
-            Err(error) => StateError::Channel(error),
+            Err(error) => DeviceStateError::Channel(error),
         };
         *self = Self::Idle;
         Err(failed)
@@ -104,22 +104,22 @@ impl Transfer {
     /// one went out.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn finish(&mut self) -> Result<Option<Vec<u8>>, StateError> {
+    /// [`DeviceStateError`].
+    pub fn finish(&mut self) -> Result<Option<Vec<u8>>, DeviceStateError> {
         // Bounded: every piece but the last has a byte or more, and there are at most STATE_MAX.
         while self.receive()? {}
         match std::mem::take(self) {
-            Self::Idle => Err(StateError::Missing),
+            Self::Idle => Err(DeviceStateError::Missing),
             Self::Saved => Ok(None),
-            Self::Loading { channel: Some(_), .. } => Err(StateError::Unfinished),
+            Self::Loading { channel: Some(_), .. } => Err(DeviceStateError::Unfinished),
             Self::Loading { channel: None, bytes } => Ok(Some(bytes)),
         }
     }
 }
 
 /// Our end, which never blocks, and the front-end's.
-fn channel() -> Result<(UnixStream, OwnedFd), StateError> {
-    let (ours, theirs) = UnixStream::pair().map_err(StateError::Channel)?;
-    ours.set_nonblocking(true).map_err(StateError::Channel)?;
+fn channel() -> Result<(UnixStream, OwnedFd), DeviceStateError> {
+    let (ours, theirs) = UnixStream::pair().map_err(DeviceStateError::Channel)?;
+    ours.set_nonblocking(true).map_err(DeviceStateError::Channel)?;
     Ok((ours, theirs.into()))
 }

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddrFlags};
+use vhost::vhost_user::message::{VhostUserVringAddr, VhostUserVringAddrFlags};
 
 use crate::device::features::{FeatureSet, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES};
 use crate::device::net_header;
@@ -22,61 +22,12 @@ use crate::virtqueue::{
     RingKind, check_size,
 };
 
-use super::closer::Deferred;
+use super::deferred_close::DeferredClose;
 use super::device::Device;
-use super::message::Message;
 use super::refusal::Refusal;
-
-/// SET_VRING_KICK so far.
-#[derive(Debug, Default)]
-pub(super) enum Kick {
-    /// Not since the ring was last stopped.
-    #[default]
-    Unset,
-    /// Without a descriptor: we poll.
-    Polling,
-    /// With one.
-    Event(EventFd),
-}
-
-impl Kick {
-    fn into_event(self) -> Option<EventFd> {
-        match self {
-            Self::Event(event) => Some(event),
-            Self::Unset | Self::Polling => None,
-        }
-    }
-}
-
-impl From<Option<EventFd>> for Kick {
-    fn from(event: Option<EventFd>) -> Self {
-        event.map_or(Self::Polling, Self::Event)
-    }
-}
-
-/// One ring: what was said of it, and whether it is with its worker. While it is, the worker has
-/// its descriptors.
-#[derive(Debug, Default)]
-pub(super) struct RingState {
-    pub size: Option<u16>,
-    pub addresses: Option<QueueAddresses>,
-    /// Where writes to the ring are logged, if they are.
-    pub log: Option<GuestAddress>,
-    /// The next entry to take, in force when the ring starts; of a packed ring, both positions as
-    /// in "Vring state description".
-    pub base: u32,
-    /// The base that the front-end named or was told last. The ring may be elsewhere by now: it was
-    /// stranded, or another process had it before.
-    pub named: u32,
-    pub kick: Kick,
-    pub call: Option<EventFd>,
-    pub err: Option<EventFd>,
-    pub enabled: bool,
-    pub started: bool,
-    /// The settings that were refused since they were last made: while there is one the ring does
-    /// not start, since its front-end may believe that it is in force.
-    pub refused: Vec<FrontendReq>,
-}
+use super::requests::NO_DESCRIPTOR;
+use super::ring_state::{Kick, number};
+use super::transport::Message;
 
 /// VHOST_VRING_F_LOG: writes to the ring are to be logged.
 pub(super) const RING_LOGGED: u32 = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
@@ -96,26 +47,29 @@ impl Device {
 
     /// SET_VRING_KICK, CALL, ERR: bits 0 to 7 the ring, bit 8 that no descriptor comes with it.
     pub(super) fn check_event(&self, message: &Message) -> Result<(), Refusal> {
-        let body = message.u64_at(0);
-        self.ring_index(body & !0x100)?;
-        let (flag, count) = (body & 0x100 != 0, message.descriptors.len());
+        let body: u64 = message.body();
+        self.ring_index(body & !NO_DESCRIPTOR)?;
+        let (flag, count) = (body & NO_DESCRIPTOR != 0, message.descriptors.len());
         if flag == (count == 0) {
             return Ok(());
         }
         Err(Refusal::DescriptorFlag { flag, count })
     }
 
-    /// SET_VRING_ADDR: u32 index, u32 flags, then the three parts and the log's address.
+    /// SET_VRING_ADDR, before any of it is kept.
     pub(super) fn check_addresses(&self, message: &Message) -> Result<(), Refusal> {
-        let ring = self.ring_index(u64::from(message.u32_at(0)))?;
-        let flags = message.u32_at(4);
+        let said: VhostUserVringAddr = message.body();
+        let ring = self.ring_index(u64::from(said.index))?;
+        let flags = said.flags;
         let offered = if self.profile.features.has(LOG_ALL) { RING_LOGGED } else { 0 };
         if flags & !offered != 0 {
             return Err(Refusal::AddressFlags { ring, flags, offered });
         }
-        let parts = [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)];
-        for (part, offset, alignment) in parts {
-            let address = message.u64_at(offset);
+        for (part, address, alignment) in [
+            ("descriptor table", said.descriptor, 16),
+            ("used ring", said.used, 4),
+            ("available ring", said.available, 2),
+        ] {
             if !address.is_multiple_of(alignment) {
                 let source = ActivateError::Alignment { part, address, alignment };
                 return Err(Refusal::Activate { ring, source });
@@ -149,9 +103,10 @@ impl Device {
     pub(super) fn set_addresses(
         &mut self,
         index: usize,
-        addresses: QueueAddresses,
-        log: Option<GuestAddress>,
+        said: &VhostUserVringAddr,
     ) -> Result<(), Refusal> {
+        let addresses = parts(said);
+        let log = (said.flags & RING_LOGGED != 0).then_some(GuestAddress(said.log));
         let state = &mut self.rings[index];
         if state.started {
             if state.addresses != Some(addresses) {
@@ -318,7 +273,7 @@ impl Device {
         first
     }
 
-    /// Have a ring, if it runs, go on in the memory that is now in force.
+    /// Have a ring, if it runs, continue in the memory that is now in force.
     pub(super) fn move_ring(&mut self, index: usize) -> Result<(), Refusal> {
         if !self.rings[index].started {
             return Ok(());
@@ -388,21 +343,16 @@ fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
 }
 
 /// An event that came with a message; anything else is closed where nobody waits.
-fn event(descriptor: Deferred<OwnedFd>) -> Result<EventFd, EventFdError> {
+fn event(descriptor: DeferredClose<OwnedFd>) -> Result<EventFd, EventFdError> {
     EventFd::check(&*descriptor)?;
     EventFd::new(File::from(descriptor.keep()))
 }
 
-/// The ring's number, as the host counts.
-pub(super) fn number(index: usize) -> u16 {
-    u16::try_from(index).expect("rings are numbered by a u8 on the wire")
-}
-
-/// The parts of a ring, as SET_VRING_ADDR names them.
-pub(super) fn addresses(descriptors: u64, available: u64, used: u64) -> QueueAddresses {
+/// The parts of a ring.
+fn parts(said: &VhostUserVringAddr) -> QueueAddresses {
     QueueAddresses {
-        descriptors: FrontendAddress(descriptors),
-        available: FrontendAddress(available),
-        used: FrontendAddress(used),
+        descriptors: FrontendAddress(said.descriptor),
+        available: FrontendAddress(said.available),
+        used: FrontendAddress(said.used),
     }
 }

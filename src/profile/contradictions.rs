@@ -8,7 +8,7 @@ use crate::device::features::{
     self, FeatureSet, MQ, PROTOCOL_FEATURES, PROTOCOL_MQ, RING_PACKED, VERSION_1,
 };
 
-use super::Profile;
+use super::definition::Profile;
 
 /// Entries of a ring (virtio 1.2, 2.7 and 2.8.10.1).
 pub(super) const RING_SIZES: RangeInclusive<i64> = 1..=32768;

@@ -17,10 +17,10 @@ use vmm_sys_util::event::{
 use crate::device::features::MRG_RXBUF;
 use crate::profile::Profile;
 
-use super::RingLoop;
+use super::ring_loop::RingLoop;
 
-/// Ethernet header and two VLAN tags, which a frame has beyond its MTU.
-const BEYOND_MTU: usize = 14 + 8;
+/// Bytes of a frame beyond its MTU: an Ethernet header and two VLAN tags.
+const FRAME_OVERHEAD: usize = 14 + 8;
 
 /// The protocol features that `vhost-user-backend` 0.24 can keep, of those that profiles have: it
 /// knows neither RARP, nor MTU, nor STATUS.
@@ -202,8 +202,9 @@ impl ReferenceDevice {
         let consumer = Arc::new(consumer);
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::default());
         let wire_event = u64::from(Backend::wire_event(&profile));
+        let frame_max = usize::from(profile.mtu) + FRAME_OVERHEAD;
         let backend = Backend {
-            ring_loop: RingLoop::new(usize::from(profile.mtu) + BEYOND_MTU),
+            ring_loop: RingLoop::new(frame_max),
             profile: Arc::new(profile),
             memory: memory.clone(),
             departing,

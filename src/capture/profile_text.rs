@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::device::features::{self, FeatureSet, GUEST_CSUM};
 use crate::profile::{self, Profile};
 
-use super::CaptureError;
-use super::measure::{Finding, Interface};
+use super::measured::{HowFound, MeasuredInterface};
+use super::target::CaptureError;
 
 /// What virtio-net-pci shows whatever the backend offers (QEMU 7.2 to 11.1, its defaults).
 const FRONTEND_DEFAULTS: [&str; 7] =
@@ -18,7 +18,7 @@ const CTRL_GUEST_OFFLOADS: &str = "ctrl_guest_offloads";
 /// The profile and its file.
 pub(super) fn profile(
     name: &str,
-    interface: &Interface,
+    interface: &MeasuredInterface,
 ) -> Result<(Profile, String), CaptureError> {
     let text = text(name, interface);
     let profile = profile::parse(Path::new("the captured profile"), &text)
@@ -26,7 +26,7 @@ pub(super) fn profile(
     Ok((profile, text))
 }
 
-fn text(name: &str, interface: &Interface) -> String {
+fn text(name: &str, interface: &MeasuredInterface) -> String {
     let mut text = String::from(
         "# Captured from a running backend by `isonic profile capture`: its answers, and what it\n\
          # took when tried. No ring was started.\n\n",
@@ -65,10 +65,10 @@ fn text(name: &str, interface: &Interface) -> String {
     text
 }
 
-fn numbers(text: &mut String, interface: &Interface) {
+fn numbers(text: &mut String, interface: &MeasuredInterface) {
     let (size, finding) = interface.ring_size;
     let how = match finding {
-        Finding::EverythingAcknowledged => {
+        HowFound::EverythingAcknowledged => {
             "Not found: the backend acknowledges every SET_VRING_NUM, also those that virtio\n\
              # forbids. This is virtio's own limit."
         }
@@ -77,14 +77,14 @@ fn numbers(text: &mut String, interface: &Interface) {
     let _ = writeln!(text, "# {how}\nring_size_max = {size}\n");
     let (pairs, finding) = interface.queue_pairs;
     let how = match finding {
-        Finding::Told => "The answer to GET_QUEUE_NUM.",
+        HowFound::Told => "The answer to GET_QUEUE_NUM.",
         _ => "The backend does not offer several queue pairs.",
     };
     let _ = writeln!(text, "# {how}\nqueue_pairs_max = {pairs}\n");
     let (mtu, finding) = interface.mtu;
     let how = match finding {
-        Finding::Tried => "The largest MTU that NET_SET_MTU took, by trying.",
-        Finding::EverythingAcknowledged => {
+        HowFound::Tried => "The largest MTU that NET_SET_MTU took, by trying.",
+        HowFound::EverythingAcknowledged => {
             "Not found: the backend acknowledges every NET_SET_MTU, so the front-end's host_mtu\n\
              # decides. Write the VMs' own here if it is not Ethernet's."
         }
@@ -96,7 +96,7 @@ fn numbers(text: &mut String, interface: &Interface) {
     let _ = writeln!(text, "# {how}\nmtu = {mtu}\n");
     let (slots, finding) = interface.memory_slots;
     let how = match finding {
-        Finding::Told => "The answer to GET_MAX_MEM_SLOTS.",
+        HowFound::Told => "The answer to GET_MAX_MEM_SLOTS.",
         _ => "What SET_MEM_TABLE holds: the backend does not offer configure_mem_slots.",
     };
     let _ = writeln!(text, "# {how}\nmemory_slots = {slots}");

@@ -1,8 +1,8 @@
 //! What holds for every interface: privileges, limits, the kernel.
 
+use super::facts::{Candidate, Facts, our_part};
 use super::finding::{Finding, list};
 use super::kernel::{self, Version};
-use super::{Candidate, Facts, our_part};
 use crate::control::api::{ProblemView, UplinkState, UplinkView};
 use crate::platform::directory::Directory;
 

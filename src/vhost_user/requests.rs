@@ -1,4 +1,4 @@
-//! The requests we answer, as a table, and one message as it came.
+//! The requests we answer, as a table, and the check of a message against it.
 //!
 //! The table says for each request what a message must look like before anybody acts on it: how
 //! long its body is, how many descriptors come with it, which protocol feature it needs. What is
@@ -8,31 +8,51 @@
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES};
+use vhost::vhost_user::message::{
+    FrontendReq, MAX_ATTACHED_FD_ENTRIES, VhostUserHeaderFlag, VhostUserLog, VhostUserMemory,
+    VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserTransferDeviceState, VhostUserU64,
+    VhostUserVringAddr, VhostUserVringState,
+};
 
 use crate::device::features::{
     FeatureSet, PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIGURE_MEM_SLOTS, PROTOCOL_CRYPTO_SESSION,
     PROTOCOL_DEVICE_STATE, PROTOCOL_LOG_SHMFD, PROTOCOL_MQ, PROTOCOL_MTU, PROTOCOL_RARP,
     PROTOCOL_RESET_DEVICE, PROTOCOL_STATUS,
 };
-use crate::guest_memory::{FrontendAddress, GuestAddress, RegionSpec};
 
-use super::closer::Deferred;
 use super::refusal::Refusal;
+use super::transport::{BODY_MAX, Message};
 
-/// Bytes of a message header: request, flags, size.
-pub(super) const HEADER_LEN: usize = 12;
-/// The longest body we read.
-pub(super) const BODY_MAX: usize = 4096;
-/// Bytes of a u64 body.
-const U64: RangeInclusive<usize> = 8..=8;
+/// Bits of a message that asks: a reply has one of them, and the rest have no meaning.
+const NOT_OF_A_REQUEST: u32 =
+    VhostUserHeaderFlag::REPLY.bits() | VhostUserHeaderFlag::RESERVED_BITS.bits();
+
+/// Of SET_VRING_KICK, CALL and ERR: no descriptor comes with it ("Front-end message types").
+pub(super) const NO_DESCRIPTOR: u64 = 0x100;
+
 const NO_BODY: RangeInclusive<usize> = 0..=0;
+const U64: RangeInclusive<usize> = body_of::<VhostUserU64>();
+const RING_STATE: RangeInclusive<usize> = body_of::<VhostUserVringState>();
+const STATE_TRANSFER: RangeInclusive<usize> = body_of::<VhostUserTransferDeviceState>();
+const REGION: RangeInclusive<usize> = body_of::<VhostUserSingleMemoryRegion>();
+/// As many regions as descriptors fit.
+const MEMORY_TABLE: RangeInclusive<usize> =
+    size_of::<VhostUserMemory>()..=memory_table_len(MAX_ATTACHED_FD_ENTRIES);
+
+/// A body that is a `T`, no more and no less.
+const fn body_of<T>() -> RangeInclusive<usize> {
+    size_of::<T>()..=size_of::<T>()
+}
+
+/// Bytes of a SET_MEM_TABLE with this many regions.
+pub(super) const fn memory_table_len(regions: usize) -> usize {
+    size_of::<VhostUserMemory>() + regions * size_of::<VhostUserMemoryRegion>()
+}
 
 /// One row of the table.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct RequestRule {
     pub code: FrontendReq,
     pub name: &'static str,
     /// Bytes.
@@ -47,8 +67,12 @@ pub(super) struct Request {
     pub refusal: Option<u64>,
 }
 
-const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usize>) -> Request {
-    Request {
+const fn request(
+    code: FrontendReq,
+    name: &'static str,
+    body: RangeInclusive<usize>,
+) -> RequestRule {
+    RequestRule {
         code,
         name,
         body,
@@ -59,7 +83,7 @@ const fn request(code: FrontendReq, name: &'static str, body: RangeInclusive<usi
     }
 }
 
-impl Request {
+impl RequestRule {
     const fn needs(mut self, protocol_feature: u8) -> Self {
         self.feature = Some(protocol_feature);
         self
@@ -81,35 +105,32 @@ impl Request {
     }
 }
 
-/// A table of regions: a count, padding, and 32 bytes for each.
-const MEMORY_TABLE: RangeInclusive<usize> = 8..=8 + 32 * MAX_ATTACHED_FD_ENTRIES;
-
 /// All requests that are answered.
-pub(super) static REQUESTS: &[Request] = &[
+pub(super) static REQUESTS: &[RequestRule] = &[
     request(FrontendReq::GET_FEATURES, "GET_FEATURES", NO_BODY).replies(),
     request(FrontendReq::SET_FEATURES, "SET_FEATURES", U64),
     request(FrontendReq::SET_OWNER, "SET_OWNER", NO_BODY),
     request(FrontendReq::RESET_OWNER, "RESET_OWNER", NO_BODY),
     request(FrontendReq::SET_MEM_TABLE, "SET_MEM_TABLE", MEMORY_TABLE)
         .descriptors(0..=MAX_ATTACHED_FD_ENTRIES),
-    request(FrontendReq::SET_LOG_BASE, "SET_LOG_BASE", 16..=16)
+    request(FrontendReq::SET_LOG_BASE, "SET_LOG_BASE", body_of::<VhostUserLog>())
         .needs(PROTOCOL_LOG_SHMFD)
         .descriptors(1..=1)
         .replies(),
     request(FrontendReq::SET_LOG_FD, "SET_LOG_FD", NO_BODY)
         .needs(PROTOCOL_LOG_SHMFD)
         .descriptors(1..=1),
-    request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", U64),
-    request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", 40..=40),
-    request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", U64),
-    request(FrontendReq::GET_VRING_BASE, "GET_VRING_BASE", U64).replies(),
+    request(FrontendReq::SET_VRING_NUM, "SET_VRING_NUM", RING_STATE),
+    request(FrontendReq::SET_VRING_ADDR, "SET_VRING_ADDR", body_of::<VhostUserVringAddr>()),
+    request(FrontendReq::SET_VRING_BASE, "SET_VRING_BASE", RING_STATE),
+    request(FrontendReq::GET_VRING_BASE, "GET_VRING_BASE", RING_STATE).replies(),
     request(FrontendReq::SET_VRING_KICK, "SET_VRING_KICK", U64).descriptors(0..=1),
     request(FrontendReq::SET_VRING_CALL, "SET_VRING_CALL", U64).descriptors(0..=1),
     request(FrontendReq::SET_VRING_ERR, "SET_VRING_ERR", U64).descriptors(0..=1),
     request(FrontendReq::GET_PROTOCOL_FEATURES, "GET_PROTOCOL_FEATURES", NO_BODY).replies(),
     request(FrontendReq::SET_PROTOCOL_FEATURES, "SET_PROTOCOL_FEATURES", U64),
     request(FrontendReq::GET_QUEUE_NUM, "GET_QUEUE_NUM", NO_BODY).needs(PROTOCOL_MQ).replies(),
-    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", U64),
+    request(FrontendReq::SET_VRING_ENABLE, "SET_VRING_ENABLE", RING_STATE),
     request(FrontendReq::SEND_RARP, "SEND_RARP", U64).needs(PROTOCOL_RARP),
     request(FrontendReq::NET_SET_MTU, "NET_SET_MTU", U64).needs(PROTOCOL_MTU),
     request(FrontendReq::SET_BACKEND_REQ_FD, "SET_BACKEND_REQ_FD", NO_BODY)
@@ -125,17 +146,17 @@ pub(super) static REQUESTS: &[Request] = &[
     request(FrontendReq::GET_MAX_MEM_SLOTS, "GET_MAX_MEM_SLOTS", NO_BODY)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .replies(),
-    request(FrontendReq::ADD_MEM_REG, "ADD_MEM_REG", 40..=40)
+    request(FrontendReq::ADD_MEM_REG, "ADD_MEM_REG", REGION)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .descriptors(1..=1),
     // "The back-end MAY accept messages with one file descriptor", for old front-ends.
-    request(FrontendReq::REM_MEM_REG, "REM_MEM_REG", 40..=40)
+    request(FrontendReq::REM_MEM_REG, "REM_MEM_REG", REGION)
         .needs(PROTOCOL_CONFIGURE_MEM_SLOTS)
         .descriptors(0..=1),
     request(FrontendReq::SET_STATUS, "SET_STATUS", U64).needs(PROTOCOL_STATUS),
     request(FrontendReq::GET_STATUS, "GET_STATUS", NO_BODY).needs(PROTOCOL_STATUS).replies(),
     // "Bits 0-7 are 0 on success, and non-zero on error. Bit 8 is the invalid FD flag".
-    request(FrontendReq::SET_DEVICE_STATE_FD, "SET_DEVICE_STATE_FD", U64)
+    request(FrontendReq::SET_DEVICE_STATE_FD, "SET_DEVICE_STATE_FD", STATE_TRANSFER)
         .needs(PROTOCOL_DEVICE_STATE)
         .descriptors(1..=1)
         .replies_or(0x101),
@@ -144,33 +165,9 @@ pub(super) static REQUESTS: &[Request] = &[
         .replies_or(1),
 ];
 
-/// One message, whole. Its descriptors are closed, where nobody waits, when it is dropped.
-#[derive(Debug)]
-pub(super) struct Message {
-    /// Request number, known or not.
-    pub code: u32,
-    /// As sent; the version was checked.
-    pub flags: u32,
-    pub body: Vec<u8>,
-    pub descriptors: Vec<Deferred<OwnedFd>>,
-    /// More descriptors came than are ever of use, or than this process has room for; the rest is
-    /// closed.
-    pub descriptors_cut: bool,
-}
-
 impl Message {
-    /// Flags of a reply: version 1, and the reply bit.
-    pub const REPLY: u32 = 0x5;
-    const REPLY_BIT: u32 = 0x4;
-    const NEED_REPLY: u32 = 0x8;
-    const RESERVED: u32 = !0xf;
-
-    pub fn needs_reply(&self) -> bool {
-        self.flags & Self::NEED_REPLY != 0
-    }
-
     /// The table's row for this message.
-    pub fn request(&self) -> Option<&'static Request> {
+    pub fn request(&self) -> Option<&'static RequestRule> {
         REQUESTS.iter().find(|request| u32::from(request.code) == self.code)
     }
 
@@ -182,25 +179,13 @@ impl Message {
         }
     }
 
-    /// The u64 at byte `offset` of the body, whose length was checked against the table.
-    pub fn u64_at(&self, offset: usize) -> u64 {
-        let bytes = self.body[offset..offset + 8].try_into().expect("a slice of 8 bytes");
-        u64::from_ne_bytes(bytes)
-    }
-
-    /// The u32 at byte `offset` of the body, whose length was checked against the table.
-    pub fn u32_at(&self, offset: usize) -> u32 {
-        let bytes = self.body[offset..offset + 4].try_into().expect("a slice of 4 bytes");
-        u32::from_ne_bytes(bytes)
-    }
-
     /// The ring that it is of, if it is of one: the first half of its body, or of SET_VRING_KICK,
     /// CALL and ERR bits 0 to 7, of which bit 8 is not the ring's.
     pub fn ring(&self) -> Option<u64> {
         match self.request()?.code {
             FrontendReq::SET_VRING_KICK
             | FrontendReq::SET_VRING_CALL
-            | FrontendReq::SET_VRING_ERR => Some(self.word()? & !0x100),
+            | FrontendReq::SET_VRING_ERR => Some(self.word()? & !NO_DESCRIPTOR),
             FrontendReq::SET_VRING_NUM
             | FrontendReq::SET_VRING_ADDR
             | FrontendReq::SET_VRING_BASE
@@ -215,28 +200,9 @@ impl Message {
         self.word().filter(|_| code == FrontendReq::SET_FEATURES).map(FeatureSet)
     }
 
-    /// The first u64 of its body, if that is so long: nothing may have been checked yet.
-    fn word(&self) -> Option<u64> {
-        self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
-    }
-
-    /// The region described at byte `offset` of the body, whose length was checked: u64 guest
-    /// address, size, front-end address, and place in its file.
-    pub fn region_at(&self, offset: usize) -> RegionSpec {
-        let [guest, size, frontend, file_offset] =
-            [0, 8, 16, 24].map(|field| self.u64_at(offset + field));
-        let (guest, frontend) = (GuestAddress(guest), FrontendAddress(frontend));
-        RegionSpec { guest, frontend, size, file_offset }
-    }
-
-    /// Its last descriptor, of as many as were checked against the table.
-    pub fn take_descriptor(&mut self) -> Deferred<OwnedFd> {
-        self.descriptors.pop().expect("a request that has one")
-    }
-
     /// Flags, length and descriptors, against the table's row.
-    pub fn check_shape(&self, request: &Request) -> Result<(), Refusal> {
-        if self.flags & (Self::RESERVED | Self::REPLY_BIT) != 0 {
+    pub fn check_shape(&self, request: &RequestRule) -> Result<(), Refusal> {
+        if self.flags & NOT_OF_A_REQUEST != 0 {
             return Err(Refusal::Flags(self.flags));
         }
         if !request.body.contains(&self.body.len()) {

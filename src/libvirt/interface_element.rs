@@ -4,7 +4,7 @@
 //! devices" (since libvirt 8.2).
 
 use crate::profile::Profile;
-use crate::profile::frontend::{Frontend, FrontendError, HOST_MTU, Property, Xml};
+use crate::profile::qemu_device::{HOST_MTU, Property, QemuDevice, QemuDeviceError, Xml};
 
 use super::element::Element;
 
@@ -17,7 +17,7 @@ const RECONNECT_SECONDS: &str = "1";
 
 /// Who listens on the socket, as libvirt says it: of QEMU's side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub enum QemuSocketMode {
     /// QEMU connects.
     #[default]
     Client,
@@ -25,7 +25,7 @@ pub enum Mode {
     Server,
 }
 
-impl Mode {
+impl QemuSocketMode {
     /// The word of the XML.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -38,11 +38,11 @@ impl Mode {
 
 /// What of a VM's device is not in the profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attachment {
+pub struct DeviceAttachment {
     /// The port's socket.
     pub socket: String,
     /// Who listens on it.
-    pub mode: Mode,
+    pub mode: QemuSocketMode,
     /// The guest's MAC address; None leaves it to libvirt.
     pub mac: Option<String>,
     /// Queue pairs of this VM; None is the profile's limit.
@@ -59,18 +59,18 @@ pub(super) fn shared_memory() -> Element {
 /// The interface element of one device.
 ///
 /// # Errors
-/// [`FrontendError`].
+/// [`QemuDeviceError`].
 pub(super) fn interface(
     profile: &Profile,
-    attachment: &Attachment,
+    attachment: &DeviceAttachment,
     alias: &str,
-) -> Result<Element, FrontendError> {
-    let frontend = Frontend::new(profile, attachment.queue_pairs)?;
+) -> Result<Element, QemuDeviceError> {
+    let frontend = QemuDevice::new(profile, attachment.queue_pairs)?;
     let mut source = Element::new("source")
         .with("type", "unix")
         .with("path", attachment.socket.as_str())
         .with("mode", attachment.mode.word());
-    if attachment.mode == Mode::Client {
+    if attachment.mode == QemuSocketMode::Client {
         let again = Element::new("reconnect").with("enabled", "yes");
         source = source.child(again.with("timeout", RECONNECT_SECONDS));
     }
@@ -86,7 +86,7 @@ pub(super) fn interface(
         .child(Element::new("alias").with("name", alias)))
 }
 
-fn driver(frontend: &Frontend) -> Element {
+fn driver(frontend: &QemuDevice) -> Element {
     let size = frontend.ring_size.to_string();
     let driver = Element::new("driver")
         .with("queues", frontend.queue_pairs.to_string())
@@ -114,13 +114,13 @@ fn driver(frontend: &Frontend) -> Element {
 /// interface too, which a vhost-user device has not, and then does not start the VM.
 ///
 /// # Errors
-/// [`FrontendError`].
+/// [`QemuDeviceError`].
 pub(super) fn overrides(
     profile: &Profile,
-    attachment: &Attachment,
+    attachment: &DeviceAttachment,
     alias: &str,
-) -> Result<Element, FrontendError> {
-    let frontend = Frontend::new(profile, attachment.queue_pairs)?;
+) -> Result<Element, QemuDeviceError> {
+    let frontend = QemuDevice::new(profile, attachment.queue_pairs)?;
     let property = |name: &str, kind: &str, value: String| {
         of_qemu("property").keyed("name", name).with("type", kind).with("value", value)
     };
@@ -143,8 +143,11 @@ fn of_qemu(name: &'static str) -> Element {
 /// as a fragment of its XML.
 ///
 /// # Errors
-/// [`FrontendError`].
-pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, FrontendError> {
+/// [`QemuDeviceError`].
+pub fn fragment(
+    profile: &Profile,
+    attachment: &DeviceAttachment,
+) -> Result<String, QemuDeviceError> {
     let domain = Element::new("domain")
         .with("type", "kvm")
         .child(shared_memory())
@@ -162,8 +165,8 @@ pub fn fragment(profile: &Profile, attachment: &Attachment) -> Result<String, Fr
 /// what is plugged in, so it has no name that overrides could refer to.
 ///
 /// # Errors
-/// [`FrontendError`].
-pub fn device(profile: &Profile, attachment: &Attachment) -> Result<String, FrontendError> {
+/// [`QemuDeviceError`].
+pub fn device(profile: &Profile, attachment: &DeviceAttachment) -> Result<String, QemuDeviceError> {
     let mut interface = interface(profile, attachment, ALIAS)?;
     interface.children.retain(|child| child.name() != "alias");
     Ok(interface.text("", &|_uri| None) + "\n")
@@ -184,7 +187,7 @@ mod tests {
         let v1 = Catalog::embedded().get("org.isonic.net.v1").unwrap().as_ref().clone();
         let named = Profile { name: "a-->".into(), ..v1 };
         let socket = "/run/a'b<&\".sock".to_owned();
-        let attachment = Attachment { socket: socket.clone(), ..Attachment::default() };
+        let attachment = DeviceAttachment { socket: socket.clone(), ..DeviceAttachment::default() };
         let xml = fragment(&named, &attachment).unwrap();
         let document = roxmltree::Document::parse(&xml).unwrap();
         let source = document
@@ -201,7 +204,7 @@ mod tests {
             ("org.isonic.net.v1", "<model type='virtio-non-transitional'/>"),
         ] {
             let profile = Catalog::embedded().get(name).unwrap().clone();
-            let xml = device(&profile, &Attachment::default()).unwrap();
+            let xml = device(&profile, &DeviceAttachment::default()).unwrap();
             assert!(xml.contains(model), "{xml}");
         }
     }

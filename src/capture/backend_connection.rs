@@ -14,31 +14,28 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg,
 };
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
 use crate::platform::unix_socket::{Claimed, claim};
 
-use super::{CaptureError, Side, Target};
-
-/// A request's number and name (vhost-user, "Front-end message types").
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Code(pub u32, pub &'static str);
+use super::target::{CaptureError, CaptureTarget, Side};
 
 /// Request, flags, size.
 const HEADER_LEN: usize = 12;
 /// Protocol version 1.
 const VERSION: u32 = 0x1;
-const REPLY: u32 = 0x4;
-const NEED_REPLY: u32 = 0x8;
+const REPLY: u32 = VhostUserHeaderFlag::REPLY.bits();
+const NEED_REPLY: u32 = VhostUserHeaderFlag::NEED_REPLY.bits();
 
 /// Where connections come from: the backend's socket, or ours.
 pub(super) struct Door<'t> {
-    target: &'t Target,
+    target: &'t CaptureTarget,
     /// With [`Side::Listen`]; its name is removed on drop.
     claimed: Option<Claimed>,
 }
 
 impl<'t> Door<'t> {
-    pub fn open(target: &'t Target) -> Result<Self, CaptureError> {
+    pub fn open(target: &'t CaptureTarget) -> Result<Self, CaptureError> {
         let claimed = match target.side {
             Side::Connect => None,
             Side::Listen => Some(claim(&target.socket)?),
@@ -52,7 +49,7 @@ impl<'t> Door<'t> {
     }
 
     /// A new connection.
-    pub fn connect(&self) -> Result<Connection, CaptureError> {
+    pub fn connect(&self) -> Result<BackendConnection, CaptureError> {
         let stream = match &self.claimed {
             Some(claimed) => self.accept(claimed)?,
             None => self.dial().map_err(|source| CaptureError::Connect {
@@ -63,7 +60,7 @@ impl<'t> Door<'t> {
         let timeout = self.target.timeout;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        Ok(Connection { stream, timeout, answered: false })
+        Ok(BackendConnection { stream, timeout, answered: false })
     }
 
     /// A full queue of connections is an error here and not a wait without end.
@@ -118,18 +115,18 @@ impl<T> Outcome<T> {
 }
 
 /// One connection with a backend.
-pub(super) struct Connection {
+pub(super) struct BackendConnection {
     stream: UnixStream,
     timeout: Duration,
     /// Whether anything was answered yet.
     answered: bool,
 }
 
-impl Connection {
+impl BackendConnection {
     /// Send a request that has no answer.
     pub fn tell(
         &mut self,
-        code: Code,
+        code: FrontendReq,
         body: &[u8],
         file: Option<&OwnedFd>,
     ) -> Result<Outcome<()>, CaptureError> {
@@ -137,15 +134,15 @@ impl Connection {
     }
 
     /// Send a request and read its answer, a u64.
-    pub fn answer(&mut self, code: Code) -> Result<Outcome<u64>, CaptureError> {
+    pub fn answer(&mut self, code: FrontendReq) -> Result<Outcome<u64>, CaptureError> {
         self.exchange(code, VERSION, &[], None)
     }
 
     /// As [`Self::answer`], where a connection that is closed instead is an error.
-    pub fn number(&mut self, code: Code) -> Result<u64, CaptureError> {
+    pub fn number(&mut self, code: FrontendReq) -> Result<u64, CaptureError> {
         match self.answer(code)? {
             Outcome::Answer(value) => Ok(value),
-            Outcome::Closed if self.answered => Err(CaptureError::Closed(code.1)),
+            Outcome::Closed if self.answered => Err(CaptureError::Closed(code)),
             Outcome::Closed => Err(CaptureError::Turned),
         }
     }
@@ -154,7 +151,7 @@ impl Connection {
     /// REPLY_ACK.
     pub fn acknowledged(
         &mut self,
-        code: Code,
+        code: FrontendReq,
         body: &[u8],
         file: Option<&OwnedFd>,
     ) -> Result<Outcome<bool>, CaptureError> {
@@ -163,7 +160,7 @@ impl Connection {
 
     fn exchange(
         &mut self,
-        code: Code,
+        code: FrontendReq,
         flags: u32,
         body: &[u8],
         file: Option<&OwnedFd>,
@@ -179,9 +176,10 @@ impl Connection {
             u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         let (request, flags, length) = (field(0), field(4), field(8));
-        if request != code.0 || flags & (VERSION | REPLY) != VERSION | REPLY || length != 8 {
+        if request != u32::from(code) || flags & (VERSION | REPLY) != VERSION | REPLY || length != 8
+        {
             let found = format!("request {request}, flags {flags:#x}, {length} bytes");
-            return Err(CaptureError::NotVhostUser { request: code.1, found });
+            return Err(CaptureError::NotVhostUser { request: code, found });
         }
         let mut value = [0; 8];
         if !self.fill(&mut value, code)? {
@@ -193,13 +191,13 @@ impl Connection {
 
     fn send(
         &mut self,
-        code: Code,
+        code: FrontendReq,
         flags: u32,
         body: &[u8],
         file: Option<&OwnedFd>,
     ) -> Result<Outcome<()>, CaptureError> {
         let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        let header = [code.0, flags, length].map(u32::to_ne_bytes).concat();
+        let header = [u32::from(code), flags, length].map(u32::to_ne_bytes).concat();
         let message = [&header[..], body].concat();
         let files: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -223,7 +221,7 @@ impl Connection {
     }
 
     /// Read until `bytes` is full; false if the connection is closed before.
-    fn fill(&mut self, bytes: &mut [u8], code: Code) -> Result<bool, CaptureError> {
+    fn fill(&mut self, bytes: &mut [u8], code: FrontendReq) -> Result<bool, CaptureError> {
         match self.stream.read_exact(bytes) {
             Ok(()) => Ok(true),
             Err(error) if is_closed(&error) => Ok(false),
@@ -231,10 +229,10 @@ impl Connection {
         }
     }
 
-    fn failed(&self, error: io::Error, code: Code) -> CaptureError {
+    fn failed(&self, error: io::Error, code: FrontendReq) -> CaptureError {
         match error.kind() {
             io::ErrorKind::WouldBlock => {
-                CaptureError::Silent { request: code.1, seconds: self.timeout.as_secs() }
+                CaptureError::Silent { request: code, seconds: self.timeout.as_secs() }
             }
             _ => error.into(),
         }

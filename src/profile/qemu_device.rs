@@ -6,12 +6,12 @@
 //! Properties are those of virtio-net-pci (QEMU 7.2, `hw/net/virtio-net.c` and
 //! `include/hw/virtio/virtio.h`); what came later is named only where a profile needs it on.
 //!
-//! Pure data, written down by [`super::export`] for QEMU and by `libvirt` for libvirt. What cannot
+//! Pure data, written down by [`super::export_formats`] for QEMU and by `libvirt` for libvirt. What cannot
 //! be expressed is an error, never left out.
 
 use crate::device::features::{self, FeatureSet};
 
-use super::Profile;
+use super::definition::Profile;
 
 /// QEMU's rings (`VIRTIO_NET_RX_QUEUE_MIN_SIZE`, `VIRTQUEUE_MAX_SIZE`), entries.
 const QEMU_RING_MIN: u16 = 256;
@@ -19,7 +19,7 @@ const QEMU_RING_MAX: u16 = 1024;
 
 /// Why QEMU cannot show a profile to a guest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrontendError {
+pub enum QemuDeviceError {
     /// No property of QEMU's shows these bits to a guest, or hides them from it.
     #[error("{profile}: QEMU has no property for {}", bits.names().join(", "))]
     Inexpressible {
@@ -140,7 +140,7 @@ fn bit(name: &str) -> u8 {
 
 /// QEMU's half of one device: everything that is settled before it is written down.
 #[derive(Debug)]
-pub struct Frontend {
+pub struct QemuDevice {
     /// Each property to be said, and whether it is on.
     pub properties: Vec<(&'static Property, bool)>,
     /// `rx_queue_size` and `tx_queue_size`, entries.
@@ -153,23 +153,23 @@ pub struct Frontend {
     pub transitional: bool,
 }
 
-impl Frontend {
+impl QemuDevice {
     /// What QEMU has to be told for this profile; `queue_pairs` is the profile's limit if None.
     ///
     /// # Errors
-    /// [`FrontendError`].
-    pub fn new(profile: &Profile, queue_pairs: Option<u16>) -> Result<Self, FrontendError> {
+    /// [`QemuDeviceError`].
+    pub fn new(profile: &Profile, queue_pairs: Option<u16>) -> Result<Self, QemuDeviceError> {
         let offered = profile.features.union(profile.frontend_features);
         check_bits(profile)?;
         let name = || profile.name.clone();
         if profile.ring_size_max < QEMU_RING_MIN {
             let ring_size_max = profile.ring_size_max;
-            return Err(FrontendError::RingTooSmall { profile: name(), ring_size_max });
+            return Err(QemuDeviceError::RingTooSmall { profile: name(), ring_size_max });
         }
         let limit = profile.queue_pairs_max;
         let wanted = queue_pairs.unwrap_or(limit);
         if wanted == 0 || wanted > limit {
-            return Err(FrontendError::QueuePairs { profile: name(), wanted, limit });
+            return Err(QemuDeviceError::QueuePairs { profile: name(), wanted, limit });
         }
         let said = PROPERTIES.iter().map(|property| (property, offered.has(bit(property.feature))));
         Ok(Self {
@@ -187,18 +187,18 @@ impl Frontend {
     }
 }
 
-fn check_bits(profile: &Profile) -> Result<(), FrontendError> {
+fn check_bits(profile: &Profile) -> Result<(), QemuDeviceError> {
     let shown = profile.guest_features();
     let name = || profile.name.clone();
     let always: FeatureSet = ALWAYS_SHOWN.into_iter().map(bit).collect();
     let bits = always.without(shown);
     if !bits.is_empty() {
-        return Err(FrontendError::AlwaysShown { profile: name(), bits });
+        return Err(QemuDeviceError::AlwaysShown { profile: name(), bits });
     }
     let said = PROPERTIES.iter().map(|property| property.feature).chain([BY_HOST_MTU]);
     let bits = shown.without(always).without(said.map(bit).collect());
     if !bits.is_empty() {
-        return Err(FrontendError::Inexpressible { profile: name(), bits });
+        return Err(QemuDeviceError::Inexpressible { profile: name(), bits });
     }
     Ok(())
 }
@@ -223,29 +223,29 @@ mod tests {
 
     #[test]
     fn what_qemu_cannot_do_is_refused_and_not_left_out() {
-        let refused = |profile: &Profile| Frontend::new(profile, None).unwrap_err();
+        let refused = |profile: &Profile| QemuDevice::new(profile, None).unwrap_err();
         let standby: FeatureSet = ["standby"].into_iter().map(bit).collect();
         let wide = Profile { frontend_features: v1().frontend_features.union(standby), ..v1() };
         assert!(
-            matches!(refused(&wide), FrontendError::Inexpressible { bits, .. } if bits == standby)
+            matches!(refused(&wide), QemuDeviceError::Inexpressible { bits, .. } if bits == standby)
         );
         let no_mac = Profile { frontend_features: FeatureSet::default(), ..v1() };
-        assert!(matches!(refused(&no_mac), FrontendError::AlwaysShown { .. }));
+        assert!(matches!(refused(&no_mac), QemuDeviceError::AlwaysShown { .. }));
         let small = Profile { ring_size_max: 128, ..v1() };
-        assert!(matches!(refused(&small), FrontendError::RingTooSmall { .. }));
-        let error = Frontend::new(&v1(), Some(17)).unwrap_err();
+        assert!(matches!(refused(&small), QemuDeviceError::RingTooSmall { .. }));
+        let error = QemuDevice::new(&v1(), Some(17)).unwrap_err();
         assert!(error.to_string().contains("at most 16 queue pairs, and 17"));
     }
 
     #[test]
     fn larger_rings_than_qemus_are_qemus_largest() {
         let large = Profile { ring_size_max: 32768, ..v1() };
-        assert_eq!(Frontend::new(&large, None).unwrap().ring_size, 1024);
+        assert_eq!(QemuDevice::new(&large, None).unwrap().ring_size, 1024);
     }
 
     #[test]
     fn only_a_profile_that_shows_a_legacy_bit_is_for_legacy_drivers() {
-        let transitional = |profile: &Profile| Frontend::new(profile, None).unwrap().transitional;
+        let transitional = |profile: &Profile| QemuDevice::new(profile, None).unwrap().transitional;
         let dpdk = Catalog::embedded().get("org.dpdk.v22.11").unwrap().clone();
         assert!(transitional(&dpdk) && !transitional(&v1()));
     }

@@ -3,46 +3,22 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::config::{Attach, PortConfig, SocketMode, SocketPermissions};
 use crate::control::Request;
-use crate::control::api::{Deleted, HealthView, PortView, ProfileChange, Upgrade, UplinkView};
-use crate::control::client::Client;
+use crate::control::api::{Deleted, PortView, ProfileChange, Upgrade, UplinkView};
 use crate::device::mac::MacAddress;
 
-use super::failure::note;
-use super::{CliError, compare, print, print_json, show};
-
-/// Where the API is, if neither argument nor environment says.
-pub(super) const API_SOCKET: &str = "/run/isonic/isonic.sock";
-/// The environment's way to say it.
-const API_SOCKET_VARIABLE: &str = "ISONIC_API";
-
-/// Which daemon.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Api {
-    /// The daemon's API socket [default: ISONIC_API, else /run/isonic/isonic.sock]
-    #[arg(long, value_name = "PATH")]
-    pub(super) api_socket: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Connection {
-    #[command(flatten)]
-    api: Api,
-    /// Print the answer as JSON, and an error too, on standard error
-    #[arg(long)]
-    pub(super) json: bool,
-}
+use super::api_arguments::ApiArguments;
+use super::cli_error::CliError;
+use super::{compare, show};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PortCommand {
     /// Add a port, kept over restarts of the daemon
     Add(Box<AddArguments>),
     /// List all ports
-    List(Connection),
+    List(ApiArguments),
     /// Show one port: its state, what its front-end agreed to, its rings and counters
     Show(Named),
     /// Give a port another profile, while no front-end is connected
@@ -58,7 +34,7 @@ pub(super) struct Named {
     /// Its name
     name: String,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 #[derive(Debug, Args)]
@@ -102,7 +78,7 @@ pub(super) struct AddArguments {
     #[arg(long, value_name = "WORD")]
     owner: Option<String>,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 #[derive(Debug, Args)]
@@ -115,11 +91,11 @@ pub(super) struct ChangeArguments {
     #[arg(long)]
     allow_draft: bool,
     #[command(flatten)]
-    connection: Connection,
+    connection: ApiArguments,
 }
 
 impl AddArguments {
-    fn into_parts(self) -> Result<(PortConfig, Connection), CliError> {
+    fn into_parts(self) -> Result<(PortConfig, ApiArguments), CliError> {
         let port = PortConfig {
             name: self.name,
             // The daemon's working directory is not ours.
@@ -142,7 +118,7 @@ impl AddArguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum UplinkCommand {
     /// List all uplinks, with the AF_XDP mode of each and why
-    List(Connection),
+    List(ApiArguments),
 }
 
 #[derive(Debug, Args)]
@@ -155,64 +131,7 @@ pub(super) struct UpgradeArguments {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    connection: Connection,
-}
-
-impl Api {
-    /// Whether argument or environment name a daemon.
-    pub(super) fn is_named(&self) -> bool {
-        self.api_socket.is_some() || std::env::var_os(API_SOCKET_VARIABLE).is_some()
-    }
-
-    pub(super) fn client(&self) -> Client {
-        let named = self.api_socket.clone();
-        let path = named.or_else(|| std::env::var_os(API_SOCKET_VARIABLE).map(PathBuf::from));
-        Client::new(&path.unwrap_or_else(|| API_SOCKET.into()))
-    }
-}
-
-impl Connection {
-    pub(super) fn is_named(&self) -> bool {
-        self.api.is_named()
-    }
-
-    pub(super) fn client(&self) -> Client {
-        self.api.client()
-    }
-
-    /// Ask, and print the answer.
-    fn ask<T: DeserializeOwned + Serialize>(
-        &self,
-        request: &Request,
-        show: impl FnOnce(&T) -> String,
-    ) -> Result<(), CliError> {
-        let answer = self.client().call(request)?;
-        self.print(&answer, show)
-    }
-
-    /// The same, and what is wrong with the host, which a reader of a list should know, on standard
-    /// error.
-    fn ask_with_health<T: DeserializeOwned + Serialize>(
-        &self,
-        request: &Request,
-        show: impl FnOnce(&T) -> String,
-    ) -> Result<(), CliError> {
-        self.ask(request, show)?;
-        // An older daemon does not know the question.
-        let health: HealthView = self.client().call(&Request::Health).unwrap_or_default();
-        for problem in health.problems {
-            note(&format!("{}: {}", problem.id, problem.message));
-        }
-        Ok(())
-    }
-
-    pub(super) fn print<T: Serialize>(
-        &self,
-        answer: &T,
-        show: impl FnOnce(&T) -> String,
-    ) -> Result<(), CliError> {
-        if self.json { print_json(answer) } else { print(&show(answer)) }
-    }
+    connection: ApiArguments,
 }
 
 pub(super) fn port(command: PortCommand) -> Result<(), CliError> {

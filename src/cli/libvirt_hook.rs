@@ -16,10 +16,10 @@ use crate::libvirt::hook::{self, Settings};
 use crate::platform::text_file::{read_text, replace};
 use crate::report::chain;
 
-use super::client::Api;
+use super::api_arguments::ApiSocket;
+use super::cli_error::CliError;
 use super::failure::note;
-use super::libvirt::standard_input;
-use super::{CliError, print, print_data};
+use super::standard_streams::{print, print_data, standard_input};
 
 /// The first lines of a drop-in that is ours.
 const HEAD: &str = "#!/bin/sh\n# Made by `isonic libvirt install-hook`, which may write it anew.\n";
@@ -30,7 +30,7 @@ const DROP_IN_BYTES_MAX: u64 = 64 << 10;
 #[derive(Clone, Debug, Args)]
 struct HostArguments {
     #[command(flatten)]
-    api: Api,
+    api: ApiSocket,
     /// Where sockets are on this host; those of arriving domains are moved there [default: where
     /// they were]
     #[arg(long, value_name = "DIRECTORY")]

@@ -10,33 +10,40 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
-
-use crate::guest_memory::{
-    GuestMemory, MapError, REGIONS_MAX, Region, RegionSpec, Room, TableError,
+use vhost::vhost_user::message::{
+    MAX_ATTACHED_FD_ENTRIES, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion,
 };
 
-use super::closer::Deferred;
+use crate::guest_memory::{
+    FrontendAddress, GuestAddress, GuestMemory, MapError, REGIONS_MAX, Region, RegionSpec, Room,
+    TableError,
+};
+
+use super::deferred_close::DeferredClose;
 use super::device::Device;
-use super::message::Message;
 use super::refusal::Refusal;
+use super::requests::memory_table_len;
+use super::transport::Message;
 
 /// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
 /// waits, and asked nothing before.
-pub(super) fn memory_file(room: &Room, descriptor: Deferred<OwnedFd>) -> Result<File, MapError> {
+pub(super) fn memory_file(
+    room: &Room,
+    descriptor: DeferredClose<OwnedFd>,
+) -> Result<File, MapError> {
     room.check(&*descriptor)?;
     Ok(File::from(descriptor.keep()))
 }
 
 impl Device {
-    /// SET_MEM_TABLE: u32 count, u32 padding, then 32 bytes and one descriptor for each region.
+    /// SET_MEM_TABLE: as many regions as it says, and a descriptor for each.
     pub(super) fn check_memory_table(&self, message: &Message) -> Result<(), Refusal> {
         let limit = usize::from(self.profile.memory_slots).min(MAX_ATTACHED_FD_ENTRIES);
         let (bytes, descriptors) = (message.body.len(), message.descriptors.len());
-        let count = message.u32_at(0);
+        let count = message.body::<VhostUserMemory>().num_regions;
         let fits = (1..=limit).contains(&descriptors)
             && usize::try_from(count) == Ok(descriptors)
-            && bytes == 8 + 32 * descriptors;
+            && bytes == memory_table_len(descriptors);
         if fits {
             return Ok(());
         }
@@ -46,8 +53,9 @@ impl Device {
     /// SET_MEM_TABLE, checked: these regions and no others.
     pub(super) fn set_memory(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let descriptors = std::mem::take(&mut message.descriptors);
-        let specs: Vec<_> =
-            (0..descriptors.len()).map(|index| message.region_at(8 + 32 * index)).collect();
+        let specs: Vec<_> = (0..descriptors.len())
+            .map(|index| spec(&message.body_at(memory_table_len(index))))
+            .collect();
         self.check_room(specs.iter().fold(0, |sum: u64, spec| sum.saturating_add(spec.size)))?;
         let mut regions = Vec::new();
         for (spec, descriptor) in specs.into_iter().zip(descriptors) {
@@ -64,7 +72,7 @@ impl Device {
     /// same region is added, and removed, once per pair: what is there already is there, and what
     /// was removed is gone.
     pub(super) fn add_region(&mut self, message: &mut Message) -> Result<(), Refusal> {
-        let spec = message.region_at(8);
+        let spec = spec(&message.body::<VhostUserSingleMemoryRegion>());
         let file = memory_file(&self.room, message.take_descriptor())?;
         if self.memory.find(&spec, &file).is_some() {
             return Ok(());
@@ -80,7 +88,8 @@ impl Device {
     }
 
     /// REM_MEM_REG: one less, or one that was removed already.
-    pub(super) fn remove_region(&mut self, spec: RegionSpec) -> Result<(), Refusal> {
+    pub(super) fn remove_region(&mut self, message: &Message) -> Result<(), Refusal> {
+        let spec = spec(&message.body::<VhostUserSingleMemoryRegion>());
         match self.memory.without_region(&spec) {
             Ok(memory) => {
                 if self.removed.len() == REGIONS_MAX {
@@ -102,7 +111,7 @@ impl Device {
     fn region(
         &self,
         spec: RegionSpec,
-        descriptor: Deferred<OwnedFd>,
+        descriptor: DeferredClose<OwnedFd>,
     ) -> Result<Arc<Region>, Refusal> {
         let file = memory_file(&self.room, descriptor)?;
         match self.memory.find(&spec, &file) {
@@ -135,12 +144,31 @@ impl Device {
                 failure.get_or_insert(refusal);
             }
         }
-        drop(before);
+        unmap_what_all_rings_left(before);
         // A ring that still waits for its memory is no failure: regions may come one by one.
         let fatal = self.start_waiting().filter(Refusal::ends_session);
         self.publish();
         fatal.or(failure).map_or(Ok(()), Err)
     }
+}
+
+/// A region as it is described.
+fn spec(said: &VhostUserMemoryRegion) -> RegionSpec {
+    RegionSpec {
+        guest: GuestAddress(said.guest_phys_addr),
+        frontend: FrontendAddress(said.user_addr),
+        size: said.memory_size,
+        file_offset: said.mmap_offset,
+    }
+}
+
+/// Here guest memory is unmapped while a session runs, on the session's thread.
+///
+/// The session has waited for the worker of every started ring: each has acknowledged that its ring
+/// uses the new table, or has given the ring back. So nobody but us has the old table; regions that
+/// no newer table shares are unmapped before the front-end has its answer.
+fn unmap_what_all_rings_left(before: Arc<GuestMemory>) {
+    drop(before);
 }
 
 /// Whether two descriptions are of one region; front-ends send 0 for its place in the file when

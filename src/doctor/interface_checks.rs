@@ -1,8 +1,9 @@
 //! Whether the interface can be had: its state, who else has it, what the host does on it.
 
+use super::facts::Candidate;
 use super::finding::{Finding, list};
 use super::kernel::HOST_SHARING;
-use super::{Candidate, Subject};
+use super::subject::Subject;
 use crate::control::api::{UplinkState, UplinkView};
 use crate::xdp::nic::{AttachedProgram, Manager};
 

@@ -2,11 +2,11 @@
 //!
 //! A close(2) may block for as long as a front-end likes: a TCP socket with SO_LINGER, a file of a
 //! file system that the front-end serves, a unix socket in whose queue such a descriptor waits. So
-//! every descriptor that came from a front-end, or that leads to what it sent, is [`Deferred`]:
+//! every descriptor that came from a front-end, or that leads to what it sent, is [`DeferredClose`]:
 //! when dropped it is closed at once if that cannot block (an event, shared memory), and else by a
 //! thread of its port's. What one front-end sends so keeps one thread busy, which nobody joins.
 //!
-//! A port keeps a bounded number of descriptors so ([`Closer::is_full`]): its session ends with the
+//! A port keeps a bounded number of descriptors so ([`DescriptorCloser::is_full`]): its session ends with the
 //! message that goes beyond, or within it, and it takes no connection until some are closed.
 
 #![forbid(unsafe_code)]
@@ -20,27 +20,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::guest_memory::MemoryFiles;
 use crate::virtqueue::EventFd;
 
-use super::transport::TransportError;
-
 /// Descriptors of a port that may wait to be closed; a session ends with the message that goes
 /// beyond.
 const WAITING_MAX: usize = 64;
 
 /// Closes what the front-ends of one port sent.
 #[derive(Debug)]
-pub(super) struct Closer {
+pub(super) struct DescriptorCloser {
     port: String,
-    queue: Mutex<Queue>,
+    queue: Mutex<CloseQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct CloseQueue {
     waiting: VecDeque<OwnedFd>,
     /// A thread closes what waits.
     closing: bool,
 }
 
-impl Closer {
+impl DescriptorCloser {
     pub fn new(port: &str) -> Arc<Self> {
         Arc::new(Self { port: port.to_owned(), queue: Mutex::default() })
     }
@@ -54,17 +52,6 @@ impl Closer {
     /// Whether the port may have no more of them.
     pub fn is_full(&self) -> bool {
         self.waiting() > WAITING_MAX
-    }
-
-    /// Whether a session may go on.
-    ///
-    /// # Errors
-    /// [`TransportError::Unclosed`], if it [is full](Self::is_full).
-    pub fn check(&self) -> Result<(), TransportError> {
-        if self.is_full() {
-            return Err(TransportError::Unclosed { waiting: self.waiting() });
-        }
-        Ok(())
     }
 
     /// Have it closed: at once if that cannot block.
@@ -102,28 +89,28 @@ impl Closer {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, CloseQueue> {
         // No code that can panic runs under the lock.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Closer {
+impl Drop for DescriptorCloser {
     /// What is left had no thread to close it; here somebody would wait.
     fn drop(&mut self) {
         self.queue().waiting.drain(..).for_each(std::mem::forget);
     }
 }
 
-/// A descriptor whose close may block: done by the port's [`Closer`] when this is dropped.
-pub struct Deferred<T: Into<OwnedFd>> {
+/// A descriptor whose close may block: done by the port's [`DescriptorCloser`] when this is dropped.
+pub struct DeferredClose<T: Into<OwnedFd>> {
     /// Some until it is kept or dropped.
     inner: Option<T>,
-    closer: Arc<Closer>,
+    closer: Arc<DescriptorCloser>,
 }
 
-impl<T: Into<OwnedFd>> Deferred<T> {
-    pub(super) fn new(inner: T, closer: &Arc<Closer>) -> Self {
+impl<T: Into<OwnedFd>> DeferredClose<T> {
+    pub(super) fn new(inner: T, closer: &Arc<DescriptorCloser>) -> Self {
         Self { inner: Some(inner), closer: Arc::clone(closer) }
     }
 
@@ -133,7 +120,7 @@ impl<T: Into<OwnedFd>> Deferred<T> {
     }
 }
 
-impl<T: Into<OwnedFd>> Deref for Deferred<T> {
+impl<T: Into<OwnedFd>> Deref for DeferredClose<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -141,7 +128,7 @@ impl<T: Into<OwnedFd>> Deref for Deferred<T> {
     }
 }
 
-impl<T: Into<OwnedFd>> Drop for Deferred<T> {
+impl<T: Into<OwnedFd>> Drop for DeferredClose<T> {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.take() {
             self.closer.close(inner.into());
@@ -149,9 +136,9 @@ impl<T: Into<OwnedFd>> Drop for Deferred<T> {
     }
 }
 
-impl<T: Into<OwnedFd> + AsFd> fmt::Debug for Deferred<T> {
+impl<T: Into<OwnedFd> + AsFd> fmt::Debug for DeferredClose<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Deferred").field(&self.inner.as_ref().map(AsFd::as_fd)).finish()
+        f.debug_tuple("DeferredClose").field(&self.inner.as_ref().map(AsFd::as_fd)).finish()
     }
 }
 
@@ -167,27 +154,27 @@ mod tests {
 
     #[test]
     fn what_cannot_block_is_closed_at_once_and_the_rest_by_a_thread() {
-        let closer = Closer::new("isonic-test");
+        let closer = DescriptorCloser::new("isonic-test");
         for descriptor in [
             eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
             memfd_create("isonic-test", MemfdFlags::CLOEXEC).unwrap(),
         ] {
-            drop(Deferred::new(descriptor, &closer));
+            drop(DeferredClose::new(descriptor, &closer));
             assert_eq!(closer.waiting(), 0);
         }
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        drop(Deferred::new(ours, &closer));
+        drop(DeferredClose::new(ours, &closer));
         assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "it was closed");
     }
 
     #[test]
     fn a_close_that_blocks_holds_up_nobody_and_is_counted() {
-        let closer = Closer::new("isonic-test");
+        let closer = DescriptorCloser::new("isonic-test");
         // A thread that is busy with one for ever.
         closer.queue().closing = true;
         for number in 1..=WAITING_MAX {
             assert!(!closer.is_full(), "after {number}");
-            drop(Deferred::new(UnixStream::pair().unwrap().0, &closer));
+            drop(DeferredClose::new(UnixStream::pair().unwrap().0, &closer));
         }
         assert!(closer.is_full());
         closer.run();

@@ -14,19 +14,21 @@
 
 use std::sync::Arc;
 
+use vhost::vhost_user::message::VhostUserLog;
+
 use crate::device::features::LOG_ALL;
 use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError};
 use crate::virtqueue::{EventFd, QueueSetup};
 
 use super::device::Device;
-use super::memory::memory_file;
-use super::message::Message;
+use super::memory_requests::memory_file;
 use super::refusal::Refusal;
+use super::transport::Message;
 
 impl Device {
-    /// SET_LOG_BASE: u64 size, u64 offset, one descriptor.
+    /// SET_LOG_BASE.
     pub(super) fn set_log(&mut self, message: &mut Message) -> Result<(), Refusal> {
-        let (size, offset) = (message.u64_at(0), message.u64_at(8));
+        let VhostUserLog { mmap_size: size, mmap_offset: offset } = message.body();
         DirtyLog::check_size((size, offset), self.memory.end())?;
         let file = memory_file(&self.room, message.take_descriptor()).map_err(LogError::Map)?;
         let log = DirtyLog::map_in(&self.room, file, (size, offset))?;
