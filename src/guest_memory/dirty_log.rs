@@ -12,7 +12,11 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{FrontendAddress, GuestAddress, MapError, MemoryFiles, Region, RegionSpec, Room};
+use super::addresses::{FrontendAddress, GuestAddress};
+use super::files::MemoryFiles;
+use super::map_error::MapError;
+use super::mapping_budget::MappingBudget;
+use super::region::{Region, RegionSpec};
 
 /// Bytes that one bit stands for (VHOST_LOG_PAGE).
 pub const LOG_PAGE_BYTES: u64 = 0x1000;
@@ -70,20 +74,20 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// The log of `size` bytes at `offset` of `file`, for a port with room of its own.
+    /// The log of `size` bytes at `offset` of `file`, for a port with a budget of its own.
     ///
     /// # Errors
     /// [`LogError::TooLarge`], [`LogError::Map`].
     pub fn map(file: File, size: u64, offset: u64) -> Result<Self, LogError> {
-        Self::map_in(&Room::new(MemoryFiles::Shared), file, (size, offset))
+        Self::map_in(&MappingBudget::new(MemoryFiles::Shared), file, (size, offset))
     }
 
-    /// The same, in the room of a port.
+    /// The same, within the budget of a port.
     ///
     /// # Errors
     /// As [`map`](Self::map).
     pub fn map_in(
-        room: &Arc<Room>,
+        budget: &Arc<MappingBudget>,
         file: File,
         (size, offset): (u64, u64),
     ) -> Result<Self, LogError> {
@@ -92,7 +96,7 @@ impl DirtyLog {
         }
         let (guest, frontend) = (GuestAddress(0), FrontendAddress(0));
         let spec = RegionSpec { guest, frontend, size, file_offset: offset };
-        Ok(Self { bits: Region::map_bytes(room, spec, file).map_err(LogError::Map)? })
+        Ok(Self { bits: Region::map_bytes(budget, spec, file).map_err(LogError::Map)? })
     }
 
     /// Whether memory that ends at `end` makes use of a log of `size` bytes: at most twice what it
