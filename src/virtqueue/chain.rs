@@ -1,11 +1,10 @@
 //! What the two ring layouts share: the pieces that descriptors name, and indirect tables.
 
 use arrayvec::ArrayVec;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::guest_memory::{GuestAddress, GuestMemory, GuestSlice};
 
-use super::Fault;
+use super::fault::Fault;
 
 /// Pieces of the chains of one packet that we keep: the longest chain that QEMU itself allows. A
 /// descriptor of no bytes counts as a piece, so this bounds the descriptors that are walked too.
@@ -20,7 +19,10 @@ pub(super) const DESCRIPTOR_BYTES: usize = 16;
 // These constants are small; bindgen gave them a wider type than the ring's fields have.
 #[allow(clippy::cast_possible_truncation)]
 pub(super) mod flag {
-    use super::*;
+    use virtio_bindings::virtio_ring::{
+        VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    };
+
     pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
     pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
     pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;

@@ -19,14 +19,14 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use crate::guest_memory::{GuestMemory, GuestSlice};
 
-use super::Fault;
 use super::chain::{
     Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
     indirect_table, only_piece, push, read_entry,
 };
+use super::fault::Fault;
 use super::journal::{COMPLETIONS_MAX, Completion, Journal, State, TAKEN_MAX};
 use super::layout::{Glance, Layout};
-use super::log::{RingLog, runs};
+use super::ring_log::{RingLog, runs};
 use super::setup::QueueSetup;
 
 /// VIRTQ_DESC_F_AVAIL and VIRTQ_DESC_F_USED (2.8.1).

@@ -12,23 +12,22 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-
 use crate::guest_memory::{GuestMemory, GuestSlice, prefetch};
 
-use super::Fault;
 use super::chain::{
     Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
     indirect_table, only_piece, push, read_entry,
 };
+use super::fault::Fault;
 use super::layout::{Glance, Layout, Run};
-use super::log::{RingLog, runs};
+use super::ring_log::{RingLog, runs};
 use super::setup::QueueSetup;
 
 // These constants are small; bindgen gave them a wider type than the ring's fields have.
 #[allow(clippy::cast_possible_truncation)]
 mod ring_flag {
-    use super::*;
+    use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+
     pub const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
     pub const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
 }
