@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::slice;
 
-use super::raw::{self, Mapping};
+use super::xsk_calls::{self, Mapping};
 
 /// Bytes of one frame; a packet and the headroom before it fit in one.
 pub const FRAME_BYTES: u32 = 4096;
@@ -91,7 +91,7 @@ impl Umem {
     /// # Errors
     /// The kernel has not so much.
     pub(super) fn create(bytes: u64) -> io::Result<Self> {
-        Self::of_file(raw::memory_file(bytes)?)
+        Self::of_file(xsk_calls::memory_file(bytes)?)
     }
 
     /// The memory that another process has created; its sockets have it registered.
@@ -99,7 +99,7 @@ impl Umem {
     /// # Errors
     /// The file is not one of ours, or cannot be mapped.
     pub(super) fn of_file(file: OwnedFd) -> io::Result<Self> {
-        let bytes = usize::try_from(raw::memory_size(&file)?).map_err(io::Error::other)?;
+        let bytes = usize::try_from(xsk_calls::memory_size(&file)?).map_err(io::Error::other)?;
         let mapping = Mapping::new(&file, bytes, 0)?;
         Ok(Self { base: mapping.base(), bytes, owner: Owner::File { mapping, file } })
     }
@@ -124,7 +124,7 @@ impl Umem {
     /// The kernel's.
     pub(super) fn register(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         match &self.owner {
-            Owner::File { mapping, .. } => raw::register(socket, mapping, FRAME_BYTES),
+            Owner::File { mapping, .. } => xsk_calls::register(socket, mapping, FRAME_BYTES),
             Owner::Other { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }

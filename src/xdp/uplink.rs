@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::busy_poll::{BusyPoll, BusyPollError, Deferred};
-use super::host::{HostDevice, HostDeviceError};
-use super::interface::{Interface, InterfaceError};
+use super::host_device::{HostDevice, HostDeviceError};
 use super::launcher::{Handed, MapError, SocketMap};
 use super::multicast::{MulticastTap, TapError};
 use super::nic::{self, AttachedProgram, SteeringError, Unfit};
 use super::program::{self, AttachMode, ProgramError, Redirect};
-use super::socket::{Binding, Socket, SocketError, SocketMode, inherit, open_all};
 use super::umem::{FRAGMENTS_MAX, FRAME_PACKET_MAX, Umem};
+use super::uplink_interface::{Interface, InterfaceError};
+use super::xdp_socket::{Binding, Socket, SocketError, SocketMode, inherit, open_all};
 
 /// What the operator wants of the NIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

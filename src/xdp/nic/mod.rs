@@ -8,36 +8,36 @@
 //!
 //! What a driver does not tell is None. All of it blocks: for the control plane only.
 
-mod below;
 mod ethtool;
-mod features;
 mod fitness;
 mod holder;
 mod ioctl;
-mod link;
+mod link_facts;
+mod lower_devices;
 mod peer;
 mod place;
 pub mod steering;
+mod xdp_features;
 
 use std::io;
 
 use serde::Serialize;
 
 pub use self::ethtool::{Channels, Offloads, Rings};
-pub use below::{Device, LinkLayer, Lower, Macvlan};
-pub use features::XdpFeatures;
 pub use fitness::{Caution, Unfit};
 pub use holder::Holder;
-pub use link::{AttachedProgram, LinkFacts, Relative};
+pub use link_facts::{AttachedProgram, LinkFacts, Relative};
+pub use lower_devices::{Device, LinkLayer, Lower, Macvlan};
 pub use peer::Peer;
 pub use place::{Manager, physical_interfaces};
 pub use steering::{FlowRule, Steering, SteeringError};
+pub use xdp_features::XdpFeatures;
 
 pub(super) use self::ethtool::channels;
-pub(super) use features::xdp_features;
-pub(super) use link::{driver, link, mac_of, macs, program_on};
+pub(super) use link_facts::{driver, link, mac_of, macs, program_on};
+pub(super) use xdp_features::xdp_features;
 
-use super::interface::InterfaceError;
+use super::uplink_interface::InterfaceError;
 
 /// All that is known of a NIC before it is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -81,7 +81,7 @@ impl NicFacts {
     pub fn read(name: &str) -> Result<Self, InterfaceError> {
         let failed = |source| InterfaceError::Netlink { name: name.to_owned(), source };
         let mut facts = ask(async {
-            let (link, device) = link::read(name).await?;
+            let (link, device) = link_facts::read(name).await?;
             Ok::<_, InterfaceError>(Self {
                 device,
                 channels: channels(name).await,

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::ask;
 use super::ethtool::{Offloads, offloads};
-use super::link::{LinkFacts, connect, name_of};
+use super::link_facts::{LinkFacts, connect, name_of};
 
 /// Most processes whose namespaces are looked at.
 const PROCESSES_MAX: usize = 4096;

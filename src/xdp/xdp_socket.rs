@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::net::xdp::SocketAddrXdpFlags;
 use serde::{Deserialize, Serialize};
 
-use super::interface::Interface;
-use super::raw;
-use super::ring::{Completion, Fill, Rx, Tx};
 use super::umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
+use super::uplink_interface::Interface;
+use super::xsk_calls;
+use super::xsk_ring::{Completion, Fill, Rx, Tx};
 
 /// Bytes of Ethernet's shortest frame, without its frame check sequence (IEEE 802.3, 4A.4.2).
 const FRAME_BYTES_MIN: u32 = 60;
@@ -310,7 +310,7 @@ impl Socket {
         umem: Arc<Umem>,
         packet_max: u32,
     ) -> io::Result<Self> {
-        let parts = raw::map_rings(fd.as_fd(), RING_ENTRIES)?;
+        let parts = xsk_calls::map_rings(fd.as_fd(), RING_ENTRIES)?;
         let mut socket = Self::without_frames(queue, umem, parts, packet_max);
         socket.frames = FRAMES_PER_SOCKET as u64;
         socket.call_batch = widen_call_batch(fd.as_fd());
@@ -415,7 +415,7 @@ impl Socket {
     /// What the kernel counts of the socket; None for a ring pair in memory.
     #[must_use]
     pub fn kernel_statistics(&self) -> Option<KernelStatistics> {
-        let statistics = raw::statistics(self.fd()?).ok()?;
+        let statistics = xsk_calls::statistics(self.fd()?).ok()?;
         Some(KernelStatistics {
             rx_dropped: statistics.rx_dropped,
             rx_ring_full: statistics.rx_ring_full.unwrap_or_default(),
@@ -434,7 +434,7 @@ impl Socket {
         if there > 0
             && let Some(suspender) = &self.suspender
         {
-            raw::suspend_interrupts(suspender.as_fd());
+            xsk_calls::suspend_interrupts(suspender.as_fd());
         }
         let (mut left, mut packets, mut taken) = (there, 0, 0);
         while left > 0 && packets < limit {
@@ -605,9 +605,9 @@ impl Socket {
     /// packets; with the queue's interrupts suspended while it finds some, if that is wanted.
     pub(super) fn poll_busily(&mut self, budget: u16, suspend: bool) -> io::Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
-        raw::set_busy_poll(fd.as_fd(), budget)?;
+        xsk_calls::set_busy_poll(fd.as_fd(), budget)?;
         self.busy_polled = true;
-        self.suspender = suspend.then(|| raw::suspender(fd.as_fd())).transpose()?;
+        self.suspender = suspend.then(|| xsk_calls::suspender(fd.as_fd())).transpose()?;
         Ok(())
     }
 
@@ -659,18 +659,18 @@ impl Socket {
         if self.parts.tx.needs_wakeup() {
             let calls = self.parts.tx.backlog().div_ceil(self.call_batch);
             for _ in 0..calls {
-                if !raw::wake_transmit(fd.as_fd()) {
+                if !xsk_calls::wake_transmit(fd.as_fd()) {
                     break;
                 }
             }
         }
         // Busy polled, it is this call that has the driver look at its queue.
         if self.parts.fill.needs_wakeup() || self.busy_polled {
-            raw::wake_receive(fd.as_fd());
+            xsk_calls::wake_receive(fd.as_fd());
         }
         // Still there: virtio_net transmits by another NAPI instance than it receives by.
         if self.busy_polled && self.parts.tx.backlog() > 0 {
-            raw::wake_polled_transmit(fd.as_fd());
+            xsk_calls::wake_polled_transmit(fd.as_fd());
         }
         // What was not taken is offered again in the next turn, though nothing else may be sent.
         self.unflushed = self.parts.tx.needs_wakeup() && self.parts.tx.backlog() > 0;
@@ -710,7 +710,7 @@ pub(super) fn open_all(
         let bind_error = |source| SocketError::Bind { interface: name(), queue, mode, source };
         let fd = match &mut inherited {
             Some(sockets) => sockets.next().expect("as many as queues"),
-            None => raw::socket().map_err(create_error)?,
+            None => xsk_calls::socket().map_err(create_error)?,
         };
         let first = sockets.first().and_then(Socket::fd);
         if first.is_none() {
@@ -733,14 +733,15 @@ pub(super) fn open_all(
 /// before one is used: one that was given memory has it for good.
 pub(super) fn inherit(numbers: &[u32]) -> Result<Vec<OwnedFd>, SocketError> {
     let inherited = |&number: &u32| {
-        raw::inherited_socket(number).map_err(|source| SocketError::Inherit { number, source })
+        xsk_calls::inherited_socket(number)
+            .map_err(|source| SocketError::Inherit { number, source })
     };
     numbers.iter().map(inherited).collect()
 }
 
 /// What the kernel says of a bound socket.
 fn mode_of(fd: BorrowedFd<'_>) -> io::Result<SocketMode> {
-    let zero_copy = raw::is_zero_copy(fd)?;
+    let zero_copy = xsk_calls::is_zero_copy(fd)?;
     Ok(if zero_copy { SocketMode::ZeroCopy } else { SocketMode::Copy })
 }
 
@@ -757,8 +758,8 @@ fn register(fd: BorrowedFd<'_>, umem: &Umem) -> Result<(), SocketError> {
 
 /// Give a socket that is bound to nothing yet its rings.
 fn equip(fd: BorrowedFd<'_>) -> io::Result<SocketParts> {
-    raw::make_rings(fd, RING_ENTRIES)?;
-    raw::map_rings(fd, RING_ENTRIES)
+    xsk_calls::make_rings(fd, RING_ENTRIES)?;
+    xsk_calls::map_rings(fd, RING_ENTRIES)
 }
 
 /// Of the first socket of a UMEM; the kernel takes them over for the others that share it.
@@ -782,7 +783,7 @@ fn bind(
     deadline: Instant,
 ) -> io::Result<()> {
     loop {
-        match raw::bind(fd, address, flags, shared) {
+        match xsk_calls::bind(fd, address, flags, shared) {
             Err(error) if is_busy(&error) && Instant::now() < deadline => {
                 std::thread::sleep(RELEASE_RETRY);
             }
@@ -794,7 +795,7 @@ fn bind(
 /// Let one call transmit all that the ring holds, in copy mode. Linux before 6.17 cannot, and goes
 /// on with its own batch. Answers what one call transmits.
 fn widen_call_batch(fd: BorrowedFd<'_>) -> u32 {
-    match raw::set_transmit_budget(fd, RING_ENTRIES) {
+    match xsk_calls::set_transmit_budget(fd, RING_ENTRIES) {
         Ok(()) => RING_ENTRIES,
         Err(_unknown) => COPY_MODE_BATCH,
     }

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::link::{
 use serde::Serialize;
 
 use super::ethtool::{Offloads, offloads};
-use super::link::{connect, driver, kind, name_of};
+use super::link_facts::{connect, driver, kind, name_of};
 
 /// Most devices below one that are looked at: a bridge may have a port for each VM of a host.
 const BELOW_MAX: usize = 256;

@@ -12,10 +12,10 @@ use rtnetlink::packet_route::link::{
 };
 use serde::Serialize;
 
-use super::below::Device;
 use super::holder::{self, Holder};
-use crate::xdp::interface::InterfaceError;
+use super::lower_devices::Device;
 use crate::xdp::program;
+use crate::xdp::uplink_interface::InterfaceError;
 
 /// What the link itself says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

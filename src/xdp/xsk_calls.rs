@@ -24,8 +24,8 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use super::ring::{Completion, Fill, RingParts, Rx, Tx};
-use super::socket::SocketParts;
+use super::xdp_socket::SocketParts;
+use super::xsk_ring::{Completion, Fill, RingParts, Rx, Tx};
 
 // ---- memory -------------------------------------------------------------------------------------
 
