@@ -24,8 +24,7 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use super::xdp_socket::SocketParts;
-use super::xsk_ring::{Completion, Fill, RingParts, Rx, Tx};
+use super::xsk_ring::{Completion, Fill, RingParts, Rx, SocketParts, Tx};
 
 // ---- memory -------------------------------------------------------------------------------------
 
@@ -132,10 +131,19 @@ pub(super) fn make_rings(socket: BorrowedFd<'_>, entries: u32) -> io::Result<()>
     Ok(sockopt::set_xdp_tx_ring_size(socket, entries)?)
 }
 
+/// A queue of a NIC.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueAddress {
+    /// The NIC's kernel index.
+    pub interface: u32,
+    /// The queue.
+    pub queue: u32,
+}
+
 /// Bind to a queue. With a socket to share the frame memory with, the kernel takes its flags.
 pub(super) fn bind(
     socket: BorrowedFd<'_>,
-    (interface, queue): (u32, u32),
+    QueueAddress { interface, queue }: QueueAddress,
     flags: SocketAddrXdpFlags,
     shared: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
