@@ -36,7 +36,7 @@ mod sigbus;
 mod slice;
 
 pub use addresses::{FrontendAddress, GuestAddress};
-pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError};
+pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError, LogRange};
 pub use files::MemoryFiles;
 pub use map_error::{COMMON_BYTES, MapError, SHARE_BYTES};
 pub use mapping_budget::MappingBudget as Room;

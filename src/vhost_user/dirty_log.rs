@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use crate::device::features::LOG_ALL;
-use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError};
+use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError, LogRange};
 use crate::virtqueue::{EventFd, QueueSetup};
 
 use super::device::Device;
@@ -26,10 +26,10 @@ use super::refusal::Refusal;
 impl Device {
     /// SET_LOG_BASE: u64 size, u64 offset, one descriptor.
     pub(super) fn set_log(&mut self, message: &mut Message) -> Result<(), Refusal> {
-        let (size, offset) = (message.u64_at(0), message.u64_at(8));
-        DirtyLog::check_size((size, offset), self.memory.end())?;
+        let range = LogRange { size: message.u64_at(0), offset: message.u64_at(8) };
+        DirtyLog::check_size(range, self.memory.end())?;
         let file = memory_file(&self.room, message.take_descriptor()).map_err(LogError::Map)?;
-        let log = DirtyLog::map_in(&self.room, file, (size, offset))?;
+        let log = DirtyLog::map_in(&self.room, file, range)?;
         check_covers(&log, &self.memory)?;
         let log = Arc::new(log);
         let before = self.log.replace(Arc::clone(&log));

@@ -101,15 +101,16 @@ impl HostDevice {
         let skeleton = open.load().map_err(HostDeviceError::Load)?;
         let programs = &skeleton.progs;
 
-        let (device, nic_place) = ((&*name, index), (&*nic.name, nic.index));
+        let device = Target { interface: &name, index };
+        let target = Target { interface: &nic.name, index: nic.index };
         let (ingress, egress) = (libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS);
-        let admit = attach(("isonic_admit", programs.isonic_admit.as_fd()), device, egress)?;
-        let deliver = attach(("isonic_deliver", programs.isonic_deliver.as_fd()), device, ingress)?;
+        let admit = attach("isonic_admit", programs.isonic_admit.as_fd(), device, egress)?;
+        let deliver = attach("isonic_deliver", programs.isonic_deliver.as_fd(), device, ingress)?;
         // Up only now that nothing else can pass through it, and used only now that it is.
         bring_up(index, nic.mtu).map_err(failed("up"))?;
         let filter = multicast.filter_with(programs.isonic_multicast.as_fd());
         filter.map_err(failed("filter of multicast"))?;
-        let offer = attach(("isonic_offer", programs.isonic_offer.as_fd()), nic_place, egress)?;
+        let offer = attach("isonic_offer", programs.isonic_offer.as_fd(), target, egress)?;
         let links = [admit, deliver, offer];
         Ok(Self { tap, name, index, _links: links })
     }
@@ -201,10 +202,18 @@ fn bring_up(index: u32, mtu: u32) -> io::Result<()> {
     })
 }
 
+/// An interface that a program is attached to.
+#[derive(Clone, Copy)]
+struct Target<'n> {
+    interface: &'n str,
+    index: u32,
+}
+
 /// After those that are there already: they see what the host sends to its VMs too.
 fn attach(
-    (program, fd): (&'static str, BorrowedFd<'_>),
-    (interface, index): (&str, u32),
+    program: &'static str,
+    fd: BorrowedFd<'_>,
+    Target { interface, index }: Target<'_>,
     direction: libbpf_sys::bpf_attach_type,
 ) -> Result<OwnedFd, HostDeviceError> {
     let options = libbpf_sys::bpf_link_create_opts {
