@@ -368,7 +368,9 @@ impl NicLife {
 
     /// A zero-copy socket has stood still.
     fn distrust_zero_copy(&mut self, nic: &Nic) {
-        if nic.status().socket_mode != SocketMode::ZeroCopy || nic.wish() != ModeWish::Auto {
+        if nic.status().attachment.socket_mode != SocketMode::ZeroCopy
+            || nic.wish() != ModeWish::Auto
+        {
             return;
         }
         self.zero_copy.stalled(Instant::now());

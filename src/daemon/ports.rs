@@ -28,7 +28,7 @@ use crate::vhost_user::{
     Connection, Ended, MemoryPolicy, PortSocket, SocketSource, serve_connection,
 };
 use crate::virtqueue::{Fault, JournalError, Journals, SetAside};
-use crate::xdp::{self, ProgramError};
+use crate::xdp::{self, ProgramError, XdpAttachment};
 
 use super::binding::{BindingError, bind};
 use super::directory_lock::DirectoryLock;
@@ -1361,7 +1361,7 @@ fn check_profile(profile: &Profile, nic: &Nic) -> Result<(), PortError> {
         let (profile, uplink) = (profile.name.clone(), nic.config.interface.clone());
         return Err(PortError::Blocked { profile, uplink, blockers });
     }
-    let NicStatus { packet_max, socket_mode, reason, .. } = nic.status();
+    let XdpAttachment { packet_max, socket_mode, reason, .. } = nic.status().attachment;
     check_frame_size(profile, packet_max, socket_mode, (&nic.config.interface, &reason))
 }
 

@@ -187,7 +187,7 @@ impl DaemonService {
 
     fn uplink(&self, nic: &Nic) -> UplinkView {
         let status = nic.status();
-        let interface = &status.interface;
+        let (interface, attachment) = (&status.interface, &status.attachment);
         let on_it = |port: &&Port| port.config.uplink == nic.config.interface;
         let names = |ports: &BTreeMap<String, Port>| {
             ports.values().filter(on_it).map(|port| port.config.name.clone()).collect()
@@ -204,17 +204,17 @@ impl DaemonService {
             state_since: seconds(status.since),
             problem: Some(status.problem.clone()).filter(|problem| !problem.is_empty()),
             driver: interface.driver.clone(),
-            xdp_mode: match status.attach_mode {
+            xdp_mode: match attachment.attach_mode {
                 AttachMode::Native => XdpMode::Native,
                 AttachMode::Generic => XdpMode::Generic,
             },
-            socket_mode: match status.socket_mode {
+            socket_mode: match attachment.socket_mode {
                 SocketMode::ZeroCopy => SocketKind::Zerocopy,
                 SocketMode::Copy => SocketKind::Copy,
             },
-            reason: status.reason.clone(),
-            multi_buffer: status.multi_buffer(),
-            packet_max: status.packet_max,
+            reason: attachment.reason.clone(),
+            multi_buffer: attachment.multi_buffer(),
+            packet_max: attachment.packet_max,
             queues: status.queues.iter().map(|&(queue, _)| queue).collect(),
             mtu: nic.facts().mtu,
             mac: MacAddress(interface.mac),

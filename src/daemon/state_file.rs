@@ -26,7 +26,7 @@ use crate::config::{PortConfig, is_port_name};
 use crate::device::mac::MacAddress;
 use crate::platform::text_file::{FileError, read_text, replace};
 use crate::report::chain;
-use crate::xdp::{AttachMode, SocketMode};
+use crate::xdp::{AttachMode, SocketMode, XdpAttachment};
 
 use super::directory_lock::{Directory, DirectoryLock, LockError};
 use super::problems::Problem;
@@ -97,6 +97,18 @@ pub struct KnownUplink {
     pub socket_mode: SocketMode,
     /// Its queues with a socket.
     pub queues: Vec<u32>,
+}
+
+impl KnownUplink {
+    /// How it was attached.
+    pub fn attachment(&self) -> XdpAttachment {
+        XdpAttachment {
+            attach_mode: self.attach_mode,
+            socket_mode: self.socket_mode,
+            reason: "as it was before isonic was started".to_owned(),
+            packet_max: self.packet_max,
+        }
+    }
 }
 
 /// All that is kept.

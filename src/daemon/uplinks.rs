@@ -20,9 +20,8 @@ use crate::profile::UplinkFacts;
 use crate::report::chain;
 use crate::xdp::nic::{Caution, Device};
 use crate::xdp::{
-    AttachMode, BusyPoll, Deferred, FRAME_PACKET_MAX, Handed, HostDevice, Interface, Link,
-    ModeWish, MulticastTap, ProgramError, QueueUse, Redirect, Socket, SocketMode, Umem, Uplink,
-    UplinkError, Verdicts,
+    BusyPoll, Deferred, Handed, HostDevice, Interface, Link, ModeWish, MulticastTap, ProgramError,
+    QueueUse, Redirect, Socket, Umem, Uplink, UplinkError, Verdicts, XdpAttachment,
 };
 
 use super::fabric::Fabric;
@@ -60,14 +59,8 @@ pub enum NicState {
 pub struct NicStatus {
     /// The NIC, under its present name or the last that it had.
     pub interface: Interface,
-    /// Where the program runs.
-    pub attach_mode: AttachMode,
-    /// How packets move.
-    pub socket_mode: SocketMode,
-    /// Why not something better.
-    pub reason: String,
-    /// The longest packet that every socket sends and receives, bytes.
-    pub packet_max: u32,
+    /// How it is attached.
+    pub attachment: XdpAttachment,
     /// Our queues, and the worker that has each one's socket.
     pub queues: Vec<(u32, WorkerId)>,
     /// Whether packets move.
@@ -90,11 +83,6 @@ impl NicStatus {
     /// Whether it is open: its sockets and its program are there.
     pub fn is_open(&self) -> bool {
         matches!(self.state, NicState::Up | NicState::Down)
-    }
-
-    /// Whether a packet may have several frames.
-    pub fn multi_buffer(&self) -> bool {
-        self.packet_max > FRAME_PACKET_MAX
     }
 
     /// The worker that has, or had, the socket of a queue.
@@ -149,29 +137,18 @@ impl Inner {
         queues: Vec<(u32, WorkerId)>,
     ) -> Self {
         let host_device = host.as_ref().map(|device| device.name.clone());
-        let Uplink {
-            interface,
-            attach_mode,
-            socket_mode,
-            reason,
-            packet_max,
-            deferred,
-            redirect,
-            tap,
-        } = uplink;
+        let Uplink { interface, attachment, deferred, redirect, tap } = uplink;
+        let XdpAttachment { attach_mode, socket_mode, packet_max, reason } = &attachment;
         tracing::info!(
             interface = interface.name, attach = ?attach_mode, socket = ?socket_mode, packet_max,
             reason, queues = queues.len(), host_device, "uplink is open"
         );
-        let cautions = interface.device.cautions(attach_mode == AttachMode::Generic);
+        let cautions = interface.device.cautions(attachment.is_generic());
         tell(&interface.name, &cautions);
         let (state, since, problem) = (NicState::Up, SystemTime::now(), String::new());
         let status = NicStatus {
             interface,
-            attach_mode,
-            socket_mode,
-            reason,
-            packet_max,
+            attachment,
             queues,
             state,
             since,
@@ -216,10 +193,7 @@ impl Inner {
         let there = !error.is_absence();
         let status = NicStatus {
             interface,
-            attach_mode: known.attach_mode,
-            socket_mode: known.socket_mode,
-            reason: "as it was before isonic was started".to_owned(),
-            packet_max: known.packet_max,
+            attachment: known.attachment(),
             queues: queues.map(|(place, &queue)| (queue, worker_at(place))).collect(),
             state: if there { NicState::Failed } else { NicState::Gone },
             since: SystemTime::now(),
@@ -381,13 +355,14 @@ impl Nic {
 
     fn known(&self) -> KnownUplink {
         let status = self.status();
+        let XdpAttachment { attach_mode, socket_mode, packet_max, .. } = status.attachment;
         KnownUplink {
             driver: status.interface.driver,
             mac: MacAddress(status.interface.mac),
             mtu: status.interface.mtu,
-            packet_max: status.packet_max,
-            attach_mode: status.attach_mode,
-            socket_mode: status.socket_mode,
+            packet_max,
+            attach_mode,
+            socket_mode,
             queues: status.queues.iter().map(|&(queue, _)| queue).collect(),
         }
     }
@@ -539,7 +514,7 @@ impl Nic {
         // It may be going away just now, which is looked at elsewhere.
         let Ok(Interface { device, .. }) = Interface::read(&name) else { return true };
         let status = &mut self.inner().status;
-        let generic = status.attach_mode == AttachMode::Generic;
+        let generic = status.attachment.is_generic();
         let cautions = device.cautions(generic);
         let is_new = |caution: &&Caution| !status.cautions.contains(caution);
         tell(&name, cautions.iter().filter(is_new));
@@ -619,7 +594,7 @@ impl Nic {
 
     /// Say why it is used as it is.
     pub fn set_reason(&self, reason: &str) {
-        reason.clone_into(&mut self.inner().status.reason);
+        reason.clone_into(&mut self.inner().status.attachment.reason);
     }
 
     /// How it is to be used.

@@ -12,7 +12,11 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{FrontendAddress, GuestAddress, MapError, MemoryFiles, Region, RegionSpec, Room};
+use super::addresses::{FrontendAddress, GuestAddress};
+use super::files::MemoryFiles;
+use super::map_error::MapError;
+use super::mapping_budget::MappingBudget;
+use super::region::{Region, RegionSpec};
 
 /// Bytes that one bit stands for (VHOST_LOG_PAGE).
 pub const LOG_PAGE_BYTES: u64 = 0x1000;
@@ -63,6 +67,15 @@ pub enum LogError {
     },
 }
 
+/// The part of a file that is a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRange {
+    /// Bytes.
+    pub size: u64,
+    /// In the file, bytes.
+    pub offset: u64,
+}
+
 /// A log in force.
 #[derive(Debug)]
 pub struct DirtyLog {
@@ -70,37 +83,38 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// The log of `size` bytes at `offset` of `file`, for a port with room of its own.
+    /// The log of `size` bytes at `offset` of `file`, for a port with a budget of its own.
     ///
     /// # Errors
     /// [`LogError::TooLarge`], [`LogError::Map`].
     pub fn map(file: File, size: u64, offset: u64) -> Result<Self, LogError> {
-        Self::map_in(&Room::new(MemoryFiles::Shared), file, (size, offset))
+        Self::map_in(&MappingBudget::new(MemoryFiles::Shared), file, LogRange { size, offset })
     }
 
-    /// The same, in the room of a port.
+    /// The same, within the budget of a port.
     ///
     /// # Errors
     /// As [`map`](Self::map).
     pub fn map_in(
-        room: &Arc<Room>,
+        budget: &Arc<MappingBudget>,
         file: File,
-        (size, offset): (u64, u64),
+        LogRange { size, offset }: LogRange,
     ) -> Result<Self, LogError> {
         if offset.checked_add(size).is_none_or(|end| end > LOG_BYTES_MAX) {
             return Err(LogError::TooLarge { size, offset });
         }
         let (guest, frontend) = (GuestAddress(0), FrontendAddress(0));
         let spec = RegionSpec { guest, frontend, size, file_offset: offset };
-        Ok(Self { bits: Region::map_bytes(room, spec, file).map_err(LogError::Map)? })
+        Ok(Self { bits: Region::map_bytes(budget, spec, file).map_err(LogError::Map)? })
     }
 
-    /// Whether memory that ends at `end` makes use of a log of `size` bytes: at most twice what it
+    /// Whether memory that ends at `end` makes use of a log of so many bytes: at most twice what it
     /// needs, which leaves room for memory to come.
     ///
     /// # Errors
     /// [`LogError::TooLarge`], [`LogError::BeyondMemory`].
-    pub fn check_size((size, offset): (u64, u64), end: GuestAddress) -> Result<(), LogError> {
+    pub fn check_size(range: LogRange, end: GuestAddress) -> Result<(), LogError> {
+        let LogRange { size, offset } = range;
         if offset.checked_add(size).is_none_or(|end| end > LOG_BYTES_MAX) {
             return Err(LogError::TooLarge { size, offset });
         }
@@ -262,8 +276,10 @@ mod tests {
     fn a_log_far_larger_than_the_memory_needs_is_refused() {
         const TIB: u64 = 1 << 40;
         for (end, limit) in [(0, 64 << 20), (TIB, 64 << 20), (8 * TIB, 512 << 20)] {
-            DirtyLog::check_size((limit, 0), GuestAddress(end)).unwrap();
-            let refused = DirtyLog::check_size((limit + 1, 0), GuestAddress(end)).unwrap_err();
+            DirtyLog::check_size(LogRange { size: limit, offset: 0 }, GuestAddress(end)).unwrap();
+            let refused =
+                DirtyLog::check_size(LogRange { size: limit + 1, offset: 0 }, GuestAddress(end))
+                    .unwrap_err();
             assert!(matches!(refused, LogError::BeyondMemory { .. }), "{refused}");
         }
     }

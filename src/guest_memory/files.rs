@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::MapError;
+use super::map_error::MapError;
 
 /// What files a front-end may share as its guest's memory, and as its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,30 +10,37 @@
 //! While a front-end wants to know which pages we write, the table has a [`DirtyLog`], and whoever
 //! writes marks what was written.
 //!
+//! The floors, each file importing only from those above it:
+//!
+//! - `addresses`: a guest's two address spaces.
+//! - `map_error`: why a file is not mapped, and the limits on mappings.
+//! - `files`: which files may be a guest's memory.
+//! - `mapping_budget`: how much of our address space a port may take.
+//! - `sigbus`: surviving a file that is cut short under us.
+//! - `slice`: a checked range of guest memory, and its copies.
+//! - `region`: one mapped file.
+//! - `dirty_log`: the pages that we wrote, for a migration.
+//! - `memory_table`: the regions in force, and the translation of addresses.
+//!
 //! Owned by the session that received the files; read by the workers that serve its rings. What
 //! this module does not do: it knows nothing of rings, descriptors or messages.
 
+mod addresses;
 mod dirty_log;
-mod fault;
 mod files;
+mod map_error;
+mod mapping_budget;
+mod memory_table;
 mod region;
-mod room;
+mod sigbus;
 mod slice;
-mod table;
 
-pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError};
-pub use fault::install_handler as install_fault_handler;
+pub use addresses::{FrontendAddress, GuestAddress};
+pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError, LogRange};
 pub use files::MemoryFiles;
-pub use region::{MapError, Region, RegionSpec};
-pub use room::{COMMON_BYTES, Room, SHARE_BYTES};
+pub use map_error::{COMMON_BYTES, MapError, SHARE_BYTES};
+pub use mapping_budget::MappingBudget as Room;
+pub use memory_table::{GuestMemory, REGIONS_MAX, TableError};
+pub use region::{Region, RegionSpec};
+pub use sigbus::install_handler as install_fault_handler;
 pub use slice::{GuestSlice, prefetch};
-pub use table::{GuestMemory, REGIONS_MAX, TableError};
-
-/// An address as the guest's driver writes it into descriptors ("guest physical").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GuestAddress(pub u64);
-
-/// An address in the front-end's own address space, as ring addresses are given in
-/// SET_VRING_ADDR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FrontendAddress(pub u64);

@@ -1,19 +1,18 @@
 //! One mapped file of guest memory; unmapped when dropped.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use vm_memory::FileOffset;
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
+use vm_memory::mmap::MmapRegion;
 
-use super::fault::Watch;
-use super::room::Taken;
-use super::{COMMON_BYTES, FrontendAddress, GuestAddress, MemoryFiles, Room, SHARE_BYTES};
+use super::addresses::{FrontendAddress, GuestAddress};
+use super::files::MemoryFiles;
+use super::map_error::{MapError, PAGE_BYTES};
+use super::mapping_budget::{MappingBudget, Taken};
+use super::sigbus::Watch;
 
-/// Bytes of the smallest page, to which every address of a region lies as its place in the file.
-const PAGE_BYTES: u64 = 4096;
 /// The largest huge page of any architecture, bytes.
 const HUGE_PAGE_BYTES_MAX: u64 = 16 << 30;
 
@@ -30,80 +29,6 @@ pub struct RegionSpec {
     pub file_offset: u64,
 }
 
-/// Why a region was not mapped.
-#[derive(Debug, thiserror::Error)]
-pub enum MapError {
-    /// Nothing to map.
-    #[error("region at guest address {0:#x} has size 0")]
-    Empty(u64),
-    /// An address plus the size leaves the 64-bit space.
-    #[error(
-        "region at guest address {guest:#x}: size {size:#x} or offset {offset:#x} wraps around"
-    )]
-    Wraps {
-        /// Guest address.
-        guest: u64,
-        /// Bytes.
-        size: u64,
-        /// Offset in the file.
-        offset: u64,
-    },
-    /// Touching the missing part would be a bus error.
-    #[error(
-        "region at guest address {guest:#x} needs {needed} bytes of its file, which has {actual}"
-    )]
-    BeyondFile {
-        /// Guest address.
-        guest: u64,
-        /// Offset plus size.
-        needed: u64,
-        /// Bytes the file has.
-        actual: u64,
-    },
-    /// Its pages would come when somebody else likes.
-    #[error(
-        "the file is not memory (memfd, tmpfs, hugetlbfs), and each access to it could wait for \
-         its file system; share such memory (memory-backend-memfd, or memory-backend-file in \
-         /dev/shm \
-         or on hugetlbfs, each with share=on), or allow all files with `memory_files = \"any\"`"
-    )]
-    Foreign,
-    /// Its addresses would have another alignment here than they have for the guest.
-    #[error(
-        "region at guest address {guest:#x}: front-end address {frontend:#x} and file offset \
-         {offset:#x} do not lie at the same place of a page of {PAGE_BYTES} bytes"
-    )]
-    Misaligned {
-        /// Guest address.
-        guest: u64,
-        /// Front-end address.
-        frontend: u64,
-        /// Offset in the file.
-        offset: u64,
-    },
-    /// The process's address space is for all ports.
-    #[error(
-        "no room to map {bytes:#x} bytes beside the {mapped:#x} that the port has: \
-         {SHARE_BYTES:#x} are each port's, and {COMMON_BYTES:#x} are there for what all need \
-         beyond that"
-    )]
-    NoRoom {
-        /// Of this mapping.
-        bytes: u64,
-        /// By the port, in bytes.
-        mapped: u64,
-    },
-    /// The file could not be examined.
-    #[error("cannot stat the region's file")]
-    Stat(#[source] io::Error),
-    /// mmap refused.
-    #[error("cannot map the region's file")]
-    Map(#[source] MmapRegionError),
-    /// More regions than the fault handler can watch.
-    #[error("too many memory regions in this process (limit {0}); remove a port")]
-    TooMany(usize),
-}
-
 /// A mapped region of a guest's memory.
 #[derive(Debug)]
 pub struct Region {
@@ -114,42 +39,46 @@ pub struct Region {
     mapping: MmapRegion,
     /// Where in the mapping its first byte is.
     start: usize,
-    // After `mapping`: room is free when it is unmapped.
-    _room: Taken,
+    // After `mapping`: the budget has its bytes again when it is unmapped.
+    _taken: Taken,
 }
 
 impl Region {
-    /// Map the part of `file` that `spec` names, for a port with room of its own.
+    /// Map the part of `file` that `spec` names, for a port with a budget of its own.
     ///
     /// # Errors
     /// As [`map_in`](Self::map_in).
     pub fn map(spec: RegionSpec, file: File) -> Result<Self, MapError> {
-        Self::map_in(&Room::new(MemoryFiles::Shared), spec, file)
+        Self::map_in(&MappingBudget::new(MemoryFiles::Shared), spec, file)
     }
 
-    /// The same, in the room of a port. Each address of it has the alignment here that it has in
+    /// The same, within the budget of a port. Each address of it has the alignment here that it has in
     /// the guest and in the front-end, down to a page.
     ///
     /// # Errors
     /// [`MapError`], before anything is mapped unless the kernel itself refuses.
-    pub fn map_in(room: &Arc<Room>, spec: RegionSpec, file: File) -> Result<Self, MapError> {
+    pub fn map_in(
+        budget: &Arc<MappingBudget>,
+        spec: RegionSpec,
+        file: File,
+    ) -> Result<Self, MapError> {
         let RegionSpec { guest, frontend, file_offset: offset, .. } = spec;
         let same = |address: u64| address % PAGE_BYTES == offset % PAGE_BYTES;
         if !same(guest.0) || !same(frontend.0) {
             return Err(MapError::Misaligned { guest: guest.0, frontend: frontend.0, offset });
         }
-        Self::map_bytes(room, spec, file)
+        Self::map_bytes(budget, spec, file)
     }
 
     /// The same of what is no guest's memory and read and written in single bytes.
     pub(super) fn map_bytes(
-        room: &Arc<Room>,
+        budget: &Arc<MappingBudget>,
         spec: RegionSpec,
         file: File,
     ) -> Result<Self, MapError> {
-        room.check(&file)?;
+        budget.check(&file)?;
         let Extent { first, start, length } = Extent::of(&spec, &file)?;
-        let taken = room.take(length as u64)?;
+        let taken = budget.take(length as u64)?;
         let mapping = MmapRegion::build(
             Some(FileOffset::new(file, first)),
             length,
@@ -158,7 +87,7 @@ impl Region {
         )
         .map_err(MapError::Map)?;
         let watch = Watch::new(mapping.as_ptr(), length)?;
-        Ok(Self { spec, watch, mapping, start, _room: taken })
+        Ok(Self { spec, watch, mapping, start, _taken: taken })
     }
 
     /// What the front-end said of it.
@@ -286,7 +215,7 @@ mod tests {
         for file in [null(), program] {
             assert!(matches!(Region::map(spec(0, 0, 0), file), Err(MapError::Foreign)));
         }
-        let any = Room::new(MemoryFiles::Any);
+        let any = MappingBudget::new(MemoryFiles::Any);
         let refused = Region::map_in(&any, spec(0, 0, 0), null()).unwrap_err();
         assert!(matches!(refused, MapError::BeyondFile { .. }), "only then it is looked at");
     }

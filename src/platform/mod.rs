@@ -1,52 +1,18 @@
 //! PLATFORM: what the operating system asks of a well-behaved process.
+//!
+//! No file imports another but `host_facts`, which asks `privilege`.
 
 pub mod descriptors;
 pub mod directory;
-pub mod host;
+mod eventfd_counter;
+pub mod host_facts;
 pub mod interrupt;
 pub mod log_queue;
+mod machine_id;
 pub mod privilege;
 pub mod text_file;
 pub mod unix_socket;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::OnceLock;
-
-/// What tells this host from others (machine-id(5)); empty where there is none.
-#[must_use]
-pub fn machine_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        text.trim().to_owned()
-    })
-}
-
-/// How often an eventfd was signalled that nobody reads (its counter, proc_pid_fdinfo(5)); None if
-/// it is none, or the kernel does not say.
-#[must_use]
-pub fn signals(event: BorrowedFd<'_>) -> Option<u64> {
-    let path = format!("/proc/self/fdinfo/{}", event.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let count = text.lines().find_map(|line| line.strip_prefix("eventfd-count:"))?;
-    u64::from_str_radix(count.trim(), 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::os::fd::AsFd;
-
-    use rustix::event::{EventfdFlags, eventfd};
-
-    use super::*;
-
-    #[test]
-    fn signals_are_counted_and_stay() {
-        let event = eventfd(1, EventfdFlags::empty()).unwrap();
-        rustix::io::write(&event, &40_u64.to_ne_bytes()).unwrap();
-        assert_eq!(signals(event.as_fd()), Some(41));
-        assert_eq!(signals(event.as_fd()), Some(41));
-        assert_eq!(signals(File::open("/dev/null").unwrap().as_fd()), None);
-    }
-}
+pub use eventfd_counter::signals;
+pub use host_facts as host;
+pub use machine_id::machine_id;

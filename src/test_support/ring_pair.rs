@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::xdp::ring::{Completion, Fill, RingParts, Rx, Tx};
+use crate::xdp::xsk_ring::{Completion, Fill, RingParts, Rx, Tx};
 use crate::xdp::{FRAME_BYTES, FRAME_PACKET_MAX, Socket, SocketParts, Umem};
 
 /// Where the kernel puts a packet in its frame: behind the headroom an XDP program may use.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use vhost::vhost_user::message::VhostUserLog;
 
 use crate::device::features::LOG_ALL;
-use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError};
+use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory, LogError, LogRange};
 use crate::virtqueue::{EventFd, QueueSetup};
 
 use super::device::Device;
@@ -29,9 +29,10 @@ impl Device {
     /// SET_LOG_BASE.
     pub(super) fn set_log(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let VhostUserLog { mmap_size: size, mmap_offset: offset } = message.body();
-        DirtyLog::check_size((size, offset), self.memory.end())?;
+        let range = LogRange { size, offset };
+        DirtyLog::check_size(range, self.memory.end())?;
         let file = memory_file(&self.room, message.take_descriptor()).map_err(LogError::Map)?;
-        let log = DirtyLog::map_in(&self.room, file, (size, offset))?;
+        let log = DirtyLog::map_in(&self.room, file, range)?;
         check_covers(&log, &self.memory)?;
         let log = Arc::new(log);
         let before = self.log.replace(Arc::clone(&log));

@@ -1,11 +1,10 @@
 //! What the two ring layouts share: the pieces that descriptors name, and indirect tables.
 
 use arrayvec::ArrayVec;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::guest_memory::{GuestAddress, GuestMemory, GuestSlice};
 
-use super::Fault;
+use super::fault::Fault;
 
 /// Pieces of the chains of one packet that we keep: the longest chain that QEMU itself allows. A
 /// descriptor of no bytes counts as a piece, so this bounds the descriptors that are walked too.
@@ -20,7 +19,10 @@ pub(super) const DESCRIPTOR_BYTES: usize = 16;
 // These constants are small; bindgen gave them a wider type than the ring's fields have.
 #[allow(clippy::cast_possible_truncation)]
 pub(super) mod flag {
-    use super::*;
+    use virtio_bindings::virtio_ring::{
+        VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    };
+
     pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
     pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
     pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
@@ -88,38 +90,42 @@ pub(super) fn only_piece(
     (piece.len() as u64 == u64::from(len)).then_some(piece)
 }
 
-/// Append what descriptor `index` names: one piece, or one per region it touches. One of no bytes
-/// is an empty piece: DPDK's driver sends one for each empty segment of an mbuf
-/// (virtqueue_enqueue_xmit_packed), though QEMU's devices refuse it (virtqueue_map_desc).
-#[inline]
-pub(super) fn push<'m>(
-    memory: &'m GuestMemory,
-    index: u16,
-    buffer: Buffer,
-    direction: Direction,
-    segments: &mut Segments<'m>,
-) -> Result<(), Fault> {
-    let Buffer { address, len, flags } = buffer;
-    if (flags & flag::WRITE != 0) != (direction == Direction::ToGuest) {
-        return Err(Fault::WrongDirection { index, flags });
+/// Where a chain's pieces are looked up and collected.
+pub(super) struct Gather<'m, 's> {
+    pub memory: &'m GuestMemory,
+    pub direction: Direction,
+    pub segments: &'s mut Segments<'m>,
+}
+
+impl Gather<'_, '_> {
+    /// Append what descriptor `index` names: one piece, or one per region it touches. One of no
+    /// bytes is an empty piece: DPDK's driver sends one for each empty segment of an mbuf
+    /// (virtqueue_enqueue_xmit_packed), though QEMU's devices refuse it (virtqueue_map_desc).
+    #[inline]
+    pub fn push(&mut self, index: u16, buffer: Buffer) -> Result<(), Fault> {
+        let Self { memory, direction, segments } = self;
+        let Buffer { address, len, flags } = buffer;
+        if (flags & flag::WRITE != 0) != (*direction == Direction::ToGuest) {
+            return Err(Fault::WrongDirection { index, flags });
+        }
+        let full = Fault::TooManySegments { head: index, limit: CHAIN_SEGMENTS_MAX };
+        if len == 0 {
+            return segments.try_push(GuestSlice::empty()).map_err(|_| full);
+        }
+        let mut done = 0;
+        // Each turn ends in another region, so there are at most REGIONS_MAX.
+        while done < len {
+            let unmapped = Fault::Unmapped { index, address, len };
+            let start = address.checked_add(u64::from(done)).ok_or(unmapped)?;
+            let piece = memory.translate(GuestAddress(start), len - done).ok_or(unmapped)?;
+            segments.try_push(piece).map_err(|_| full)?;
+            // A piece is no longer than what was asked for, a u32.
+            #[allow(clippy::cast_possible_truncation)]
+            let piece_len = piece.len() as u32;
+            done += piece_len;
+        }
+        Ok(())
     }
-    let full = Fault::TooManySegments { head: index, limit: CHAIN_SEGMENTS_MAX };
-    if len == 0 {
-        return segments.try_push(GuestSlice::empty()).map_err(|_| full);
-    }
-    let mut done = 0;
-    // Each turn ends in another region, so there are at most REGIONS_MAX.
-    while done < len {
-        let unmapped = Fault::Unmapped { index, address, len };
-        let start = address.checked_add(u64::from(done)).ok_or(unmapped)?;
-        let piece = memory.translate(GuestAddress(start), len - done).ok_or(unmapped)?;
-        segments.try_push(piece).map_err(|_| full)?;
-        // A piece is no longer than what was asked for, a u32.
-        #[allow(clippy::cast_possible_truncation)]
-        let piece_len = piece.len() as u32;
-        done += piece_len;
-    }
-    Ok(())
 }
 
 /// The table that an indirect descriptor names (2.7.5.3, 2.8.7), and its number of entries: the

@@ -1,21 +1,18 @@
-//! What a ring does, whatever its layout; and the ring of a started queue, of either.
+//! What a ring does, whatever its layout.
 
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use arrayvec::ArrayVec;
 
 use crate::guest_memory::{GuestMemory, GuestSlice};
 
-use super::Fault;
 use super::chain::{Chain, Direction, Segments};
-use super::journal::Journal;
-use super::packed::PackedRing;
-use super::split::SplitRing;
+use super::fault::Fault;
+use super::journal::TAKEN_MAX;
 
 /// Most chains taken at once by [`Layout::take_run`].
 pub const RUN: usize = 32;
-const _: () = assert!(RUN <= super::TAKEN_MAX, "a journal has room for them");
+const _: () = assert!(RUN <= TAKEN_MAX, "a journal has room for them");
 
 /// Chains of one descriptor, each with its buffer, which is in one piece.
 pub type Run<'m> = ArrayVec<(Chain, GuestSlice<'m>), RUN>;
@@ -94,7 +91,7 @@ pub trait Layout {
     fn untake(&mut self, chain: Chain);
 
     /// Say that a chain is done and `written` bytes of it were written. Chains are completed in
-    /// the order they were taken, and at most [`TAKEN_MAX`](super::TAKEN_MAX) are taken before the
+    /// the order they were taken, and at most [`TAKEN_MAX`] are taken before the
     /// first of them is. The driver sees it with the next [`publish`](Self::publish), or, when very
     /// many are done, once all that were taken are.
     fn complete(&mut self, chain: Chain, written: u32);
@@ -131,97 +128,4 @@ pub trait Layout {
 #[inline]
 pub fn settle() {
     fence(Ordering::SeqCst);
-}
-
-/// A ring of either layout.
-#[derive(Debug)]
-pub enum DeviceRing {
-    /// virtio 1.2, 2.7.
-    Split(SplitRing),
-    /// virtio 1.2, 2.8.
-    Packed(PackedRing),
-}
-
-impl DeviceRing {
-    /// The journal of the same ring in other memory; a split ring needs none.
-    pub(super) fn journal(&self) -> Journal {
-        match self {
-            Self::Split(_) => Journal::private(),
-            Self::Packed(ring) => ring.journal(),
-        }
-    }
-
-    /// [`Layout::has_available`] of either.
-    #[inline]
-    pub fn has_available(&mut self) -> Result<bool, Fault> {
-        match self {
-            Self::Split(ring) => ring.has_available(),
-            Self::Packed(ring) => ring.has_available(),
-        }
-    }
-
-    /// [`Layout::has_unpublished`] of either.
-    #[inline]
-    #[must_use]
-    pub fn has_unpublished(&self) -> bool {
-        match self {
-            Self::Split(ring) => ring.has_unpublished(),
-            Self::Packed(ring) => ring.has_unpublished(),
-        }
-    }
-
-    /// What both do, for what is not done per packet.
-    #[inline]
-    pub fn any(&mut self) -> &mut dyn Layout {
-        match self {
-            Self::Split(ring) => ring,
-            Self::Packed(ring) => ring,
-        }
-    }
-}
-
-/// A started ring and the memory its descriptors speak of, borrowed apart by [`Queue::parts`].
-#[derive(Debug)]
-pub struct Queue {
-    memory: Arc<GuestMemory>,
-    ring: DeviceRing,
-}
-
-impl Queue {
-    pub(super) fn new(memory: Arc<GuestMemory>, ring: DeviceRing) -> Self {
-        Self { memory, ring }
-    }
-
-    /// The memory, for the lifetime of what is taken from the ring, and the ring.
-    #[inline]
-    pub fn parts(&mut self) -> (&GuestMemory, &mut DeviceRing) {
-        (&self.memory, &mut self.ring)
-    }
-
-    /// The journal of the same ring in other memory.
-    pub(super) fn journal(&self) -> Journal {
-        self.ring.journal()
-    }
-
-    /// The ring, for what is not done per packet.
-    #[inline]
-    pub fn ring_mut(&mut self) -> &mut dyn Layout {
-        self.ring.any()
-    }
-
-    /// The ring, to look at.
-    #[inline]
-    #[must_use]
-    pub fn ring(&self) -> &dyn Layout {
-        match &self.ring {
-            DeviceRing::Split(ring) => ring,
-            DeviceRing::Packed(ring) => ring,
-        }
-    }
-
-    /// Whether the memory's file was cut short under the ring.
-    #[must_use]
-    pub fn memory_gone(&self) -> bool {
-        self.memory.faulted()
-    }
 }

@@ -1,5 +1,17 @@
 //! VIRTQUEUE: the device side of the rings a guest shares with us.
 //!
+//! The floors, each file importing only from those above it:
+//!
+//! - `fault`: what a guest can do wrong in a ring.
+//! - `setup`: what the front-end says of a ring, and why it cannot run.
+//! - `journal`: where a packed ring is, for the next process; `journals`: the file with those of a
+//!   port.
+//! - `chain`: descriptors, and the pieces of guest memory that they name.
+//! - `ring_log`: marking what we write to a ring itself, during a migration.
+//! - `layout`: what a ring does, whatever its layout; `split` and `packed` do it.
+//! - `queue`: a checked setup, running.
+//! - `ring`: a queue with its event descriptors.
+//!
 //! A [`QueueSetup`] gathers what the front-end says of a ring; `activate` checks all of it
 //! against the guest's memory, once, and makes a [`Queue`], which resolves nothing again while it
 //! runs. Its ring is split or packed; both do what [`Layout`] says, and the hot loops are written
@@ -22,9 +34,10 @@ mod fault;
 mod journal;
 mod journals;
 mod layout;
-mod log;
 mod packed;
+mod queue;
 mod ring;
+mod ring_log;
 mod setup;
 mod split;
 
@@ -32,8 +45,9 @@ pub use chain::{Chain, Direction, Segments};
 pub use fault::Fault;
 pub use journal::{Journal, TAKEN_MAX};
 pub use journals::{JournalError, Journals, SetAside};
-pub use layout::{DeviceRing, Glance, Layout, Queue, RUN, Run, settle};
+pub use layout::{Glance, Layout, RUN, Run, settle};
 pub use packed::PackedRing;
+pub use queue::{DeviceRing, Queue};
 pub use ring::{EventFd, EventFdError, EventKind, Ring, RingKind};
 pub use setup::{
     ActivateError, QUEUE_SIZE_MAX, QueueAddresses, QueueOptions, QueueSetup, check_size,

@@ -19,14 +19,14 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use crate::guest_memory::{GuestMemory, GuestSlice};
 
-use super::Fault;
 use super::chain::{
-    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
-    indirect_table, only_piece, push, read_entry,
+    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Gather, Segments, event_is_due, fields, flag,
+    indirect_table, only_piece, read_entry,
 };
+use super::fault::Fault;
 use super::journal::{COMPLETIONS_MAX, Completion, Journal, State, TAKEN_MAX};
 use super::layout::{Glance, Layout};
-use super::log::{RingLog, runs};
+use super::ring_log::{RingLog, runs};
 use super::setup::QueueSetup;
 
 /// VIRTQ_DESC_F_AVAIL and VIRTQ_DESC_F_USED (2.8.1).
@@ -411,30 +411,26 @@ impl PackedRing {
 
 impl PackedRing {
     /// Append the entries of an indirect table (2.8.7): all of them, in order.
-    // The ring itself is the sixth.
-    #[allow(clippy::too_many_arguments)]
-    fn push_table<'m>(
+    fn push_table(
         &self,
-        memory: &'m GuestMemory,
         outer: u16,
         buffer: Buffer,
-        direction: Direction,
-        segments: &mut Segments<'m>,
+        gather: &mut Gather<'_, '_>,
     ) -> Result<(), Fault> {
         let entries_max = if self.indirect { self.size } else { 0 };
-        let (table, entries) = indirect_table(memory, outer, buffer, entries_max)?;
+        let (table, entries) = indirect_table(gather.memory, outer, buffer, entries_max)?;
         for index in 0..entries {
             let Descriptor { mut buffer, .. } = Descriptor::parse(read_entry(table, index));
             // DPDK's driver presets this flag in the tables it sends from and does not clear it in
             // all entries (vring_desc_init_indirect_packed, virtqueue_enqueue_xmit_packed).
-            if direction == Direction::FromGuest {
+            if gather.direction == Direction::FromGuest {
                 buffer.flags &= !flag::WRITE;
             }
             if buffer.flags & flag::INDIRECT != 0 {
                 let Buffer { flags, len, .. } = buffer;
                 return Err(Fault::Indirect { index, flags, len });
             }
-            push(memory, index, buffer, direction, segments)?;
+            gather.push(index, buffer)?;
         }
         Ok(())
     }
@@ -483,12 +479,13 @@ impl Layout for PackedRing {
     ) -> Result<Chain, Fault> {
         let head = self.available.index;
         let mut cursor = self.available;
+        let mut gather = Gather { memory, direction, segments };
         for descriptors in 1..=self.size {
             let Descriptor { buffer, id } = self.descriptor(cursor.index);
             if buffer.flags & flag::INDIRECT != 0 {
-                self.push_table(memory, cursor.index, buffer, direction, segments)?;
+                self.push_table(cursor.index, buffer, &mut gather)?;
             } else {
-                push(memory, cursor.index, buffer, direction, segments)?;
+                gather.push(cursor.index, buffer)?;
             }
             cursor.advance(1, self.size);
             if buffer.flags & flag::NEXT == 0 {

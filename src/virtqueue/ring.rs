@@ -9,7 +9,9 @@ use crate::device::net_header;
 use crate::device::offloads::Offloads;
 use crate::guest_memory::GuestMemory;
 
-use super::{ActivateError, Fault, Queue, QueueSetup};
+use super::fault::Fault;
+use super::queue::Queue;
+use super::setup::{ActivateError, QueueSetup};
 
 /// Why a descriptor that came with a message cannot serve as an event.
 #[derive(Debug, thiserror::Error)]

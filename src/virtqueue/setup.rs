@@ -1,14 +1,6 @@
-//! From what a front-end says of a ring to a queue that can run: all checks, once.
-
-use std::sync::Arc;
+//! What a front-end says of a ring, and why it cannot run.
 
 use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory};
-
-use super::journal::Journal;
-use super::layout::{DeviceRing, Queue};
-use super::log::RingLog;
-use super::packed::PackedRing;
-use super::split::SplitRing;
 
 /// The largest ring of either layout (virtio 1.2, 2.7: "The maximum Queue Size value is 32768";
 /// 2.8.10: likewise).
@@ -63,6 +55,17 @@ pub struct QueueSetup {
     /// Where our writes to the device's part are logged (SET_VRING_ADDR with VHOST_VRING_F_LOG), if
     /// the memory is logged: as if the part began there. None: the ring's are not.
     pub log: Option<GuestAddress>,
+}
+
+/// What virtio demands of one of a ring's three parts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// For messages.
+    pub name: &'static str,
+    /// Bytes.
+    pub alignment: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// Why a ring cannot run.
@@ -129,56 +132,15 @@ pub fn check_size(entries: u32, packed: bool) -> Result<u16, ActivateError> {
 }
 
 impl QueueSetup {
-    /// Check all of it against `memory` and make the queue, whose position is kept in `journal`.
-    ///
-    /// A split ring's used index is in the ring itself, and the next entry to take is set equal to
-    /// it: we complete what we take within one burst, so after a crash (ours or the front-end's)
-    /// the used index alone says what was done, and `base` may be stale. A packed ring has no such
-    /// index: it goes on where the journal has it, if the journal is of that very ring, and else
-    /// `base` is both positions.
-    ///
-    /// # Errors
-    /// [`ActivateError`]; nothing has been touched then.
-    pub fn activate(
-        &self,
-        memory: &Arc<GuestMemory>,
-        journal: Journal,
-    ) -> Result<Queue, ActivateError> {
-        let packed = self.options.packed;
-        check_size(u32::from(self.size), packed)?;
-        let index = self.base & !(1 << 15);
-        if packed && index >= self.size {
-            return Err(ActivateError::Base { index, size: self.size });
-        }
-        self.check_log(memory)?;
-        let QueueAddresses { descriptors, available, used } = self.addresses;
-        let places = [descriptors, available, used];
-        let mut resolved = [std::ptr::null_mut(); 3];
-        for ((place, part), pointer) in places.into_iter().zip(self.parts()).zip(&mut resolved) {
-            *pointer = resolve(memory, place, part)?;
-        }
-        let log = RingLog::new(memory, self, resolved[0]);
-        let keep = Arc::clone(memory);
-        // SAFETY: the three parts were just checked for alignment and extent in the layout's own
-        // terms, and lie in `memory`; so was the base.
-        let ring = unsafe {
-            if packed {
-                DeviceRing::Packed(PackedRing::new(keep, resolved, self, log, journal))
-            } else {
-                DeviceRing::Split(SplitRing::new(keep, resolved, self, log))
-            }
-        };
-        Ok(Queue::new(Arc::clone(memory), ring))
-    }
-
     /// Whether the memory's log, if it has one, has room for the ring's.
     ///
     /// # Errors
     /// [`ActivateError::Log`].
     pub fn check_log(&self, memory: &GuestMemory) -> Result<(), ActivateError> {
-        let [_, _, (part, _, len)] = self.parts();
+        let [_, _, device] = self.parts();
         match (memory.log(), self.log) {
-            (Some(log), Some(address)) if !log.covers(address, len) => {
+            (Some(log), Some(address)) if !log.covers(address, device.len) => {
+                let Part { name: part, len, .. } = device;
                 Err(ActivateError::Log { part, address: address.0, len })
             }
             _ => Ok(()),
@@ -188,37 +150,28 @@ impl QueueSetup {
     /// Where the device's part is logged, and its bytes, if the ring is logged.
     #[must_use]
     pub fn logged_part(&self) -> Option<(GuestAddress, u64)> {
-        let [_, _, (_, _, len)] = self.parts();
-        self.log.map(|address| (address, len))
+        let [_, _, device] = self.parts();
+        self.log.map(|address| (address, device.len))
     }
 
-    /// The three parts: name, alignment and bytes, by the tables of virtio 1.2, 2.7 and 2.8.10. The
+    /// The three parts, by the tables of virtio 1.2, 2.7 and 2.8.10. The
     /// two bytes at the end of each split ring (used_event, avail_event) are there whether
     /// negotiated or not.
-    fn parts(&self) -> [(&'static str, u64, u64); 3] {
+    pub(super) fn parts(&self) -> [Part; 3] {
         let size = u64::from(self.size);
+        let part = |name, alignment, len| Part { name, alignment, len };
         if self.options.packed {
-            [("descriptor ring", 16, 16 * size), ("driver area", 4, 4), ("device area", 4, 4)]
+            [
+                part("descriptor ring", 16, 16 * size),
+                part("driver area", 4, 4),
+                part("device area", 4, 4),
+            ]
         } else {
             [
-                ("descriptor table", 16, 16 * size),
-                ("available ring", 2, 6 + 2 * size),
-                ("used ring", 4, 6 + 8 * size),
+                part("descriptor table", 16, 16 * size),
+                part("available ring", 2, 6 + 2 * size),
+                part("used ring", 4, 6 + 8 * size),
             ]
         }
     }
-}
-
-/// Where a part of a ring is in our process: name, alignment and bytes given.
-fn resolve(
-    memory: &GuestMemory,
-    address: FrontendAddress,
-    (part, alignment, len): (&'static str, u64, u64),
-) -> Result<*mut u8, ActivateError> {
-    let address = address.0;
-    if !address.is_multiple_of(alignment) {
-        return Err(ActivateError::Alignment { part, address, alignment });
-    }
-    let slice = memory.translate_frontend(FrontendAddress(address), len);
-    Ok(slice.ok_or(ActivateError::Unmapped { part, address, len })?.as_ptr())
 }

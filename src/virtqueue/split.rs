@@ -12,23 +12,22 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-
 use crate::guest_memory::{GuestMemory, GuestSlice, prefetch};
 
-use super::Fault;
 use super::chain::{
-    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Segments, event_is_due, fields, flag,
-    indirect_table, only_piece, push, read_entry,
+    Buffer, Chain, DESCRIPTOR_BYTES, Direction, Gather, Segments, event_is_due, fields, flag,
+    indirect_table, only_piece, read_entry,
 };
+use super::fault::Fault;
 use super::layout::{Glance, Layout, Run};
-use super::log::{RingLog, runs};
+use super::ring_log::{RingLog, runs};
 use super::setup::QueueSetup;
 
 // These constants are small; bindgen gave them a wider type than the ring's fields have.
 #[allow(clippy::cast_possible_truncation)]
 mod ring_flag {
-    use super::*;
+    use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+
     pub const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
     pub const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
 }
@@ -230,22 +229,13 @@ impl SplitRing {
     }
 
     /// Follow a chain from its `first` descriptor, at most `size` long.
-    // The ring itself is the sixth.
-    #[allow(clippy::too_many_arguments)]
-    fn walk<'m>(
-        &self,
-        memory: &'m GuestMemory,
-        head: u16,
-        first: Descriptor,
-        direction: Direction,
-        segments: &mut Segments<'m>,
-    ) -> Result<(), Fault> {
+    fn walk(&self, head: u16, first: Descriptor, gather: &mut Gather<'_, '_>) -> Result<(), Fault> {
         let (mut index, mut descriptor) = (head, first);
         for _ in 0..self.size {
             if descriptor.buffer.flags & flag::INDIRECT != 0 {
-                return self.walk_indirect(memory, index, descriptor.buffer, direction, segments);
+                return self.walk_indirect(index, descriptor.buffer, gather);
             }
-            push(memory, index, descriptor.buffer, direction, segments)?;
+            gather.push(index, descriptor.buffer)?;
             if descriptor.buffer.flags & flag::NEXT == 0 {
                 return Ok(());
             }
@@ -259,18 +249,14 @@ impl SplitRing {
     }
 
     /// Follow the chain in the table that an indirect descriptor names (2.7.5.3), not nested.
-    // The ring itself is the sixth.
-    #[allow(clippy::too_many_arguments)]
-    fn walk_indirect<'m>(
+    fn walk_indirect(
         &self,
-        memory: &'m GuestMemory,
         outer: u16,
         buffer: Buffer,
-        direction: Direction,
-        segments: &mut Segments<'m>,
+        gather: &mut Gather<'_, '_>,
     ) -> Result<(), Fault> {
         let entries_max = if self.indirect { self.size } else { 0 };
-        let (table, entries) = indirect_table(memory, outer, buffer, entries_max)?;
+        let (table, entries) = indirect_table(gather.memory, outer, buffer, entries_max)?;
         let mut index = 0;
         for _ in 0..entries {
             let Descriptor { buffer, next } = Descriptor::parse(read_entry(table, index));
@@ -278,7 +264,7 @@ impl SplitRing {
             if flags & flag::INDIRECT != 0 {
                 return Err(Fault::Indirect { index, flags, len });
             }
-            push(memory, index, buffer, direction, segments)?;
+            gather.push(index, buffer)?;
             if flags & flag::NEXT == 0 {
                 return Ok(());
             }
@@ -328,7 +314,7 @@ impl Layout for SplitRing {
             return Err(Fault::DescriptorIndex { index: head, size: self.size });
         }
         let first = self.descriptor(head);
-        self.walk(memory, head, first, direction, segments)?;
+        self.walk(head, first, &mut Gather { memory, direction, segments })?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Chain { id: head, descriptors: 1 })
     }

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::platform::text_file::{self, FileError};
 
-use super::interface::Interface;
 use super::napi::{self, Deferral, Napi};
+use super::uplink_interface::Interface;
 
 /// What the kernel's own example for AF_XDP and DPDK's driver use: the worker may be away for a
 /// fifth of a millisecond before the kernel polls instead, and twice that before interrupts are on.

@@ -1,47 +1,64 @@
 //! AF_XDP: everything shared with the kernel on behalf of an uplink.
 //!
-//! From the bottom up: [`Umem`] is the frame memory and [`Frame`] the move-only token for one
-//! frame in it; [`ring`] has the four rings between us and the kernel; a [`Socket`] is one NIC
-//! queue with its four rings; [`Redirect`] is our XDP program on the NIC, which decides what
-//! comes to us; [`MulticastTap`] brings the copies of broadcast and multicast; [`HostDevice`] joins
-//! the host itself to its VMs; [`Uplink::open`] puts them together and says which mode it got and
-//! why; [`Links`] tells what becomes of the NIC. [`NicFacts`] is what can be known of one before
-//! that.
+//! The floors, each file importing only from those above it:
 //!
-//! `raw` has the system calls. The frame memory is a file in memory, and a socket a descriptor,
-//! so that both can be given to another process, rings and all. [`BusyPoll`] has the workers' calls
-//! drive the NIC; [`Handed`] is what a privileged launcher does in our place.
+//! - `umem_frame`: the move-only token for one frame, and what a frame holds.
+//! - `xsk_ring`: the four rings between us and the kernel; `xsk_calls`: AF_XDP's system calls.
+//! - `umem`: the frame memory.
+//! - `xdp_attachment`: how a NIC is attached; `census`: what is counted of a socket.
+//! - `program`: our XDP program on the NIC, which decides what comes to us.
+//! - `netdev`: a netlink family; `nic`: what can be known of a NIC; `uplink_interface`: what must be,
+//!   to open it; `link_watch`: what becomes of it.
+//! - `xdp_socket`: one queue of a NIC, with its four rings and its frames.
+//! - `launcher`: what a privileged launcher does in our place; `usable`: whether the kernel lets us.
+//! - `open_sockets`: the sockets of all queues; `mode_fallback`: zero-copy, or what else they get.
+//! - `multicast`: the copies of broadcast and multicast; `host_device`: joins the host to its VMs.
+//! - `napi`, `busy_poll`: the workers' calls drive the NIC.
+//! - `uplink_error`: why a NIC cannot be an uplink; `uplink`: all of it put together.
+//!
+//! The frame memory is a file in memory, and a socket a descriptor, so that both can be given to
+//! another process, rings and all.
 
 mod busy_poll;
-mod host;
-mod interface;
+mod census;
+mod host_device;
 mod launcher;
-mod link;
+mod link_watch;
+mod mode_fallback;
 mod multicast;
 mod napi;
 mod netdev;
 pub mod nic;
+mod open_sockets;
 mod program;
-mod raw;
-pub mod ring;
-mod socket;
 mod umem;
+mod umem_frame;
 mod uplink;
+mod uplink_error;
+mod uplink_interface;
 mod usable;
+mod xdp_attachment;
+mod xdp_socket;
+mod xsk_calls;
+pub mod xsk_ring;
 
 pub use busy_poll::{BusyPoll, BusyPollError, Deferred, recover as recover_interrupts};
-pub use host::{HostDevice, HostDeviceError};
-pub use interface::{Interface, InterfaceError};
+pub use census::{FrameCensus, KernelStatistics, SocketProgress};
+pub use host_device::{HostDevice, HostDeviceError};
 pub use launcher::{Handed, MapError};
-pub use link::{Link, LinkNews, Links};
+pub use link_watch::{Link, LinkNews, Links};
 pub use multicast::{MulticastTap, TapError};
 pub use napi::{Deferral, Napi, instances as napi_instances};
-pub use nic::NicFacts;
-pub use program::{AttachMode, ProgramError, QueueUse, Redirect, Verdicts};
-pub use socket::{
-    FRAMES_PER_SOCKET, FrameCensus, KernelStatistics, RING_ENTRIES, Socket, SocketAtRest,
-    SocketError, SocketMode, SocketParts, SocketProgress, packet_max,
-};
-pub use umem::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received, Umem};
-pub use uplink::{InheritedUplink, ModeWish, Uplink, UplinkError};
+pub use nic::{InterfaceError, NicFacts};
+pub use open_sockets::SocketError;
+pub use program::{ProgramError, QueueUse, Redirect, Verdicts};
+pub use umem::Umem;
+pub use umem_frame::{FRAGMENTS_MAX, FRAME_BYTES, FRAME_PACKET_MAX, Frame, Received};
+pub use uplink::{InheritedUplink, Uplink};
+pub use uplink_error::UplinkError;
+pub use uplink_interface::Interface;
 pub use usable::{Unusable, check_program, check_sockets};
+pub use xdp_attachment::{AttachMode, ModeWish, SocketMode, XdpAttachment, packet_max};
+pub use xdp_socket::at_rest::SocketAtRest;
+pub use xdp_socket::{FRAMES_PER_SOCKET, RING_ENTRIES, Socket};
+pub use xsk_ring::SocketParts;

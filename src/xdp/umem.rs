@@ -1,54 +1,12 @@
-//! Frame memory and the token for a frame in it.
+//! Frame memory: the only place where tokens of its frames are made.
 
 use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::slice;
 
-use super::raw::{self, Mapping};
-
-/// Bytes of one frame; a packet and the headroom before it fit in one.
-pub const FRAME_BYTES: u32 = 4096;
-
-/// Longest packet that a frame takes when it is received: the kernel keeps the first 256 bytes
-/// for an XDP program (XDP_PACKET_HEADROOM of linux/bpf.h).
-pub const FRAME_PACKET_MAX: u32 = FRAME_BYTES - 256;
-
-/// Most frames of one packet: what a packet of the largest MTU, 65535 bytes, is received in. It is
-/// also what the kernel sends at most in copy mode, one linear part and CONFIG_MAX_SKB_FRAGS, 17,
-/// pages (`xsk_build_skb` of net/xdp/xsk.c).
-pub const FRAGMENTS_MAX: usize = 18;
-
-/// One frame that is ours: not in any ring, so neither the kernel nor the NIC touches it.
-///
-/// Made only when the UMEM is divided and when a ring gives one back; consumed by the ring it is
-/// put into. So a frame is in one place at a time, and its bytes may be borrowed as a slice.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// Byte offset into the UMEM: of the frame, or of the packet in it after it was received.
-    address: u64,
-}
-
-impl Frame {
-    pub(super) fn at(address: u64) -> Self {
-        Self { address }
-    }
-
-    pub(super) fn address(&self) -> u64 {
-        self.address
-    }
-}
-
-/// A frame with a received packet, or a piece of one, in it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Received {
-    /// The frame; its offset is the packet's.
-    pub frame: Frame,
-    /// Bytes in it.
-    pub len: u32,
-    /// The packet goes on in the next one.
-    pub more: bool,
-}
+use super::umem_frame::{FRAME_BYTES, Frame, Received};
+use super::xsk_calls::{self, Mapping};
 
 /// The frame memory of one uplink, shared by its sockets.
 #[derive(Debug)]
@@ -91,7 +49,7 @@ impl Umem {
     /// # Errors
     /// The kernel has not so much.
     pub(super) fn create(bytes: u64) -> io::Result<Self> {
-        Self::of_file(raw::memory_file(bytes)?)
+        Self::of_file(xsk_calls::memory_file(bytes)?)
     }
 
     /// The memory that another process has created; its sockets have it registered.
@@ -99,7 +57,7 @@ impl Umem {
     /// # Errors
     /// The file is not one of ours, or cannot be mapped.
     pub(super) fn of_file(file: OwnedFd) -> io::Result<Self> {
-        let bytes = usize::try_from(raw::memory_size(&file)?).map_err(io::Error::other)?;
+        let bytes = usize::try_from(xsk_calls::memory_size(&file)?).map_err(io::Error::other)?;
         let mapping = Mapping::new(&file, bytes, 0)?;
         Ok(Self { base: mapping.base(), bytes, owner: Owner::File { mapping, file } })
     }
@@ -124,7 +82,7 @@ impl Umem {
     /// The kernel's.
     pub(super) fn register(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         match &self.owner {
-            Owner::File { mapping, .. } => raw::register(socket, mapping, FRAME_BYTES),
+            Owner::File { mapping, .. } => xsk_calls::register(socket, mapping, FRAME_BYTES),
             Owner::Other { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -150,7 +108,7 @@ impl Umem {
     #[inline]
     #[must_use]
     pub fn packet<'f>(&'f self, received: &'f Received) -> &'f [u8] {
-        let (offset, len) = self.checked(received.frame.address, received.len);
+        let (offset, len) = self.checked(received.frame.address(), received.len);
         // SAFETY: inside the mapping (checked); the token says that no ring holds the frame, so
         // nobody writes it while both are borrowed.
         unsafe { slice::from_raw_parts(self.base.add(offset), len) }
@@ -159,7 +117,7 @@ impl Umem {
     /// The first `len` bytes of a frame, to fill in.
     #[inline]
     pub fn room<'f>(&'f self, frame: &'f mut Frame, len: u32) -> &'f mut [u8] {
-        let (offset, len) = self.checked(frame.address, len);
+        let (offset, len) = self.checked(frame.address(), len);
         // SAFETY: as in `packet`, and the token is borrowed exclusively.
         unsafe { slice::from_raw_parts_mut(self.base.add(offset), len) }
     }

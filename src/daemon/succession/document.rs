@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::PortConfig;
 use crate::platform::unix_socket::FileIdentity;
 use crate::vhost_user::{Record, Said};
-use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
+use crate::xdp::{InheritedUplink, SocketAtRest, XdpAttachment};
 
 use super::super::state_file::Bound;
 
@@ -71,10 +71,8 @@ pub struct PortPart {
 pub(super) struct UplinkPart {
     pub interface: String,
     pub index: u32,
-    pub attach_mode: AttachMode,
-    pub socket_mode: SocketMode,
-    pub reason: String,
-    pub packet_max: u32,
+    #[serde(flatten)]
+    pub attachment: XdpAttachment,
     pub link: Place,
     pub tap: Place,
     pub umem: Place,
@@ -169,10 +167,7 @@ impl UplinkPart {
         let sockets = sockets.map(|(queue, place)| Some((queue, descriptors.take(place)?)));
         Some(InheritedUplink {
             index: self.index,
-            attach_mode: self.attach_mode,
-            socket_mode: self.socket_mode,
-            reason: self.reason,
-            packet_max: self.packet_max,
+            attachment: self.attachment,
             sockets: sockets.collect::<Option<_>>()?,
             link: descriptors.take(self.link)?,
             tap: descriptors.take(self.tap)?,

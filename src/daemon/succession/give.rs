@@ -456,10 +456,7 @@ fn uplink_part(
     Ok(UplinkPart {
         interface: nic.config.interface.clone(),
         index: status.interface.index,
-        attach_mode: status.attach_mode,
-        socket_mode: status.socket_mode,
-        reason: status.reason,
-        packet_max: status.packet_max,
+        attachment: status.attachment,
         link,
         tap,
         umem,

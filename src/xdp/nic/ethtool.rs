@@ -75,7 +75,7 @@ impl Offloads {
 }
 
 /// Queues in use and at most. None where the driver does not say.
-pub(in crate::xdp) async fn channels(name: &str) -> Option<Channels> {
+pub(crate) async fn channels(name: &str) -> Option<Channels> {
     let attributes = first(connect()?.channel().get(Some(name)).execute().await.ok()?).await?;
     let mut channels = Channels::default();
     for attribute in attributes {

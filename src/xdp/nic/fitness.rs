@@ -15,8 +15,8 @@
 //! - Before a frame is handed from a device to the one above, its VLAN tag is taken out and kept
 //!   beside it, where an XDP program does not see it.
 
-use super::below::{Device, LinkLayer, Lower, Macvlan};
 use super::ethtool::Offloads;
+use super::lower_devices::{Device, LinkLayer, Lower, Macvlan};
 
 /// Why an interface can be no uplink.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -18,9 +18,9 @@ use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Serialize;
 
-use super::ask;
 use super::ethtool::{Offloads, offloads};
-use super::link::{LinkFacts, connect, name_of};
+use super::link_facts::LinkFacts;
+use super::link_messages::{ask, connect, name_of};
 
 /// Most processes whose namespaces are looked at.
 const PROCESSES_MAX: usize = 4096;

@@ -9,20 +9,15 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{MapError, MemoryFiles};
-
-/// Bytes that every port may map whatever the others have: for 1024 ports, half of the address
-/// space.
-pub const SHARE_BYTES: u64 = 1 << 36;
-/// Bytes that all ports together may map beyond their shares.
-pub const COMMON_BYTES: u64 = 1 << 45;
+use super::files::MemoryFiles;
+use super::map_error::{COMMON_BYTES, MapError, SHARE_BYTES};
 
 /// What all ports of the process have beyond their shares.
 static COMMON: AtomicU64 = AtomicU64::new(0);
 
 /// What a port may map, and has mapped.
 #[derive(Debug)]
-pub struct Room {
+pub struct MappingBudget {
     /// The files that may be memory.
     files: MemoryFiles,
     /// Whether other files may be as well: a guest that runs keeps what it has.
@@ -33,7 +28,7 @@ pub struct Room {
     common: &'static AtomicU64,
 }
 
-impl Room {
+impl MappingBudget {
     /// Of a port with nothing mapped.
     #[must_use]
     pub fn new(files: MemoryFiles) -> Arc<Self> {
@@ -86,7 +81,7 @@ impl Room {
             return Err(no_room);
         }
         *mapped = after;
-        Ok(Taken { room: Arc::clone(self), bytes })
+        Ok(Taken { budget: Arc::clone(self), bytes })
     }
 }
 
@@ -94,19 +89,19 @@ fn beyond_share(bytes: u64) -> u64 {
     bytes.saturating_sub(SHARE_BYTES)
 }
 
-/// Room for one mapping, given back when dropped.
+/// MappingBudget for one mapping, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Taken {
-    room: Arc<Room>,
+    budget: Arc<MappingBudget>,
     bytes: u64,
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let mut mapped = self.room.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mapped = self.budget.mapped.lock().unwrap_or_else(PoisonError::into_inner);
         let after = *mapped - self.bytes;
         let beyond = beyond_share(*mapped) - beyond_share(after);
-        self.room.common.fetch_sub(beyond, Ordering::Relaxed);
+        self.budget.common.fetch_sub(beyond, Ordering::Relaxed);
         *mapped = after;
     }
 }
@@ -115,8 +110,8 @@ impl Drop for Taken {
 mod tests {
     use super::*;
 
-    fn port(common: &'static AtomicU64) -> Arc<Room> {
-        Room::within(MemoryFiles::Shared, common)
+    fn port(common: &'static AtomicU64) -> Arc<MappingBudget> {
+        MappingBudget::within(MemoryFiles::Shared, common)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
-use super::nic::{self, Channels, Device, XdpFeatures};
+use super::nic::{self, Channels, Device, InterfaceError, XdpFeatures};
 
 /// The facts about a NIC that decide whether and how it can be an uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,23 +29,6 @@ pub struct Interface {
     pub zero_copy_frames: u32,
     /// What kind of device it is, and what lies below it.
     pub device: Device,
-}
-
-/// Why the facts could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum InterfaceError {
-    /// No such NIC in this network namespace.
-    #[error("there is no interface {0:?} in this network namespace; see `ip link`")]
-    NotFound(String),
-    /// The netlink socket failed.
-    #[error("cannot ask the kernel about interface {name:?}")]
-    Netlink {
-        /// Asked for.
-        name: String,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
 }
 
 impl Interface {

@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-use super::MapError;
+use super::map_error::MapError;
 
 /// Regions of all sessions of the process that can be watched at once.
 const WATCHES_MAX: usize = 16384;

@@ -24,8 +24,7 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use super::ring::{Completion, Fill, RingParts, Rx, Tx};
-use super::socket::SocketParts;
+use super::xsk_ring::{Completion, Fill, RingParts, Rx, SocketParts, Tx};
 
 // ---- memory -------------------------------------------------------------------------------------
 
@@ -132,10 +131,19 @@ pub(super) fn make_rings(socket: BorrowedFd<'_>, entries: u32) -> io::Result<()>
     Ok(sockopt::set_xdp_tx_ring_size(socket, entries)?)
 }
 
+/// A queue of a NIC.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueAddress {
+    /// The NIC's kernel index.
+    pub interface: u32,
+    /// The queue.
+    pub queue: u32,
+}
+
 /// Bind to a queue. With a socket to share the frame memory with, the kernel takes its flags.
 pub(super) fn bind(
     socket: BorrowedFd<'_>,
-    (interface, queue): (u32, u32),
+    QueueAddress { interface, queue }: QueueAddress,
     flags: SocketAddrXdpFlags,
     shared: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
@@ -150,7 +158,7 @@ pub(super) fn bind(
 pub(super) fn set_transmit_budget(socket: BorrowedFd<'_>, frames: u32) -> io::Result<()> {
     /// XDP_MAX_TX_SKB_BUDGET of linux/if_xdp.h, which rustix does not know.
     const MAX_TX_SKB_BUDGET: libc::c_int = 9;
-    set_option(socket, (libc::SOL_XDP, MAX_TX_SKB_BUDGET), frames)
+    set_option(socket, libc::SOL_XDP, MAX_TX_SKB_BUDGET, frames)
 }
 
 /// Have the socket's calls drive the NIC, which takes at most `budget` packets at each: busy
@@ -161,9 +169,9 @@ pub(super) fn set_busy_poll(socket: BorrowedFd<'_>, budget: u16) -> io::Result<(
     const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
     /// µs that a call polls which blocks. To ours, which do not, it says that they may poll at all.
     const BUSY_POLL: u32 = 20;
-    set_option(socket, (libc::SOL_SOCKET, SO_PREFER_BUSY_POLL), 1)?;
-    set_option(socket, (libc::SOL_SOCKET, libc::SO_BUSY_POLL), BUSY_POLL)?;
-    set_option(socket, (libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET), budget.into())
+    set_option(socket, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, BUSY_POLL)?;
+    set_option(socket, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, budget.into())
 }
 
 /// An epoll instance that asks of a socket whether it has packets, and keeps the interrupts of its
@@ -192,7 +200,8 @@ pub(super) fn suspender(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 fn set_option(
     socket: BorrowedFd<'_>,
-    (level, name): (libc::c_int, libc::c_int),
+    level: libc::c_int,
+    name: libc::c_int,
     value: u32,
 ) -> io::Result<()> {
     let (fd, len) = (socket.as_raw_fd(), libc::socklen_t::try_from(size_of::<u32>()).expect("4"));
@@ -208,7 +217,7 @@ pub(super) fn map_rings(socket: BorrowedFd<'_>, entries: u32) -> io::Result<Sock
     let offsets = sockopt::xdp_mmap_offsets(socket)?;
     let frame_ring = size_of::<u64>();
     let packet_ring = size_of::<libc::xdp_desc>();
-    let map = |page, offset, entry| map_ring(socket, page, offset, (entries, entry));
+    let map = |page, offset, entry| map_ring(socket, page, offset, entries, entry);
     let rx = map(XDP_PGOFF_RX_RING, offsets.rx, packet_ring)?;
     let tx = map(XDP_PGOFF_TX_RING, offsets.tx, packet_ring)?;
     let fill = map(XDP_UMEM_PGOFF_FILL_RING, offsets.fr, frame_ring)?;
@@ -228,7 +237,8 @@ fn map_ring(
     socket: BorrowedFd<'_>,
     page: u64,
     offset: XdpRingOffset,
-    (entries, entry_bytes): (u32, usize),
+    entries: u32,
+    entry_bytes: usize,
 ) -> io::Result<RingParts> {
     let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
     let flags = offset.flags.ok_or(Errno::OPNOTSUPP)?;

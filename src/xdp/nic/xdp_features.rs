@@ -3,7 +3,7 @@
 use rtnetlink::packet_core::NLM_F_ACK;
 use serde::Serialize;
 
-use super::super::netdev::{Message, ask};
+use crate::xdp::netdev::{Message, ask};
 
 /// What a driver says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,7 +52,7 @@ const XSK_TX_CHECKSUM: u64 = 1 << 1;
 const XSK_TX_LAUNCH_TIME: u64 = 1 << 2;
 
 /// Ask about the NIC with this index. None where the kernel does not know the question.
-pub(in crate::xdp) fn xdp_features(index: u32) -> Option<XdpFeatures> {
+pub(crate) fn xdp_features(index: u32) -> Option<XdpFeatures> {
     let answers = ask(Message::new(DEV_GET, &[(DEV_IFINDEX, index.into())]), NLM_F_ACK).ok()?;
     answers.first().map(features)
 }

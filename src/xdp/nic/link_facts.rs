@@ -1,21 +1,14 @@
-//! The route netlink family: links and addresses.
-
-use std::fmt;
-use std::fs;
-use std::io;
+//! What a link says of itself, and the links and addresses that belong to it.
 
 use futures_util::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
-use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
-};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use serde::Serialize;
 
-use super::below::Device;
-use super::holder::{self, Holder};
-use crate::xdp::interface::InterfaceError;
-use crate::xdp::program;
+use super::attached_program::AttachedProgram;
+use super::link_messages::{InterfaceError, connect, driver, kind, link, mac_of, name_of};
+use super::lower_devices::Device;
 
 /// What the link itself says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -64,35 +57,6 @@ pub struct Relative {
     pub kind: String,
 }
 
-/// An XDP program on a NIC.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct AttachedProgram {
-    /// Its identifiers: one, or one for each hook that has one.
-    pub ids: Vec<u32>,
-    /// Its name, if we may ask.
-    pub name: Option<String>,
-    /// At the kernel's generic hook.
-    pub generic: bool,
-    /// The process that holds it, if that is known.
-    pub holder: Option<Holder>,
-}
-
-impl fmt::Display for AttachedProgram {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids: Vec<String> = self.ids.iter().map(u32::to_string).collect();
-        write!(f, "program {}", ids.join(" and "))?;
-        self.name.iter().try_for_each(|name| write!(f, " \"{name}\""))
-    }
-}
-
-impl AttachedProgram {
-    /// Whether it is isonic's, by its name.
-    #[must_use]
-    pub fn is_ours(&self) -> bool {
-        self.name.as_deref() == Some(program::NAME)
-    }
-}
-
 /// The facts of one link, and what kind of device it is.
 pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceError> {
     let message = link(name).await?;
@@ -118,7 +82,7 @@ pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceErr
             LinkAttribute::Controller(index) => master = Some(*index).filter(|&index| index > 0),
             LinkAttribute::Link(index) => linked = Some(*index),
             LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
-            LinkAttribute::Xdp(attributes) => facts.program = attached(attributes),
+            LinkAttribute::Xdp(attributes) => facts.program = AttachedProgram::of(attributes),
             _ => {}
         }
     }
@@ -137,84 +101,10 @@ pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceErr
 
 /// The program that is on an interface, and the bridge, bond or team that the interface is a port
 /// of.
-pub(in crate::xdp) async fn program_on(
+pub(crate) async fn program_on(
     name: &str,
 ) -> Result<(Option<AttachedProgram>, Option<Relative>), InterfaceError> {
     read(name).await.map(|(facts, _)| (facts.program, facts.master))
-}
-
-/// One link, by name.
-pub(in crate::xdp) async fn link(name: &str) -> Result<LinkMessage, InterfaceError> {
-    let failed = |source| InterfaceError::Netlink { name: name.to_owned(), source };
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(failed)?;
-    tokio::spawn(connection);
-    let mut links = handle.link().get().match_name(name.to_owned()).execute();
-    match links.try_next().await {
-        Ok(Some(link)) => Ok(link),
-        Ok(None) => Err(InterfaceError::NotFound(name.to_owned())),
-        Err(rtnetlink::Error::NetlinkError(error)) if is_absent(error.to_io().raw_os_error()) => {
-            Err(InterfaceError::NotFound(name.to_owned()))
-        }
-        Err(error) => Err(failed(io::Error::other(error))),
-    }
-}
-
-/// ENODEV for a name that no NIC has, EINVAL or ERANGE for one that none could have.
-fn is_absent(errno: Option<i32>) -> bool {
-    matches!(errno, Some(libc::ENODEV | libc::EINVAL | libc::ERANGE))
-}
-
-/// The driver of a NIC on a bus, or the kind of a virtual device.
-pub(in crate::xdp) fn driver(name: &str, link: &LinkMessage) -> String {
-    kind(link).or_else(|| bus_driver(name)).unwrap_or_else(|| "unknown".to_owned())
-}
-
-fn bus_driver(name: &str) -> Option<String> {
-    let target = fs::read_link(format!("/sys/class/net/{name}/device/driver")).ok()?;
-    Some(target.file_name()?.to_string_lossy().into_owned())
-}
-
-pub(super) fn kind(link: &LinkMessage) -> Option<String> {
-    let infos = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    })?;
-    infos.iter().find_map(|info| match info {
-        LinkInfo::Kind(kind) => Some(kind.to_string()),
-        _ => None,
-    })
-}
-
-/// A link's own MAC; zero if it has none.
-pub(in crate::xdp) fn mac_of(link: &LinkMessage) -> [u8; 6] {
-    let bytes = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
-        _ => None,
-    });
-    bytes.unwrap_or_default()
-}
-
-/// The links of this namespace that have a MAC: name and MAC.
-pub(in crate::xdp) async fn macs() -> io::Result<Vec<(String, [u8; 6])>> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    tokio::spawn(connection);
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(io::Error::other)?;
-    let named = links.iter().filter_map(|link| Some((name_of(link)?, mac_of(link))));
-    Ok(named.filter(|(_, mac)| *mac != [0; 6]).collect())
-}
-
-pub(super) fn connect() -> Option<Handle> {
-    let (connection, handle, _) = rtnetlink::new_connection().ok()?;
-    tokio::spawn(connection);
-    Some(handle)
-}
-
-pub(super) fn name_of(link: &LinkMessage) -> Option<String> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    })
 }
 
 /// The links of which this holds.
@@ -249,27 +139,4 @@ async fn addresses(handle: &Handle, index: u32) -> Vec<String> {
             Some(format!("{address}/{}", message.header.prefix_len))
         })
         .collect()
-}
-
-fn attached(attributes: &[LinkXdp]) -> Option<AttachedProgram> {
-    let mut program = AttachedProgram::default();
-    for attribute in attributes {
-        match attribute {
-            LinkXdp::Attached(mode) => program.generic = *mode == XdpAttached::SocketBuffer,
-            LinkXdp::ProgId(id)
-            | LinkXdp::DrvProgId(id)
-            | LinkXdp::SkbProgId(id)
-            | LinkXdp::HwProgId(id) => program.ids.push(*id),
-            _ => {}
-        }
-    }
-    program.ids.retain(|&id| id > 0);
-    program.ids.sort_unstable();
-    program.ids.dedup();
-    if program.ids.is_empty() {
-        return None;
-    }
-    program.name = program.ids.iter().find_map(|&id| program::name_of(id));
-    program.holder = holder::find(&program.ids);
-    Some(program)
 }

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::link::{
 use serde::Serialize;
 
 use super::ethtool::{Offloads, offloads};
-use super::link::{connect, driver, kind, name_of};
+use super::link_messages::{connect, driver, kind, name_of};
 
 /// Most devices below one that are looked at: a bridge may have a port for each VM of a host.
 const BELOW_MAX: usize = 256;
@@ -85,7 +85,7 @@ pub struct Lower {
 
 impl Device {
     /// Of this link.
-    pub(in crate::xdp) async fn read(name: &str, link: &LinkMessage) -> Self {
+    pub(crate) async fn read(name: &str, link: &LinkMessage) -> Self {
         let mut device = Self {
             interface: name.to_owned(),
             kind: driver(name, link),

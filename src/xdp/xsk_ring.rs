@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::umem::{Frame, Received};
+use super::umem_frame::{Frame, Received};
 
 /// XDP_RING_NEED_WAKEUP of linux/if_xdp.h: the kernel sleeps until it is called.
 const NEED_WAKEUP: u32 = 1;
@@ -341,4 +341,17 @@ impl Completion {
     pub fn release(&self) {
         self.0.release_consumed();
     }
+}
+
+/// The four rings of a socket.
+#[derive(Debug)]
+pub struct SocketParts {
+    /// Received packets.
+    pub rx: Rx,
+    /// Packets to transmit.
+    pub tx: Tx,
+    /// Empty frames for the kernel.
+    pub fill: Fill,
+    /// Transmitted frames.
+    pub completion: Completion,
 }

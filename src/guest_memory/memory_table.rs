@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::{DirtyLog, FrontendAddress, GuestAddress, GuestSlice, Region, RegionSpec};
+use super::addresses::{FrontendAddress, GuestAddress};
+use super::dirty_log::DirtyLog;
+use super::region::{Region, RegionSpec};
+use super::slice::GuestSlice;
 
 /// Most regions one front-end may have: the slots we report for GET_MAX_MEM_SLOTS. QEMU sends
 /// one per memory slot that is backed by a file; memory hot-plug adds one per module.
@@ -232,7 +235,7 @@ fn check_overlap(
 
 #[cfg(test)]
 mod tests {
-    use super::super::MapError;
+    use super::super::map_error::MapError;
     use super::*;
 
     fn file(bytes: u64) -> File {
