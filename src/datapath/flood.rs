@@ -13,8 +13,8 @@ use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::from_guest::hand_over;
 use super::handover::{Buffers, Inbox, Target};
+use super::ids::{PortId, UplinkId, WorkerId};
 use super::ports::Ports;
-use super::{PortId, UplinkId, WorkerId};
 
 /// Most copies that a worker makes of one frame, segments of it counted: four for each port there
 /// may be.

@@ -8,7 +8,7 @@ use crate::device::groups::ForwardGroups;
 use crate::device::offloads::Offloads;
 
 use super::flows::FlowTable;
-use super::{PortId, UplinkId, WorkerId};
+use super::ids::{PortId, UplinkId, WorkerId};
 
 /// How a port is attached to its uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Route {
     pub uplink: UplinkId,
     /// How.
     pub attachment: Attachment,
-    /// Of its MTU, see [`frame_max`](super::frame_max), bytes.
+    /// Of its MTU, see [`frame_max`](super::limits::frame_max), bytes.
     pub frame_max: u32,
     /// Which worker serves each queue pair.
     pub workers: Vec<WorkerId>,

@@ -6,7 +6,7 @@ use crate::device::offloads::Offloads;
 use crate::guest_memory::GuestSlice;
 use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash, tag_bytes};
 
-use super::{ETHERNET_BYTES, is_within};
+use super::limits::{ETHERNET_BYTES, is_within};
 
 /// An Ethernet frame: its start, which is ours, then the rest, and what is left to do with it.
 ///
@@ -75,7 +75,7 @@ impl<'f> FrameView<'f> {
         accepted.allow(&self.offload) && known
     }
 
-    /// Whether it is a frame of an interface with this [`frame_max`](super::frame_max), or will be
+    /// Whether it is a frame of an interface with this [`frame_max`](super::limits::frame_max), or will be
     /// cut into such.
     #[inline]
     pub fn is_within(&self, frame_max: u32) -> bool {
@@ -349,7 +349,7 @@ pub(super) trait CompleteFrame {
     /// Its first bytes, which are ours.
     fn start(&self) -> &[u8];
 
-    /// Whether it is one of an interface with this [`frame_max`](super::frame_max), as far as its
+    /// Whether it is one of an interface with this [`frame_max`](super::limits::frame_max), as far as its
     /// first bytes tell.
     #[inline]
     fn is_within(&self, frame_max: u32) -> bool {

@@ -17,10 +17,11 @@ use super::flood::Flood;
 use super::forwarding::{Attachment, Forwarding, Route};
 use super::frame::{CompleteFrame, FrameView, Packet, Start};
 use super::handover::{Buffers, Handover, Inbox, Target};
+use super::ids::{PortId, WorkerId, pair_of};
+use super::limits::BURST;
 use super::ports::Ports;
 use super::sockets::{Sending, WorkerSocket};
 use super::worker::Worker;
-use super::{BURST, PortId, WorkerId, pair_of};
 
 /// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
 /// left for its next turn: one guest must not hold up the others' turns, nor send more at once than

@@ -15,11 +15,12 @@ use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::from_guest::{hand_over, to_port};
 use super::handover::{Buffers, Handover, Inbox, Target};
+use super::ids::{PortId, UplinkId, WorkerId};
+use super::limits::{BURST, ETHERNET_BYTES};
 use super::ports::Ports;
 use super::shares::Lent;
 use super::sockets::WorkerSocket;
 use super::worker::Worker;
-use super::{BURST, ETHERNET_BYTES, PortId, UplinkId, WorkerId};
 
 /// Flows whose segments are gathered at once; one more ends the one that began first.
 const TRAINS_MAX: usize = 8;

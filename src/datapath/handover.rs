@@ -18,8 +18,8 @@ use crate::packet::{FRAME_MAX, Offload, checksum};
 use crate::xdp::{Frame, Received};
 
 use super::flood::Flood;
+use super::ids::{PortId, UplinkId, WorkerId};
 use super::shares::Shares;
-use super::{PortId, UplinkId, WorkerId};
 
 /// Longest packet that is handed over in a buffer.
 pub const PACKET_BYTES_MAX: usize = FRAME_MAX;

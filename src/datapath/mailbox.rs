@@ -11,7 +11,11 @@ use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, Fault, Queue, QueueSetup, Ring};
 use crate::xdp::{Socket, SocketAtRest, Umem};
 
-use super::{Forwarding, Inbox, PortId, PortSight, SocketReport, UplinkId};
+use super::forwarding::Forwarding;
+use super::handover::Inbox;
+use super::ids::{PortId, UplinkId};
+use super::sockets::SocketReport;
+use super::survey::PortSight;
 
 /// The worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,7 +5,7 @@
 //! sleeps or after it wakes. While the worker is busy it looks at a share of the quiet rings each
 //! turn; when nothing else is to be done, at all of them.
 
-use super::PortId;
+use super::ids::PortId;
 
 /// Turns in which a ring had nothing after which it is quiet.
 const QUIET_AFTER: u32 = 64;

@@ -14,8 +14,9 @@ use crate::xdp::{FRAME_BYTES, Frame, KernelStatistics, Socket, SocketProgress};
 
 use super::forwarding::Forwarding;
 use super::frame::{CompleteFrame, FrameView, Packet};
+use super::ids::{PortId, UplinkId, WorkerId};
+use super::limits::BURST;
 use super::shares::{InFlight, Lent};
-use super::{BURST, PortId, UplinkId, WorkerId};
 
 /// Other workers may have this part of a socket's frames: half of those that it receives into.
 const LENT_PART: u64 = 4;

@@ -18,11 +18,13 @@ use super::frame::FrameView;
 use super::from_uplink::Arrivals;
 use super::handover::{Buffers, Handover, Inbox, PacketPool, Target};
 use super::idle::Idle;
+use super::ids::{PortId, UplinkId, WorkerId, is_from_guest};
+use super::limits::BURST;
 use super::mailbox::{Command, RingAtRest, SocketDescriptor, WorkerAtRest};
 use super::ports::Ports;
 use super::rotation::{Place, Rotation};
 use super::sockets::{Sockets, WorkerSocket};
-use super::{BURST, PortId, UplinkId, WorkerId, from_guest, from_uplink, is_from_guest};
+use super::{from_guest, from_uplink};
 
 /// Turns between two publications of the counters while busy.
 const TURNS_PER_PUBLICATION: u64 = 1024;
