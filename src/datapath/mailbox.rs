@@ -8,32 +8,19 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::virtqueue::{EventFd, EventKind, Fault, Queue, QueueSetup, Ring};
+use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
 use crate::xdp::{Socket, SocketAtRest, Umem};
 
 use super::forwarding::Forwarding;
 use super::handover::Inbox;
 use super::ids::{PortId, UplinkId};
 use super::sockets::SocketReport;
-use super::survey::PortSight;
+use super::survey::{PortSight, RingReport};
 
 /// The worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the worker has ended")]
 pub struct WorkerGone;
-
-/// What a worker reports of one of its rings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RingReport {
-    /// Ring number.
-    pub index: u16,
-    /// Entries.
-    pub size: u16,
-    /// SET_VRING_ENABLE.
-    pub enabled: bool,
-    /// The fault that broke it.
-    pub broken: Option<Fault>,
-}
 
 /// A descriptor of a socket, with its uplink and its queue.
 pub type SocketDescriptor = (UplinkId, u32, OwnedFd);

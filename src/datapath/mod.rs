@@ -33,6 +33,7 @@ mod shares;
 mod signals;
 mod sockets;
 mod survey;
+mod turns;
 mod watchdog;
 mod worker;
 
@@ -43,10 +44,10 @@ pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target
 pub use ids::{PortId, UplinkId, WorkerId, is_from_guest, pair_of, to_guest_ring};
 pub use limits::{BURST, ETHERNET_BYTES, VLAN_BYTES, frame_max};
 pub use mailbox::{
-    Acknowledgement, Command, RingAtRest, RingReport, SocketDescriptor, WorkerAtRest, WorkerGone,
-    WorkerHandle,
+    Acknowledgement, Command, RingAtRest, SocketDescriptor, WorkerAtRest, WorkerGone, WorkerHandle,
 };
 pub use sockets::SocketReport;
-pub use survey::{PortSight, RingSight, Sources};
+pub use survey::{PortSight, RingReport, RingSight, Sources};
+pub use turns::Turns;
 pub use watchdog::{Watchdog, Watched};
-pub use worker::{Setup, Turns, Worker};
+pub use worker::{Setup, Worker};

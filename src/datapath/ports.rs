@@ -13,9 +13,8 @@ use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
 use super::flood::Room;
 use super::frame::{CompleteFrame, FrameView};
 use super::ids::{PortId, to_guest_ring};
-use super::mailbox::RingReport;
 use super::signals::{Signaller, Signalling};
-use super::survey::{PortSight, RingSight, Sources};
+use super::survey::{PortSight, RingReport, RingSight, Sources};
 
 /// A queue pair that gets a flooded frame once it is completed.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
@@ -24,6 +24,7 @@ use super::mailbox::{Command, RingAtRest, SocketDescriptor, WorkerAtRest};
 use super::ports::Ports;
 use super::rotation::{Place, Rotation};
 use super::sockets::{Sockets, WorkerSocket};
+use super::turns::Turns;
 use super::{from_guest, from_uplink};
 
 /// Turns between two publications of the counters while busy.
@@ -50,42 +51,6 @@ pub struct Setup {
     pub mailbox: Receiver<Command>,
     /// Where it tells of ports whose front-end took the memory away; their session must end.
     pub lost: Sender<PortId>,
-}
-
-/// How often a worker turned and slept, as published.
-#[derive(Debug, Default)]
-pub struct Turns {
-    turns: AtomicU64,
-    sleeps: AtomicU64,
-    busy_nanoseconds: AtomicU64,
-    /// Set around the wait itself: the look before it may be held up like any other.
-    waiting: AtomicBool,
-}
-
-impl Turns {
-    /// Turns of the loop.
-    #[must_use]
-    pub fn turns(&self) -> u64 {
-        self.turns.load(Ordering::Relaxed)
-    }
-
-    /// Nanoseconds in turns that did something, system calls included.
-    #[must_use]
-    pub fn busy_nanoseconds(&self) -> u64 {
-        self.busy_nanoseconds.load(Ordering::Relaxed)
-    }
-
-    /// Whether it waits for something to do, for as long as it takes.
-    #[must_use]
-    pub fn waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// Times it slept.
-    #[must_use]
-    pub fn sleeps(&self) -> u64 {
-        self.sleeps.load(Ordering::Relaxed)
-    }
 }
 
 /// A worker. Everything in it is its thread's alone.
