@@ -19,9 +19,10 @@ use super::frame::{CompleteFrame, FrameView, Packet, Start};
 use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ids::{PortId, WorkerId, pair_of};
 use super::limits::BURST;
+use super::plane::Plane;
 use super::ports::Ports;
+use super::rotation::Place;
 use super::sockets::{Sending, WorkerSocket};
-use super::worker::Worker;
 
 /// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
 /// left for its next turn: one guest must not hold up the others' turns, nor send more at once than
@@ -37,11 +38,39 @@ const BYTES_MAX: u64 = 256 << 10;
 /// One chain more, of at most 1024, may have been taken by then.
 const DESCRIPTORS_MAX: usize = 1024;
 
+/// Bursts from the busy rings, and from quiet ones: a share of them, or all if there was
+/// nothing else to do.
+#[inline]
+pub(super) fn bursts(plane: &mut Plane, mut nothing_else: bool) -> usize {
+    let (mut work, mut at) = (0, 0);
+    plane.rotation.begin_turn();
+    while let Some((port, index)) = plane.rotation.busy_at(at) {
+        let taken = burst(plane, (port, index));
+        work += taken;
+        if plane.rotation.stays_busy(at, taken) {
+            at += 1;
+        } else {
+            plane.want_kicks((port, index), true);
+        }
+    }
+    nothing_else &= work == 0;
+    for _ in 0..plane.rotation.share(nothing_else) {
+        let Some((port, index)) = plane.rotation.next_quiet() else { break };
+        let taken = burst(plane, (port, index));
+        if taken > 0 {
+            work += taken;
+            plane.rotation.wake();
+            plane.want_kicks((port, index), false);
+        }
+    }
+    work
+}
+
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
 /// many were taken. A burst's work is bounded by [`COPIES_MAX`], [`BYTES_MAX`] and
 /// [`DESCRIPTORS_MAX`] too, each overrun by no more than one packet.
-pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
-    let Some(ring) = worker.ports.ring(port, index) else { return 0 };
+fn burst(plane: &mut Plane, (port, index): Place) -> usize {
+    let Some(ring) = plane.ports.ring(port, index) else { return 0 };
     if ring.broken.is_some() {
         return 0;
     }
@@ -49,23 +78,23 @@ pub(super) fn burst(worker: &mut Worker, port: PortId, index: u16) -> usize {
         Ok(false) => return 0,
         Err(error) => (0, Some(error)),
         Ok(true) => {
-            let Some(mut ring) = worker.ports.lift(port, index) else { return 0 };
-            let served = serve(worker, port, index, &mut ring);
-            worker.ports.lower(port, index, ring);
+            let Some(mut ring) = plane.ports.lift(port, index) else { return 0 };
+            let served = serve(plane, port, index, &mut ring);
+            plane.ports.lower(port, index, ring);
             served
         }
     };
     if let Some(fault) = fault {
-        worker.ports.break_ring(port, index, fault);
+        plane.ports.break_ring(port, index, fault);
     }
     usize::from(taken)
 }
 
 /// Take a burst of packets, forward or discard them; the guest is shown at the end of the turn that
 /// they are done.
-fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16, Option<Fault>) {
+fn serve(plane: &mut Plane, port: PortId, index: u16, ring: &mut Ring) -> (u16, Option<Fault>) {
     let from = (port, pair_of(index), ring.kind);
-    let outlet = if ring.enabled { Outlet::new(worker, from) } else { None };
+    let outlet = if ring.enabled { Outlet::new(plane, from) } else { None };
     let mut taken = 0;
     let result = match outlet {
         Some(mut outlet) => {
@@ -76,12 +105,12 @@ fn serve(worker: &mut Worker, port: PortId, index: u16, ring: &mut Ring) -> (u16
         None => {
             let result = each_packet(ring, &mut taken, |packets| packets.count());
             let discarded = PortCounter::FromGuestDroppedDisabled;
-            worker.ports.count(port, discarded, u64::from(taken));
+            plane.ports.count(port, discarded, u64::from(taken));
             result
         }
     };
     if ring.queue.parts().1.has_unpublished() {
-        worker.ports.publish_later(port, index);
+        plane.ports.publish_later(port, index);
     }
     (taken, result.err())
 }
@@ -162,8 +191,8 @@ fn each_packet_of(
 
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire
 /// and to all others. Answers how many copies were made.
-pub(super) fn announce(worker: &mut Worker, port: PortId, bytes: &[u8]) -> usize {
-    let Some(mut outlet) = Outlet::new(worker, (port, 0, RingKind::default())) else { return 1 };
+pub(super) fn announce(plane: &mut Plane, port: PortId, bytes: &[u8]) -> usize {
+    let Some(mut outlet) = Outlet::new(plane, (port, 0, RingKind::default())) else { return 1 };
     let frame = FrameView::whole(bytes);
     match outlet.route.attachment {
         Attachment::Wire { .. } => {
@@ -210,10 +239,10 @@ struct Outlet<'w> {
 
 impl<'w> Outlet<'w> {
     /// None for a port that has no route (any more).
-    fn new(worker: &'w mut Worker, (port, pair, kind): (PortId, u16, RingKind)) -> Option<Self> {
-        let table = &*worker.table;
+    fn new(plane: &'w mut Plane, (port, pair, kind): (PortId, u16, RingKind)) -> Option<Self> {
+        let table = &*plane.table;
         let route = table.route(port)?;
-        let places = &mut worker.sockets.places;
+        let places = &mut plane.sockets.places;
         let place = socket_for(places, route, pair);
         Some(Self {
             port,
@@ -223,11 +252,11 @@ impl<'w> Outlet<'w> {
             route,
             by_flow: table.by_flow(),
             learns: route.ready.len() > 1,
-            worker: worker.id,
-            ports: &mut worker.ports,
+            worker: plane.id,
+            ports: &mut plane.ports,
             sending: place.map(|place| Sending::new(&mut places[place], port)),
-            inboxes: &worker.inboxes,
-            buffers: &mut worker.buffers,
+            inboxes: &plane.inboxes,
+            buffers: &mut plane.buffers,
             forwarded: 0,
             bytes: 0,
             copies: 0,

@@ -10,17 +10,16 @@ use crate::packet::{Pushed, SegmentKind, TOKENS_MAX, TcpSegment, Train};
 use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
-use super::flood::Flood;
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
 use super::from_guest::{hand_over, to_port};
 use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ids::{PortId, UplinkId, WorkerId};
 use super::limits::{BURST, ETHERNET_BYTES};
+use super::plane::Plane;
 use super::ports::Ports;
 use super::shares::Lent;
 use super::sockets::WorkerSocket;
-use super::worker::Worker;
 
 /// Flows whose segments are gathered at once; one more ends the one that began first.
 const TRAINS_MAX: usize = 8;
@@ -42,10 +41,10 @@ impl Arrivals {
 
 /// Take what the socket has received, at most [`BURST`] packets, and deliver it. Returns how many
 /// were taken.
-pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
-    let Worker { arrivals, sockets, .. } = worker;
+pub(super) fn burst(plane: &mut Plane, arrivals: &mut Arrivals, place: usize) -> usize {
     let Arrivals { pieces, trains } = arrivals;
-    let WorkerSocket { uplink, queue, socket, counters, lent, .. } = &mut sockets.places[place];
+    let WorkerSocket { uplink, queue, socket, counters, lent, .. } =
+        &mut plane.sockets.places[place];
     let Some(socket) = socket else { return 0 };
     let count = socket.receive(u32::from(BURST), |piece| pieces.push(Some(piece)));
     if count == 0 {
@@ -56,17 +55,17 @@ pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
     counters.add(SocketCounter::RxBytes, bytes);
     let uplink = *uplink;
     let mut inlet = Inlet {
-        here: worker.id,
+        here: plane.id,
         place,
         uplink,
-        table: &worker.table,
-        whole_queue: worker.table.by_queue(uplink, *queue),
+        table: &plane.table,
+        whole_queue: plane.table.by_queue(uplink, *queue),
         umem: socket.umem(),
-        ports: &mut worker.ports,
+        ports: &mut plane.ports,
         counters,
         lent,
-        inboxes: &worker.inboxes,
-        buffers: &mut worker.buffers,
+        inboxes: &plane.inboxes,
+        buffers: &mut plane.buffers,
         trains,
     };
     let mut next = 0;
@@ -311,38 +310,4 @@ impl Inlet<'_> {
             hand_over(buffers, &inboxes[owner.index()], (port, target), &frame)
         });
     }
-}
-
-/// A frame that the control plane brought, of the wire's multicast or from the host: to the
-/// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
-/// has its own of it. Answers how many copies were made.
-pub(super) fn arrival(worker: &mut Worker, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
-    let ended = if is_runt(frame.start()) {
-        Some(SocketCounter::RxDroppedRunt)
-    } else {
-        let forwarded = worker.table.forward_groups(uplink).allow(frame.destination());
-        (!forwarded).then_some(SocketCounter::RxDroppedReserved)
-    };
-    if let Some(reason) = ended {
-        worker.sockets.count(uplink, reason);
-        return 1;
-    }
-    let Worker { id: here, ports, table, buffers, inboxes, .. } = worker;
-    let (here, table, inboxes) = (*here, &**table, &**inboxes);
-    if frame.destination()[0] & 1 != 0 {
-        let flood = Flood { uplink, from: None, by: here };
-        flood.hand_over(here, (&mut *ports, buffers), (table, inboxes), frame);
-        return flood.deliver(here, ports, table, frame);
-    }
-    let Some(port) = table.by_mac(uplink, frame.destination()) else { return 1 };
-    let mut copies = 1;
-    to_port(ports, table, port, (here, frame), |ports, owner, pair| {
-        if owner == here {
-            copies = ports.deliver(port, pair, frame);
-            return true;
-        }
-        let target = Target::Pair { port, pair };
-        hand_over(buffers, &inboxes[owner.index()], (port, target), frame)
-    });
-    copies
 }

@@ -1,0 +1,95 @@
+//! What is handed over to a worker: frames and packets for its rings from other workers, the wire's
+//! multicast and the host's packets from the control plane, and announcements of ports.
+
+use crate::metrics::SocketCounter;
+
+use super::flood::Flood;
+use super::frame::FrameView;
+use super::from_guest::{announce, hand_over, to_port};
+use super::handover::{Handover, Target};
+use super::ids::UplinkId;
+use super::limits::{BURST, ETHERNET_BYTES};
+use super::plane::Plane;
+
+/// Take frames that come home and what is handed over, at most [`BURST`] packets. Returns how many
+/// copies were made of them.
+pub(super) fn burst(plane: &mut Plane) -> usize {
+    let own = plane.id.index();
+    while let Some((place, port, frame)) = plane.inboxes[own].next_home() {
+        plane.sockets.places[place].take_back(port, frame);
+        plane.accepted += 1;
+    }
+    plane.sockets.release_home();
+    while let Some(packet) = plane.inboxes[own].next_buffer() {
+        plane.buffers.put(packet);
+    }
+    let mut work = 0;
+    while work < usize::from(BURST)
+        && let Some(handover) = plane.inboxes[own].next()
+    {
+        work += accept(plane, handover);
+        plane.accepted += 1;
+    }
+    work
+}
+
+/// Answers how many copies were made, at least one.
+fn accept(plane: &mut Plane, handover: Handover) -> usize {
+    match handover {
+        Handover::Frame { home, place, uplink, received, port, pair } => {
+            let umem = plane.umems[uplink.index()].as_ref();
+            let umem = umem.expect("it stays until all lent frames are home");
+            let frame = FrameView::whole(umem.packet(&received));
+            plane.ports.deliver(port, pair, &frame);
+            plane.inboxes[home.index()].send_home(place, port, received.frame);
+            1
+        }
+        Handover::Packet { packet, target } => {
+            let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
+            let copies = match target {
+                Target::Pair { port, pair } => plane.ports.deliver(port, pair, &frame),
+                Target::Arrival { uplink } => arrive(plane, uplink, &frame),
+                Target::FloodFrom { port } => announce(plane, port, packet.bytes()),
+                Target::Flood(flood) => {
+                    flood.deliver(plane.id, &mut plane.ports, &plane.table, &frame)
+                }
+            };
+            packet.go_home(&plane.pool, |worker| &plane.inboxes[worker.index()]);
+            copies.max(1)
+        }
+    }
+}
+
+/// A frame that the control plane brought, of the wire's multicast or from the host: to the
+/// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
+/// has its own of it. Answers how many copies were made.
+fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
+    let ended = if frame.start().len() < ETHERNET_BYTES as usize {
+        Some(SocketCounter::RxDroppedRunt)
+    } else {
+        let forwarded = plane.table.forward_groups(uplink).allow(frame.destination());
+        (!forwarded).then_some(SocketCounter::RxDroppedReserved)
+    };
+    if let Some(reason) = ended {
+        plane.sockets.count(uplink, reason);
+        return 1;
+    }
+    let Plane { id: here, ports, table, buffers, inboxes, .. } = plane;
+    let (here, table, inboxes) = (*here, &**table, &**inboxes);
+    if frame.destination()[0] & 1 != 0 {
+        let flood = Flood { uplink, from: None, by: here };
+        flood.hand_over(here, (&mut *ports, buffers), (table, inboxes), frame);
+        return flood.deliver(here, ports, table, frame);
+    }
+    let Some(port) = table.by_mac(uplink, frame.destination()) else { return 1 };
+    let mut copies = 1;
+    to_port(ports, table, port, (here, frame), |ports, owner, pair| {
+        if owner == here {
+            copies = ports.deliver(port, pair, frame);
+            return true;
+        }
+        let target = Target::Pair { port, pair };
+        hand_over(buffers, &inboxes[owner.index()], (port, target), frame)
+    });
+    copies
+}
