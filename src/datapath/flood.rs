@@ -9,9 +9,9 @@ use std::sync::Arc;
 use crate::metrics::PortCounter;
 use crate::packet::flow_hash;
 
+use super::dispatch::hand_over;
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
-use super::from_guest::hand_over;
 use super::handover::{Buffers, Inbox, Target};
 use super::ids::{PortId, UplinkId, WorkerId};
 use super::ports::Ports;

@@ -2,13 +2,15 @@
 //! multicast and the host's packets from the control plane, and announcements of ports.
 
 use crate::metrics::SocketCounter;
+use crate::virtqueue::RingKind;
 
+use super::dispatch::{hand_over, to_port};
 use super::flood::Flood;
 use super::frame::FrameView;
-use super::from_guest::{announce, hand_over, to_port};
 use super::handover::{Handover, Target};
-use super::ids::UplinkId;
+use super::ids::{PortId, UplinkId};
 use super::limits::{BURST, ETHERNET_BYTES};
+use super::outlet::Outlet;
 use super::plane::Plane;
 
 /// Take frames that come home and what is handed over, at most [`BURST`] packets. Returns how many
@@ -92,4 +94,11 @@ fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
         hand_over(buffers, &inboxes[owner.index()], (port, target), frame)
     });
     copies
+}
+
+/// A control-plane frame in the name of a port (its announcement after a migration): to the wire
+/// and to all others. Answers how many copies were made.
+fn announce(plane: &mut Plane, port: PortId, bytes: &[u8]) -> usize {
+    let Some(outlet) = Outlet::new(plane, (port, 0, RingKind::default())) else { return 1 };
+    outlet.announce(&FrameView::whole(bytes))
 }

@@ -10,9 +10,9 @@ use crate::packet::{Pushed, SegmentKind, TOKENS_MAX, TcpSegment, Train};
 use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
+use super::dispatch::{hand_over, to_port};
 use super::forwarding::Forwarding;
 use super::frame::FrameView;
-use super::from_guest::{hand_over, to_port};
 use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ids::{PortId, UplinkId, WorkerId};
 use super::limits::{BURST, ETHERNET_BYTES};

@@ -16,6 +16,7 @@
 
 mod complete;
 mod deliver;
+mod dispatch;
 mod flood;
 mod flows;
 mod forwarding;
@@ -28,6 +29,7 @@ mod idle;
 mod ids;
 mod limits;
 mod mailbox;
+mod outlet;
 mod plane;
 mod ports;
 mod rotation;
