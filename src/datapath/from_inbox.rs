@@ -4,8 +4,7 @@
 use crate::metrics::SocketCounter;
 use crate::virtqueue::RingKind;
 
-use super::dispatch::{hand_over, to_port};
-use super::flood::Flood;
+use super::decision::{Decision, Flood, Origin, decide};
 use super::frame::FrameView;
 use super::handover::{Handover, Target};
 use super::ids::{PortId, UplinkId};
@@ -52,9 +51,7 @@ fn accept(plane: &mut Plane, handover: Handover) -> usize {
                 Target::Pair { port, pair } => plane.ports.deliver(port, pair, &frame),
                 Target::Arrival { uplink } => arrive(plane, uplink, &frame),
                 Target::FloodFrom { port } => announce(plane, port, packet.bytes()),
-                Target::Flood(flood) => {
-                    flood.deliver(plane.id, &mut plane.ports, &plane.table, &frame)
-                }
+                Target::Flood(flood) => plane.ways(None).0.flood_here(flood, &frame),
             };
             packet.go_home(&plane.pool, |worker| &plane.inboxes[worker.index()]);
             copies.max(1)
@@ -66,34 +63,20 @@ fn accept(plane: &mut Plane, handover: Handover) -> usize {
 /// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
 /// has its own of it. Answers how many copies were made.
 fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
-    let ended = if frame.start().len() < ETHERNET_BYTES as usize {
-        Some(SocketCounter::RxDroppedRunt)
-    } else {
-        let forwarded = plane.table.forward_groups(uplink).allow(frame.destination());
-        (!forwarded).then_some(SocketCounter::RxDroppedReserved)
-    };
-    if let Some(reason) = ended {
-        plane.sockets.count(uplink, reason);
+    let (mut dispatch, sockets) = plane.ways(None);
+    if frame.start().len() < ETHERNET_BYTES as usize {
+        sockets.count(uplink, SocketCounter::RxDroppedRunt);
         return 1;
     }
-    let Plane { id: here, ports, table, buffers, inboxes, .. } = plane;
-    let (here, table, inboxes) = (*here, &**table, &**inboxes);
-    if frame.destination()[0] & 1 != 0 {
-        let flood = Flood { uplink, from: None, by: here };
-        flood.hand_over(here, (&mut *ports, buffers), (table, inboxes), frame);
-        return flood.deliver(here, ports, table, frame);
-    }
-    let Some(port) = table.by_mac(uplink, frame.destination()) else { return 1 };
-    let mut copies = 1;
-    to_port(ports, table, port, (here, frame), |ports, owner, pair| {
-        if owner == here {
-            copies = ports.deliver(port, pair, frame);
-            return true;
+    match decide(dispatch.table, Origin::ControlPlane(uplink), frame.destination()) {
+        Decision::Port(receiver) => dispatch.to_port(receiver, frame),
+        Decision::Flood => dispatch.flood(Flood { uplink, from: None, by: dispatch.here }, frame),
+        Decision::Reserved => {
+            sockets.count(uplink, SocketCounter::RxDroppedReserved);
+            1
         }
-        let target = Target::Pair { port, pair };
-        hand_over(buffers, &inboxes[owner.index()], (port, target), frame)
-    });
-    copies
+        Decision::NoPort | Decision::Wire | Decision::Own => 1,
+    }
 }
 
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire

@@ -17,7 +17,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::packet::{FRAME_MAX, Offload, checksum};
 use crate::xdp::{Frame, Received};
 
-use super::flood::Flood;
+use super::decision::Flood;
 use super::ids::{PortId, UplinkId, WorkerId};
 use super::shares::Shares;
 

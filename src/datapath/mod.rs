@@ -15,9 +15,10 @@
 #![forbid(unsafe_code)]
 
 mod complete;
+mod decision;
 mod deliver;
 mod dispatch;
-mod flood;
+mod flood_budget;
 mod flows;
 mod forwarding;
 mod frame;
@@ -42,7 +43,7 @@ mod turns;
 mod watchdog;
 mod worker;
 
-pub use flood::Flood;
+pub use decision::Flood;
 pub use flows::FlowTable;
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};

@@ -1,7 +1,5 @@
 //! Where the packets of a guest's burst go: header check → destination → copied once.
 
-use std::sync::Arc;
-
 use arrayvec::ArrayVec;
 
 use crate::device::groups::is_flow_control;
@@ -11,15 +9,13 @@ use crate::metrics::PortCounter;
 use crate::packet::{FRAME_MAX, flow_hash};
 use crate::virtqueue::{Chain, RUN, RingKind};
 
-use super::dispatch::{hand_over, to_port};
-use super::flood::Flood;
-use super::forwarding::{Attachment, Forwarding, Route};
+use super::decision::{Choice, Decision, Flood, Origin, choose_for_all, choose_pair, decide};
+use super::dispatch::Dispatch;
+use super::forwarding::{Attachment, Receiver, Route};
 use super::frame::{CompleteFrame, FrameView, Packet, Start};
-use super::handover::{Buffers, Inbox, Target};
-use super::ids::{PortId, WorkerId};
+use super::ids::PortId;
 use super::limits::BURST;
 use super::plane::Plane;
-use super::ports::Ports;
 use super::sockets::{Sending, WorkerSocket};
 
 /// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
@@ -56,18 +52,14 @@ pub(super) struct Outlet<'w> {
     port: PortId,
     pair: u16,
     kind: RingKind,
-    table: &'w Forwarding,
     route: &'w Route,
     /// Whether a queue pair is chosen by flow anywhere: the headers are read for it then.
     by_flow: bool,
     /// Whether the guest has queue pairs to choose from itself.
     learns: bool,
-    worker: WorkerId,
-    ports: &'w mut Ports,
+    dispatch: Dispatch<'w>,
     /// The uplink's socket for this queue pair; the control plane places rings where there is one.
     sending: Option<Sending<'w>>,
-    inboxes: &'w [Arc<Inbox>],
-    buffers: &'w mut Buffers,
     forwarded: u64,
     bytes: u64,
     /// Frames made of others: copies of those flooded, segments of those cut.
@@ -83,23 +75,19 @@ pub(super) struct Outlet<'w> {
 impl<'w> Outlet<'w> {
     /// None for a port that has no route (any more).
     pub fn new(plane: &'w mut Plane, (port, pair, kind): (PortId, u16, RingKind)) -> Option<Self> {
-        let table = &*plane.table;
-        let route = table.route(port)?;
-        let places = &mut plane.sockets.places;
+        let (dispatch, sockets) = plane.ways(Some(port));
+        let route = dispatch.table.route(port)?;
+        let places = &mut sockets.places;
         let place = socket_for(places, route, pair);
         Some(Self {
             port,
             pair,
             kind,
-            table,
             route,
-            by_flow: table.by_flow(),
+            by_flow: dispatch.table.by_flow(),
             learns: route.ready.len() > 1,
-            worker: plane.id,
-            ports: &mut plane.ports,
+            dispatch,
             sending: place.map(|place| Sending::new(&mut places[place], port)),
-            inboxes: &plane.inboxes,
-            buffers: &mut plane.buffers,
             forwarded: 0,
             bytes: 0,
             copies: 0,
@@ -113,10 +101,10 @@ impl<'w> Outlet<'w> {
         if let Some(sending) = &mut self.sending {
             sending.settle();
         }
-        self.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
-        self.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
+        self.dispatch.ports.count(self.port, PortCounter::FromGuestPackets, self.forwarded);
+        self.dispatch.ports.count(self.port, PortCounter::FromGuestBytes, self.bytes);
         if let (Some(source), Attachment::Switch { mac }) = (self.source, &self.route.attachment) {
-            self.ports.note_source(self.port, source, *mac);
+            self.dispatch.ports.note_source(self.port, source, *mac);
         }
     }
 
@@ -182,23 +170,32 @@ impl<'w> Outlet<'w> {
     fn forward_alike(&mut self, packets: &[Packet<'_>]) -> usize {
         let Some(first) = packets.first() else { return 0 };
         self.source.get_or_insert_with(|| first.source());
-        let destination = first.destination();
-        let port = match self.route.attachment {
-            Attachment::Wire { .. } => None,
-            Attachment::Switch { .. } if destination[0] & 1 != 0 => return 0,
-            Attachment::Switch { .. } => self.table.guest(self.route.uplink, destination),
-        };
-        let Some(port) = port else {
-            self.learn_run(packets);
-            return self.transmit_run(packets);
-        };
-        let Some(route) = self.table.route(port).filter(|_| port != self.port) else { return 0 };
-        let delivered = match route.only_pair(self.worker) {
+        match self.decide(first.destination()) {
+            Decision::Wire => {
+                self.learn_run(packets);
+                self.transmit_run(packets)
+            }
+            Decision::Port(receiver) => self.deliver_run(receiver, packets),
+            Decision::Flood | Decision::Own | Decision::Reserved | Decision::NoPort => 0,
+        }
+    }
+
+    /// Where a frame of this guest goes.
+    #[inline]
+    fn decide(&self, destination: [u8; 6]) -> Decision<'w> {
+        decide(self.dispatch.table, Origin::Guest(self.port, self.route), destination)
+    }
+
+    /// Deliver packets to a port, up to the first that is not of the usual kind.
+    #[inline]
+    fn deliver_run(&mut self, receiver: Receiver<'_>, packets: &[Packet<'_>]) -> usize {
+        let Receiver { port, route } = receiver;
+        let delivered = match choose_for_all(route, self.dispatch.here) {
             Some(pair) => {
                 self.learn_run(packets);
-                self.ports.deliver_run((port, pair), packets, route.frame_max)
+                self.dispatch.ports.deliver_run((port, pair), packets, route.frame_max)
             }
-            None => self.deliver_by_flow(port, route, packets),
+            None => self.deliver_by_flow(receiver, packets),
         };
         self.account_run(&packets[..delivered]);
         delivered
@@ -214,23 +211,21 @@ impl<'w> Outlet<'w> {
     }
 
     /// Deliver packets to the queue pairs of their flows, as many at once as have the same.
-    fn deliver_by_flow(&mut self, port: PortId, route: &Route, packets: &[Packet<'_>]) -> usize {
-        let pairs = packets.iter().map(|packet| {
+    fn deliver_by_flow(&mut self, receiver: Receiver<'_>, packets: &[Packet<'_>]) -> usize {
+        let Receiver { port, route } = receiver;
+        let choices = packets.iter().map(|packet| {
             let hash = packet.flow_hash();
             if self.learns {
                 self.route.flows.learn(hash, self.pair);
             }
-            route.pair(self.worker, || hash)
+            choose_pair(route, self.dispatch.here, || hash)
         });
-        let pairs: ArrayVec<Option<u16>, RUN> = pairs.collect();
-        let (mut done, mut rest) = (0, &pairs[..]);
-        while let Some(&Some(pair)) = rest.first() {
-            if route.worker(pair) != self.worker {
-                break;
-            }
-            let same = rest.iter().take_while(|other| **other == Some(pair)).count();
+        let choices: ArrayVec<Choice, RUN> = choices.collect();
+        let (mut done, mut rest) = (0, &choices[..]);
+        while let Some(&Choice::Here(pair)) = rest.first() {
+            let same = rest.iter().take_while(|other| **other == Choice::Here(pair)).count();
             let frames = &packets[done..done + same];
-            let delivered = self.ports.deliver_run((port, pair), frames, route.frame_max);
+            let delivered = self.dispatch.ports.deliver_run((port, pair), frames, route.frame_max);
             done += delivered;
             if delivered < same {
                 break;
@@ -279,52 +274,30 @@ impl<'w> Outlet<'w> {
         if !frame.is_within(self.route.frame_max) || frame.len() as usize > FRAME_MAX {
             return self.drop(PortCounter::FromGuestDroppedOversize);
         }
-        if self.is_reserved(frame) {
+        let decision = self.decide(frame.destination());
+        let is_flow_control = frame.start().first_chunk().is_some_and(is_flow_control);
+        if is_flow_control || matches!(decision, Decision::Reserved) {
             return self.drop(PortCounter::FromGuestDroppedReserved);
         }
         self.looked_at += u64::from(frame.len());
         if self.learns {
             self.route.flows.learn(flow_hash(frame.start()), self.pair);
         }
-        match self.route.attachment {
-            Attachment::Wire { .. } => {
+        match decision {
+            Decision::Wire => {
                 let sent = self.send_to_uplink(frame);
                 self.account(sent, frame);
             }
-            Attachment::Switch { .. } => self.switch(frame),
-        }
-    }
-
-    /// Whether it ends at the next bridge, which is this one: flow control always, a switch port's
-    /// frames to a reserved group unless the uplink forwards that.
-    #[inline]
-    fn is_reserved(&self, frame: &FrameView<'_>) -> bool {
-        let forwarded = match self.route.attachment {
-            Attachment::Wire { .. } => true,
-            Attachment::Switch { .. } => {
-                self.table.forward_groups(self.route.uplink).allow(frame.destination())
-            }
-        };
-        !forwarded || frame.start().first_chunk().is_some_and(is_flow_control)
-    }
-
-    /// By destination: a guest on this switch, all of them, or the wire.
-    #[inline]
-    fn switch(&mut self, frame: &FrameView<'_>) {
-        let destination = frame.destination();
-        if destination[0] & 1 != 0 {
-            self.flood(frame);
-            return self.account(true, frame);
-        }
-        match self.table.guest(self.route.uplink, destination) {
-            Some(port) if port == self.port => self.drop(PortCounter::FromGuestDroppedNoRoute),
-            Some(port) => {
-                self.send_to_port(port, frame);
+            Decision::Port(receiver) => {
+                self.send_to_port(receiver, frame);
                 self.account(true, frame);
             }
-            None => {
-                let sent = self.send_to_uplink(frame);
-                self.account(sent, frame);
+            Decision::Flood => {
+                self.flood(frame);
+                self.account(true, frame);
+            }
+            Decision::Own | Decision::Reserved | Decision::NoPort => {
+                self.drop(PortCounter::FromGuestDroppedNoRoute);
             }
         }
     }
@@ -346,16 +319,14 @@ impl<'w> Outlet<'w> {
     /// To the wire, to every other port of the switch, and to the host.
     fn flood(&mut self, frame: &FrameView<'_>) {
         self.send_to_uplink(frame);
-        let (here, uplink) = (self.worker, self.route.uplink);
+        let (here, uplink) = (self.dispatch.here, self.route.uplink);
         let flood = Flood { uplink, from: Some(self.port), by: here };
-        let room = (&mut *self.ports, &mut *self.buffers);
-        flood.hand_over(here, room, (self.table, self.inboxes), frame);
-        let copies = flood.deliver(here, self.ports, self.table, frame);
-        if let Some(host) = self.table.host(self.route.uplink) {
+        let copies = self.dispatch.flood(flood, frame);
+        if let Some(host) = self.dispatch.table.host(uplink) {
             self.send_to_port(host, frame);
         }
         // Those of other workers too: it is their time.
-        self.copies += copies.max(self.table.switched(uplink).len());
+        self.copies += copies.max(self.dispatch.table.switched(uplink).len());
     }
 
     /// Complete and transmit; false if any of the frames that it makes was lost.
@@ -366,27 +337,19 @@ impl<'w> Outlet<'w> {
             return sending.send(frame);
         }
         let (mut sent, mut frames) = (true, 0);
-        self.ports.completer.complete(frame, |frame| {
+        self.dispatch.ports.completer.complete(frame, |frame| {
             sent &= sending.send(frame);
             frames += 1;
         });
         self.copies += frames;
         let beyond = (frames as u64).saturating_sub(1);
-        self.ports.count(self.port, PortCounter::FromGuestSegments, beyond);
+        self.dispatch.ports.count(self.port, PortCounter::FromGuestSegments, beyond);
         sent && frames > 0
     }
 
     #[inline]
-    fn send_to_port(&mut self, port: PortId, frame: &FrameView<'_>) {
-        let copies = &mut self.copies;
-        to_port(self.ports, self.table, port, (self.worker, frame), |ports, worker, pair| {
-            if worker == self.worker {
-                *copies += ports.deliver(port, pair, frame).saturating_sub(1);
-                return true;
-            }
-            let from = (self.port, Target::Pair { port, pair });
-            hand_over(self.buffers, &self.inboxes[worker.index()], from, frame)
-        });
+    fn send_to_port(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) {
+        self.copies += self.dispatch.to_port(receiver, frame).saturating_sub(1);
     }
 
     #[inline]
@@ -405,7 +368,7 @@ impl<'w> Outlet<'w> {
 
     #[cold]
     fn drop(&mut self, reason: PortCounter) {
-        self.ports.count(self.port, reason, 1);
+        self.dispatch.ports.count(self.port, reason, 1);
     }
 }
 

@@ -7,6 +7,7 @@ use crossbeam::channel::Sender;
 
 use crate::xdp::{Socket, Umem};
 
+use super::dispatch::Dispatch;
 use super::forwarding::Forwarding;
 use super::handover::{Buffers, Inbox, PacketPool};
 use super::ids::{PortId, UplinkId, WorkerId};
@@ -71,6 +72,14 @@ impl Plane {
     /// This worker's inbox.
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inboxes[self.id.index()]
+    }
+
+    /// The ways to the ports, for what the guest of `sender` sends or somebody else, and apart from
+    /// them the sockets.
+    #[inline]
+    pub fn ways(&mut self, sender: Option<PortId>) -> (Dispatch<'_>, &mut Sockets) {
+        let Self { id, sockets, ports, table, inboxes, buffers, .. } = self;
+        (Dispatch { here: *id, table, ports, inboxes, buffers, sender }, sockets)
     }
 
     /// Use another table; answers the one before.

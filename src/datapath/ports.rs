@@ -10,7 +10,7 @@ use crate::virtqueue::{Fault, Ring, settle};
 
 use super::complete::Completer;
 use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
-use super::flood::Room;
+use super::flood_budget::FloodBudget;
 use super::frame::{CompleteFrame, FrameView};
 use super::ids::{PortId, to_guest_ring};
 use super::signals::{Signaller, Signalling};
@@ -212,18 +212,18 @@ impl Ports {
         frames
     }
 
-    /// As [`deliver`](Self::deliver), while there is `room`; what the guest does not take as it is,
+    /// As [`deliver`](Self::deliver), within `budget`; what the guest does not take as it is,
     /// [`deliver_completed`](Self::deliver_completed) delivers.
     pub fn deliver_flooded(
         &mut self,
         (port, pair): (PortId, u16),
         frame: &FrameView<'_>,
-        room: &mut Room,
+        budget: &mut FloodBudget,
     ) {
         let ring = self.ring(port, to_guest_ring(pair));
         if ring.is_some_and(|ring| !frame.can_be_left_to(ring.kind.offloads)) {
             self.receivers.push(Receiver { place: (port, pair), offered: 0, done: false });
-        } else if room.take(frame.len()) {
+        } else if budget.take(frame.len()) {
             self.deliver(port, pair, frame);
         } else {
             self.count(port, PortCounter::ToGuestDroppedHandover, 1);
@@ -231,8 +231,8 @@ impl Ports {
     }
 
     /// Complete a flooded frame once and deliver what it becomes to all that wait for that, each
-    /// until it has no buffers, and while there is `room`.
-    pub fn deliver_completed(&mut self, frame: &FrameView<'_>, room: &mut Room) {
+    /// until it has no buffers, and within `budget`.
+    pub fn deliver_completed(&mut self, frame: &FrameView<'_>, budget: &mut FloodBudget) {
         if self.receivers.is_empty() {
             return;
         }
@@ -242,7 +242,7 @@ impl Ports {
         completer.complete(frame, |frame| {
             frames += 1;
             for receiver in receivers.iter_mut().filter(|receiver| !receiver.done) {
-                if !room.take(frame.len()) {
+                if !budget.take(frame.len()) {
                     return;
                 }
                 receiver.offered += 1;
