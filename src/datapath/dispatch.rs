@@ -34,17 +34,23 @@ impl Dispatch<'_> {
     #[inline]
     pub fn to_port(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
         let choice = choose(receiver.route, self.here, frame, || flow_hash(frame.start()));
-        self.carry_out(choice, receiver.port, frame)
+        self.carry_out(choice, receiver, frame)
     }
 
     /// Do with a frame what was chosen.
     #[inline]
-    pub fn carry_out(&mut self, choice: Choice, port: PortId, frame: &FrameView<'_>) -> usize {
+    pub fn carry_out(
+        &mut self,
+        choice: Choice,
+        receiver: Receiver<'_>,
+        frame: &FrameView<'_>,
+    ) -> usize {
+        let port = receiver.port;
         match choice {
-            Choice::Here(pair) => return self.ports.deliver(port, pair, frame),
+            Choice::Here(pair) => return self.ports.deliver(receiver.pair(pair), frame),
             Choice::There(worker, pair) => {
                 let buffers_of = self.sender.unwrap_or(port);
-                let target = Target::Pair { port, pair };
+                let target = Target::Pair(receiver.pair(pair));
                 if !self.hand_over(worker, (buffers_of, target), frame) {
                     self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
                 }
@@ -70,13 +76,13 @@ impl Dispatch<'_> {
     pub fn flood_here(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
         let mut budget = FloodBudget::new();
         let hash = flow_hash(frame.start());
-        for Receiver { port, route } in flood.receivers(self.table) {
-            match flood.choose(route, frame, hash) {
+        for receiver in flood.receivers(self.table) {
+            match flood.choose(receiver.route, frame, hash) {
                 Ok((worker, pair)) if worker == self.here => {
-                    self.ports.deliver_flooded((port, pair), frame, &mut budget);
+                    self.ports.deliver_flooded(receiver.pair(pair), frame, &mut budget);
                 }
                 Ok(_) => (),
-                Err(reason) if self.here == flood.by => self.ports.count(port, reason, 1),
+                Err(reason) if self.here == flood.by => self.ports.count(receiver.port, reason, 1),
                 Err(_counted_there) => (),
             }
         }

@@ -8,7 +8,7 @@ use crate::device::groups::ForwardGroups;
 use crate::device::offloads::Offloads;
 
 use super::flows::FlowTable;
-use super::ids::{PortId, UplinkId, WorkerId};
+use super::ids::{PortId, QueuePair, UplinkId, WorkerId};
 
 /// How a port is attached to its uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,14 @@ impl Route {
 pub(super) struct Receiver<'t> {
     pub port: PortId,
     pub route: &'t Route,
+}
+
+impl Receiver<'_> {
+    /// One of its queue pairs.
+    #[inline]
+    pub fn pair(&self, pair: u16) -> QueuePair {
+        QueuePair { uplink: self.route.uplink, port: self.port, pair }
+    }
 }
 
 /// The whole table.

@@ -81,8 +81,12 @@ fn serve(plane: &mut Plane, port: PortId, index: u16, ring: &mut Ring) -> (u16, 
         }
         None => {
             let result = each_packet(ring, &mut taken, |packets| packets.count());
-            let discarded = PortCounter::FromGuestDroppedDisabled;
-            plane.ports.count(port, discarded, u64::from(taken));
+            let reason = if ring.enabled {
+                PortCounter::FromGuestDroppedUnrouted
+            } else {
+                PortCounter::FromGuestDroppedDisabled
+            };
+            plane.ports.count(port, reason, u64::from(taken));
             result
         }
     };

@@ -37,18 +37,18 @@ pub(super) fn burst(plane: &mut Plane) -> usize {
 /// Answers how many copies were made, at least one.
 fn accept(plane: &mut Plane, handover: Handover) -> usize {
     match handover {
-        Handover::Frame { home, place, uplink, received, port, pair } => {
-            let umem = plane.umems[uplink.index()].as_ref();
+        Handover::Frame { home, place, received, to } => {
+            let umem = plane.umems[to.uplink.index()].as_ref();
             let umem = umem.expect("it stays until all lent frames are home");
             let frame = FrameView::whole(umem.packet(&received));
-            plane.ports.deliver(port, pair, &frame);
-            plane.inboxes[home.index()].send_home(place, port, received.frame);
+            plane.ports.deliver(to, &frame);
+            plane.inboxes[home.index()].send_home(place, to.port, received.frame);
             1
         }
         Handover::Packet { packet, target } => {
             let frame = FrameView::whole(packet.bytes()).with_offload(packet.offload);
             let copies = match target {
-                Target::Pair { port, pair } => plane.ports.deliver(port, pair, &frame),
+                Target::Pair(to) => plane.ports.deliver(to, &frame),
                 Target::Arrival { uplink } => arrive(plane, uplink, &frame),
                 Target::FloodFrom { port } => announce(plane, port, packet.bytes()),
                 Target::Flood(flood) => plane.ways(None).0.flood_here(flood, &frame),
@@ -64,24 +64,30 @@ fn accept(plane: &mut Plane, handover: Handover) -> usize {
 /// has its own of it. Answers how many copies were made.
 fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
     let (mut dispatch, sockets) = plane.ways(None);
+    let mut drop = |reason| {
+        sockets.count(Some(uplink), reason, 1);
+        1
+    };
     if frame.start().len() < ETHERNET_BYTES as usize {
-        sockets.count(uplink, SocketCounter::RxDroppedRunt);
-        return 1;
+        return drop(SocketCounter::RxDroppedRunt);
     }
     match decide(dispatch.table, Origin::ControlPlane(uplink), frame.destination()) {
         Decision::Port(receiver) => dispatch.to_port(receiver, frame),
         Decision::Flood => dispatch.flood(Flood { uplink, from: None, by: dispatch.here }, frame),
-        Decision::Reserved => {
-            sockets.count(uplink, SocketCounter::RxDroppedReserved);
-            1
-        }
-        Decision::NoPort | Decision::Wire | Decision::Own => 1,
+        Decision::Reserved => drop(SocketCounter::RxDroppedReserved),
+        Decision::NoPort | Decision::Wire | Decision::Own => drop(SocketCounter::RxDroppedNoPort),
     }
 }
 
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire
 /// and to all others. Answers how many copies were made.
 fn announce(plane: &mut Plane, port: PortId, bytes: &[u8]) -> usize {
-    let Some(outlet) = Outlet::new(plane, (port, 0, RingKind::default())) else { return 1 };
-    outlet.announce(&FrameView::whole(bytes))
+    match Outlet::new(plane, (port, 0, RingKind::default())) {
+        Some(outlet) => outlet.announce(&FrameView::whole(bytes)),
+        None => {
+            // Its uplink is not known any more.
+            plane.sockets.count(None, SocketCounter::DroppedPortRemoved, 1);
+            1
+        }
+    }
 }

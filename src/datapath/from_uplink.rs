@@ -15,7 +15,7 @@ use super::dispatch::Dispatch;
 use super::forwarding::Receiver;
 use super::frame::FrameView;
 use super::handover::Handover;
-use super::ids::{PortId, UplinkId, WorkerId};
+use super::ids::{PortId, QueuePair, WorkerId};
 use super::limits::{BURST, ETHERNET_BYTES};
 use super::plane::Plane;
 use super::shares::Lent;
@@ -56,7 +56,6 @@ pub(super) fn burst(plane: &mut Plane, arrivals: &mut Arrivals, place: usize) ->
     let uplink = *uplink;
     let mut inlet = Inlet {
         place,
-        uplink,
         origin: Origin::Queue(uplink, dispatch.table.owner(uplink, *queue)),
         umem: socket.umem(),
         counters,
@@ -98,7 +97,6 @@ fn is_runt(start: &[u8]) -> bool {
 /// Where the packets of one burst of one socket can go.
 struct Inlet<'w> {
     place: usize,
-    uplink: UplinkId,
     origin: Origin<'w>,
     umem: &'w Umem,
     counters: &'w mut Counters<SocketCounter>,
@@ -119,7 +117,8 @@ impl<'w> Inlet<'w> {
         if is_runt(first) {
             return (0, 0);
         }
-        let Decision::Port(Receiver { port, route }) = self.decide(first) else { return (0, 0) };
+        let Decision::Port(receiver) = self.decide(first) else { return (0, 0) };
+        let route = receiver.route;
         let pair = choose_for_all(route, self.dispatch.here);
         let pair = pair.filter(|_| !route.coalesce.allow_merging());
         let Some(pair) = pair else { return (0, 0) };
@@ -133,7 +132,8 @@ impl<'w> Inlet<'w> {
             }
             frames.push(frame);
         }
-        let delivered = self.dispatch.ports.deliver_run((port, pair), &frames, route.frame_max);
+        let delivered =
+            self.dispatch.ports.deliver_run(receiver.pair(pair), &frames, route.frame_max);
         (delivered, frames.len())
     }
 
@@ -176,41 +176,36 @@ impl<'w> Inlet<'w> {
         packet: Range<usize>,
         receiver: Receiver<'_>,
     ) {
-        let (umem, port, first) = (self.umem, receiver.port, packet.start);
-        let chosen = {
+        let (umem, first) = (self.umem, packet.start);
+        let (worker, to) = {
             let packet: ArrayVec<&[u8], FRAGMENTS_MAX> =
                 pieces[packet].iter().flatten().map(|piece| umem.packet(piece)).collect();
             let frame = FrameView::of_pieces(packet[0], &packet[1..]);
             let hash = || flow_hash(frame.start());
             match choose(receiver.route, self.dispatch.here, &frame, hash) {
-                Choice::There(worker, pair) if packet.len() == 1 => (worker, pair),
+                Choice::There(worker, pair) if packet.len() == 1 => (worker, receiver.pair(pair)),
                 choice => {
-                    self.dispatch.carry_out(choice, port, &frame);
+                    self.dispatch.carry_out(choice, receiver, &frame);
                     return;
                 }
             }
         };
-        self.lend(&mut pieces[first], chosen, port);
+        self.lend(&mut pieces[first], worker, to);
     }
 
     /// Hand a frame over to another worker as it is, for a queue pair of a port.
-    fn lend(
-        &mut self,
-        piece: &mut Option<Received>,
-        (worker, pair): (WorkerId, u16),
-        port: PortId,
-    ) {
-        if !self.lent.allow(port) {
-            return self.dispatch.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+    fn lend(&mut self, piece: &mut Option<Received>, worker: WorkerId, to: QueuePair) {
+        if !self.lent.allow(to.port) {
+            return self.dispatch.ports.count(to.port, PortCounter::ToGuestDroppedHandover, 1);
         }
         let Some(received) = piece.take() else { return };
-        let (home, place, uplink) = (self.dispatch.here, self.place, self.uplink);
-        let handover = Handover::Frame { home, place, uplink, received, port, pair };
+        let handover =
+            Handover::Frame { home: self.dispatch.here, place: self.place, received, to };
         match self.dispatch.inboxes[worker.index()].hand_over(handover) {
-            Ok(()) => self.lent.lend(port),
+            Ok(()) => self.lent.lend(to.port),
             Err(Handover::Frame { received, .. }) => {
                 *piece = Some(received);
-                self.dispatch.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+                self.dispatch.ports.count(to.port, PortCounter::ToGuestDroppedHandover, 1);
             }
             Err(Handover::Packet { .. }) => unreachable!("a frame went in"),
         }
@@ -272,8 +267,10 @@ impl Inlet<'_> {
     /// Deliver what is gathered of one flow, as one packet.
     fn end_at(&mut self, pieces: &mut [Option<Received>], at: usize) {
         let (port, mut train) = self.trains.remove(at);
-        // It was found in this table, in this burst.
-        let Some(receiver) = self.dispatch.table.receiver(port) else { return };
+        let Some(receiver) = self.dispatch.table.receiver(port) else {
+            let count = train.pieces().len() as u64;
+            return self.counters.add(SocketCounter::RxDroppedNoPort, count);
+        };
         if train.is_single() {
             let place = usize::from(train.pieces()[0].token);
             return self.deliver(pieces, place..place + 1, receiver);

@@ -36,6 +36,17 @@ impl WorkerId {
     }
 }
 
+/// A queue pair of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePair {
+    /// The uplink of the port, by which a frame is counted if the port was removed meanwhile.
+    pub uplink: UplinkId,
+    /// The port.
+    pub port: PortId,
+    /// Its number there.
+    pub pair: u16,
+}
+
 /// The receive ring of a queue pair (virtio 1.2, 5.1.2: receiveqN is queue 2(N-1)).
 #[must_use]
 pub const fn to_guest_ring(pair: u16) -> u16 {

@@ -47,7 +47,7 @@ pub use decision::Flood;
 pub use flows::FlowTable;
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};
-pub use ids::{PortId, UplinkId, WorkerId, is_from_guest, pair_of, to_guest_ring};
+pub use ids::{PortId, QueuePair, UplinkId, WorkerId, is_from_guest, pair_of, to_guest_ring};
 pub use limits::{BURST, ETHERNET_BYTES, VLAN_BYTES, frame_max};
 pub use mailbox::{
     Acknowledgement, Command, RingAtRest, SocketDescriptor, WorkerAtRest, WorkerGone, WorkerHandle,
@@ -57,3 +57,6 @@ pub use survey::{PortSight, RingReport, RingSight, Sources};
 pub use turns::Turns;
 pub use watchdog::{Watchdog, Watched};
 pub use worker::{Setup, Worker};
+
+#[cfg(test)]
+mod tests;

@@ -189,11 +189,11 @@ impl<'w> Outlet<'w> {
     /// Deliver packets to a port, up to the first that is not of the usual kind.
     #[inline]
     fn deliver_run(&mut self, receiver: Receiver<'_>, packets: &[Packet<'_>]) -> usize {
-        let Receiver { port, route } = receiver;
+        let route = receiver.route;
         let delivered = match choose_for_all(route, self.dispatch.here) {
             Some(pair) => {
                 self.learn_run(packets);
-                self.dispatch.ports.deliver_run((port, pair), packets, route.frame_max)
+                self.dispatch.ports.deliver_run(receiver.pair(pair), packets, route.frame_max)
             }
             None => self.deliver_by_flow(receiver, packets),
         };
@@ -212,7 +212,7 @@ impl<'w> Outlet<'w> {
 
     /// Deliver packets to the queue pairs of their flows, as many at once as have the same.
     fn deliver_by_flow(&mut self, receiver: Receiver<'_>, packets: &[Packet<'_>]) -> usize {
-        let Receiver { port, route } = receiver;
+        let route = receiver.route;
         let choices = packets.iter().map(|packet| {
             let hash = packet.flow_hash();
             if self.learns {
@@ -225,7 +225,8 @@ impl<'w> Outlet<'w> {
         while let Some(&Choice::Here(pair)) = rest.first() {
             let same = rest.iter().take_while(|other| **other == Choice::Here(pair)).count();
             let frames = &packets[done..done + same];
-            let delivered = self.dispatch.ports.deliver_run((port, pair), frames, route.frame_max);
+            let delivered =
+                self.dispatch.ports.deliver_run(receiver.pair(pair), frames, route.frame_max);
             done += delivered;
             if delivered < same {
                 break;

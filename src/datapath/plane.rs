@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 
+use crate::metrics::SocketCounter;
 use crate::xdp::{Socket, Umem};
 
 use super::dispatch::Dispatch;
@@ -120,6 +121,9 @@ impl Plane {
 
     /// Let readers see what is counted.
     pub fn publish_counters(&mut self) {
+        for (uplink, count) in self.ports.take_removed() {
+            self.sockets.count(Some(uplink), SocketCounter::DroppedPortRemoved, count);
+        }
         self.ports.publish_counters();
         self.sockets.places.iter_mut().for_each(WorkerSocket::publish);
     }

@@ -12,14 +12,14 @@ use super::complete::Completer;
 use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
 use super::flood_budget::FloodBudget;
 use super::frame::{CompleteFrame, FrameView};
-use super::ids::{PortId, to_guest_ring};
+use super::ids::{PortId, QueuePair, UplinkId, to_guest_ring};
 use super::signals::{Signaller, Signalling};
 use super::survey::{PortSight, RingReport, RingSight, Sources};
 
 /// A queue pair that gets a flooded frame once it is completed.
 #[derive(Debug)]
-struct Receiver {
-    place: (PortId, u16),
+struct FloodReceiver {
+    to: QueuePair,
     /// How many of the frames that it becomes were offered to it.
     offered: u64,
     /// No more are: it has no buffers, or is broken.
@@ -80,9 +80,11 @@ pub(super) struct Ports {
     /// Counts turns from 1.
     turn: u64,
     /// Who gets a flooded frame once it is completed.
-    receivers: Vec<Receiver>,
+    receivers: Vec<FloodReceiver>,
     /// Where frames are completed that their receiver does not take as they are.
     pub completer: Completer,
+    /// Frames for ports that were removed, by uplink, until a socket counts them.
+    for_removed: Vec<(UplinkId, u64)>,
 }
 
 impl Ports {
@@ -91,10 +93,16 @@ impl Ports {
     /// # Errors
     /// No thread to be had.
     pub fn new(lost: Sender<PortId>) -> std::io::Result<Self> {
-        let (slots, to_publish, receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let completer = Completer::new();
-        let signaller = Signaller::start()?;
-        Ok(Self { slots, to_publish, lost, signaller, turn: 1, receivers, completer })
+        Ok(Self {
+            slots: Vec::new(),
+            to_publish: Vec::new(),
+            lost,
+            signaller: Signaller::start()?,
+            turn: 1,
+            receivers: Vec::new(),
+            completer: Completer::new(),
+            for_removed: Vec::new(),
+        })
     }
 
     /// Make room for a port; answers where its counters are published.
@@ -163,6 +171,20 @@ impl Ports {
         }
     }
 
+    /// A frame was for a port that was removed.
+    #[cold]
+    fn count_removed(&mut self, uplink: UplinkId) {
+        match self.for_removed.iter_mut().find(|(of, _)| *of == uplink) {
+            Some((_, count)) => *count += 1,
+            None => self.for_removed.push((uplink, 1)),
+        }
+    }
+
+    /// How many frames were for removed ports since this was asked last, by uplink.
+    pub fn take_removed(&mut self) -> impl Iterator<Item = (UplinkId, u64)> {
+        self.for_removed.drain(..)
+    }
+
     /// A frame of a port's guest came from `source`; the port has the address `own`.
     #[inline]
     pub fn note_source(&mut self, port: PortId, source: [u8; 6], own: [u8; 6]) {
@@ -171,12 +193,14 @@ impl Ports {
         }
     }
 
-    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why. What its
-    /// guest does not take as it is, is completed first. Answers how many frames it became.
+    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why: at its
+    /// uplink if the port was removed. What its guest does not take as it is, is completed first.
+    /// Answers how many frames it became.
     #[inline]
-    pub fn deliver(&mut self, port: PortId, pair: u16, frame: &FrameView<'_>) -> usize {
-        let index = to_guest_ring(pair);
+    pub fn deliver(&mut self, to: QueuePair, frame: &FrameView<'_>) -> usize {
+        let (port, index) = (to.port, to_guest_ring(to.pair));
         let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
+            self.count_removed(to.uplink);
             return 1;
         };
         let WorkerPort { rings, walks, counters, .. } = slot;
@@ -216,17 +240,17 @@ impl Ports {
     /// [`deliver_completed`](Self::deliver_completed) delivers.
     pub fn deliver_flooded(
         &mut self,
-        (port, pair): (PortId, u16),
+        to: QueuePair,
         frame: &FrameView<'_>,
         budget: &mut FloodBudget,
     ) {
-        let ring = self.ring(port, to_guest_ring(pair));
+        let ring = self.ring(to.port, to_guest_ring(to.pair));
         if ring.is_some_and(|ring| !frame.can_be_left_to(ring.kind.offloads)) {
-            self.receivers.push(Receiver { place: (port, pair), offered: 0, done: false });
+            self.receivers.push(FloodReceiver { to, offered: 0, done: false });
         } else if budget.take(frame.len()) {
-            self.deliver(port, pair, frame);
+            self.deliver(to, frame);
         } else {
-            self.count(port, PortCounter::ToGuestDroppedHandover, 1);
+            self.count(to.port, PortCounter::ToGuestDroppedHandover, 1);
         }
     }
 
@@ -246,25 +270,25 @@ impl Ports {
                     return;
                 }
                 receiver.offered += 1;
-                receiver.done = !self.try_deliver(receiver.place, frame);
+                receiver.done = !self.try_deliver(receiver.to, frame);
             }
         });
-        for Receiver { place: (port, _), offered, done } in receivers.drain(..) {
+        for FloodReceiver { to, offered, done } in receivers.drain(..) {
             let reason = if done {
                 PortCounter::ToGuestDroppedNoBuffers
             } else {
                 PortCounter::ToGuestDroppedHandover
             };
-            self.count(port, reason, frames - offered);
+            self.count(to.port, reason, frames - offered);
         }
         (self.receivers, self.completer) = (receivers, completer);
     }
 
     /// Deliver a complete frame; false if the next one is in vain too.
-    fn try_deliver(&mut self, (port, pair): (PortId, u16), frame: &FrameView<'_>) -> bool {
-        let before = self.delivered(port);
-        self.deliver(port, pair, frame);
-        self.delivered(port) > before
+    fn try_deliver(&mut self, to: QueuePair, frame: &FrameView<'_>) -> bool {
+        let before = self.delivered(to.port);
+        self.deliver(to, frame);
+        self.delivered(to.port) > before
     }
 
     fn delivered(&mut self, port: PortId) -> u64 {
@@ -277,11 +301,11 @@ impl Ports {
     #[inline]
     pub fn deliver_run(
         &mut self,
-        (port, pair): (PortId, u16),
+        to: QueuePair,
         frames: &[impl CompleteFrame],
         frame_max: u32,
     ) -> usize {
-        let index = to_guest_ring(pair);
+        let (port, index) = (to.port, to_guest_ring(to.pair));
         let Some(WorkerPort { rings, counters, .. }) =
             self.slots.get_mut(port.index()).and_then(Option::as_deref_mut)
         else {

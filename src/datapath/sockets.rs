@@ -363,10 +363,13 @@ impl Sockets {
         });
     }
 
-    /// Count for an uplink, at the first place that it has here.
-    pub fn count(&mut self, uplink: UplinkId, counter: SocketCounter) {
-        if let Some(place) = self.of(uplink).next() {
-            place.counters.add(counter, 1);
+    /// Count for an uplink at the first place that it has here; of one that has none, or of an
+    /// uplink that nobody knows any more, at the first of all.
+    pub fn count(&mut self, uplink: Option<UplinkId>, counter: SocketCounter, amount: u64) {
+        let of_uplink = |place: &WorkerSocket| Some(place.uplink) == uplink;
+        let at = self.places.iter().position(of_uplink).unwrap_or(0);
+        if let Some(place) = self.places.get_mut(at) {
+            place.counters.add(counter, amount);
         }
     }
 
