@@ -51,7 +51,7 @@ impl Dispatch<'_> {
             Choice::There(worker, pair) => {
                 let buffers_of = self.sender.unwrap_or(port);
                 let target = Target::Pair(receiver.pair(pair));
-                if !self.hand_over(worker, (buffers_of, target), frame) {
+                if !self.hand_over(worker, buffers_of, target, frame) {
                     self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
                 }
             }
@@ -93,7 +93,7 @@ impl Dispatch<'_> {
     /// Hand a frame over for the ports of a flood that another worker serves.
     fn flood_there(&mut self, worker: WorkerId, flood: Flood, frame: &FrameView<'_>) {
         let buffers_of = flood.from.unwrap_or(NOBODY);
-        if self.hand_over(worker, (buffers_of, Target::Flood(flood)), frame) {
+        if self.hand_over(worker, buffers_of, Target::Flood(flood), frame) {
             return;
         }
         let hash = flow_hash(frame.start());
@@ -109,7 +109,8 @@ impl Dispatch<'_> {
     fn hand_over(
         &mut self,
         worker: WorkerId,
-        (buffers_of, target): (PortId, Target),
+        buffers_of: PortId,
+        target: Target,
         frame: &FrameView<'_>,
     ) -> bool {
         let Some(mut packet) = self.buffers.take(buffers_of) else { return false };

@@ -363,13 +363,13 @@ pub(super) trait CompleteFrame {
 /// A complete frame from a guest, in one piece: its virtio-net and Ethernet header, read once, and
 /// where it goes on.
 #[derive(Debug)]
-pub(super) struct Packet<'m> {
+pub(super) struct GuestPacket<'m> {
     ethernet: [u8; ETHERNET_BYTES as usize],
     len: u32,
     rest: GuestSlice<'m>,
 }
 
-impl<'m> Packet<'m> {
+impl<'m> GuestPacket<'m> {
     /// Read the headers off the front of `piece`, of which the first is `header_len` bytes long.
     /// None for what is no frame, leaves something to do or is flow control: that is [`Start`]'s
     /// to look at.
@@ -427,7 +427,7 @@ impl<'m> Packet<'m> {
     }
 }
 
-impl CompleteFrame for Packet<'_> {
+impl CompleteFrame for GuestPacket<'_> {
     #[inline]
     fn frame_len(&self) -> u32 {
         self.len

@@ -4,11 +4,10 @@ use crate::guest_memory::GuestMemory;
 use crate::metrics::PortCounter;
 use crate::virtqueue::{DeviceRing, Direction, Fault, Layout, Ring, Run, Segments};
 
-use super::ids::{PortId, pair_of};
+use super::ids::{RingId, pair_of};
 use super::limits::BURST;
 use super::outlet::{Outlet, Taken};
 use super::plane::Plane;
-use super::rotation::Place;
 
 /// Descriptors of chains beyond the usual kind after which a ring's burst ends. Linux needs 19 for
 /// the longest packet (MAX_SKB_FRAGS), so this is more than [`BYTES_MAX`] allows an honest guest.
@@ -21,23 +20,23 @@ const DESCRIPTORS_MAX: usize = 1024;
 pub(super) fn bursts(plane: &mut Plane, mut nothing_else: bool) -> usize {
     let (mut work, mut at) = (0, 0);
     plane.rotation.begin_turn();
-    while let Some((port, index)) = plane.rotation.busy_at(at) {
-        let taken = burst(plane, (port, index));
+    while let Some(ring) = plane.rotation.busy_at(at) {
+        let taken = burst(plane, ring);
         work += taken;
         if plane.rotation.stays_busy(at, taken) {
             at += 1;
         } else {
-            plane.want_kicks((port, index), true);
+            plane.want_kicks(ring, true);
         }
     }
     nothing_else &= work == 0;
     for _ in 0..plane.rotation.share(nothing_else) {
-        let Some((port, index)) = plane.rotation.next_quiet() else { break };
-        let taken = burst(plane, (port, index));
+        let Some(ring) = plane.rotation.next_quiet() else { break };
+        let taken = burst(plane, ring);
         if taken > 0 {
             work += taken;
             plane.rotation.wake();
-            plane.want_kicks((port, index), false);
+            plane.want_kicks(ring, false);
         }
     }
     work
@@ -46,8 +45,8 @@ pub(super) fn bursts(plane: &mut Plane, mut nothing_else: bool) -> usize {
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
 /// many were taken. A burst's work is bounded by [`COPIES_MAX`](super::outlet::COPIES_MAX),
 /// [`BYTES_MAX`](super::outlet::BYTES_MAX) and [`DESCRIPTORS_MAX`] too, each overrun by no more than one packet.
-fn burst(plane: &mut Plane, (port, index): Place) -> usize {
-    let Some(ring) = plane.ports.ring(port, index) else { return 0 };
+fn burst(plane: &mut Plane, id: RingId) -> usize {
+    let Some(ring) = plane.ports.ring(id) else { return 0 };
     if ring.broken.is_some() {
         return 0;
     }
@@ -55,23 +54,23 @@ fn burst(plane: &mut Plane, (port, index): Place) -> usize {
         Ok(false) => return 0,
         Err(error) => (0, Some(error)),
         Ok(true) => {
-            let Some(mut ring) = plane.ports.lift(port, index) else { return 0 };
-            let served = serve(plane, port, index, &mut ring);
-            plane.ports.lower(port, index, ring);
+            let Some(mut ring) = plane.ports.lift(id) else { return 0 };
+            let served = serve(plane, id, &mut ring);
+            plane.ports.lower(id, ring);
             served
         }
     };
     if let Some(fault) = fault {
-        plane.ports.break_ring(port, index, fault);
+        plane.ports.break_ring(id, fault);
     }
     usize::from(taken)
 }
 
 /// Take a burst of packets, forward or discard them; the guest is shown at the end of the turn that
 /// they are done.
-fn serve(plane: &mut Plane, port: PortId, index: u16, ring: &mut Ring) -> (u16, Option<Fault>) {
-    let from = (port, pair_of(index), ring.kind);
-    let outlet = if ring.enabled { Outlet::new(plane, from) } else { None };
+fn serve(plane: &mut Plane, id: RingId, ring: &mut Ring) -> (u16, Option<Fault>) {
+    let outlet =
+        if ring.enabled { Outlet::new(plane, id.port, pair_of(id.index), ring.kind) } else { None };
     let mut taken = 0;
     let result = match outlet {
         Some(mut outlet) => {
@@ -86,12 +85,12 @@ fn serve(plane: &mut Plane, port: PortId, index: u16, ring: &mut Ring) -> (u16, 
             } else {
                 PortCounter::FromGuestDroppedDisabled
             };
-            plane.ports.count(port, reason, u64::from(taken));
+            plane.ports.count(id.port, reason, u64::from(taken));
             result
         }
     };
     if ring.queue.parts().1.has_unpublished() {
-        plane.ports.publish_later(port, index);
+        plane.ports.publish_later(id);
     }
     (taken, result.err())
 }

@@ -82,7 +82,7 @@ fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire
 /// and to all others. Answers how many copies were made.
 fn announce(plane: &mut Plane, port: PortId, bytes: &[u8]) -> usize {
-    match Outlet::new(plane, (port, 0, RingKind::default())) {
+    match Outlet::new(plane, port, 0, RingKind::default()) {
         Some(outlet) => outlet.announce(&FrameView::whole(bytes)),
         None => {
             // Its uplink is not known any more.

@@ -161,9 +161,9 @@ impl<'w> Inlet<'w> {
             let whole = Some(start).filter(|_| packet.len() == 1);
             let takes = |kind| route.coalesce.allow_kind(kind);
             if let Some(segment) = whole.and_then(|frame| TcpSegment::parse(frame, takes)) {
-                return self.gather(pieces, (port, first), &segment);
+                return self.gather(pieces, port, first, &segment);
             }
-            self.end_overtaken(pieces, (port, first));
+            self.end_overtaken(pieces, port, first);
         }
         self.deliver(pieces, packet, receiver);
     }
@@ -219,7 +219,8 @@ impl Inlet<'_> {
     fn gather(
         &mut self,
         pieces: &mut [Option<Received>],
-        (port, place): (PortId, usize),
+        port: PortId,
+        place: usize,
         segment: &TcpSegment,
     ) {
         let Some(received) = &pieces[place] else { return };
@@ -248,7 +249,7 @@ impl Inlet<'_> {
 
     /// Deliver what is gathered and would be overtaken by the frame at `place`, which is not.
     #[inline]
-    fn end_overtaken(&mut self, pieces: &mut [Option<Received>], (port, place): (PortId, usize)) {
+    fn end_overtaken(&mut self, pieces: &mut [Option<Received>], port: PortId, place: usize) {
         while let Some(received) = &pieces[place] {
             let frame = self.umem.packet(received);
             let overtaken =

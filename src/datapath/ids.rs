@@ -36,6 +36,21 @@ impl WorkerId {
     }
 }
 
+/// A ring of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RingId {
+    /// The port.
+    pub port: PortId,
+    /// Its number there.
+    pub index: u16,
+}
+
+impl From<(PortId, u16)> for RingId {
+    fn from((port, index): (PortId, u16)) -> Self {
+        Self { port, index }
+    }
+}
+
 /// A queue pair of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePair {
@@ -45,6 +60,14 @@ pub struct QueuePair {
     pub port: PortId,
     /// Its number there.
     pub pair: u16,
+}
+
+impl QueuePair {
+    /// Its receive ring.
+    #[inline]
+    pub(super) fn to_guest(self) -> RingId {
+        RingId { port: self.port, index: to_guest_ring(self.pair) }
+    }
 }
 
 /// The receive ring of a queue pair (virtio 1.2, 5.1.2: receiveqN is queue 2(N-1)).

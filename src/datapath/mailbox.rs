@@ -13,7 +13,7 @@ use crate::xdp::{Socket, SocketAtRest, Umem};
 
 use super::forwarding::Forwarding;
 use super::handover::Inbox;
-use super::ids::{PortId, UplinkId};
+use super::ids::{PortId, RingId, UplinkId};
 use super::sockets::SocketReport;
 use super::survey::{PortSight, RingReport};
 
@@ -102,8 +102,8 @@ pub enum Command {
     },
     /// Use another event descriptor for a ring from now on.
     Exchange {
-        /// The ring: its port and its number.
-        ring: (PortId, u16),
+        /// The ring.
+        ring: RingId,
         /// Which one.
         kind: EventKind,
         /// The new one.
@@ -114,8 +114,8 @@ pub enum Command {
     /// Go on with a ring in other memory; answers the queue as it was, or None if there is no such
     /// ring or it cannot run there.
     Relocate {
-        /// The ring: its port and its number.
-        ring: (PortId, u16),
+        /// The ring.
+        ring: RingId,
         /// All that is needed to run it, but for its position.
         setup: QueueSetup,
         /// The memory. Whoever sends this keeps it, and the old one: a worker unmaps nothing.
@@ -321,7 +321,7 @@ impl WorkerHandle {
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
-        self.call(|done| Command::Exchange { ring, kind, event, done }).map(drop)
+        self.call(|done| Command::Exchange { ring: ring.into(), kind, event, done }).map(drop)
     }
 
     /// Go on with a ring in other memory; the queue as it was, or None if there is no such ring or
@@ -336,7 +336,7 @@ impl WorkerHandle {
         memory: &Arc<GuestMemory>,
     ) -> Result<Option<Queue>, WorkerGone> {
         let memory = Arc::clone(memory);
-        self.call(|done| Command::Relocate { ring, setup, memory, done })
+        self.call(|done| Command::Relocate { ring: ring.into(), setup, memory, done })
     }
 
     /// Report the port's rings.

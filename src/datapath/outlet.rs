@@ -12,7 +12,7 @@ use crate::virtqueue::{Chain, RUN, RingKind};
 use super::decision::{Choice, Decision, Flood, Origin, choose_for_all, choose_pair, decide};
 use super::dispatch::Dispatch;
 use super::forwarding::{Attachment, Receiver, Route};
-use super::frame::{CompleteFrame, FrameView, Packet, Start};
+use super::frame::{CompleteFrame, FrameView, GuestPacket, Start};
 use super::ids::PortId;
 use super::limits::BURST;
 use super::plane::Plane;
@@ -45,7 +45,7 @@ impl Taken<'_, '_> {
 }
 
 /// Packets that go the same way.
-type Alike<'m> = ArrayVec<Packet<'m>, RUN>;
+type Alike<'m> = ArrayVec<GuestPacket<'m>, RUN>;
 
 /// Where the packets of one burst of one ring can go.
 pub(super) struct Outlet<'w> {
@@ -74,7 +74,7 @@ pub(super) struct Outlet<'w> {
 
 impl<'w> Outlet<'w> {
     /// None for a port that has no route (any more).
-    pub fn new(plane: &'w mut Plane, (port, pair, kind): (PortId, u16, RingKind)) -> Option<Self> {
+    pub fn new(plane: &'w mut Plane, port: PortId, pair: u16, kind: RingKind) -> Option<Self> {
         let (dispatch, sockets) = plane.ways(Some(port));
         let route = dispatch.table.route(port)?;
         let places = &mut sockets.places;
@@ -154,7 +154,7 @@ impl<'w> Outlet<'w> {
         let to_wire = matches!(self.route.attachment, Attachment::Wire { .. });
         let mut destination = None;
         for (_, piece) in run {
-            let Some(packet) = Packet::read(*piece, self.kind.header_len) else { return };
+            let Some(packet) = GuestPacket::read(*piece, self.kind.header_len) else { return };
             let to = mac::number(packet.destination());
             let same = to_wire || *destination.get_or_insert(to) == to;
             if !packet.is_within(self.route.frame_max) || !same || alike.len() == self.run_max {
@@ -167,7 +167,7 @@ impl<'w> Outlet<'w> {
     /// Forward packets that go the same way. Answers how many, from the first; the next one is
     /// [`forward_single`](Self::forward_single)'s.
     #[inline]
-    fn forward_alike(&mut self, packets: &[Packet<'_>]) -> usize {
+    fn forward_alike(&mut self, packets: &[GuestPacket<'_>]) -> usize {
         let Some(first) = packets.first() else { return 0 };
         self.source.get_or_insert_with(|| first.source());
         match self.decide(first.destination()) {
@@ -188,7 +188,7 @@ impl<'w> Outlet<'w> {
 
     /// Deliver packets to a port, up to the first that is not of the usual kind.
     #[inline]
-    fn deliver_run(&mut self, receiver: Receiver<'_>, packets: &[Packet<'_>]) -> usize {
+    fn deliver_run(&mut self, receiver: Receiver<'_>, packets: &[GuestPacket<'_>]) -> usize {
         let route = receiver.route;
         let delivered = match choose_for_all(route, self.dispatch.here) {
             Some(pair) => {
@@ -203,15 +203,15 @@ impl<'w> Outlet<'w> {
 
     /// Remember where this guest sends the packets' flows, if it has a choice.
     #[inline]
-    fn learn_run(&self, packets: &[Packet<'_>]) {
+    fn learn_run(&self, packets: &[GuestPacket<'_>]) {
         if self.learns {
-            let hashes = packets.iter().map(Packet::flow_hash);
+            let hashes = packets.iter().map(GuestPacket::flow_hash);
             hashes.for_each(|hash| self.route.flows.learn(hash, self.pair));
         }
     }
 
     /// Deliver packets to the queue pairs of their flows, as many at once as have the same.
-    fn deliver_by_flow(&mut self, receiver: Receiver<'_>, packets: &[Packet<'_>]) -> usize {
+    fn deliver_by_flow(&mut self, receiver: Receiver<'_>, packets: &[GuestPacket<'_>]) -> usize {
         let route = receiver.route;
         let choices = packets.iter().map(|packet| {
             let hash = packet.flow_hash();
@@ -238,7 +238,7 @@ impl<'w> Outlet<'w> {
 
     /// Copy packets into frames of the uplink, as many as there are free.
     #[inline]
-    fn transmit_run(&mut self, packets: &[Packet<'_>]) -> usize {
+    fn transmit_run(&mut self, packets: &[GuestPacket<'_>]) -> usize {
         let Some(sending) = &mut self.sending else { return 0 };
         let sent = sending.send_run(packets);
         self.account_run(&packets[..sent]);
@@ -246,7 +246,7 @@ impl<'w> Outlet<'w> {
     }
 
     #[inline]
-    fn account_run(&mut self, packets: &[Packet<'_>]) {
+    fn account_run(&mut self, packets: &[GuestPacket<'_>]) {
         let bytes = packets.iter().map(|packet| u64::from(packet.frame_len())).sum::<u64>();
         self.forwarded += packets.len() as u64;
         self.bytes += bytes;

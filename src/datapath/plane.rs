@@ -11,9 +11,9 @@ use crate::xdp::{Socket, Umem};
 use super::dispatch::Dispatch;
 use super::forwarding::Forwarding;
 use super::handover::{Buffers, Inbox, PacketPool};
-use super::ids::{PortId, UplinkId, WorkerId};
+use super::ids::{PortId, RingId, UplinkId, WorkerId};
 use super::ports::Ports;
-use super::rotation::{Place, Rotation};
+use super::rotation::Rotation;
 use super::sockets::{Sockets, WorkerSocket};
 
 /// What a worker's packets come from and go to. Everything in it is its thread's alone.
@@ -97,16 +97,16 @@ impl Plane {
     }
 
     /// Have a ring's driver kick when it makes something available, or not.
-    pub fn want_kicks(&mut self, (port, index): Place, wanted: bool) {
-        if let Some(ring) = self.ports.ring(port, index) {
+    pub fn want_kicks(&mut self, ring: RingId, wanted: bool) {
+        if let Some(ring) = self.ports.ring(ring) {
             ring.queue.ring_mut().want_kicks(wanted);
         }
     }
 
     /// The same for the busy rings: quiet ones ask for kicks all the time.
     pub fn want_busy_kicks(&mut self, wanted: bool) {
-        for (port, index) in self.rotation.busy() {
-            if let Some(ring) = self.ports.ring(port, index) {
+        for ring in self.rotation.busy() {
+            if let Some(ring) = self.ports.ring(ring) {
                 ring.queue.ring_mut().want_kicks(wanted);
             }
         }

@@ -9,9 +9,8 @@ use crate::virtqueue::EventFd;
 use crate::xdp::Socket;
 
 use super::handover::Inbox;
-use super::ids::PortId;
+use super::ids::{PortId, RingId};
 use super::plane::Plane;
-use super::rotation::Place;
 
 /// Longest sleep, in milliseconds, while something must be looked at without being told: a ring
 /// without a kick descriptor, or a transmit ring the kernel did not empty.
@@ -25,7 +24,7 @@ enum Awaited {
     /// A socket, by its place.
     Socket(u32),
     /// A ring.
-    Kick(Place),
+    Kick(RingId),
 }
 
 impl Awaited {
@@ -34,7 +33,9 @@ impl Awaited {
         epoll::EventData::new_u64(match self {
             Self::Inbox => 0,
             Self::Socket(socket) => 1 << 32 | u64::from(socket),
-            Self::Kick((port, index)) => 2 << 32 | u64::from(port.0) << 16 | u64::from(index),
+            Self::Kick(RingId { port, index }) => {
+                2 << 32 | u64::from(port.0) << 16 | u64::from(index)
+            }
         })
     }
 
@@ -44,7 +45,7 @@ impl Awaited {
         match data >> 32 {
             0 => Self::Inbox,
             1 => Self::Socket(data as u32),
-            _ => Self::Kick((PortId((data >> 16) as u16), data as u16)),
+            _ => Self::Kick(RingId { port: PortId((data >> 16) as u16), index: data as u16 }),
         }
     }
 }
@@ -68,15 +69,15 @@ impl Sleeper {
     }
 
     /// Wake up when the driver of a ring kicks, or no more.
-    pub fn await_kicks(&self, place: Place, kick: &EventFd, wanted: bool) {
+    pub fn await_kicks(&self, ring: RingId, kick: &EventFd, wanted: bool) {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         let done = if wanted {
-            epoll::add(&self.epoll, kick, Awaited::Kick(place).data(), edge)
+            epoll::add(&self.epoll, kick, Awaited::Kick(ring).data(), edge)
         } else {
             epoll::delete(&self.epoll, kick)
         };
         if let Err(error) = done {
-            let (port, index) = place;
+            let RingId { port, index } = ring;
             tracing::error!(?port, index, %error, "cannot wait for the ring's kicks");
         }
     }
@@ -103,7 +104,7 @@ impl Sleeper {
             let flags = event.flags;
             match Awaited::from_data(event.data.u64()) {
                 // Looked at first, among so many that may be quiet.
-                Awaited::Kick(place) => plane.rotation.kicked(place),
+                Awaited::Kick(ring) => plane.rotation.kicked(ring),
                 Awaited::Socket(socket) if flags.intersects(broken) => {
                     self.stop_waiting_for(plane, socket);
                 }
@@ -154,8 +155,8 @@ fn must_poll(plane: &mut Plane) -> bool {
             backlog |= socket.has_backlog();
         }
     }
-    let polled = |(port, index)| {
-        let ring = plane.ports.ring(port, index);
+    let polled = |ring| {
+        let ring = plane.ports.ring(ring);
         ring.is_some_and(|ring| ring.kick.is_none() && ring.broken.is_none())
     };
     backlog || plane.rotation.all().any(polled)
@@ -167,12 +168,12 @@ mod tests {
 
     #[test]
     fn what_is_awaited_is_found_again_by_an_event_s_data() {
-        let last = Place::from((PortId(u16::MAX), u16::MAX));
+        let last = RingId { port: PortId(u16::MAX), index: u16::MAX };
         for awaited in [
             Awaited::Inbox,
             Awaited::Socket(0),
             Awaited::Socket(u32::MAX),
-            Awaited::Kick((PortId(0), 1)),
+            Awaited::Kick(RingId { port: PortId(0), index: 1 }),
             Awaited::Kick(last),
         ] {
             assert_eq!(Awaited::from_data(awaited.data().u64()), awaited);

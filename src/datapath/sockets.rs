@@ -13,7 +13,7 @@ use crate::metrics::{Counters, Published, SocketCounter};
 use crate::xdp::{FRAME_BYTES, Frame, KernelStatistics, Socket, SocketProgress};
 
 use super::forwarding::Forwarding;
-use super::frame::{CompleteFrame, FrameView, Packet};
+use super::frame::{CompleteFrame, FrameView, GuestPacket};
 use super::ids::{PortId, UplinkId, WorkerId};
 use super::limits::BURST;
 use super::shares::{InFlight, Lent};
@@ -214,12 +214,12 @@ impl<'w> Sending<'w> {
     /// Copy packets of a frame each, up to the first that is longer or for which there is no frame.
     /// Answers how many.
     #[inline]
-    pub fn send_run(&mut self, packets: &[Packet<'_>]) -> usize {
+    pub fn send_run(&mut self, packets: &[GuestPacket<'_>]) -> usize {
         let WorkerSocket { socket: Some(socket), counters, .. } = &mut *self.place else {
             return 0;
         };
         // A longer one takes several frames of the uplink, each filled with what follows.
-        let send = |packet: &&Packet<'_>| {
+        let send = |packet: &&GuestPacket<'_>| {
             packet.frame_len() <= FRAME_BYTES
                 && socket.send(packet.frame_len(), |room| packet.copy_to(room))
         };

@@ -10,7 +10,7 @@ use crate::test_support::ring_pair::{Wire, ring_pair};
 use super::forwarding::{Attachment, ForwardingBuilder};
 use super::from_uplink::Arrivals;
 use super::handover::{Handover, Inbox, PacketPool, Target};
-use super::ids::{PortId, QueuePair, UplinkId, WorkerId};
+use super::ids::{PortId, QueuePair, RingId, UplinkId, WorkerId};
 use super::plane::{Plane, PlaneSetup};
 use super::{from_guest, from_inbox, from_uplink};
 
@@ -46,9 +46,9 @@ impl Bench {
         let to_guest = Driver::new(&mut ram, 256, LAYOUTS[0]);
         let from_guest = Driver::new(&mut ram, 256, LAYOUTS[0]);
         for (index, driver) in (0..).zip([&to_guest, &from_guest]) {
-            plane.ports.put(PORT, index, Box::new(driver.ring().0));
+            plane.ports.put(RingId { port: PORT, index }, Box::new(driver.ring().0));
         }
-        plane.rotation.add((PORT, 1));
+        plane.rotation.add(RingId { port: PORT, index: 1 });
         Self { plane, wire, counters, to_guest, from_guest, _ram: ram }
     }
 

@@ -15,10 +15,9 @@ use crate::xdp::{Socket, SocketAtRest, Umem};
 use super::from_uplink::Arrivals;
 use super::handover::{Inbox, PacketPool};
 use super::idle::Idle;
-use super::ids::{PortId, UplinkId, WorkerId, is_from_guest};
+use super::ids::{PortId, RingId, UplinkId, WorkerId, is_from_guest};
 use super::mailbox::{Command, RingAtRest, SocketDescriptor, WorkerAtRest};
 use super::plane::{Plane, PlaneSetup};
-use super::rotation::Place;
 use super::sleep::Sleeper;
 use super::sockets::WorkerSocket;
 use super::turns::Turns;
@@ -227,16 +226,19 @@ impl Worker {
             }
             Command::RemovePort { port, done } => {
                 let rings = self.plane.ports.report(port);
-                let rings = rings.iter().filter_map(|ring| self.take(port, ring.index)).collect();
+                let rings = rings
+                    .iter()
+                    .filter_map(|ring| self.take(RingId { port, index: ring.index }))
+                    .collect();
                 self.plane.ports.remove(port);
                 let _ = done.send(rings);
             }
             Command::Give { port, index, ring, done } => {
-                self.give(port, index, ring);
+                self.give(RingId { port, index }, ring);
                 let _ = done.send(());
             }
             Command::Take { port, index, done } => {
-                let _ = done.send(self.take(port, index));
+                let _ = done.send(self.take(RingId { port, index }));
             }
             Command::Exchange { ring, kind, event, done } => {
                 let _ = done.send(self.exchange(ring, kind, event));
@@ -289,66 +291,60 @@ impl Worker {
         }
     }
 
-    fn give(&mut self, port: PortId, index: u16, mut ring: Box<Ring>) {
+    fn give(&mut self, id: RingId, mut ring: Box<Ring>) {
         // Awake, we poll; before sleeping we ask for kicks on the rings we take packets from. A
         // guest's new receive buffers are of no news to us.
-        ring.queue.ring_mut().want_kicks(self.resting && is_from_guest(index));
-        if is_from_guest(index) {
-            self.plane.rotation.add((port, index));
+        ring.queue.ring_mut().want_kicks(self.resting && is_from_guest(id.index));
+        if is_from_guest(id.index) {
+            self.plane.rotation.add(id);
         }
-        self.plane.ports.put(port, index, ring);
-        self.wait_for_kicks((port, index), true);
-        self.plane.ports.remind(port, index);
+        self.plane.ports.put(id, ring);
+        self.wait_for_kicks(id, true);
+        self.plane.ports.remind(id);
     }
 
     /// Use another event descriptor: a ring that asks for kicks asks the new one for them, and the
     /// driver looks for what it was told of by the old one.
-    fn exchange(
-        &mut self,
-        place: Place,
-        kind: EventKind,
-        event: Option<EventFd>,
-    ) -> Option<EventFd> {
-        self.wait_for_kicks(place, false);
+    fn exchange(&mut self, id: RingId, kind: EventKind, event: Option<EventFd>) -> Option<EventFd> {
+        self.wait_for_kicks(id, false);
         // Of a ring that is not there, the new one is not used.
-        let before = match self.plane.ports.ring(place.0, place.1) {
+        let before = match self.plane.ports.ring(id) {
             Some(ring) => ring.set_event(kind, event),
             None => event,
         };
-        self.wait_for_kicks(place, true);
+        self.wait_for_kicks(id, true);
         if kind == EventKind::Call {
-            self.plane.ports.remind(place.0, place.1);
+            self.plane.ports.remind(id);
         }
         before
     }
 
     fn relocate(
         &mut self,
-        place: Place,
+        id: RingId,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Option<Queue> {
         // As before: nobody else tells a quiet ring's driver to kick once the worker sleeps.
-        let wanted =
-            is_from_guest(place.1) && (self.resting || self.plane.rotation.is_quiet(place));
-        let ring = self.plane.ports.ring(place.0, place.1)?;
+        let wanted = is_from_guest(id.index) && (self.resting || self.plane.rotation.is_quiet(id));
+        let ring = self.plane.ports.ring(id)?;
         let before = ring.relocate(setup, memory).ok()?;
         ring.queue.ring_mut().want_kicks(wanted);
-        self.plane.ports.remind(place.0, place.1);
+        self.plane.ports.remind(id);
         Some(before)
     }
 
     /// Wake up when the driver kicks, or no more. We take packets from transmit rings only.
-    fn wait_for_kicks(&mut self, (port, index): Place, wanted: bool) {
-        let ring = self.plane.ports.ring(port, index).filter(|_| is_from_guest(index));
+    fn wait_for_kicks(&mut self, id: RingId, wanted: bool) {
+        let ring = self.plane.ports.ring(id).filter(|_| is_from_guest(id.index));
         let Some(kick) = ring.and_then(|ring| ring.kick.as_ref()) else { return };
-        self.sleeper.await_kicks((port, index), kick, wanted);
+        self.sleeper.await_kicks(id, kick, wanted);
     }
 
-    fn take(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
-        self.wait_for_kicks((port, index), false);
-        self.plane.rotation.remove((port, index));
-        let mut ring = self.plane.ports.lift(port, index)?;
+    fn take(&mut self, id: RingId) -> Option<Box<Ring>> {
+        self.wait_for_kicks(id, false);
+        self.plane.rotation.remove(id);
+        let mut ring = self.plane.ports.lift(id)?;
         // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the
         // eventfd.
         ring.queue.ring_mut().want_kicks(true);
@@ -382,7 +378,7 @@ impl Worker {
         let sockets = self.plane.sockets.places.iter_mut().filter_map(rest).collect();
         let duplicate =
             |event: &Option<EventFd>| event.as_ref().map(EventFd::duplicate).transpose();
-        let ring = |(port, index, ring): (PortId, u16, &Ring)| {
+        let ring = |(RingId { port, index }, ring): (RingId, &Ring)| {
             Ok(RingAtRest {
                 port,
                 index,
@@ -418,8 +414,8 @@ impl Worker {
         // Another process may have tried to go on, with journals of its own, and asked for kicks
         // otherwise.
         self.plane.ports.rings_mut().for_each(|ring| ring.queue.ring_mut().reclaim());
-        for (port, index) in self.plane.rotation.quiet() {
-            if let Some(ring) = self.plane.ports.ring(port, index) {
+        for id in self.plane.rotation.quiet() {
+            if let Some(ring) = self.plane.ports.ring(id) {
                 ring.queue.ring_mut().want_kicks(true);
             }
         }
