@@ -115,7 +115,7 @@ struct Traffic {
 
 impl Traffic {
     fn of(counters: &[Arc<Published<PortCounter>>]) -> Self {
-        const FROM_GUEST: [PortCounter; 9] = [
+        const FROM_GUEST: [PortCounter; 10] = [
             PortCounter::FromGuestPackets,
             PortCounter::FromGuestDroppedHeader,
             PortCounter::FromGuestDroppedRunt,
@@ -124,6 +124,7 @@ impl Traffic {
             PortCounter::FromGuestDroppedUplinkFull,
             PortCounter::FromGuestDroppedUplinkDown,
             PortCounter::FromGuestDroppedNoRoute,
+            PortCounter::FromGuestDroppedUnrouted,
             PortCounter::FromGuestDroppedReserved,
         ];
         let sum = |of: &[PortCounter]| {

@@ -55,8 +55,8 @@ pub(super) fn deliver_run(
 ) -> Delivered {
     let header_len = ring.kind.header_len;
     match ring.queue.parts() {
-        (memory, DeviceRing::Split(ring)) => run_to(memory, ring, header_len, (frames, frame_max)),
-        (memory, DeviceRing::Packed(ring)) => run_to(memory, ring, header_len, (frames, frame_max)),
+        (memory, DeviceRing::Split(ring)) => run_to(memory, ring, header_len, frames, frame_max),
+        (memory, DeviceRing::Packed(ring)) => run_to(memory, ring, header_len, frames, frame_max),
     }
 }
 
@@ -65,7 +65,8 @@ fn run_to<F: CompleteFrame>(
     memory: &GuestMemory,
     ring: &mut impl Layout,
     header_len: usize,
-    (frames, frame_max): (&[F], u32),
+    frames: &[F],
+    frame_max: u32,
 ) -> Delivered {
     let mut run = Run::new();
     ring.take_run(memory, Direction::ToGuest, frames.len(), &mut run);
@@ -111,8 +112,8 @@ pub(super) fn deliver(
 ) -> Result<(), Refusal> {
     let kind = ring.kind;
     match ring.queue.parts() {
-        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, (kind, walk), frame),
-        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, (kind, walk), frame),
+        (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, kind, walk, frame),
+        (memory, DeviceRing::Packed(ring)) => deliver_to(memory, ring, kind, walk, frame),
     }
 }
 
@@ -120,7 +121,8 @@ pub(super) fn deliver(
 fn deliver_to(
     memory: &GuestMemory,
     ring: &mut impl Layout,
-    (kind, walk): (RingKind, &mut usize),
+    kind: RingKind,
+    walk: &mut usize,
     frame: &FrameView<'_>,
 ) -> Result<(), Refusal> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
@@ -146,7 +148,7 @@ fn deliver_to(
         }
         ring.untake(chain);
     }
-    deliver_over_several(memory, ring, (kind, walk), frame)
+    deliver_over_several(memory, ring, kind, walk, frame)
 }
 
 /// Fill as many pieces and chains as the frame needs.
@@ -154,16 +156,17 @@ fn deliver_to(
 fn deliver_over_several(
     memory: &GuestMemory,
     ring: &mut impl Layout,
-    (kind, walk): (RingKind, &mut usize),
+    kind: RingKind,
+    walk: &mut usize,
     frame: &FrameView<'_>,
 ) -> Result<(), Refusal> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
     if *walk == 0 {
         return Err(Refusal::NoBuffers);
     }
-    let mut segments = Segments::new();
-    let mut chains = Chains::new();
-    let gathered = gather(memory, ring, (kind, needed), &mut segments, &mut chains);
+    let mut room = Room { segments: Segments::new(), chains: ArrayVec::new() };
+    let gathered = gather(memory, ring, kind, needed, &mut room);
+    let Room { segments, chains } = &mut room;
     *walk = walk.saturating_sub(segments.len());
     if let Err(refusal) = gathered {
         // In the reverse order of taking.
@@ -175,10 +178,10 @@ fn deliver_over_several(
     // CHAINS_MAX fits.
     #[allow(clippy::cast_possible_truncation)]
     let buffers = chains.len() as u16;
-    let mut writer = GuestWriter::new(&segments);
+    let mut writer = GuestWriter::new(segments);
     writer.write(&net_header::emit(frame.offload(), buffers)[..kind.header_len]);
     frame.copy_to_guest(&mut writer);
-    memory.written(&segments, needed);
+    memory.written(segments, needed);
     let mut left = needed;
     // Drained: to move the vector would copy all of its room, a kilobyte per packet.
     for (chain, room) in chains.drain(..) {
@@ -191,19 +194,25 @@ fn deliver_over_several(
     Ok(())
 }
 
-/// Chains and the room that each has.
-type Chains = ArrayVec<(Chain, u64), CHAINS_MAX>;
+/// Receive buffers for one frame.
+struct Room<'m> {
+    /// Their pieces.
+    segments: Segments<'m>,
+    /// Their chains, and how many bytes each has.
+    chains: ArrayVec<(Chain, u64), CHAINS_MAX>,
+}
 
 /// Take chains until there is room for `needed` bytes.
 fn gather<'m>(
     memory: &'m GuestMemory,
     ring: &mut impl Layout,
-    (kind, needed): (RingKind, u64),
-    segments: &mut Segments<'m>,
-    chains: &mut Chains,
+    kind: RingKind,
+    needed: u64,
+    room: &mut Room<'m>,
 ) -> Result<(), Refusal> {
-    let (mut room, mut counted) = (0, 0);
-    while room < needed {
+    let Room { segments, chains } = room;
+    let (mut gathered, mut counted) = (0, 0);
+    while gathered < needed {
         if chains.is_full() || (!kind.mergeable && !chains.is_empty()) {
             return Err(Refusal::BufferSize);
         }
@@ -214,7 +223,7 @@ fn gather<'m>(
         let bytes = segments[counted..].iter().map(|piece| piece.len() as u64).sum();
         counted = segments.len();
         chains.push((chain, bytes));
-        room += bytes;
+        gathered += bytes;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::device::groups::ForwardGroups;
 use crate::device::offloads::Offloads;
 
 use super::flows::FlowTable;
-use super::{PortId, UplinkId, WorkerId};
+use super::ids::{PortId, QueuePair, UplinkId, WorkerId};
 
 /// How a port is attached to its uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Route {
     pub uplink: UplinkId,
     /// How.
     pub attachment: Attachment,
-    /// Of its MTU, see [`frame_max`](super::frame_max), bytes.
+    /// Of its MTU, see [`frame_max`](super::limits::frame_max), bytes.
     pub frame_max: u32,
     /// Which worker serves each queue pair.
     pub workers: Vec<WorkerId>,
@@ -81,19 +81,26 @@ impl Route {
         }
     }
 
-    /// The queue pair of all frames, if there is but one, which worker `here` serves.
-    #[inline]
-    #[must_use]
-    pub fn only_pair(&self, here: WorkerId) -> Option<u16> {
-        let [pair] = *self.ready else { return None };
-        (self.worker(pair) == here).then_some(pair)
-    }
-
     /// The worker that serves a queue pair.
     #[inline]
     #[must_use]
     pub fn worker(&self, pair: u16) -> WorkerId {
         self.workers[usize::from(pair) % self.workers.len()]
+    }
+}
+
+/// A port that frames may be for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receiver<'t> {
+    pub port: PortId,
+    pub route: &'t Route,
+}
+
+impl Receiver<'_> {
+    /// One of its queue pairs.
+    #[inline]
+    pub fn pair(&self, pair: u16) -> QueuePair {
+        QueuePair { uplink: self.route.uplink, port: self.port, pair }
     }
 }
 
@@ -199,26 +206,37 @@ impl Forwarding {
         self.routes.get(port.index())?.as_ref()
     }
 
-    /// The switched port with this MAC on this uplink.
     #[inline]
-    #[must_use]
-    pub fn by_mac(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<PortId> {
-        self.by_mac.get(&mac_key(uplink, mac)).copied()
+    pub(super) fn receiver(&self, port: PortId) -> Option<Receiver<'_>> {
+        Some(Receiver { port, route: self.route(port)? })
     }
 
-    /// The same, if a guest is on it that can receive. The guest of another may have migrated, or
-    /// not have arrived yet, so what a neighbour here sends it goes to the wire.
+    /// The switched port with this MAC on this uplink.
     #[inline]
-    #[must_use]
-    pub fn guest(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<PortId> {
-        self.guests.get(&mac_key(uplink, mac)).copied()
+    pub(super) fn by_mac(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<Receiver<'_>> {
+        self.receiver(*self.by_mac.get(&mac_key(uplink, mac))?)
+    }
+
+    /// The same, if a guest is on it that can receive; the host, too.
+    #[inline]
+    pub(super) fn guest(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<Receiver<'_>> {
+        self.receiver(*self.guests.get(&mac_key(uplink, mac))?)
     }
 
     /// The port that a queue belongs to whole.
     #[inline]
-    #[must_use]
-    pub fn by_queue(&self, uplink: UplinkId, queue: u32) -> Option<PortId> {
-        self.wires.get(&(uplink, queue)).copied()
+    pub(super) fn owner(&self, uplink: UplinkId, queue: u32) -> Option<Receiver<'_>> {
+        self.receiver(*self.wires.get(&(uplink, queue))?)
+    }
+
+    /// The host's port on an uplink that it shares with its VMs.
+    pub(super) fn host(&self, uplink: UplinkId) -> Option<Receiver<'_>> {
+        self.receiver(*self.hosts.get(&uplink)?)
+    }
+
+    /// All switched ports of an uplink, for flooding.
+    pub(super) fn switched(&self, uplink: UplinkId) -> &[PortId] {
+        self.switched.get(uplink.index()).map_or(&[], Vec::as_slice)
     }
 
     /// Whether any port has several queue pairs to choose from by flow.
@@ -242,12 +260,6 @@ impl Forwarding {
         self.senders.iter().filter(elsewhere).map(|(_, count)| count).sum()
     }
 
-    /// All switched ports of an uplink, for flooding.
-    #[must_use]
-    pub fn switched(&self, uplink: UplinkId) -> &[PortId] {
-        self.switched.get(uplink.index()).map_or(&[], Vec::as_slice)
-    }
-
     /// The reserved groups that are forwarded on an uplink.
     #[inline]
     #[must_use]
@@ -266,12 +278,6 @@ impl Forwarding {
     pub fn senders_of(&self, worker: WorkerId) -> u32 {
         let of_worker = self.senders.iter().filter(|((_, of), _)| *of == worker);
         of_worker.map(|(_, count)| count).sum()
-    }
-
-    /// The host's port on an uplink that it shares with its VMs.
-    #[must_use]
-    pub fn host(&self, uplink: UplinkId) -> Option<PortId> {
-        self.hosts.get(&uplink).copied()
     }
 }
 

@@ -6,7 +6,7 @@ use crate::device::offloads::Offloads;
 use crate::guest_memory::GuestSlice;
 use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash, tag_bytes};
 
-use super::{ETHERNET_BYTES, is_within};
+use super::limits::{ETHERNET_BYTES, is_within};
 
 /// An Ethernet frame: its start, which is ours, then the rest, and what is left to do with it.
 ///
@@ -75,7 +75,7 @@ impl<'f> FrameView<'f> {
         accepted.allow(&self.offload) && known
     }
 
-    /// Whether it is a frame of an interface with this [`frame_max`](super::frame_max), or will be
+    /// Whether it is a frame of an interface with this [`frame_max`](super::limits::frame_max), or will be
     /// cut into such.
     #[inline]
     pub fn is_within(&self, frame_max: u32) -> bool {
@@ -349,7 +349,7 @@ pub(super) trait CompleteFrame {
     /// Its first bytes, which are ours.
     fn start(&self) -> &[u8];
 
-    /// Whether it is one of an interface with this [`frame_max`](super::frame_max), as far as its
+    /// Whether it is one of an interface with this [`frame_max`](super::limits::frame_max), as far as its
     /// first bytes tell.
     #[inline]
     fn is_within(&self, frame_max: u32) -> bool {
@@ -363,13 +363,13 @@ pub(super) trait CompleteFrame {
 /// A complete frame from a guest, in one piece: its virtio-net and Ethernet header, read once, and
 /// where it goes on.
 #[derive(Debug)]
-pub(super) struct Packet<'m> {
+pub(super) struct GuestPacket<'m> {
     ethernet: [u8; ETHERNET_BYTES as usize],
     len: u32,
     rest: GuestSlice<'m>,
 }
 
-impl<'m> Packet<'m> {
+impl<'m> GuestPacket<'m> {
     /// Read the headers off the front of `piece`, of which the first is `header_len` bytes long.
     /// None for what is no frame, leaves something to do or is flow control: that is [`Start`]'s
     /// to look at.
@@ -427,7 +427,7 @@ impl<'m> Packet<'m> {
     }
 }
 
-impl CompleteFrame for Packet<'_> {
+impl CompleteFrame for GuestPacket<'_> {
     #[inline]
     fn frame_len(&self) -> u32 {
         self.len

@@ -1,25 +1,25 @@
 //! A burst from an uplink: its socket → port lookup → TCP segments coalesced → copied once into the
 //! guest's buffers.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use arrayvec::ArrayVec;
 
 use crate::metrics::{Counters, PortCounter, SocketCounter};
-use crate::packet::{Pushed, SegmentKind, TOKENS_MAX, TcpSegment, Train};
+use crate::packet::{Pushed, TOKENS_MAX, TcpSegment, Train, flow_hash};
 use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
-use super::flood::Flood;
-use super::forwarding::Forwarding;
+use super::decision::{Choice, Decision, Origin, choose, choose_for_all, decide};
+use super::dispatch::Dispatch;
+use super::forwarding::Receiver;
 use super::frame::FrameView;
-use super::from_guest::{hand_over, to_port};
-use super::handover::{Buffers, Handover, Inbox, Target};
-use super::ports::Ports;
+use super::handover::Handover;
+use super::ids::{PortId, QueuePair, WorkerId};
+use super::limits::{BURST, ETHERNET_BYTES};
+use super::plane::Plane;
 use super::shares::Lent;
 use super::sockets::WorkerSocket;
-use super::worker::Worker;
-use super::{BURST, ETHERNET_BYTES, PortId, UplinkId, WorkerId};
 
 /// Flows whose segments are gathered at once; one more ends the one that began first.
 const TRAINS_MAX: usize = 8;
@@ -41,9 +41,9 @@ impl Arrivals {
 
 /// Take what the socket has received, at most [`BURST`] packets, and deliver it. Returns how many
 /// were taken.
-pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
-    let Worker { arrivals, sockets, .. } = worker;
+pub(super) fn burst(plane: &mut Plane, arrivals: &mut Arrivals, place: usize) -> usize {
     let Arrivals { pieces, trains } = arrivals;
+    let (dispatch, sockets) = plane.ways(None);
     let WorkerSocket { uplink, queue, socket, counters, lent, .. } = &mut sockets.places[place];
     let Some(socket) = socket else { return 0 };
     let count = socket.receive(u32::from(BURST), |piece| pieces.push(Some(piece)));
@@ -55,17 +55,12 @@ pub(super) fn burst(worker: &mut Worker, place: usize) -> usize {
     counters.add(SocketCounter::RxBytes, bytes);
     let uplink = *uplink;
     let mut inlet = Inlet {
-        here: worker.id,
         place,
-        uplink,
-        table: &worker.table,
-        whole_queue: worker.table.by_queue(uplink, *queue),
+        origin: Origin::Queue(uplink, dispatch.table.owner(uplink, *queue)),
         umem: socket.umem(),
-        ports: &mut worker.ports,
         counters,
         lent,
-        inboxes: &worker.inboxes,
-        buffers: &mut worker.buffers,
+        dispatch,
         trains,
     };
     let mut next = 0;
@@ -101,80 +96,76 @@ fn is_runt(start: &[u8]) -> bool {
 
 /// Where the packets of one burst of one socket can go.
 struct Inlet<'w> {
-    here: WorkerId,
     place: usize,
-    uplink: UplinkId,
-    table: &'w Forwarding,
-    /// The port that has all packets of this queue.
-    whole_queue: Option<PortId>,
+    origin: Origin<'w>,
     umem: &'w Umem,
-    ports: &'w mut Ports,
     counters: &'w mut Counters<SocketCounter>,
     /// Frames of this socket that other workers have.
     lent: &'w mut Lent,
-    inboxes: &'w [Arc<Inbox>],
-    buffers: &'w mut Buffers,
+    dispatch: Dispatch<'w>,
     /// TCP segments to be delivered as one, by port.
     trains: &'w mut ArrayVec<(PortId, Train), TRAINS_MAX>,
 }
 
-impl Inlet<'_> {
+impl<'w> Inlet<'w> {
     /// Deliver the first packets at once, if they are of one frame each and for one port that takes
     /// them as they are. Answers how many were delivered, and how many are for that port.
     #[inline]
     fn receive_run(&mut self, pieces: &[Option<Received>]) -> (usize, usize) {
         let Some(Some(first)) = pieces.first() else { return (0, 0) };
         let first = self.umem.packet(first);
-        let port = self.whole_queue.or_else(|| self.by_mac(first));
-        let Some((port, route)) = port.and_then(|port| Some((port, self.table.route(port)?)))
-        else {
+        if is_runt(first) {
             return (0, 0);
-        };
-        let pair = route.only_pair(self.here).filter(|_| !route.coalesce.allow_merging());
+        }
+        let Decision::Port(receiver) = self.decide(first) else { return (0, 0) };
+        let route = receiver.route;
+        let pair = choose_for_all(route, self.dispatch.here);
+        let pair = pair.filter(|_| !route.coalesce.allow_merging());
         let Some(pair) = pair else { return (0, 0) };
+        let whole_queue = matches!(self.origin, Origin::Queue(_, Some(_)));
         let mut frames = ArrayVec::<&[u8], RUN>::new();
         for piece in pieces.iter().map_while(Option::as_ref).take_while(|piece| !piece.more) {
             let frame = self.umem.packet(piece);
-            let same = self.whole_queue.is_some() || frame.get(..6) == first.get(..6);
+            let same = whole_queue || frame.get(..6) == first.get(..6);
             if !same || frames.is_full() || is_runt(frame) {
                 break;
             }
             frames.push(frame);
         }
-        let delivered = self.ports.deliver_run((port, pair), &frames, route.frame_max);
+        let delivered =
+            self.dispatch.ports.deliver_run(receiver.pair(pair), &frames, route.frame_max);
         (delivered, frames.len())
+    }
+
+    /// Where a frame goes that begins so.
+    #[inline]
+    fn decide(&self, start: &[u8]) -> Decision<'w> {
+        decide(self.dispatch.table, self.origin, FrameView::whole(start).destination())
     }
 
     /// Find the packet's port; deliver it, or gather it for later in this burst. What is gathered
     /// of its flow goes first, so that a flow stays in order.
     #[inline]
-    fn receive(&mut self, pieces: &mut [Option<Received>], packet: std::ops::Range<usize>) {
+    fn receive(&mut self, pieces: &mut [Option<Received>], packet: Range<usize>) {
         let first = packet.start;
         let Some(received) = &pieces[first] else { return };
         let start = self.umem.packet(received);
         if is_runt(start) {
             return self.counters.add(SocketCounter::RxDroppedRunt, 1);
         }
-        let Some(port) = self.whole_queue.or_else(|| self.by_mac(start)) else {
+        let Decision::Port(receiver) = self.decide(start) else {
             return self.counters.add(SocketCounter::RxDroppedNoPort, 1);
         };
-        if self.coalesces(port) {
+        let Receiver { port, route } = receiver;
+        if route.coalesce.allow_merging() {
             let whole = Some(start).filter(|_| packet.len() == 1);
-            let takes = |kind| self.takes(port, kind);
+            let takes = |kind| route.coalesce.allow_kind(kind);
             if let Some(segment) = whole.and_then(|frame| TcpSegment::parse(frame, takes)) {
-                return self.gather(pieces, (port, first), &segment);
+                return self.gather(pieces, port, first, &segment);
             }
-            self.end_overtaken(pieces, (port, first));
+            self.end_overtaken(pieces, port, first);
         }
-        self.deliver(pieces, packet, port);
-    }
-
-    #[inline]
-    fn by_mac(&self, start: &[u8]) -> Option<PortId> {
-        if is_runt(start) {
-            return None;
-        }
-        self.table.by_mac(self.uplink, FrameView::whole(start).destination())
+        self.deliver(pieces, packet, receiver);
     }
 
     /// Deliver a packet, or hand it over: as it is if it is in one piece, else as a copy.
@@ -182,41 +173,39 @@ impl Inlet<'_> {
     fn deliver(
         &mut self,
         pieces: &mut [Option<Received>],
-        packet: std::ops::Range<usize>,
-        port: PortId,
+        packet: Range<usize>,
+        receiver: Receiver<'_>,
     ) {
-        let Self { here, place, uplink, table, umem, inboxes, .. } = *self;
-        let buffers = &mut *self.buffers;
-        let slot = packet.start;
-        let mut chosen = None;
-        {
+        let (umem, first) = (self.umem, packet.start);
+        let (worker, to) = {
             let packet: ArrayVec<&[u8], FRAGMENTS_MAX> =
                 pieces[packet].iter().flatten().map(|piece| umem.packet(piece)).collect();
             let frame = FrameView::of_pieces(packet[0], &packet[1..]);
-            to_port(self.ports, table, port, (here, &frame), |ports, owner, pair| {
-                if owner == here {
-                    ports.deliver(port, pair, &frame);
-                } else if packet.len() > 1 {
-                    let target = Target::Pair { port, pair };
-                    let inbox = &inboxes[owner.index()];
-                    return hand_over(buffers, inbox, (port, target), &frame);
-                } else {
-                    chosen = Some((owner, pair));
+            let hash = || flow_hash(frame.start());
+            match choose(receiver.route, self.dispatch.here, &frame, hash) {
+                Choice::There(worker, pair) if packet.len() == 1 => (worker, receiver.pair(pair)),
+                choice => {
+                    self.dispatch.carry_out(choice, receiver, &frame);
+                    return;
                 }
-                true
-            });
+            }
+        };
+        self.lend(&mut pieces[first], worker, to);
+    }
+
+    /// Hand a frame over to another worker as it is, for a queue pair of a port.
+    fn lend(&mut self, piece: &mut Option<Received>, worker: WorkerId, to: QueuePair) {
+        if !self.lent.allow(to.port) {
+            return self.dispatch.ports.count(to.port, PortCounter::ToGuestDroppedHandover, 1);
         }
-        let Some((owner, pair)) = chosen else { return };
-        if !self.lent.allow(port) {
-            return self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
-        }
-        let Some(received) = pieces[slot].take() else { return };
-        let handover = Handover::Frame { home: here, place, uplink, received, port, pair };
-        match inboxes[owner.index()].hand_over(handover) {
-            Ok(()) => self.lent.lend(port),
+        let Some(received) = piece.take() else { return };
+        let handover =
+            Handover::Frame { home: self.dispatch.here, place: self.place, received, to };
+        match self.dispatch.inboxes[worker.index()].hand_over(handover) {
+            Ok(()) => self.lent.lend(to.port),
             Err(Handover::Frame { received, .. }) => {
-                pieces[slot] = Some(received);
-                self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+                *piece = Some(received);
+                self.dispatch.ports.count(to.port, PortCounter::ToGuestDroppedHandover, 1);
             }
             Err(Handover::Packet { .. }) => unreachable!("a frame went in"),
         }
@@ -226,20 +215,12 @@ impl Inlet<'_> {
 // ---- coalescing ---------------------------------------------------------------------------------
 
 impl Inlet<'_> {
-    #[inline]
-    fn coalesces(&self, port: PortId) -> bool {
-        self.table.route(port).is_some_and(|route| route.coalesce.allow_merging())
-    }
-
-    fn takes(&self, port: PortId, kind: SegmentKind) -> bool {
-        self.table.route(port).is_some_and(|route| route.coalesce.allow_kind(kind))
-    }
-
     /// Append a segment to what is gathered of its flow.
     fn gather(
         &mut self,
         pieces: &mut [Option<Received>],
-        (port, place): (PortId, usize),
+        port: PortId,
+        place: usize,
         segment: &TcpSegment,
     ) {
         let Some(received) = &pieces[place] else { return };
@@ -268,7 +249,7 @@ impl Inlet<'_> {
 
     /// Deliver what is gathered and would be overtaken by the frame at `place`, which is not.
     #[inline]
-    fn end_overtaken(&mut self, pieces: &mut [Option<Received>], (port, place): (PortId, usize)) {
+    fn end_overtaken(&mut self, pieces: &mut [Option<Received>], port: PortId, place: usize) {
         while let Some(received) = &pieces[place] {
             let frame = self.umem.packet(received);
             let overtaken =
@@ -287,61 +268,24 @@ impl Inlet<'_> {
     /// Deliver what is gathered of one flow, as one packet.
     fn end_at(&mut self, pieces: &mut [Option<Received>], at: usize) {
         let (port, mut train) = self.trains.remove(at);
+        let Some(receiver) = self.dispatch.table.receiver(port) else {
+            let count = train.pieces().len() as u64;
+            return self.counters.add(SocketCounter::RxDroppedNoPort, count);
+        };
         if train.is_single() {
             let place = usize::from(train.pieces()[0].token);
-            return self.deliver(pieces, place..place + 1, port);
+            return self.deliver(pieces, place..place + 1, receiver);
         }
-        let Self { here, table, umem, inboxes, .. } = *self;
-        let buffers = &mut *self.buffers;
+        let umem = self.umem;
         let payload = train.pieces().iter().filter_map(|piece| {
             let packet = umem.packet(pieces[usize::from(piece.token)].as_ref()?);
             packet.get(usize::from(piece.start)..)?.get(..usize::from(piece.len))
         });
         let payload: ArrayVec<&[u8], TOKENS_MAX> = payload.collect();
-        self.ports.count(port, PortCounter::ToGuestCoalesced, payload.len() as u64 - 1);
+        let beyond = payload.len() as u64 - 1;
+        self.dispatch.ports.count(port, PortCounter::ToGuestCoalesced, beyond);
         let (headers, offload) = train.headers();
         let frame = FrameView::of_pieces(headers, &payload).with_offload(offload);
-        to_port(self.ports, table, port, (here, &frame), |ports, owner, pair| {
-            if owner == here {
-                ports.deliver(port, pair, &frame);
-                return true;
-            }
-            let target = Target::Pair { port, pair };
-            hand_over(buffers, &inboxes[owner.index()], (port, target), &frame)
-        });
+        self.dispatch.to_port(receiver, &frame);
     }
-}
-
-/// A frame that the control plane brought, of the wire's multicast or from the host: to the
-/// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
-/// has its own of it. Answers how many copies were made.
-pub(super) fn arrival(worker: &mut Worker, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
-    let ended = if is_runt(frame.start()) {
-        Some(SocketCounter::RxDroppedRunt)
-    } else {
-        let forwarded = worker.table.forward_groups(uplink).allow(frame.destination());
-        (!forwarded).then_some(SocketCounter::RxDroppedReserved)
-    };
-    if let Some(reason) = ended {
-        worker.sockets.count(uplink, reason);
-        return 1;
-    }
-    let Worker { id: here, ports, table, buffers, inboxes, .. } = worker;
-    let (here, table, inboxes) = (*here, &**table, &**inboxes);
-    if frame.destination()[0] & 1 != 0 {
-        let flood = Flood { uplink, from: None, by: here };
-        flood.hand_over(here, (&mut *ports, buffers), (table, inboxes), frame);
-        return flood.deliver(here, ports, table, frame);
-    }
-    let Some(port) = table.by_mac(uplink, frame.destination()) else { return 1 };
-    let mut copies = 1;
-    to_port(ports, table, port, (here, frame), |ports, owner, pair| {
-        if owner == here {
-            copies = ports.deliver(port, pair, frame);
-            return true;
-        }
-        let target = Target::Pair { port, pair };
-        hand_over(buffers, &inboxes[owner.index()], (port, target), frame)
-    });
-    copies
 }

@@ -17,9 +17,9 @@ use crossbeam::queue::ArrayQueue;
 use crate::packet::{FRAME_MAX, Offload, checksum};
 use crate::xdp::{Frame, Received};
 
-use super::flood::Flood;
+use super::decision::Flood;
+use super::ids::{PortId, QueuePair, UplinkId, WorkerId};
 use super::shares::Shares;
-use super::{PortId, UplinkId, WorkerId};
 
 /// Longest packet that is handed over in a buffer.
 pub const PACKET_BYTES_MAX: usize = FRAME_MAX;
@@ -183,13 +183,8 @@ impl Buffers {
 /// Where a handed-over packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// One queue pair of a port.
-    Pair {
-        /// The port.
-        port: PortId,
-        /// Its queue pair, served by the receiving worker.
-        pair: u16,
-    },
+    /// One queue pair of a port, served by the receiving worker.
+    Pair(QueuePair),
     /// The switched port of an uplink that it is for, or all of them, as if it came from the wire.
     Arrival {
         /// The uplink.
@@ -213,14 +208,10 @@ pub enum Handover {
         home: WorkerId,
         /// In which of the home worker's places the socket is that received it.
         place: usize,
-        /// Whose memory it is in.
-        uplink: UplinkId,
-        /// The packet.
+        /// The packet, in the memory of that uplink.
         received: Received,
-        /// Its port.
-        port: PortId,
-        /// Its queue pair.
-        pair: u16,
+        /// Where to.
+        to: QueuePair,
     },
     /// A packet in a buffer.
     Packet {

@@ -8,28 +8,19 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
-use crate::virtqueue::{EventFd, EventKind, Fault, Queue, QueueSetup, Ring};
+use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
 use crate::xdp::{Socket, SocketAtRest, Umem};
 
-use super::{Forwarding, Inbox, PortId, PortSight, SocketReport, UplinkId};
+use super::forwarding::Forwarding;
+use super::handover::Inbox;
+use super::ids::{PortId, RingId, UplinkId};
+use super::sockets::SocketReport;
+use super::survey::{PortSight, RingReport};
 
 /// The worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the worker has ended")]
 pub struct WorkerGone;
-
-/// What a worker reports of one of its rings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RingReport {
-    /// Ring number.
-    pub index: u16,
-    /// Entries.
-    pub size: u16,
-    /// SET_VRING_ENABLE.
-    pub enabled: bool,
-    /// The fault that broke it.
-    pub broken: Option<Fault>,
-}
 
 /// A descriptor of a socket, with its uplink and its queue.
 pub type SocketDescriptor = (UplinkId, u32, OwnedFd);
@@ -111,8 +102,8 @@ pub enum Command {
     },
     /// Use another event descriptor for a ring from now on.
     Exchange {
-        /// The ring: its port and its number.
-        ring: (PortId, u16),
+        /// The ring.
+        ring: RingId,
         /// Which one.
         kind: EventKind,
         /// The new one.
@@ -123,8 +114,8 @@ pub enum Command {
     /// Go on with a ring in other memory; answers the queue as it was, or None if there is no such
     /// ring or it cannot run there.
     Relocate {
-        /// The ring: its port and its number.
-        ring: (PortId, u16),
+        /// The ring.
+        ring: RingId,
         /// All that is needed to run it, but for its position.
         setup: QueueSetup,
         /// The memory. Whoever sends this keeps it, and the old one: a worker unmaps nothing.
@@ -330,7 +321,7 @@ impl WorkerHandle {
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
-        self.call(|done| Command::Exchange { ring, kind, event, done }).map(drop)
+        self.call(|done| Command::Exchange { ring: ring.into(), kind, event, done }).map(drop)
     }
 
     /// Go on with a ring in other memory; the queue as it was, or None if there is no such ring or
@@ -345,7 +336,7 @@ impl WorkerHandle {
         memory: &Arc<GuestMemory>,
     ) -> Result<Option<Queue>, WorkerGone> {
         let memory = Arc::clone(memory);
-        self.call(|done| Command::Relocate { ring, setup, memory, done })
+        self.call(|done| Command::Relocate { ring: ring.into(), setup, memory, done })
     }
 
     /// Report the port's rings.

@@ -1,128 +1,96 @@
 //! DATAPATH: where packets move. One [`Worker`] is one pinned thread that owns its rings and
 //! AF_XDP sockets outright; nothing mutable is shared with it but counters and mailboxes.
 //!
-//! A packet from a guest: `from_guest` takes it from its ring, checks its header, looks its
-//! destination up in [`Forwarding`], and copies it once: into a frame of the uplink's socket, or
-//! into another guest's buffers (`deliver`). A packet to a guest: `from_uplink` takes it from a
-//! socket, looks the port up, and `deliver` copies it once into receive buffers. What a receiver
-//! does not do itself (checksums, segmentation), `complete` does in software. A ring that belongs
-//! to another worker gets its packet through that worker's [`Inbox`].
+//! A packet from a guest: `from_guest` takes it from its ring, `outlet` checks its header, `decision`
+//! says where it goes, and it is copied once: into a frame of the uplink's socket, or into another
+//! guest's buffers. A packet to a guest: `from_uplink` takes it from a socket, `decision` names the
+//! port, and it is copied once into receive buffers. What a receiver does not do itself (checksums,
+//! segmentation), `complete` does in software. A ring that belongs to another worker gets its packet
+//! through that worker's [`Inbox`].
 //!
-//! All changes (`Command`) reach a worker through its mailbox, are applied between two bursts, and
+//! All changes ([`Command`]) reach a worker through its mailbox, are applied between two bursts, and
 //! are acknowledged. The import arrows: virtqueue, xdp, guest_memory, packet, device, metrics;
 //! never vhost_user.
+//!
+//! The floors; a file imports from its own floor's earlier files and from the floors above:
+//!
+//! | floor | file | what it has |
+//! |---|---|---|
+//! | numbers | `ids` | ports, uplinks, workers, rings, queue pairs |
+//! | | `limits` | how much at a time, how long a frame may be |
+//! | frames | `frame` | a frame, wherever its bytes are |
+//! | | `complete` | checksums and segments, made in software |
+//! | decision | `flows` | the queue pair that a flow was last sent on |
+//! | | `forwarding` | the forwarding table |
+//! | | `decision` | where a frame goes: `decide` and `choose` |
+//! | places | `shares` | how frames and buffers are divided among ports |
+//! | | `sockets` | the sockets of a worker, and a port's way out of one |
+//! | | `handover` | the inboxes of workers, and the buffers that travel |
+//! | | `deliver` | a frame into a receive ring |
+//! | | `survey` | what a look at a port finds |
+//! | | `signals` | signals to guests, whose cost is their port's |
+//! | | `flood_budget` | what one flooded frame may cost |
+//! | | `ports` | the ports and rings of a worker |
+//! | | `rotation` | the order in which transmit rings are looked at |
+//! | plane | `dispatch` | a decision carried out: here, or by another worker |
+//! | | `plane` | all of that, as one worker has it |
+//! | bursts | `outlet` | where a guest's burst goes |
+//! | | `from_guest` | packets from transmit rings |
+//! | | `from_uplink` | packets from sockets |
+//! | | `from_inbox` | packets from other workers and from the control plane |
+//! | worker | `idle`, `sleep` | when a worker sleeps, and what wakes it |
+//! | | `mailbox` | commands, and the control plane's handle |
+//! | | `turns` | a worker's progress, as published |
+//! | | `worker` | the loop, and commands applied |
+//! | | `watchdog` | frees a worker that a front-end has made to wait |
 
 #![forbid(unsafe_code)]
 
 mod complete;
+mod decision;
 mod deliver;
-mod flood;
+mod dispatch;
+mod flood_budget;
 mod flows;
 mod forwarding;
 mod frame;
 mod from_guest;
+mod from_inbox;
 mod from_uplink;
 mod handover;
 mod idle;
+mod ids;
+mod limits;
 mod mailbox;
+mod outlet;
+mod plane;
 mod ports;
 mod rotation;
 mod shares;
 mod signals;
+mod sleep;
 mod sockets;
 mod survey;
+mod turns;
 mod watchdog;
 mod worker;
 
-pub use flood::Flood;
+pub use decision::Flood;
 pub use flows::FlowTable;
 pub use forwarding::{Attachment, Forwarding, ForwardingBuilder, Route};
 pub use handover::{Handover, Inbox, PACKET_BYTES_MAX, Packet, PacketPool, Target};
+pub use ids::{
+    PortId, QueuePair, RingId, UplinkId, WorkerId, is_from_guest, pair_of, to_guest_ring,
+};
+pub use limits::{BURST, ETHERNET_BYTES, VLAN_BYTES, frame_max};
 pub use mailbox::{
-    Acknowledgement, Command, RingAtRest, RingReport, SocketDescriptor, WorkerAtRest, WorkerGone,
-    WorkerHandle,
+    Acknowledgement, Command, RingAtRest, SocketDescriptor, WorkerAtRest, WorkerGone, WorkerHandle,
 };
 pub use sockets::SocketReport;
-pub use survey::{PortSight, RingSight, Sources};
+pub use survey::{PortSight, RingReport, RingSight, Sources};
+pub use turns::Turns;
 pub use watchdog::{Watchdog, Watched};
-pub use worker::{Setup, Turns, Worker};
+pub use worker::{Setup, Worker};
 
-use crate::packet::tag_bytes;
-
-/// Most packets taken from one ring or socket before the next one has its turn.
-pub const BURST: u16 = 64;
-
-/// Bytes of an Ethernet header, and of the two VLAN tags a frame may have beyond its MTU.
-pub const ETHERNET_BYTES: u32 = 14;
-/// Two 802.1Q tags (QinQ).
-pub const VLAN_BYTES: u32 = 8;
-
-/// The longest frame of an interface with this MTU, in bytes, without the frame check sequence. It
-/// has two tags: [`is_within`] is the whole rule.
-#[must_use]
-pub const fn frame_max(mtu: u32) -> u32 {
-    mtu + ETHERNET_BYTES + VLAN_BYTES
-}
-
-/// Whether a frame of `len` bytes is one of an interface with this [`frame_max`]: it has at most
-/// its MTU behind the Ethernet header and the VLAN tags that it really has, up to two (virtio 1.2,
-/// 5.1.4.1). `start` is the frame or its first bytes; a tag that is not in them does not count.
-#[inline]
-fn is_within(frame_max: u32, len: u32, start: &[u8]) -> bool {
-    let untagged = frame_max.saturating_sub(VLAN_BYTES);
-    len <= untagged || len - untagged <= tag_bytes(start)
-}
-
-/// A port's number on this host, its place in tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortId(pub u16);
-
-/// An uplink's number on this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UplinkId(pub u16);
-
-/// A worker's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkerId(pub u16);
-
-impl PortId {
-    /// As an index.
-    #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-impl UplinkId {
-    /// As an index.
-    #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-impl WorkerId {
-    /// As an index.
-    #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-/// The receive ring of a queue pair (virtio 1.2, 5.1.2: receiveqN is queue 2(N-1)).
-#[must_use]
-pub const fn to_guest_ring(pair: u16) -> u16 {
-    2 * pair
-}
-
-/// The queue pair of a ring.
-#[must_use]
-pub const fn pair_of(ring: u16) -> u16 {
-    ring / 2
-}
-
-/// Whether packets of a ring come from the guest (transmitqN is queue 2(N-1)+1).
-#[must_use]
-pub const fn is_from_guest(ring: u16) -> bool {
-    ring % 2 == 1
-}
+#[cfg(test)]
+mod tests;

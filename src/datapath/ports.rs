@@ -10,17 +10,16 @@ use crate::virtqueue::{Fault, Ring, settle};
 
 use super::complete::Completer;
 use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
-use super::flood::Room;
+use super::flood_budget::FloodBudget;
 use super::frame::{CompleteFrame, FrameView};
-use super::mailbox::RingReport;
+use super::ids::{PortId, QueuePair, RingId, UplinkId};
 use super::signals::{Signaller, Signalling};
-use super::survey::{PortSight, RingSight, Sources};
-use super::{PortId, to_guest_ring};
+use super::survey::{PortSight, RingReport, RingSight, Sources};
 
 /// A queue pair that gets a flooded frame once it is completed.
 #[derive(Debug)]
-struct Receiver {
-    place: (PortId, u16),
+struct FloodReceiver {
+    to: QueuePair,
     /// How many of the frames that it becomes were offered to it.
     offered: u64,
     /// No more are: it has no buffers, or is broken.
@@ -74,16 +73,18 @@ impl Walk {
 pub(super) struct Ports {
     slots: Vec<Option<Box<WorkerPort>>>,
     /// Rings with completions that their guests have not been shown.
-    to_publish: Vec<(PortId, u16)>,
+    to_publish: Vec<RingId>,
     lost: Sender<PortId>,
     /// Sends the signals of ports for which they have cost too much.
     signaller: Signaller,
     /// Counts turns from 1.
     turn: u64,
     /// Who gets a flooded frame once it is completed.
-    receivers: Vec<Receiver>,
+    receivers: Vec<FloodReceiver>,
     /// Where frames are completed that their receiver does not take as they are.
     pub completer: Completer,
+    /// Frames for ports that were removed, by uplink, until a socket counts them.
+    for_removed: Vec<(UplinkId, u64)>,
 }
 
 impl Ports {
@@ -92,10 +93,16 @@ impl Ports {
     /// # Errors
     /// No thread to be had.
     pub fn new(lost: Sender<PortId>) -> std::io::Result<Self> {
-        let (slots, to_publish, receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let completer = Completer::new();
-        let signaller = Signaller::start()?;
-        Ok(Self { slots, to_publish, lost, signaller, turn: 1, receivers, completer })
+        Ok(Self {
+            slots: Vec::new(),
+            to_publish: Vec::new(),
+            lost,
+            signaller: Signaller::start()?,
+            turn: 1,
+            receivers: Vec::new(),
+            completer: Completer::new(),
+            for_removed: Vec::new(),
+        })
     }
 
     /// Make room for a port; answers where its counters are published.
@@ -128,13 +135,13 @@ impl Ports {
     }
 
     #[inline]
-    pub fn ring(&mut self, port: PortId, index: u16) -> Option<&mut Ring> {
-        self.slot(port)?.rings.get_mut(usize::from(index))?.as_deref_mut()
+    pub fn ring(&mut self, id: RingId) -> Option<&mut Ring> {
+        self.slot(id.port)?.rings.get_mut(usize::from(id.index))?.as_deref_mut()
     }
 
-    pub fn put(&mut self, port: PortId, index: u16, ring: Box<Ring>) {
-        let Some(slot) = self.slot(port) else { return };
-        let index = usize::from(index);
+    pub fn put(&mut self, id: RingId, ring: Box<Ring>) {
+        let Some(slot) = self.slot(id.port) else { return };
+        let index = usize::from(id.index);
         if slot.rings.len() <= index {
             slot.rings.resize_with(index + 1, || None);
             slot.walks.resize(index + 1, Walk::default());
@@ -144,15 +151,15 @@ impl Ports {
 
     /// Take a ring out of its place, to work on it while the others are reached too.
     #[inline]
-    pub fn lift(&mut self, port: PortId, index: u16) -> Option<Box<Ring>> {
-        self.slot(port)?.rings.get_mut(usize::from(index))?.take()
+    pub fn lift(&mut self, id: RingId) -> Option<Box<Ring>> {
+        self.slot(id.port)?.rings.get_mut(usize::from(id.index))?.take()
     }
 
     /// Put a lifted ring back.
     #[inline]
-    pub fn lower(&mut self, port: PortId, index: u16, ring: Box<Ring>) {
-        if let Some(slot) = self.slot(port) {
-            slot.rings[usize::from(index)] = Some(ring);
+    pub fn lower(&mut self, id: RingId, ring: Box<Ring>) {
+        if let Some(slot) = self.slot(id.port) {
+            slot.rings[usize::from(id.index)] = Some(ring);
         }
     }
 
@@ -164,6 +171,20 @@ impl Ports {
         }
     }
 
+    /// A frame was for a port that was removed.
+    #[cold]
+    fn count_removed(&mut self, uplink: UplinkId) {
+        match self.for_removed.iter_mut().find(|(of, _)| *of == uplink) {
+            Some((_, count)) => *count += 1,
+            None => self.for_removed.push((uplink, 1)),
+        }
+    }
+
+    /// How many frames were for removed ports since this was asked last, by uplink.
+    pub fn take_removed(&mut self) -> impl Iterator<Item = (UplinkId, u64)> {
+        self.for_removed.drain(..)
+    }
+
     /// A frame of a port's guest came from `source`; the port has the address `own`.
     #[inline]
     pub fn note_source(&mut self, port: PortId, source: [u8; 6], own: [u8; 6]) {
@@ -172,32 +193,34 @@ impl Ports {
         }
     }
 
-    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why. What its
-    /// guest does not take as it is, is completed first. Answers how many frames it became.
+    /// Deliver a frame to a queue pair that this worker serves, or drop it and count why: at its
+    /// uplink if the port was removed. What its guest does not take as it is, is completed first.
+    /// Answers how many frames it became.
     #[inline]
-    pub fn deliver(&mut self, port: PortId, pair: u16, frame: &FrameView<'_>) -> usize {
-        let index = to_guest_ring(pair);
-        let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut) else {
+    pub fn deliver(&mut self, to: QueuePair, frame: &FrameView<'_>) -> usize {
+        let id = to.to_guest();
+        let Some(slot) = self.slots.get_mut(id.port.index()).and_then(Option::as_deref_mut) else {
+            self.count_removed(to.uplink);
             return 1;
         };
         let WorkerPort { rings, walks, counters, .. } = slot;
-        let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
+        let ring = rings.get_mut(usize::from(id.index)).and_then(Option::as_deref_mut);
         let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
             counters.add(PortCounter::ToGuestDroppedNotReady, 1);
             return 1;
         };
         let first = !ring.queue.parts().1.has_unpublished();
-        let walk = walks[usize::from(index)].left(self.turn);
+        let walk = walks[usize::from(id.index)].left(self.turn);
         let (mut result, mut frames) = (Ok(()), 1);
         if frame.can_be_left_to(ring.kind.offloads) {
-            result = put(ring, counters, (frame, walk));
+            result = put(ring, counters, frame, walk);
         } else {
             let mut left_out = 0;
             frames = 0;
             self.completer.complete(frame, |frame| {
                 frames += 1;
                 if result.is_ok() {
-                    result = put(ring, counters, (frame, &mut *walk));
+                    result = put(ring, counters, frame, &mut *walk);
                 } else {
                     left_out += 1;
                 }
@@ -205,35 +228,35 @@ impl Ports {
             counters.add(PortCounter::ToGuestDroppedNoBuffers, left_out);
         }
         if first && ring.queue.parts().1.has_unpublished() {
-            self.to_publish.push((port, index));
+            self.to_publish.push(id);
         }
         if let Err(Refusal::Fault(fault)) = result {
-            self.break_ring(port, index, fault);
+            self.break_ring(id, fault);
         }
         frames
     }
 
-    /// As [`deliver`](Self::deliver), while there is `room`; what the guest does not take as it is,
+    /// As [`deliver`](Self::deliver), within `budget`; what the guest does not take as it is,
     /// [`deliver_completed`](Self::deliver_completed) delivers.
     pub fn deliver_flooded(
         &mut self,
-        (port, pair): (PortId, u16),
+        to: QueuePair,
         frame: &FrameView<'_>,
-        room: &mut Room,
+        budget: &mut FloodBudget,
     ) {
-        let ring = self.ring(port, to_guest_ring(pair));
+        let ring = self.ring(to.to_guest());
         if ring.is_some_and(|ring| !frame.can_be_left_to(ring.kind.offloads)) {
-            self.receivers.push(Receiver { place: (port, pair), offered: 0, done: false });
-        } else if room.take(frame.len()) {
-            self.deliver(port, pair, frame);
+            self.receivers.push(FloodReceiver { to, offered: 0, done: false });
+        } else if budget.take(frame.len()) {
+            self.deliver(to, frame);
         } else {
-            self.count(port, PortCounter::ToGuestDroppedHandover, 1);
+            self.count(to.port, PortCounter::ToGuestDroppedHandover, 1);
         }
     }
 
     /// Complete a flooded frame once and deliver what it becomes to all that wait for that, each
-    /// until it has no buffers, and while there is `room`.
-    pub fn deliver_completed(&mut self, frame: &FrameView<'_>, room: &mut Room) {
+    /// until it has no buffers, and within `budget`.
+    pub fn deliver_completed(&mut self, frame: &FrameView<'_>, budget: &mut FloodBudget) {
         if self.receivers.is_empty() {
             return;
         }
@@ -243,29 +266,29 @@ impl Ports {
         completer.complete(frame, |frame| {
             frames += 1;
             for receiver in receivers.iter_mut().filter(|receiver| !receiver.done) {
-                if !room.take(frame.len()) {
+                if !budget.take(frame.len()) {
                     return;
                 }
                 receiver.offered += 1;
-                receiver.done = !self.try_deliver(receiver.place, frame);
+                receiver.done = !self.try_deliver(receiver.to, frame);
             }
         });
-        for Receiver { place: (port, _), offered, done } in receivers.drain(..) {
+        for FloodReceiver { to, offered, done } in receivers.drain(..) {
             let reason = if done {
                 PortCounter::ToGuestDroppedNoBuffers
             } else {
                 PortCounter::ToGuestDroppedHandover
             };
-            self.count(port, reason, frames - offered);
+            self.count(to.port, reason, frames - offered);
         }
         (self.receivers, self.completer) = (receivers, completer);
     }
 
     /// Deliver a complete frame; false if the next one is in vain too.
-    fn try_deliver(&mut self, (port, pair): (PortId, u16), frame: &FrameView<'_>) -> bool {
-        let before = self.delivered(port);
-        self.deliver(port, pair, frame);
-        self.delivered(port) > before
+    fn try_deliver(&mut self, to: QueuePair, frame: &FrameView<'_>) -> bool {
+        let before = self.delivered(to.port);
+        self.deliver(to, frame);
+        self.delivered(to.port) > before
     }
 
     fn delivered(&mut self, port: PortId) -> u64 {
@@ -278,17 +301,17 @@ impl Ports {
     #[inline]
     pub fn deliver_run(
         &mut self,
-        (port, pair): (PortId, u16),
+        to: QueuePair,
         frames: &[impl CompleteFrame],
         frame_max: u32,
     ) -> usize {
-        let index = to_guest_ring(pair);
+        let id = to.to_guest();
         let Some(WorkerPort { rings, counters, .. }) =
-            self.slots.get_mut(port.index()).and_then(Option::as_deref_mut)
+            self.slots.get_mut(id.port.index()).and_then(Option::as_deref_mut)
         else {
             return 0;
         };
-        let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
+        let ring = rings.get_mut(usize::from(id.index)).and_then(Option::as_deref_mut);
         let Some(ring) = ring.filter(|ring| ring.enabled && ring.broken.is_none()) else {
             return 0;
         };
@@ -297,14 +320,15 @@ impl Ports {
         counters.add(PortCounter::ToGuestPackets, delivered.frames as u64);
         counters.add(PortCounter::ToGuestBytes, delivered.bytes);
         if first && delivered.frames > 0 {
-            self.to_publish.push((port, index));
+            self.to_publish.push(id);
         }
         delivered.frames
     }
 
     /// Serve a ring no more: one log line, one count, and the front-end is told.
     #[cold]
-    pub fn break_ring(&mut self, port: PortId, index: u16, fault: Fault) {
+    pub fn break_ring(&mut self, id: RingId, fault: Fault) {
+        let RingId { port, index } = id;
         let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);
         let Some(slot) = slot else { return };
         let Some(Some(ring)) = slot.rings.get_mut(usize::from(index)) else { return };
@@ -328,8 +352,8 @@ impl Ports {
 
     /// Something was completed in a ring that its guest is to be shown.
     #[inline]
-    pub fn publish_later(&mut self, port: PortId, index: u16) {
-        self.to_publish.push((port, index));
+    pub fn publish_later(&mut self, id: RingId) {
+        self.to_publish.push(id);
     }
 
     /// Show the guests what was completed in this turn: one index store and at most one interrupt
@@ -340,24 +364,24 @@ impl Ports {
         if rings.is_empty() {
             return;
         }
-        for &(port, index) in &rings {
-            if let Some(ring) = self.ring(port, index) {
+        for &id in &rings {
+            if let Some(ring) = self.ring(id) {
                 ring.queue.ring_mut().publish();
             }
         }
         settle();
         let mut now = Instant::now();
-        for (port, index) in rings.drain(..) {
-            let notified = self.notify((port, index), &mut now);
-            let Some(ring) = self.ring(port, index) else { continue };
+        for id in rings.drain(..) {
+            let notified = self.notify(id, &mut now);
+            let Some(ring) = self.ring(id) else { continue };
             let gone = ring.queue.memory_gone().then_some(Fault::MemoryGone);
             let given_back = ring.queue.ring_mut().take_given_back();
             if given_back > 0 {
-                self.tell_given_back(port, index, given_back);
+                self.tell_given_back(id, given_back);
             }
-            self.count_notification(port, notified == Ok(true));
+            self.count_notification(id.port, notified == Ok(true));
             if let Some(fault) = gone.or(notified.err()) {
-                self.break_ring(port, index, fault);
+                self.break_ring(id, fault);
             }
         }
         self.to_publish = rings;
@@ -365,12 +389,12 @@ impl Ports {
 
     /// A driver waited for descriptors that the backend before us had used: told once a ring.
     #[cold]
-    fn tell_given_back(&mut self, port: PortId, index: u16, descriptors: u16) {
-        let Some(slot) = self.slot(port) else { return };
+    fn tell_given_back(&mut self, id: RingId, descriptors: u16) {
+        let Some(slot) = self.slot(id.port) else { return };
         slot.counters.add(PortCounter::RingDescriptorsGivenBack, u64::from(descriptors));
         tracing::warn!(
             port = &*slot.name,
-            ring = index,
+            ring = id.index,
             descriptors,
             "the guest waited for descriptors that the backend before this one had used without \
              logging them; they are given back without a packet"
@@ -380,7 +404,8 @@ impl Ports {
     /// Signal a driver if it wants to hear of what was published; answers whether it did. The clock
     /// was read at `now`.
     #[inline]
-    fn notify(&mut self, (port, index): (PortId, u16), now: &mut Instant) -> Result<bool, Fault> {
+    fn notify(&mut self, id: RingId, now: &mut Instant) -> Result<bool, Fault> {
+        let RingId { port, index } = id;
         let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);
         let Some(WorkerPort { rings, signalling, .. }) = slot else { return Ok(false) };
         let ring = rings.get_mut(usize::from(index)).and_then(Option::as_deref_mut);
@@ -390,14 +415,15 @@ impl Ports {
 
     /// Signal a driver whether or not there is news: it may have been told of what is published by
     /// way of a descriptor that nobody reads any more. It looks, and finds what there is.
-    pub fn remind(&mut self, port: PortId, index: u16) {
+    pub fn remind(&mut self, id: RingId) {
+        let RingId { port, index } = id;
         let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);
         let Some(WorkerPort { rings, signalling, .. }) = slot else { return };
         let ring = rings.get(usize::from(index)).and_then(Option::as_deref);
         let Some(call) = ring.and_then(|ring| ring.call.as_ref()) else { return };
         let now = &mut Instant::now();
         if let Err(fault) = signalling.signal(&mut self.signaller, index, call, now) {
-            self.break_ring(port, index, fault);
+            self.break_ring(id, fault);
         }
     }
 
@@ -418,11 +444,11 @@ impl Ports {
     }
 
     /// All rings there are.
-    pub fn rings(&self) -> impl Iterator<Item = (PortId, u16, &Ring)> {
+    pub fn rings(&self) -> impl Iterator<Item = (RingId, &Ring)> {
         let ports = (0u16..).map(PortId).zip(&self.slots);
         ports.filter_map(|(port, slot)| Some((port, slot.as_deref()?))).flat_map(|(port, slot)| {
             let rings = (0u16..).zip(&slot.rings);
-            rings.filter_map(move |(index, ring)| Some((port, index, ring.as_deref()?)))
+            rings.filter_map(move |(index, ring)| Some((RingId { port, index }, ring.as_deref()?)))
         })
     }
 
@@ -465,7 +491,8 @@ impl Ports {
 fn put(
     ring: &mut Ring,
     counters: &mut Counters<PortCounter>,
-    (frame, walk): (&FrameView<'_>, &mut usize),
+    frame: &FrameView<'_>,
+    walk: &mut usize,
 ) -> Result<(), Refusal> {
     let result = deliver(ring, frame, walk);
     match result {

@@ -5,7 +5,7 @@
 //! sleeps or after it wakes. While the worker is busy it looks at a share of the quiet rings each
 //! turn; when nothing else is to be done, at all of them.
 
-use super::PortId;
+use super::ids::RingId;
 
 /// Turns in which a ring had nothing after which it is quiet.
 const QUIET_AFTER: u32 = 64;
@@ -14,9 +14,6 @@ const QUIET_AFTER: u32 = 64;
 /// microseconds, so a first packet waits no longer than a kick takes to wake a sleeper.
 const TURNS_PER_ROUND: usize = 16;
 
-/// A ring's place: its port and its index there.
-pub(super) type Place = (PortId, u16);
-
 /// The rings to take packets from.
 #[derive(Debug, Default)]
 pub(super) struct Rotation {
@@ -24,47 +21,47 @@ pub(super) struct Rotation {
     /// The busy ring that is looked at first in this turn: another in each, since who comes first
     /// finds most of what all share.
     first: usize,
-    quiet: Vec<Place>,
+    quiet: Vec<RingId>,
     /// The quiet ring to look at next.
     next: usize,
 }
 
 #[derive(Debug)]
 struct Busy {
-    place: Place,
+    ring: RingId,
     empty_turns: u32,
 }
 
 impl Rotation {
     /// Add a ring, which is busy until it proves quiet.
-    pub fn add(&mut self, place: Place) {
-        self.busy.push(Busy { place, empty_turns: 0 });
+    pub fn add(&mut self, ring: RingId) {
+        self.busy.push(Busy { ring, empty_turns: 0 });
     }
 
     /// Forget a ring.
-    pub fn remove(&mut self, place: Place) {
-        self.busy.retain(|busy| busy.place != place);
+    pub fn remove(&mut self, ring: RingId) {
+        self.busy.retain(|busy| busy.ring != ring);
         self.first = 0;
-        self.quiet.retain(|&quiet| quiet != place);
+        self.quiet.retain(|&quiet| quiet != ring);
     }
 
     /// The rings that do not ask for kicks.
-    pub fn busy(&self) -> impl Iterator<Item = Place> {
-        self.busy.iter().map(|busy| busy.place)
+    pub fn busy(&self) -> impl Iterator<Item = RingId> {
+        self.busy.iter().map(|busy| busy.ring)
     }
 
     /// The rings that ask for kicks.
-    pub fn quiet(&self) -> impl Iterator<Item = Place> {
+    pub fn quiet(&self) -> impl Iterator<Item = RingId> {
         self.quiet.iter().copied()
     }
 
     /// Whether this ring asks for kicks.
-    pub fn is_quiet(&self, place: Place) -> bool {
-        self.quiet.contains(&place)
+    pub fn is_quiet(&self, ring: RingId) -> bool {
+        self.quiet.contains(&ring)
     }
 
     /// All rings.
-    pub fn all(&self) -> impl Iterator<Item = Place> {
+    pub fn all(&self) -> impl Iterator<Item = RingId> {
         self.busy().chain(self.quiet())
     }
 
@@ -83,8 +80,8 @@ impl Rotation {
 
     /// The busy ring to look at as number `at` of this turn, if there are so many.
     #[inline]
-    pub fn busy_at(&self, at: usize) -> Option<Place> {
-        (at < self.busy.len()).then(|| self.busy[self.index(at)].place)
+    pub fn busy_at(&self, at: usize) -> Option<RingId> {
+        (at < self.busy.len()).then(|| self.busy[self.index(at)].ring)
     }
 
     /// The busy ring at `at` had this many packets. False if it is quiet now, and another is in
@@ -97,7 +94,7 @@ impl Rotation {
         if busy.empty_turns < QUIET_AFTER {
             return true;
         }
-        self.quiet.push(busy.place);
+        self.quiet.push(busy.ring);
         self.busy.remove(index);
         // The next one is in its place, at the same distance from the first.
         if index < self.first {
@@ -116,47 +113,48 @@ impl Rotation {
 
     /// The next quiet ring.
     #[inline]
-    pub fn next_quiet(&mut self) -> Option<Place> {
+    pub fn next_quiet(&mut self) -> Option<RingId> {
         if self.next >= self.quiet.len() {
             self.next = 0;
         }
-        let place = self.quiet.get(self.next).copied()?;
+        let ring = self.quiet.get(self.next).copied()?;
         self.next += 1;
-        Some(place)
+        Some(ring)
     }
 
     /// A ring was kicked: if it was quiet, it is busy now.
-    pub fn kicked(&mut self, place: Place) {
-        let Some(at) = self.quiet.iter().position(|&quiet| quiet == place) else { return };
+    pub fn kicked(&mut self, ring: RingId) {
+        let Some(at) = self.quiet.iter().position(|&quiet| quiet == ring) else { return };
         self.quiet.remove(at);
         if at < self.next {
             self.next -= 1;
         }
-        self.add(place);
+        self.add(ring);
     }
 
     /// The quiet ring that was looked at last is busy now.
     pub fn wake(&mut self) {
         self.next -= 1;
-        let place = self.quiet.swap_remove(self.next);
-        self.add(place);
+        let ring = self.quiet.swap_remove(self.next);
+        self.add(ring);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::ids::PortId;
     use super::*;
 
     #[test]
     fn a_kicked_ring_is_looked_at_before_all_quiet_ones_and_none_of_those_is_passed_over() {
-        for kicked in PLACES {
+        for kicked in RINGS {
             let mut rotation = quiet();
             let first = rotation.next_quiet().unwrap();
             rotation.kicked(kicked);
             assert_eq!(rotation.busy_at(0), Some(kicked));
             rotation.kicked(kicked);
             assert_eq!(rotation.busy().count(), 1, "it is busy once");
-            let mut left: Vec<_> = PLACES.into_iter().filter(|&place| place != kicked).collect();
+            let mut left: Vec<_> = RINGS.into_iter().filter(|&ring| ring != kicked).collect();
             let mut seen: Vec<_> = (0..left.len()).filter_map(|_| rotation.next_quiet()).collect();
             seen.sort_unstable();
             left.sort_unstable();
@@ -164,11 +162,15 @@ mod tests {
         }
     }
 
-    const PLACES: [Place; 3] = [(PortId(0), 1), (PortId(1), 1), (PortId(2), 1)];
+    const RINGS: [RingId; 3] = [ring(0), ring(1), ring(2)];
+
+    const fn ring(port: u16) -> RingId {
+        RingId { port: PortId(port), index: 1 }
+    }
 
     fn quiet() -> Rotation {
         let mut rotation = Rotation::default();
-        PLACES.into_iter().for_each(|place| rotation.add(place));
+        RINGS.into_iter().for_each(|ring| rotation.add(ring));
         while rotation.busy_at(0).is_some() {
             rotation.stays_busy(0, 0);
         }
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn a_ring_is_quiet_after_enough_turns_without_packets_and_not_before() {
         let mut rotation = Rotation::default();
-        rotation.add(PLACES[0]);
+        rotation.add(RINGS[0]);
         for _ in 1..QUIET_AFTER {
             assert!(rotation.stays_busy(0, 0));
         }
@@ -201,7 +203,7 @@ mod tests {
         assert_eq!(rotation.busy().collect::<Vec<_>>(), [first]);
         let mut others = [rotation.next_quiet().unwrap(), rotation.next_quiet().unwrap()];
         others.sort_unstable();
-        let mut expected: Vec<_> = PLACES.into_iter().filter(|&place| place != first).collect();
+        let mut expected: Vec<_> = RINGS.into_iter().filter(|&ring| ring != first).collect();
         expected.sort_unstable();
         assert_eq!(others[..], expected);
         rotation.remove(others[0]);

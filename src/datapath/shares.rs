@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::PortId;
+use super::ids::PortId;
 
 /// Who holds how many of something that is shared.
 #[derive(Debug)]

@@ -13,9 +13,10 @@ use crate::metrics::{Counters, Published, SocketCounter};
 use crate::xdp::{FRAME_BYTES, Frame, KernelStatistics, Socket, SocketProgress};
 
 use super::forwarding::Forwarding;
-use super::frame::{CompleteFrame, FrameView, Packet};
+use super::frame::{CompleteFrame, FrameView, GuestPacket};
+use super::ids::{PortId, UplinkId, WorkerId};
+use super::limits::BURST;
 use super::shares::{InFlight, Lent};
-use super::{BURST, PortId, UplinkId, WorkerId};
 
 /// Other workers may have this part of a socket's frames: half of those that it receives into.
 const LENT_PART: u64 = 4;
@@ -213,12 +214,12 @@ impl<'w> Sending<'w> {
     /// Copy packets of a frame each, up to the first that is longer or for which there is no frame.
     /// Answers how many.
     #[inline]
-    pub fn send_run(&mut self, packets: &[Packet<'_>]) -> usize {
+    pub fn send_run(&mut self, packets: &[GuestPacket<'_>]) -> usize {
         let WorkerSocket { socket: Some(socket), counters, .. } = &mut *self.place else {
             return 0;
         };
         // A longer one takes several frames of the uplink, each filled with what follows.
-        let send = |packet: &&Packet<'_>| {
+        let send = |packet: &&GuestPacket<'_>| {
             packet.frame_len() <= FRAME_BYTES
                 && socket.send(packet.frame_len(), |room| packet.copy_to(room))
         };
@@ -362,10 +363,13 @@ impl Sockets {
         });
     }
 
-    /// Count for an uplink, at the first place that it has here.
-    pub fn count(&mut self, uplink: UplinkId, counter: SocketCounter) {
-        if let Some(place) = self.of(uplink).next() {
-            place.counters.add(counter, 1);
+    /// Count for an uplink at the first place that it has here; of one that has none, or of an
+    /// uplink that nobody knows any more, at the first of all.
+    pub fn count(&mut self, uplink: Option<UplinkId>, counter: SocketCounter, amount: u64) {
+        let of_uplink = |place: &WorkerSocket| Some(place.uplink) == uplink;
+        let at = self.places.iter().position(of_uplink).unwrap_or(0);
+        if let Some(place) = self.places.get_mut(at) {
+            place.counters.add(counter, amount);
         }
     }
 

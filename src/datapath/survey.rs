@@ -27,6 +27,19 @@ impl Sources {
     }
 }
 
+/// What a worker reports of one of its rings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingReport {
+    /// Ring number.
+    pub index: u16,
+    /// Entries.
+    pub size: u16,
+    /// SET_VRING_ENABLE.
+    pub enabled: bool,
+    /// The fault that broke it.
+    pub broken: Option<Fault>,
+}
+
 /// One ring, as it is with its worker.
 #[derive(Debug)]
 pub struct RingSight {

@@ -14,7 +14,7 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use crate::platform::interrupt::InterruptibleThread;
 
-use super::worker::Turns;
+use super::turns::Turns;
 
 /// Between two looks while all workers wait.
 const LOOK: Duration = Duration::from_millis(250);

@@ -45,6 +45,8 @@ pub enum PortCounter {
     FromGuestDroppedUplinkDown,
     /// Addressed to itself, or no uplink queue on its worker.
     FromGuestDroppedNoRoute,
+    /// Of a port that is in no forwarding table, since it is being added or removed.
+    FromGuestDroppedUnrouted,
     /// Delivered to the guest.
     ToGuestPackets,
     /// Their bytes, without the virtio-net header.
@@ -84,6 +86,7 @@ impl Counter for PortCounter {
         "from_guest_dropped_uplink_full",
         "from_guest_dropped_uplink_down",
         "from_guest_dropped_no_route",
+        "from_guest_dropped_unrouted",
         "to_guest_packets",
         "to_guest_bytes",
         "to_guest_coalesced",
@@ -119,7 +122,7 @@ pub enum SocketCounter {
     XdpPassed,
     /// For a VM, on a queue without a socket: passed to the host by the XDP program.
     XdpNoSocket,
-    /// Received for a MAC or queue that no port has (any more).
+    /// Received, or sent by the host, for a MAC or queue that no port has (any more).
     RxDroppedNoPort,
     /// Received shorter than an Ethernet header.
     RxDroppedRunt,
@@ -127,6 +130,8 @@ pub enum SocketCounter {
     RxDroppedReserved,
     /// Received in more frames than a packet may have.
     RxDroppedFragments,
+    /// On its way to a port, or an announcement of one, when the port was removed.
+    DroppedPortRemoved,
     /// Given to the kernel to transmit.
     TxPackets,
     /// Their bytes.
@@ -186,6 +191,7 @@ impl Counter for SocketCounter {
         "rx_dropped_runt",
         "rx_dropped_reserved",
         "rx_dropped_fragments",
+        "dropped_port_removed",
         "tx_packets",
         "tx_bytes",
         "tx_dropped_full",

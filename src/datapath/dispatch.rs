@@ -1,0 +1,128 @@
+//! Carries out what was decided: delivers a frame to a ring of this worker, hands it over to
+//! another worker, or counts why it is dropped.
+
+use std::sync::Arc;
+
+use crate::metrics::PortCounter;
+use crate::packet::flow_hash;
+
+use super::decision::{Choice, Flood, choose};
+use super::flood_budget::FloodBudget;
+use super::forwarding::{Forwarding, Receiver};
+use super::frame::FrameView;
+use super::handover::{Buffers, Handover, Inbox, Target};
+use super::ids::{PortId, WorkerId};
+use super::ports::Ports;
+
+/// Whose buffers take what comes from the wire: nobody's, and so no port's number.
+const NOBODY: PortId = PortId(4095);
+
+/// A worker's ways to the ports: its own rings, and the other workers' inboxes.
+#[derive(Debug)]
+pub(super) struct Dispatch<'w> {
+    pub here: WorkerId,
+    pub table: &'w Forwarding,
+    pub ports: &'w mut Ports,
+    pub inboxes: &'w [Arc<Inbox>],
+    pub buffers: &'w mut Buffers,
+    /// The port whose guest sends what is brought, and so uses up buffers; else each receiver does.
+    pub sender: Option<PortId>,
+}
+
+impl Dispatch<'_> {
+    /// Bring a frame to a port. Answers how many frames it became here, at least one.
+    #[inline]
+    pub fn to_port(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
+        let choice = choose(receiver.route, self.here, frame, || flow_hash(frame.start()));
+        self.carry_out(choice, receiver, frame)
+    }
+
+    /// Do with a frame what was chosen.
+    #[inline]
+    pub fn carry_out(
+        &mut self,
+        choice: Choice,
+        receiver: Receiver<'_>,
+        frame: &FrameView<'_>,
+    ) -> usize {
+        let port = receiver.port;
+        match choice {
+            Choice::Here(pair) => return self.ports.deliver(receiver.pair(pair), frame),
+            Choice::There(worker, pair) => {
+                let buffers_of = self.sender.unwrap_or(port);
+                let target = Target::Pair(receiver.pair(pair));
+                if !self.hand_over(worker, buffers_of, target, frame) {
+                    self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+                }
+            }
+            Choice::Drop(reason) => self.ports.count(port, reason, 1),
+        }
+        1
+    }
+
+    /// Bring a frame to all ports of a flood: deliver it to those that this worker serves, and hand
+    /// it over once to each other worker that serves some. Answers how many copies were made here.
+    pub fn flood(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
+        for &worker in self.table.receivers(flood.uplink) {
+            if worker != self.here {
+                self.flood_there(worker, flood, frame);
+            }
+        }
+        self.flood_here(flood, frame)
+    }
+
+    /// Deliver to the ports of a flood that this worker serves. What some of them do not take as it
+    /// is, is completed once for all of them. Answers how many copies were made.
+    pub fn flood_here(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
+        let mut budget = FloodBudget::new();
+        let hash = flow_hash(frame.start());
+        for receiver in flood.receivers(self.table) {
+            match flood.choose(receiver.route, frame, hash) {
+                Ok((worker, pair)) if worker == self.here => {
+                    self.ports.deliver_flooded(receiver.pair(pair), frame, &mut budget);
+                }
+                Ok(_) => (),
+                Err(reason) if self.here == flood.by => self.ports.count(receiver.port, reason, 1),
+                Err(_counted_there) => (),
+            }
+        }
+        self.ports.deliver_completed(frame, &mut budget);
+        budget.copies()
+    }
+
+    /// Hand a frame over for the ports of a flood that another worker serves.
+    fn flood_there(&mut self, worker: WorkerId, flood: Flood, frame: &FrameView<'_>) {
+        let buffers_of = flood.from.unwrap_or(NOBODY);
+        if self.hand_over(worker, buffers_of, Target::Flood(flood), frame) {
+            return;
+        }
+        let hash = flow_hash(frame.start());
+        for Receiver { port, route } in flood.receivers(self.table) {
+            if flood.choose(route, frame, hash).is_ok_and(|(of, _)| of == worker) {
+                self.ports.count(port, PortCounter::ToGuestDroppedHandover, 1);
+            }
+        }
+    }
+
+    /// Copy a frame to another worker's inbox, in a buffer for a port; false if there is none, or no
+    /// room.
+    fn hand_over(
+        &mut self,
+        worker: WorkerId,
+        buffers_of: PortId,
+        target: Target,
+        frame: &FrameView<'_>,
+    ) -> bool {
+        let Some(mut packet) = self.buffers.take(buffers_of) else { return false };
+        frame.copy_to(packet.room(frame.len() as usize));
+        packet.offload = *frame.offload();
+        match self.inboxes[worker.index()].hand_over(Handover::Packet { packet, target }) {
+            Ok(()) => true,
+            Err(Handover::Packet { packet, .. }) => {
+                self.buffers.put(packet);
+                false
+            }
+            Err(Handover::Frame { .. }) => unreachable!("a packet went in"),
+        }
+    }
+}
