@@ -245,7 +245,9 @@ mod tests {
     fn whoever_accepts_and_never_answers_or_does_not_accept_is_named_with_the_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // Fewer than the descriptors that a shell gives.
+        rustix::net::listen(&listener, 8).unwrap();
         let client = Client::new(&path).within(Duration::from_millis(1100));
         let mut waiting = Vec::new();
         // In the end nobody more may wait to be accepted.

@@ -18,11 +18,18 @@ use isonic::test_support::live_port::LivePort;
 use isonic::test_support::rig::Rig;
 use isonic::test_support::rig_guest::{OUTSIDE, each_layout, frame, mac};
 use isonic::virtqueue::QueueOptions;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const PAIRS: u16 = 128;
 const RINGS: u32 = 256;
 /// Entries of each ring.
 const RING_SIZE: u16 = 16;
+
+/// As the daemon does: a port of 256 rings has more descriptors than a shell gives.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}
 
 fn v3() -> Profile {
     Catalog::embedded().get("org.isonic.net.v3").unwrap().as_ref().clone()
@@ -32,6 +39,7 @@ fn v3() -> Profile {
 
 #[test]
 fn all_rings_start_and_one_beyond_is_refused() {
+    raise_open_files();
     let host = Arc::new(RecordingHost::default());
     let frontend = Frontend::connect(v3(), Arc::clone(&host) as _);
     let memory = GuestFile::new(0, FRONTEND_BASE, u64::from(RINGS) * 0x10000);
@@ -126,6 +134,7 @@ fn until(what: &str, mut happened: impl FnMut() -> bool) {
 
 #[test]
 fn packets_pass_on_the_first_pair_and_on_the_last() {
+    raise_open_files();
     let mut running = Running::start();
     let guest = mac(1);
     // Twice around: the last pair after the first, and the first again.
@@ -215,6 +224,7 @@ impl Wide {
 
 #[test]
 fn a_pair_without_buffers_loses_its_own_packets_and_no_others() {
+    raise_open_files();
     each_layout(|options| {
         let bare = [5, 77, 127];
         let mut guest = Wide::start(options, &bare);
@@ -230,6 +240,7 @@ fn a_pair_without_buffers_loses_its_own_packets_and_no_others() {
 
 #[test]
 fn packets_of_pairs_that_were_disabled_go_to_those_that_are_left() {
+    raise_open_files();
     each_layout(|options| {
         let mut guest = Wide::start(options, &[]);
         assert_eq!(guest.exchange(100), Some(100));
@@ -255,6 +266,7 @@ fn packets_of_pairs_that_were_disabled_go_to_those_that_are_left() {
 
 #[test]
 fn what_is_sent_on_disabled_pairs_is_discarded_and_all_else_leaves() {
+    raise_open_files();
     each_layout(|options| {
         let mut guest = Wide::start(options, &[]);
         for queue_pair in 1..PAIRS - 1 {
