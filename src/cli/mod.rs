@@ -1,7 +1,7 @@
 //! CLI: arguments → one request or one configuration → what is printed.
 //!
-//! `isonic run` becomes a [`Config`](crate::config::Config) for the daemon; every other command is one `Request` to a
-//! running one, printed as a table, or with `--json` as the API has it. This module starts no
+//! `isonic run` becomes a [`Config`](crate::config::Config) for the daemon; every other command is
+//! one `Request` to a running one, printed as a table, or with `--json` as the API has it. This module starts no
 //! daemon itself: [`run`] says in an [`Action`] what is left to do.
 //!
 //! Its files, each above those that it imports: `cli_error`; `failure` (how one is told),

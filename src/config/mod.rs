@@ -6,6 +6,9 @@
 //!
 //! Pure but for the reading of the file and of the profile directory it names. It does not look
 //! at the host: whether an interface or a queue exists is the daemon's to find out.
+//!
+//! Its files, each above those that it imports: `types`, `rules` (what a port must be, and may
+//! share), `load` (the file).
 
 #![forbid(unsafe_code)]
 

@@ -48,8 +48,8 @@ pub enum Request {
     /// What is wrong with the host. [`Response::Health`].
     Health,
     /// Have another process take over everything. [`Response::Upgraded`], after which this process
-    /// ends; `refused` with the reason, and all continues as before. Until then, requests that would
-    /// change something are `busy`.
+    /// ends; or `refused` with the reason, and all continues as before. Until then, requests that
+    /// would change something are `busy`.
     Upgrade(Upgrade),
 }
 

@@ -7,6 +7,10 @@
 //!
 //! Pure but for what [`hook::Host`] asks of the daemon. libvirt itself is never called: its hooks
 //! must not.
+//!
+//! Its files, each above those that it imports: `element` (one element, written or looked for);
+//! `domain_xml` (the XML, changed in places); `interface_element` (a profile as libvirt's
+//! interface); `domain` (what a domain's XML says that concerns us); `stamp` and `hook`.
 
 #![forbid(unsafe_code)]
 

@@ -6,8 +6,8 @@
 //! Properties are those of virtio-net-pci (QEMU 7.2, `hw/net/virtio-net.c` and
 //! `include/hw/virtio/virtio.h`); what came later is named only where a profile needs it on.
 //!
-//! Pure data, written down by [`super::export_formats`] for QEMU and by `libvirt` for libvirt. What cannot
-//! be expressed is an error, never left out.
+//! Pure data, written down by [`super::export_formats`] for QEMU and by `libvirt` for libvirt. What
+//! cannot be expressed is an error, never left out.
 
 use crate::device::features::{self, FeatureSet};
 

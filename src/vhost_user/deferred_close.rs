@@ -2,12 +2,13 @@
 //!
 //! A close(2) may block for as long as a front-end likes: a TCP socket with SO_LINGER, a file of a
 //! file system that the front-end serves, a unix socket in whose queue such a descriptor waits. So
-//! every descriptor that came from a front-end, or that leads to what it sent, is [`DeferredClose`]:
-//! when dropped it is closed at once if that cannot block (an event, shared memory), and else by a
-//! thread of its port's. What one front-end sends so keeps one thread busy, which nobody joins.
+//! every descriptor that came from a front-end, or that leads to what it sent, is a
+//! [`DeferredClose`]. When dropped it is closed at once if that cannot block (an event, shared
+//! memory), and otherwise by a thread of its port, which nobody joins.
 //!
-//! A port keeps a bounded number of descriptors so ([`DescriptorCloser::is_full`]): its session ends with the
-//! message that goes beyond, or within it, and it takes no connection until some are closed.
+//! The number of descriptors that wait so is bounded ([`DescriptorCloser::is_full`]): a session
+//! ends with the message that goes beyond it, and the port takes no connection until some are
+//! closed.
 
 #![forbid(unsafe_code)]
 
@@ -102,7 +103,8 @@ impl Drop for DescriptorCloser {
     }
 }
 
-/// A descriptor whose close may block: done by the port's [`DescriptorCloser`] when this is dropped.
+/// A descriptor whose close may block: the port's [`DescriptorCloser`] does it when this is
+/// dropped.
 pub struct DeferredClose<T: Into<OwnedFd>> {
     /// Some until it is kept or dropped.
     inner: Option<T>,

@@ -1,7 +1,7 @@
 //! What the front-end has said so far, and which rings are with their workers.
 //!
-//! Owned by one session thread. Invariants: a ring whose `started` is set is with the host and
-//! nowhere else; its memory table is `memory`; nothing that a started ring depends on changes
+//! Owned by one session thread. Invariants: a ring whose `started` is set is with its worker
+//! and nowhere else; its memory table is `memory`; nothing that a started ring depends on changes
 //! before it was taken back. Dropping the device takes all rings back and unmaps last.
 
 #![forbid(unsafe_code)]
@@ -40,7 +40,7 @@ const FEATURES_OK: u8 = 8;
 /// See the module's header.
 pub(super) struct Device {
     pub(super) profile: Arc<Profile>,
-    pub(super) host: Arc<dyn PortHost>,
+    pub(super) backend: Arc<dyn PortHost>,
     /// SET_FEATURES; None before the first and after a reset.
     pub(super) acknowledged: Option<FeatureSet>,
     /// SET_PROTOCOL_FEATURES.
@@ -76,13 +76,13 @@ pub(super) struct Device {
 
 impl Device {
     /// A device as a front-end finds it when it connects.
-    pub fn new(profile: Arc<Profile>, host: Arc<dyn PortHost>) -> Self {
+    pub fn new(profile: Arc<Profile>, backend: Arc<dyn PortHost>) -> Self {
         let rings = (usize::from(profile.queue_pairs_max) * 2).min(RINGS_MAX);
-        let MemoryPolicy { files, max } = host.memory_policy();
+        let MemoryPolicy { files, max } = backend.memory_policy();
         let mut device = Self {
             rings: std::iter::repeat_with(RingState::default).take(rings).collect(),
             profile,
-            host,
+            backend,
             acknowledged: None,
             protocol: FeatureSet::default(),
             status: 0,
@@ -156,7 +156,7 @@ impl Device {
     /// SET_FEATURES, checked. It never disables a ring: front-ends repeat it while rings run.
     pub fn acknowledge(&mut self, features: FeatureSet) -> Result<(), Refusal> {
         self.acknowledged = Some(features);
-        // The host must know the features before it gets rings that were set up by them.
+        // The port must know the features before it gets rings that were set up by them.
         self.publish();
         self.apply_log()?;
         if !features.has(PROTOCOL_FEATURES) {
@@ -285,14 +285,14 @@ impl Device {
         change
     }
 
-    /// Tell the host what is agreed on by now.
+    /// Tell the port what is agreed on by now.
     pub(super) fn publish(&mut self) {
         let runs = |ring: &RingState| ring.started && ring.enabled;
         let pairs = self.rings.chunks(2).filter(|pair| pair.iter().all(runs)).count();
         let size = |ring: &RingState| ring.size.filter(|_| ring.started);
         let ring_sizes: Vec<Option<u16>> = self.rings.iter().map(size).collect();
         self.last_run.note(&ring_sizes);
-        self.host.bound(SessionBinding {
+        self.backend.bound(SessionBinding {
             offered: self.profile.features,
             acknowledged: self.acknowledged.unwrap_or_default(),
             protocol_features: self.protocol,
@@ -328,6 +328,6 @@ impl Drop for Device {
                 tracing::debug!(ring = index, %error, "ring not taken back");
             }
         }
-        self.host.bound(SessionBinding::default());
+        self.backend.bound(SessionBinding::default());
     }
 }

@@ -129,7 +129,7 @@ impl Device {
                 // The address is in the first six bytes as they lie (hw/virtio/vhost-user.c,
                 // `vhost_user_migration_done`, copies it there).
                 let [a, b, c, d, e, f, ..] = message.body::<u64>().to_ne_bytes();
-                self.host.announce([a, b, c, d, e, f]);
+                self.backend.announce([a, b, c, d, e, f]);
                 Ok(())
             }
             _ => self.set_ring(code, message),

@@ -1,5 +1,5 @@
 //! What a session asks of the daemon. The session validates and owns its rings until they are
-//! started; the host passes them to the workers and back.
+//! started; the port passes them to the workers and back.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
 use super::outage::Took;
 
-/// The host could not do what a valid request asked for.
+/// The port could not do what a valid request asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The worker that should answer has ended: the daemon is stopping.
@@ -83,10 +83,11 @@ pub trait PortHost: Send + Sync {
         event: Option<EventFd>,
     ) -> Result<(), HostError>;
 
-    /// Go on with ring `index` in `memory`, as `setup` says but from where it is; false if it
-    /// cannot run there, or is not with its worker: nothing has changed then. The ring stays with
-    /// its worker, so that no frame finds it away; hosts through which no frames go may leave it
-    /// at this.
+    /// Continue with ring `index` in `memory`, as `setup` says but from where it is. False if it
+    /// cannot run there, or is not with its worker; nothing has changed then.
+    ///
+    /// The ring should stay with its worker, so that no frame finds it away. The default takes it
+    /// back and gives it again, which is enough where no frames are forwarded.
     ///
     /// # Errors
     /// [`HostError`].

@@ -12,7 +12,7 @@
 //!
 //! Whoever stops a socket waits for its session to give its rings back, and no longer than
 //! [`END_WAIT_MAX`]: a session whose thread waits for something of its front-end's is left behind,
-//! and must be cut off by its host. All that leads to descriptors in front-ends' messages, the
+//! and must be cut off by its port. All that leads to descriptors in front-ends' messages, the
 //! listener and every connection, is closed by the port's `DescriptorCloser`.
 //!
 //! Does not make or remove socket paths: a server's listener comes bound.
@@ -75,10 +75,10 @@ pub enum SocketSource {
 /// What has become of a socket's session when it has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// There is none, and no ring of it is with the host.
+    /// There is none, and no ring of it is with a worker.
     Whole,
-    /// Its thread waits for something of its front-end's: rings may be with the host, which must
-    /// take them back itself and do nothing more that the session asks for.
+    /// Its thread waits for something of its front-end's: workers may have rings of it. The port
+    /// must take them back itself and do nothing more that the session asks for.
     LeftBehind,
 }
 

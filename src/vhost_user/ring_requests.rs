@@ -145,7 +145,7 @@ impl Device {
         let event = event.map_err(|source| Refusal::Event { ring: index, source })?;
         let state = &mut self.rings[index];
         if state.started {
-            return Ok(self.host.exchange(number(index), kind, event)?);
+            return Ok(self.backend.exchange(number(index), kind, event)?);
         }
         match kind {
             EventKind::Kick => state.kick = event.into(),
@@ -225,7 +225,7 @@ impl Device {
 
     /// Where the ring's position is kept.
     fn journal(&self, index: usize) -> Journal {
-        let journals = self.host.journals();
+        let journals = self.backend.journals();
         journals.map_or_else(Journal::private, |journals| journals.ring(number(index)))
     }
 
@@ -279,7 +279,7 @@ impl Device {
             return Ok(());
         }
         let setup = self.setup(index).expect("a ring that ran has all its settings");
-        if self.host.relocate(number(index), setup, &self.memory)? {
+        if self.backend.relocate(number(index), setup, &self.memory)? {
             return Ok(());
         }
         match self.take(index)? {
@@ -314,7 +314,7 @@ impl Device {
 
     /// Hand the ring to its worker.
     pub(super) fn give(&mut self, index: usize, ring: Ring) -> Result<(), Refusal> {
-        self.host.give(number(index), ring)?;
+        self.backend.give(number(index), ring)?;
         self.rings[index].started = true;
         Ok(())
     }
@@ -324,7 +324,7 @@ impl Device {
         if !std::mem::take(&mut self.rings[index].started) {
             return Ok(None);
         }
-        Ok(self.host.take(number(index))?)
+        Ok(self.backend.take(number(index))?)
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) struct RingState {
     pub refused: Vec<FrontendReq>,
 }
 
-/// The ring's number, as the host counts.
+/// The ring's number, as workers count.
 pub(super) fn number(index: usize) -> u16 {
     u16::try_from(index).expect("rings are numbered by a u8 on the wire")
 }

@@ -1,6 +1,6 @@
 //! The loop of one connection: read a message, look it up, check it, have it done, answer.
 //!
-//! Runs on a thread of its own and blocks there: on the stream, and on the host where a worker
+//! Runs on a thread of its own and blocks there: on the stream, and where a worker
 //! must let go of a ring before the front-end may have its answer. Owns the connection's
 //! [`Device`]; when the loop ends, for whatever reason, the device takes all rings back.
 
@@ -87,14 +87,14 @@ impl From<TransportError> for SessionEnd {
 
 /// Serve the front-end behind `stream` as port `name`, until it disconnects, breaks the protocol,
 /// or shutdown(2) is called on a clone of `stream`. Blocks. When it returns, no ring of the port
-/// is with the host, no memory of the guest is mapped, and an empty binding is recorded.
+/// is with a worker, no memory of the guest is mapped, and an empty binding is recorded.
 pub fn serve(
     stream: &UnixStream,
     profile: Arc<Profile>,
-    host: Arc<dyn PortHost>,
+    backend: Arc<dyn PortHost>,
     name: &str,
 ) -> SessionEnd {
-    Session::new(stream, None, profile, host, name).run()
+    Session::new(stream, None, profile, backend, name).run()
 }
 
 /// The same for a connection of a [`PortSocket`](super::PortSocket), which may have begun with
@@ -102,12 +102,12 @@ pub fn serve(
 pub fn serve_connection(
     connection: &mut Connection,
     profile: Arc<Profile>,
-    host: Arc<dyn PortHost>,
+    backend: Arc<dyn PortHost>,
     name: &str,
 ) -> SessionEnd {
     let continued = connection.take_continuation();
     let stream: &UnixStream = connection;
-    let mut session = Session::new(stream, Some(connection), profile, host, name);
+    let mut session = Session::new(stream, Some(connection), profile, backend, name);
     if let Some(Continuation { record, followed, ours }) = continued {
         if let Err(end) = session.follow(record) {
             // Its rings are back before it is told; and the connection is the other's until it is
@@ -147,10 +147,10 @@ impl<'s> Session<'s> {
         stream: &'s UnixStream,
         connection: Option<&'s Connection>,
         profile: Arc<Profile>,
-        host: Arc<dyn PortHost>,
+        backend: Arc<dyn PortHost>,
         port: &'s str,
     ) -> Self {
-        let device = Device::new(profile, host);
+        let device = Device::new(profile, backend);
         let closer =
             connection.map_or_else(|| DescriptorCloser::new(port), |of| Arc::clone(of.closer()));
         let transfer = Transfer::Idle;
