@@ -12,7 +12,7 @@ use super::forwarding::{Forwarding, Receiver};
 use super::frame::FrameView;
 use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ids::{PortId, WorkerId};
-use super::ports::Ports;
+use super::worker_ports::Ports;
 
 /// Whose buffers take what comes from the wire: nobody's, and so no port's number.
 const NOBODY: PortId = PortId(4095);

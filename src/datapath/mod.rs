@@ -28,9 +28,9 @@
 //! | | `handover` | the inboxes of workers, and the buffers that travel |
 //! | | `deliver` | a frame into a receive ring |
 //! | | `survey` | what a look at a port finds |
-//! | | `signals` | signals to guests, whose cost is their port's |
+//! | | `guest_signals` | signals to guests, whose cost is their port's |
 //! | | `flood_budget` | what one flooded frame may cost |
-//! | | `ports` | the ports and rings of a worker |
+//! | | `worker_ports` | the ports and rings of a worker |
 //! | | `rotation` | the order in which transmit rings are looked at |
 //! | plane | `dispatch` | a decision carried out: here, or by another worker |
 //! | | `plane` | all of that, as one worker has it |
@@ -57,6 +57,7 @@ mod frame;
 mod from_guest;
 mod from_inbox;
 mod from_uplink;
+mod guest_signals;
 mod handover;
 mod idle;
 mod ids;
@@ -64,16 +65,15 @@ mod limits;
 mod mailbox;
 mod outlet;
 mod plane;
-mod ports;
 mod rotation;
 mod shares;
-mod signals;
 mod sleep;
 mod sockets;
 mod survey;
 mod turns;
 mod watchdog;
 mod worker;
+mod worker_ports;
 
 pub use decision::Flood;
 pub use flows::FlowTable;

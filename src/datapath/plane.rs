@@ -12,9 +12,9 @@ use super::dispatch::Dispatch;
 use super::forwarding::Forwarding;
 use super::handover::{Buffers, Inbox, PacketPool};
 use super::ids::{PortId, RingId, UplinkId, WorkerId};
-use super::ports::Ports;
 use super::rotation::Rotation;
 use super::sockets::{Sockets, WorkerSocket};
+use super::worker_ports::Ports;
 
 /// What a worker's packets come from and go to. Everything in it is its thread's alone.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use super::complete::Completer;
 use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
 use super::flood_budget::FloodBudget;
 use super::frame::{CompleteFrame, FrameView};
+use super::guest_signals::{Signaller, Signalling};
 use super::ids::{PortId, QueuePair, RingId, UplinkId};
-use super::signals::{Signaller, Signalling};
 use super::survey::{PortSight, RingReport, RingSight, Sources};
 
 /// A queue pair that gets a flooded frame once it is completed.
