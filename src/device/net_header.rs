@@ -85,7 +85,7 @@ impl NetHeader {
     /// of which `start` holds the headers and which is `len` bytes long.
     ///
     /// # Errors
-    /// [`HeaderError`]: the packet is dropped, the ring goes on.
+    /// [`HeaderError`]: the packet is dropped, the ring continues.
     pub fn offload(
         &self,
         start: &[u8],

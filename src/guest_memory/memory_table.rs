@@ -169,7 +169,7 @@ impl GuestMemory {
     }
 
     /// As much of `len` bytes at `address` as lies in one region: shorter than `len` where the
-    /// range goes on in another, `None` where `address` is not the guest's or `len` is 0.
+    /// range continues in another, `None` where `address` is not the guest's or `len` is 0.
     #[inline]
     #[must_use]
     pub fn translate(&self, address: GuestAddress, len: u32) -> Option<GuestSlice<'_>> {

@@ -130,7 +130,7 @@ impl Gather<'_, '_> {
 
 /// The table that an indirect descriptor names (2.7.5.3, 2.8.7), and its number of entries: the
 /// last of its chain, and no longer than the ring, as all drivers and QEMU have it. A table that
-/// goes on in another region would need a gathered read that no driver asks for.
+/// continues in another region would need a gathered read that no driver asks for.
 pub(super) fn indirect_table(
     memory: &GuestMemory,
     index: u16,

@@ -130,13 +130,13 @@ impl fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// The same journal again, for a ring that goes on in other memory: the ring before writes in
-    /// it no more.
+    /// The same journal again, for a ring that continues in other memory: the ring before writes
+    /// in it no more.
     pub(super) fn again(&self) -> Self {
         Self { slot: self.slot, _keep: Arc::clone(&self._keep) }
     }
 
-    /// A journal that ends with us: for rings that nobody goes on with.
+    /// A journal that ends with us: for rings that no other process continues with.
     #[must_use]
     pub fn private() -> Self {
         let slot = Arc::new(Slot::new());

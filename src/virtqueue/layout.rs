@@ -117,8 +117,8 @@ pub trait Layout {
     /// [`has_available`](Self::has_available) again before sleeping.
     fn want_kicks(&mut self, wanted: bool);
 
-    /// Have the ring be found by this one's journal again: another process has begun to go on with
-    /// it, and did not.
+    /// Take the ring's mark back: another process has begun to continue with the ring, and did
+    /// not.
     fn reclaim(&mut self) {}
 }
 

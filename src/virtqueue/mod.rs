@@ -18,8 +18,8 @@
 //! once, over that. A [`Ring`] is a queue with its event descriptors: the unit that a session
 //! hands to a worker and takes back, and that only its present owner may touch.
 //!
-//! If we are killed, another process goes on where we were: a split ring says itself how far we
-//! were, a packed one in its [`Journal`].
+//! If we are killed, another process continues where we were. A split ring says itself how far
+//! that is, a packed one in its [`Journal`].
 //!
 //! While the memory is logged, a ring marks what it writes to itself; whoever writes to the buffers
 //! marks those.

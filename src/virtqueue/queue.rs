@@ -108,7 +108,7 @@ impl QueueSetup {
     /// A split ring's used index is in the ring itself, and the next entry to take is set equal to
     /// it: we complete what we take within one burst, so after a crash (ours or the front-end's)
     /// the used index alone says what was done, and `base` may be stale. A packed ring has no such
-    /// index: it goes on where the journal has it, if the journal is of that very ring, and else
+    /// index: it continues where the journal has it, if the journal is of that very ring, and else
     /// `base` is both positions.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ impl HostDevice {
         open.maps.macs.reuse_fd(redirect.macs()).map_err(HostDeviceError::Load)?;
         let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
         (constants.nic, constants.device) = (nic.index, index);
-        // They go on without it: what they are attached to holds them.
+        // The programs outlive it: what they are attached to holds them.
         let skeleton = open.load().map_err(HostDeviceError::Load)?;
         let programs = &skeleton.progs;
 

@@ -5,13 +5,13 @@ use super::launcher::Handed;
 use super::open_sockets::{Binding, SocketError, inherit, open_all};
 use super::umem_frame::{FRAGMENTS_MAX, FRAME_PACKET_MAX};
 use super::uplink_interface::Interface;
-use super::xdp_attachment::{AttachMode, ModeWish, SocketMode, XdpAttachment};
+use super::xdp_attachment::{AttachMode, BindMode, ModeWish, XdpAttachment};
 use super::xdp_socket::Socket;
 
 /// The sockets of an uplink, and how they came to their mode.
 pub(super) struct Opened {
     pub sockets: Vec<Socket>,
-    mode: SocketMode,
+    mode: BindMode,
     reason: String,
 }
 
@@ -32,7 +32,7 @@ impl Opened {
 /// A way to bind the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Attempt {
-    mode: SocketMode,
+    mode: BindMode,
     /// Most frames of a packet.
     frames: usize,
 }
@@ -94,10 +94,10 @@ fn attempts(interface: &Interface, wish: ModeWish, attached: AttachMode) -> Vec<
     };
     let copy = !zero_copy || wish == ModeWish::Auto;
     let modes = [
-        (zero_copy, SocketMode::ZeroCopy, interface.zero_copy_frames as usize),
-        (copy, SocketMode::Copy, FRAGMENTS_MAX),
+        (zero_copy, BindMode::ZeroCopy, interface.zero_copy_frames as usize),
+        (copy, BindMode::Copy, FRAGMENTS_MAX),
     ];
-    let of_mode = |(_, mode, frames): (bool, SocketMode, usize)| {
+    let of_mode = |(_, mode, frames): (bool, BindMode, usize)| {
         let widest = (frames > 1).then_some(Attempt { mode, frames });
         widest.into_iter().chain([Attempt { mode, frames: 1 }])
     };
@@ -112,13 +112,13 @@ fn why_first(
     first: Attempt,
 ) -> String {
     match (first.mode, wish, attached) {
-        (SocketMode::ZeroCopy, ..) => "the driver has zero-copy".to_owned(),
-        (SocketMode::Copy, ModeWish::Copy, _) => "copy mode as configured".to_owned(),
-        (SocketMode::Copy, ModeWish::Auto, AttachMode::Native) => {
+        (BindMode::ZeroCopy, ..) => "the driver has zero-copy".to_owned(),
+        (BindMode::Copy, ModeWish::Copy, _) => "copy mode as configured".to_owned(),
+        (BindMode::Copy, ModeWish::Auto, AttachMode::Native) => {
             format!("driver {} has no zero-copy", interface.driver)
         }
         // A generic program has no zero-copy, which was said of the program.
-        (SocketMode::Copy, ..) => String::new(),
+        (BindMode::Copy, ..) => String::new(),
     }
 }
 
@@ -135,12 +135,12 @@ pub(super) fn open_handed(
     handed: &Handed,
 ) -> Result<Opened, SocketError> {
     let mode = match wish {
-        ModeWish::ZeroCopy => Some(SocketMode::ZeroCopy),
-        ModeWish::Copy => Some(SocketMode::Copy),
+        ModeWish::ZeroCopy => Some(BindMode::ZeroCopy),
+        ModeWish::Copy => Some(BindMode::Copy),
         ModeWish::Auto | ModeWish::Generic => None,
     };
     let frames = match (mode, interface.zero_copy_frames as usize) {
-        (Some(SocketMode::Copy), _) | (None, 0) => FRAGMENTS_MAX,
+        (Some(BindMode::Copy), _) | (None, 0) => FRAGMENTS_MAX,
         (_, frames) => frames.max(1),
     };
     let inherited = match handed {
@@ -148,7 +148,7 @@ pub(super) fn open_handed(
         Handed::Map(_) | Handed::DevicePlugin(_) => None,
     };
     let sockets = open_all(interface, queues, Binding { mode, frames }, inherited)?;
-    let mode = sockets.first().and_then(Socket::mode).unwrap_or(SocketMode::Copy);
+    let mode = sockets.first().and_then(Socket::mode).unwrap_or(BindMode::Copy);
     let reason = "the program is a launcher's; the kernel chose the sockets' mode".to_owned();
     Ok(Opened { sockets, mode, reason })
 }
@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn the_best_mode_that_may_be_had_is_tried_first() {
-        let zero_copy = |frames| Attempt { mode: SocketMode::ZeroCopy, frames };
-        let copy = |frames| Attempt { mode: SocketMode::Copy, frames };
+        let zero_copy = |frames| Attempt { mode: BindMode::ZeroCopy, frames };
+        let copy = |frames| Attempt { mode: BindMode::Copy, frames };
         let copies = [copy(FRAGMENTS_MAX), copy(1)];
         let (native, generic) = (AttachMode::Native, AttachMode::Generic);
         let tried = |frames, wish, attached| attempts(&interface(frames), wish, attached);

@@ -10,7 +10,7 @@ use rustix::net::xdp::SocketAddrXdpFlags;
 use super::umem::Umem;
 use super::umem_frame::FRAME_BYTES;
 use super::uplink_interface::Interface;
-use super::xdp_attachment::{SocketMode, packet_max};
+use super::xdp_attachment::{BindMode, packet_max};
 use super::xdp_socket::{FRAMES_PER_SOCKET, RING_ENTRIES, Socket, mode_of};
 use super::xsk_calls::{self, QueueAddress};
 use super::xsk_ring::SocketParts;
@@ -64,7 +64,7 @@ pub enum SocketError {
         /// Queue.
         queue: u32,
         /// Mode tried.
-        mode: SocketMode,
+        mode: BindMode,
         /// The kernel's reason.
         #[source]
         source: io::Error,
@@ -86,7 +86,7 @@ fn is_busy(error: &io::Error) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Binding {
     /// None: zero-copy where the driver has it, by the kernel's choice.
-    pub mode: Option<SocketMode>,
+    pub mode: Option<BindMode>,
     /// Most frames of a packet.
     pub frames: usize,
 }
@@ -109,7 +109,7 @@ pub(super) fn open_all(
         let name = || interface.name.clone();
         let create_error = |source| SocketError::Create { interface: name(), queue, source };
         // Where the choice is the kernel's, copy mode is what it tries last.
-        let mode = binding.mode.unwrap_or(SocketMode::Copy);
+        let mode = binding.mode.unwrap_or(BindMode::Copy);
         let bind_error = |source| SocketError::Bind { interface: name(), queue, mode, source };
         let fd = match &mut inherited {
             Some(sockets) => sockets.next().expect("as many as queues"),
@@ -160,8 +160,8 @@ fn equip(fd: BorrowedFd<'_>) -> io::Result<SocketParts> {
 /// Of the first socket of a UMEM; the kernel takes them over for the others that share it.
 fn bind_flags(Binding { mode, frames }: Binding) -> SocketAddrXdpFlags {
     let copy = match mode {
-        Some(SocketMode::ZeroCopy) => SocketAddrXdpFlags::XDP_ZEROCOPY,
-        Some(SocketMode::Copy) => SocketAddrXdpFlags::XDP_COPY,
+        Some(BindMode::ZeroCopy) => SocketAddrXdpFlags::XDP_ZEROCOPY,
+        Some(BindMode::Copy) => SocketAddrXdpFlags::XDP_COPY,
         None => SocketAddrXdpFlags::empty(),
     };
     let several =

@@ -41,6 +41,6 @@ pub struct Received {
     pub frame: Frame,
     /// Bytes in it.
     pub len: u32,
-    /// The packet goes on in the next one.
+    /// The packet continues in the next one.
     pub more: bool,
 }

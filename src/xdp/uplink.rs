@@ -120,9 +120,9 @@ impl Uplink {
         HostDevice::open(&self.interface, redirect, tap).map(Some)
     }
 
-    /// Go on with the NIC `name` as another process has opened it. The program is loaded anew and
-    /// is in force with [`Redirect::replace`]; until then, and until its sockets
-    /// [go on](Socket::resume), the NIC is the other process's.
+    /// Take over the NIC `name` as another process has opened it. The program is loaded anew and
+    /// is in force with [`Redirect::replace`]. Until then, and until its sockets
+    /// [resume](Socket::resume), the NIC is the other process's.
     ///
     /// # Errors
     /// [`UplinkError`]; nothing has changed for the other process.

@@ -79,7 +79,7 @@ pub enum UplinkError {
     /// No busy polling.
     #[error(transparent)]
     BusyPoll(#[from] BusyPollError),
-    /// What another process had of it cannot be gone on with.
+    /// What another process had of it cannot be taken over.
     #[error("its sockets cannot be taken over; Linux before 6.4 does not allow it")]
     Inherit(#[source] io::Error),
     /// It is to have other queues than it had.

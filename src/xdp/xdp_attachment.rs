@@ -31,7 +31,7 @@ pub enum AttachMode {
 /// How packets move between the NIC and our frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SocketMode {
+pub enum BindMode {
     /// The NIC reads and writes the frames itself.
     ZeroCopy,
     /// The kernel copies.
@@ -44,7 +44,7 @@ pub struct XdpAttachment {
     /// Where the program runs.
     pub attach_mode: AttachMode,
     /// How packets move.
-    pub socket_mode: SocketMode,
+    pub socket_mode: BindMode,
     /// Why not something better.
     pub reason: String,
     /// The longest packet that every socket sends and receives, bytes.
@@ -71,13 +71,11 @@ impl XdpAttachment {
 /// packets have several: the kernel keeps 320 bytes at the end of each for itself, struct
 /// skb_shared_info, and gives drivers a multiple of 128 (`xsk_pool_get_rx_frame_size`).
 #[must_use]
-pub fn packet_max(mode: SocketMode, frames: usize) -> u32 {
+pub fn packet_max(mode: BindMode, frames: usize) -> u32 {
     const SHARED_INFO: u32 = 320;
     let frames = u32::try_from(frames.min(FRAGMENTS_MAX)).expect("a small constant");
     match mode {
-        SocketMode::ZeroCopy if frames > 1 => {
-            frames * ((FRAME_PACKET_MAX - SHARED_INFO) / 128 * 128)
-        }
-        SocketMode::ZeroCopy | SocketMode::Copy => frames * FRAME_PACKET_MAX,
+        BindMode::ZeroCopy if frames > 1 => frames * ((FRAME_PACKET_MAX - SHARED_INFO) / 128 * 128),
+        BindMode::ZeroCopy | BindMode::Copy => frames * FRAME_PACKET_MAX,
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use super::census::{Abandoned, FrameCensus, KernelStatistics, SocketProgress};
 use super::umem::Umem;
 use super::umem_frame::{FRAGMENTS_MAX, FRAME_BYTES, Frame, Received};
-use super::xdp_attachment::{SocketMode, packet_max};
+use super::xdp_attachment::{BindMode, packet_max};
 use super::xsk_calls;
 use super::xsk_ring::SocketParts;
 
-pub(super) mod at_rest;
+pub(super) mod paused_socket;
 #[cfg(test)]
 mod tests;
 
@@ -109,7 +109,7 @@ impl Socket {
     #[must_use]
     pub fn of_whole(queue: u32, umem: Arc<Umem>, parts: SocketParts) -> Self {
         let frames: Vec<_> = umem.divide().collect();
-        Self::new(queue, umem, parts, frames, packet_max(SocketMode::Copy, FRAGMENTS_MAX))
+        Self::new(queue, umem, parts, frames, packet_max(BindMode::Copy, FRAGMENTS_MAX))
     }
 
     /// The same with its descriptor, by which the kernel is called.
@@ -132,7 +132,7 @@ impl Socket {
     }
 
     /// How packets move, by the kernel's word; None for a ring pair in memory.
-    pub(super) fn mode(&self) -> Option<SocketMode> {
+    pub(super) fn mode(&self) -> Option<BindMode> {
         mode_of(self.fd()?).ok()
     }
 
@@ -204,7 +204,7 @@ impl Socket {
         }
         let (mut left, mut packets, mut taken) = (there, 0, 0);
         while left > 0 && packets < limit {
-            let alone = !self.parts.rx.goes_on(0) && !self.cutting;
+            let alone = !self.parts.rx.continues(0) && !self.cutting;
             let frames = if alone { 1 } else { self.frames_of_next(&mut left) };
             if frames == 0 {
                 break;
@@ -240,7 +240,7 @@ impl Socket {
                 continue;
             }
             let looked_at = (*left).min(MOST);
-            if let Some(last) = (0..looked_at).find(|&ahead| !self.parts.rx.goes_on(ahead)) {
+            if let Some(last) = (0..looked_at).find(|&ahead| !self.parts.rx.continues(ahead)) {
                 return last + 1;
             }
             if looked_at < MOST {
@@ -252,7 +252,7 @@ impl Socket {
         0
     }
 
-    /// Give the next received frame back unread; whether its packet goes on.
+    /// Give the next received frame back unread; whether its packet continues.
     fn drop_received(&mut self) -> bool {
         let Received { frame, more, .. } = self.parts.rx.take();
         self.parts.fill.put(frame);
@@ -444,9 +444,9 @@ impl Socket {
 }
 
 /// What the kernel says of a bound socket.
-pub(super) fn mode_of(fd: BorrowedFd<'_>) -> io::Result<SocketMode> {
+pub(super) fn mode_of(fd: BorrowedFd<'_>) -> io::Result<BindMode> {
     let zero_copy = xsk_calls::is_zero_copy(fd)?;
-    Ok(if zero_copy { SocketMode::ZeroCopy } else { SocketMode::Copy })
+    Ok(if zero_copy { BindMode::ZeroCopy } else { BindMode::Copy })
 }
 
 /// Let one call transmit all that the ring holds, in copy mode. Linux before 6.17 cannot, and goes

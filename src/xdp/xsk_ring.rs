@@ -16,7 +16,7 @@ use super::umem_frame::{Frame, Received};
 /// XDP_RING_NEED_WAKEUP of linux/if_xdp.h: the kernel sleeps until it is called.
 const NEED_WAKEUP: u32 = 1;
 
-/// XDP_PKT_CONTD of linux/if_xdp.h: the packet goes on in the next descriptor.
+/// XDP_PKT_CONTD of linux/if_xdp.h: the packet continues in the next descriptor.
 const CONTINUED: u32 = 1;
 
 /// Where a ring is in memory.
@@ -227,11 +227,11 @@ impl Rx {
         self.0.filled()
     }
 
-    /// Whether a packet goes on after the frame so many places after the next one, which `acquire`
+    /// Whether a packet continues after the frame so many places after the next one, which `acquire`
     /// has counted.
     #[inline]
     #[must_use]
-    pub fn goes_on(&self, ahead: u32) -> bool {
+    pub fn continues(&self, ahead: u32) -> bool {
         self.0.peek(ahead).options & CONTINUED != 0
     }
 

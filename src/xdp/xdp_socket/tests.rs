@@ -1,6 +1,6 @@
 //! A socket over rings in memory, with a wire at their other side.
 
-use super::at_rest::SocketAtRest;
+use super::paused_socket::SocketAtRest;
 use super::*;
 use crate::test_support::ring_pair::{Wire, ring_pair};
 use crate::xdp::xsk_ring::{Completion, Fill, Rx, Tx};
@@ -219,20 +219,20 @@ fn a_packet_that_the_kernel_would_refuse_is_not_sent() {
     let (mut socket, mut wire) = ring_pair(0, FRAMES);
     let too_long = bytes(socket.packet_max() as usize + 1, 1);
     assert!(!send(&mut socket, &too_long));
-    socket.packet_max = packet_max(SocketMode::ZeroCopy, 1);
+    socket.packet_max = packet_max(BindMode::ZeroCopy, 1);
     assert!(!send(&mut socket, &bytes(4097, 1)));
     assert_home(&mut socket, &mut wire);
 }
 
 #[test]
 fn the_longest_packet_depends_on_the_mode_and_on_what_the_driver_takes() {
-    assert_eq!(packet_max(SocketMode::Copy, 1), 3840);
-    assert_eq!(packet_max(SocketMode::ZeroCopy, 1), 3840);
-    assert_eq!(packet_max(SocketMode::ZeroCopy, 5), 5 * 3456);
+    assert_eq!(packet_max(BindMode::Copy, 1), 3840);
+    assert_eq!(packet_max(BindMode::ZeroCopy, 1), 3840);
+    assert_eq!(packet_max(BindMode::ZeroCopy, 5), 5 * 3456);
     // The largest MTU with an Ethernet header and two VLAN tags; and no more than 17 frames to
     // send, which is what every driver takes.
-    let longest = packet_max(SocketMode::Copy, FRAGMENTS_MAX);
+    let longest = packet_max(BindMode::Copy, FRAGMENTS_MAX);
     assert!(longest >= 65535 + 14 + 8);
     assert!(longest.div_ceil(FRAME_BYTES) <= 17);
-    assert_eq!(packet_max(SocketMode::Copy, 100), longest);
+    assert_eq!(packet_max(BindMode::Copy, 100), longest);
 }

@@ -13,7 +13,7 @@ use crate::xdp::umem_frame::Frame;
 use crate::xdp::xsk_calls;
 use crate::xdp::xsk_ring::SocketParts;
 
-/// A socket between two turns, as another process goes on with it: what is not in its rings.
+/// A socket between two turns, for another process to resume: what is not in its rings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketAtRest {
     /// The queue.
@@ -43,7 +43,7 @@ impl Socket {
         Ok(socket.with_descriptor(fd))
     }
 
-    /// Show the kernel everything, and say where the frames are: another process may go on now, if
+    /// Show the kernel everything, and say where the frames are. Another process may resume now, if
     /// this one does nothing more with the socket.
     pub fn rest(&mut self) -> SocketAtRest {
         self.unflushed = true;
@@ -58,7 +58,7 @@ impl Socket {
         }
     }
 
-    /// Go on where another process has left it; false, and nothing is done, if what is said of its
+    /// Resume where another process has left it. False, and nothing is done, if what is said of its
     /// frames cannot be.
     pub fn resume(&mut self, at_rest: &SocketAtRest) -> bool {
         let SocketAtRest { receiving, transmitting, cutting, .. } = *at_rest;
