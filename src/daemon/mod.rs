@@ -14,28 +14,18 @@
 
 #![forbid(unsafe_code)]
 
-mod binding;
-mod diagnosis;
 mod directory_lock;
-mod fabric;
-mod host;
-mod link;
-mod nic_life;
-mod nic_watch;
+mod host_port;
+mod nic;
 mod ownership;
-mod port_watch;
 mod ports;
 mod problems;
 mod published;
-mod rarp;
 mod service;
-mod signals;
-mod stall;
-mod state_file;
-mod steering;
-mod succession;
+mod stop_signals;
+mod upgrade;
 mod upkeep;
-mod uplinks;
+mod workers;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -59,15 +49,14 @@ use crate::report::chain;
 use crate::xdp::{BusyPollError, recover_interrupts};
 
 use directory_lock::{Directory, DirectoryLock, LockError};
-use fabric::Fabric;
-use ports::{Origin, PortError, Registry};
+use nic::{NicError, Nics, interrupt_notes};
+use ports::{Origin, PortError, Registry, StateError, StateFile};
 use service::DaemonService;
-use signals::Signals;
-use state_file::{StateError, StateFile};
-pub use succession::refuse_predecessor;
-use succession::{Estate, Predecessor, Succession, TakeError, notify};
+use stop_signals::Signals;
+pub use upgrade::refuse_predecessor;
+use upgrade::{Estate, Predecessor, Succession, TakeError, notify};
 use upkeep::Upkeep;
-use uplinks::{NicError, Nics, interrupt_notes};
+use workers::Fabric;
 
 /// Why the daemon did not start, or ended. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]

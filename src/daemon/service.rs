@@ -19,11 +19,11 @@ use crate::report::chain;
 use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
-use super::fabric::Rings;
+use super::nic::{Nic, NicState};
 use super::ownership::Busy;
 use super::ports::{Origin, Port, PortError, RefusedPort, Registry};
-use super::succession::{Succeeded, Succession, UpgradeError};
-use super::uplinks::{Nic, NicState};
+use super::upgrade::{Succeeded, Succession, UpgradeError};
+use super::workers::Rings;
 
 /// The daemon as the API sees it.
 #[derive(Debug)]
@@ -358,9 +358,9 @@ mod tests {
     use super::*;
     use crate::config::{self, PortConfig};
     use crate::control::api::ProfileChange;
-    use crate::daemon::fabric::Fabric;
-    use crate::daemon::state_file::{KnownUplink, StateFile};
-    use crate::daemon::uplinks::Nics;
+    use crate::daemon::nic::Nics;
+    use crate::daemon::ports::{KnownUplink, StateFile};
+    use crate::daemon::workers::Fabric;
     use crate::profile::Catalog;
     use crate::vhost_user::{Connection, PortSocket, SessionEnd, SocketSource};
     use crate::xdp::SocketMode;

@@ -26,23 +26,24 @@
 //!
 //! Each module gives and takes its own part; here is where they meet.
 
-mod changes;
 mod channel;
-mod document;
-mod give;
-mod manager;
-mod names;
-mod take;
+mod exporter;
+mod importer;
+mod port_changes;
+mod service_manager;
+mod socket_names;
+
 mod token;
+mod upgrade_document;
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::api::PortChange;
 
-pub use document::PortPart;
-pub use give::{Succeeded, Succession, UpgradeError};
-pub use manager::notify;
-pub use take::{Estate, Predecessor, TakeError, refuse_predecessor};
+pub use exporter::{Succeeded, Succession, UpgradeError};
+pub use importer::{Estate, Predecessor, TakeError, refuse_predecessor};
+pub use service_manager::notify;
+pub use upgrade_document::PortPart;
 
 /// Says to a process that its standard input leads to the one before it.
 const PREDECESSOR_VARIABLE: &str = "ISONIC_PREDECESSOR";

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::xdp::{LinkNews, Links};
 
 use super::nic_life::NicLife;
-use super::ports::Registry;
+use crate::daemon::ports::Registry;
 
 /// Between two looks at the sockets.
 const LOOK: Duration = Duration::from_millis(250);

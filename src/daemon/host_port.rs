@@ -19,8 +19,8 @@ use crate::device::offloads::Offloads;
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::xdp::{HostDevice, Interface};
 
+use super::nic::{Nic, NicSide};
 use super::ports::PORTS_MAX;
-use super::uplinks::{Nic, NicSide};
 
 /// Packets of one way before those of the other have their turn.
 const BURST: usize = 64;

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use crate::config::PortConfig;
 use crate::control::api::PortChange;
 
-use super::super::ports::{Port, Registry};
-use super::document::PortPart;
+use super::upgrade_document::PortPart;
+use crate::daemon::ports::{Port, Registry};
 
 /// What `registry`, of a successor that is ready, has otherwise than it was told.
 pub(super) fn compare(told: &[PortPart], registry: &Registry) -> Vec<PortChange> {

@@ -11,8 +11,8 @@ use std::sync::PoisonError;
 use crate::platform::unix_socket::SocketFile;
 use crate::vhost_user::{PortSocket, SocketSource};
 
-use super::super::ports::{Port, PortError, Registry};
-use super::take::LeftSocket;
+use super::importer::LeftSocket;
+use crate::daemon::ports::{Port, PortError, Registry};
 
 /// Own them: the ports whose name is not to be had, which take no connection.
 pub(super) fn own(registry: &Registry) -> Vec<(String, PortError)> {

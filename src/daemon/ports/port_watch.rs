@@ -23,9 +23,9 @@ use crate::profile::Profile;
 use crate::vhost_user::SessionBinding;
 
 use super::diagnosis::{Facts, Foreign, RingFacts, SessionFacts, findings, is_logged};
-use super::link::PortLink;
-use super::ports::{Port, Registry};
-use super::uplinks::NicState;
+use super::port_link::PortLink;
+use super::registry::{Port, Registry};
+use crate::daemon::nic::NicState;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);

@@ -25,18 +25,18 @@ use crate::platform::unix_socket::{FileIdentity, SocketFile};
 use crate::report::chain;
 use crate::vhost_user::{SessionAtRest, started};
 
-use super::super::fabric::RestError;
-use super::super::ownership::Busy;
-use super::super::ports::{Port, Registry};
-use super::super::problems::Problem;
-use super::super::uplinks::{LeftUplink, Nic};
 use super::channel::Channel;
-use super::document::{
+use super::token::Token;
+use super::upgrade_document::{
     Descriptors, Foundation, ListenerPart, Place, SaidPart, SessionPart, Traffic, UplinkPart,
     VERSION,
 };
-use super::token::Token;
-use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, notify, now};
+use super::{Answer, PREDECESSOR_VARIABLE, Running, notify, now, port_changes, service_manager};
+use crate::daemon::nic::{LeftUplink, Nic};
+use crate::daemon::ownership::Busy;
+use crate::daemon::ports::{Port, Registry};
+use crate::daemon::problems::Problem;
+use crate::daemon::workers::RestError;
 
 /// How long a successor may take to start, while packets move and requests are answered.
 const READY_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -252,7 +252,7 @@ impl Succession {
     /// Leave everything with the service manager, for the process that it starts next. Answers
     /// whether that is done: this process must do nothing more then.
     pub fn leave_with_manager(&self, registry: &Arc<Registry>) -> bool {
-        if !manager::keeps() {
+        if !service_manager::keeps() {
             return false;
         }
         registry.leave_nics();
@@ -276,7 +276,7 @@ impl Succession {
         let mut standstill = Standstill::of(registry, ports);
         let (traffic, descriptors) = standstill.traffic()?;
         channel.send(&traffic, &descriptors, deadline).map_err(UpgradeError::Give)?;
-        manager::keep(&theirs).map_err(UpgradeError::Give)?;
+        service_manager::keep(&theirs).map_err(UpgradeError::Give)?;
         standstill.armed = false;
         Ok(())
     }
@@ -307,7 +307,7 @@ impl Succession {
         }
         let ports = registry.ports();
         if !asked.force {
-            changes::refuse_losses(&successor.changes, &ports).map_err(UpgradeError::Takes)?;
+            port_changes::refuse_losses(&successor.changes, &ports).map_err(UpgradeError::Takes)?;
         }
         registry.ownership.hand_over().map_err(|_stopping| UpgradeError::Stopped)?;
         let mut standstill = Standstill::of(registry, ports);

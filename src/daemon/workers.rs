@@ -23,8 +23,8 @@ use crate::xdp::{FRAMES_PER_SOCKET, Socket, SocketAtRest, Umem};
 use crate::platform::interrupt::InterruptibleThread;
 use crate::platform::log_queue;
 
-use super::host::{HostNic, HostPort};
-use super::uplinks::{Dealt, Nics};
+use super::host_port::{HostNic, HostPort};
+use super::nic::{Dealt, Nics};
 
 /// How long workers may take to come to rest. Each turn is microseconds.
 const REST_WAIT_MAX: Duration = Duration::from_millis(500);

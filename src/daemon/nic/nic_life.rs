@@ -23,10 +23,10 @@ use crate::metrics::SocketCounter;
 use crate::report::chain;
 use crate::xdp::{Interface, Link, LinkNews, Links, ModeWish, Socket, SocketMode};
 
-use super::host::HostNic;
-use super::ports::Registry;
+use super::nics::{Nic, NicState};
 use super::stall::{Stall, Suspicion, Trust};
-use super::uplinks::{Nic, NicState};
+use crate::daemon::host_port::HostNic;
+use crate::daemon::ports::Registry;
 
 /// Between two looks at what nobody may have told of: queues and which of them receive, whether the
 /// program is still there, and whether an uplink that failed can be opened by now.

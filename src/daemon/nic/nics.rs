@@ -25,11 +25,11 @@ use crate::xdp::{
     UplinkError, Verdicts,
 };
 
-use super::fabric::Fabric;
-use super::host;
-use super::state_file::KnownUplink;
-use super::steering::Steered;
-use super::succession::Estate;
+use super::indirection_table::Steered;
+use crate::daemon::host_port as host;
+use crate::daemon::ports::KnownUplink;
+use crate::daemon::upgrade::Estate;
+use crate::daemon::workers::Fabric;
 
 /// A NIC that cannot be used.
 #[derive(Debug, thiserror::Error)]

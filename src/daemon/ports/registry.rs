@@ -30,21 +30,21 @@ use crate::vhost_user::{
 use crate::virtqueue::{Fault, JournalError, Journals, SetAside};
 use crate::xdp::{self, ProgramError};
 
-use super::binding::{BindingError, bind};
-use super::directory_lock::DirectoryLock;
-use super::fabric::Fabric;
-use super::link::PortLink;
-use super::nic_life::NicLife;
-use super::nic_watch::NicWatch;
-use super::ownership::{Busy, Ownership};
+use super::port_link::PortLink;
 use super::port_watch::PortWatch;
-use super::problems::{Problem, Problems};
+use super::profile_choice::{BindingError, bind};
 use super::state_file::{Bound, Kept, StateError, StateFile};
-use super::succession::{Estate, PortPart};
-use super::uplinks::{Nic, NicState, NicStatus, Nics};
+use crate::daemon::directory_lock::DirectoryLock;
+use crate::daemon::nic::NicLife;
+use crate::daemon::nic::NicWatch;
+use crate::daemon::nic::{Nic, NicState, NicStatus, Nics};
+use crate::daemon::ownership::{Busy, Ownership};
+use crate::daemon::problems::{Problem, Problems};
+use crate::daemon::upgrade::{Estate, PortPart};
+use crate::daemon::workers::Fabric;
 
 /// Most ports of a host: what numbers, tables and flooding are made for.
-pub(super) const PORTS_MAX: usize = 1024;
+pub const PORTS_MAX: usize = 1024;
 
 /// Why a port was not added or removed; nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -258,9 +258,9 @@ pub struct Port {
     /// What each worker counts of it.
     pub counters: Vec<Arc<Published<PortCounter>>>,
     permanent: bool,
-    pub(super) socket: PortSocket,
+    pub socket: PortSocket,
     /// Removes the socket's name when the port goes, or while it takes no connections.
-    pub(super) file: Option<SocketFile>,
+    pub file: Option<SocketFile>,
     /// It has its one connection from the command line, and no way to another.
     inherited: bool,
     /// Somebody waits for its session to end.
@@ -287,7 +287,7 @@ impl Port {
     }
 
     /// Give its socket the name that it was made for.
-    pub(super) fn name_socket(&mut self) -> Result<(), PortError> {
+    pub fn name_socket(&mut self) -> Result<(), PortError> {
         if let Some(listener) = self.socket.listener() {
             let file = unix_socket::name(listener, &self.config.socket)?;
             set_access(&self.config, &file)?;
@@ -376,7 +376,7 @@ pub struct Registry {
     /// The port number given last.
     last_id: AtomicU16,
     /// What another process leaves to us, until we go on where it rests.
-    pub(super) estate: Mutex<Option<Estate>>,
+    pub estate: Mutex<Option<Estate>>,
     /// Ring positions that are in force once we go on there.
     next_journals: Mutex<Vec<SetAside>>,
     /// What sees to the NICs, while it does, and else what it knows of them.
@@ -440,12 +440,12 @@ impl Registry {
     }
 
     /// Whether another process has the ports' sessions yet.
-    pub(super) fn is_successor(&self) -> bool {
+    pub fn is_successor(&self) -> bool {
         self.estate().is_some()
     }
 
     /// Whether the process before this one serves a port of this name.
-    pub(super) fn is_left_to_us(&self, name: &str) -> bool {
+    pub fn is_left_to_us(&self, name: &str) -> bool {
         self.estate().as_ref().is_some_and(|estate| estate.has_listener(name))
     }
 
@@ -572,17 +572,17 @@ impl Registry {
     }
 
     /// The lock of the state directory, for the process that takes over.
-    pub(super) fn state_lock(&self) -> Option<OwnedFd> {
+    pub fn state_lock(&self) -> Option<OwnedFd> {
         self.state.as_ref().and_then(StateFile::lock)
     }
 
     /// The lock of the runtime directory, likewise.
-    pub(super) fn runtime_lock(&self) -> Option<OwnedFd> {
+    pub fn runtime_lock(&self) -> Option<OwnedFd> {
         self.runtime_lock.as_ref()?.share()
     }
 
     /// Lock the runtime directory again if its lock was removed, or could not be taken before.
-    pub(super) fn keep_runtime_locked(&self) {
+    pub fn keep_runtime_locked(&self) {
         let Some(lock) = &self.runtime_lock else { return };
         if let Ok(kept) = self.as_owner(|| lock.keep()) {
             let reason = kept.unwrap_or_else(|in_use| Some(in_use.to_string()));
@@ -711,7 +711,7 @@ impl Registry {
     }
 
     /// Serve a port no more, since its socket's name is not to be had.
-    pub(super) fn turn_away(&self, name: &str, error: &PortError) {
+    pub fn turn_away(&self, name: &str, error: &PortError) {
         let ending = self.ports().get_mut(name).map(Port::end);
         ending.into_iter().for_each(Ending::wait);
         let mut ports = self.ports();
@@ -1109,7 +1109,7 @@ impl Registry {
     }
 
     /// This process is the owner from now on: what it made beside the other's takes its place.
-    pub(super) fn place_journals(&self) {
+    pub fn place_journals(&self) {
         self.next_journals().drain(..).for_each(|next| next.put_back());
     }
 
@@ -1232,7 +1232,7 @@ impl Registry {
     }
 
     /// Bring the NIC's program in step with the routes.
-    pub(super) fn redirect(&self, nic: &Nic) -> Result<(), ProgramError> {
+    pub fn redirect(&self, nic: &Nic) -> Result<(), ProgramError> {
         let routes = self.fabric.routes();
         let of_nic: Vec<_> = routes.values().filter(|route| route.uplink == nic.id).collect();
         nic.redirect(&of_nic)

@@ -145,7 +145,7 @@ fn resolve(config: &PortConfig, catalog: &Catalog) -> Result<(Arc<Profile>, Boun
 mod tests {
     use super::*;
 
-    const V1: &str = include_str!("../../profiles/org.isonic.net.v1.toml");
+    const V1: &str = include_str!("../../../profiles/org.isonic.net.v1.toml");
 
     fn port(profile: &str) -> PortConfig {
         let json = serde_json::json!({

@@ -13,8 +13,8 @@ use crate::packet::Offload;
 use crate::vhost_user::{Connection, Deferred, HostError, MemoryPolicy, PortHost, SessionBinding};
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
-use super::fabric::Fabric;
 use super::rarp;
+use crate::daemon::workers::Fabric;
 
 /// What a port's session and the API share.
 #[derive(Debug, Default)]

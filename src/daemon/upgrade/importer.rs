@@ -18,11 +18,13 @@ use crate::report::{chain, one_line};
 use crate::vhost_user::InheritedSession;
 use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
 
-use super::super::ports::Registry;
 use super::channel::Channel;
-use super::document::{Descriptors, Foundation, PortPart, SessionPart, Traffic, VERSION};
 use super::token::Token;
-use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, names, now};
+use super::upgrade_document::{Descriptors, Foundation, PortPart, SessionPart, Traffic, VERSION};
+use super::{
+    Answer, PREDECESSOR_VARIABLE, Running, now, port_changes, service_manager, socket_names,
+};
+use crate::daemon::ports::Registry;
 
 /// How long a session may take to be followed: each message is microseconds.
 const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -220,7 +222,7 @@ impl Predecessor {
         if std::env::var_os(PREDECESSOR_VARIABLE).is_some() {
             return Self::waiting().map(Some);
         }
-        let Some(end) = manager::kept() else { return Ok(None) };
+        let Some(end) = service_manager::kept() else { return Ok(None) };
         let predecessor = Self { channel: Channel::of(end), waits: false };
         match predecessor.foundation() {
             Ok(estate) => Ok(Some((predecessor, estate))),
@@ -309,7 +311,7 @@ impl Predecessor {
         // connections were the other's.
         end_sessions(registry, &lost);
         // Before anybody is let in where there is no name.
-        let nameless = names::own(registry);
+        let nameless = socket_names::own(registry);
         drop(std::mem::ManuallyDrop::into_inner(commit));
         registry.place_journals();
         *registry.estate.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -323,7 +325,7 @@ impl Predecessor {
     fn get_ready(&self, registry: &Registry) -> Result<(), TakeError> {
         let told = registry.told();
         let Some(told) = told else { return Ok(self.answer(&Answer::Ready)?) };
-        let changes = changes::compare(&told, registry);
+        let changes = port_changes::compare(&told, registry);
         for change in &changes {
             tracing::warn!(%change, "not as it was with the process before this one");
         }

@@ -28,8 +28,8 @@ use crate::platform::text_file::{FileError, read_text, replace};
 use crate::report::chain;
 use crate::xdp::{AttachMode, SocketMode};
 
-use super::directory_lock::{Directory, DirectoryLock, LockError};
-use super::problems::Problem;
+use crate::daemon::directory_lock::{Directory, DirectoryLock, LockError};
+use crate::daemon::problems::Problem;
 
 /// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
 const VERSION: u32 = 2;

@@ -19,7 +19,7 @@ use crate::platform::unix_socket::FileIdentity;
 use crate::vhost_user::{Record, Said};
 use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
 
-use super::super::state_file::Bound;
+use crate::daemon::ports::Bound;
 
 /// Of both documents.
 pub(super) const VERSION: u32 = 1;
