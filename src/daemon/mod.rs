@@ -1,16 +1,23 @@
 //! DAEMON: owns everything that lives long, and is the only place where sessions, workers and
 //! AF_XDP sockets meet.
 //!
-//! [`run`] is the whole life of the process, in order. `fabric` is the workers and the forwarding
-//! table they share; `uplinks` the NICs, and `steering` which of their queues receive; `host` what
-//! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
-//! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
-//! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
-//! what survives a restart, and `directory_lock` keeps a second daemon out; `problems` is what is
-//! wrong with the host; `signals` what the process hears; `port_watch` looks at the ports, and
-//! `diagnosis` says what is wrong with them; `published` the list of profiles as a file; `service`
-//! answers the API; `succession` has another process take over, `ownership` says whose everything
-//! is meanwhile; `upkeep` is what is begun at the start and repeated when it fails.
+//! [`run`] is the whole life of the process, in order. From the bottom:
+//!
+//! - `directory_lock`: keeps a second daemon out.
+//! - `problems`: what is wrong with the host.
+//! - `ownership`: whether everything is this process's.
+//! - `stop_signals`: what the process hears.
+//! - `host_port`: the host's port of the forwarding table.
+//! - `workers`: the workers and the forwarding table they share.
+//! - `nic`: the NICs, and what is done when one goes down or away.
+//! - `ports`: the ports, each with its socket and its link to the workers.
+//! - `watches`: the threads of NICs and ports.
+//! - `upgrade`: has another process take over.
+//! - `published`: the list of profiles as a file.
+//! - `upkeep`: what is begun at the start and repeated when it fails.
+//! - `service`: answers the API.
+//!
+//! @@LOCKS@@
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +32,7 @@ mod service;
 mod stop_signals;
 mod upgrade;
 mod upkeep;
+mod watches;
 mod workers;
 
 use std::io;
@@ -32,6 +40,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -50,13 +59,18 @@ use crate::xdp::{BusyPollError, recover_interrupts};
 
 use directory_lock::{Directory, DirectoryLock, LockError};
 use nic::{NicError, Nics, interrupt_notes};
-use ports::{Origin, PortError, Registry, StateError, StateFile};
+use ownership::Ownership;
+use ports::{Origin, PortError, Registry, RegistrySetup, StateError, StateFile};
+use problems::{Problem, Problems};
 use service::DaemonService;
 use stop_signals::Signals;
 pub use upgrade::refuse_predecessor;
-use upgrade::{Estate, Predecessor, Succession, TakeError, notify};
-use upkeep::Upkeep;
-use workers::Fabric;
+use upgrade::{
+    Exported, ImportError, Imported, OwnProgram, Predecessor, PredecessorState, Upgrader, notify,
+};
+use upkeep::{Kept, Upkeep};
+use watches::Watches;
+use workers::{Workers, WorkersSetup};
 
 /// Why the daemon did not start, or ended. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +122,7 @@ pub enum DaemonError {
     Inherit(#[from] InheritError),
     /// The process before this one, which was to leave everything to it.
     #[error("cannot go on where the process before this one was")]
-    Take(#[from] TakeError),
+    Import(#[from] ImportError),
 }
 
 /// How long a signal may take through the runtime.
@@ -122,10 +136,10 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 /// [`DaemonError`], with everything undone.
 pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
     raise_descriptor_limit();
-    let Some((predecessor, estate)) = Predecessor::find()? else {
+    let Some((predecessor, before)) = Predecessor::find()? else {
         return live(config, options, None);
     };
-    let outcome = live(config, options, Some((&predecessor, estate)));
+    let outcome = live(config, options, Some((&predecessor, before)));
     if let Err(error) = &outcome {
         predecessor.refuse(&chain(error));
     }
@@ -136,86 +150,192 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
 fn live(
     config: &Config,
     options: RunOptions,
-    before: Option<(&Predecessor, Estate)>,
+    before: Option<(&Predecessor, PredecessorState)>,
 ) -> Result<(), DaemonError> {
-    let (predecessor, mut estate) = before.unzip();
+    let (predecessor, mut before) = before.unzip();
     // 1. What can be refused without touching anything.
     check_privileges(config)?;
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
     let waits = predecessor.is_some_and(Predecessor::waits);
-    let state = open_state(config, &mut estate, waits)?;
-    let runtime_lock = lock_runtime_directory(config, &mut estate)?;
+    let state = open_state(config, &mut before, waits)?.map(Arc::new);
+    let (runtime_lock, unlocked) = lock_runtime_directory(config, &mut before)?.unzip();
+    let runtime_lock = runtime_lock.map(Arc::new);
     let mut api =
-        config.api_socket.as_deref().map(|path| Api::open(path, &mut estate)).transpose()?;
+        config.api_socket.as_deref().map(|path| Api::open(path, &mut before)).transpose()?;
     let listener = api.as_ref().map(|api| api.listener.as_fd());
-    let succession = Arc::new(Succession::new(listener).map_err(DaemonError::Serve)?);
+    let program = OwnProgram::new(listener).map_err(DaemonError::Serve)?;
     // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
     install_fault_handler();
     let runtime = start_runtime().map_err(DaemonError::Serve)?;
     let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
-    // 3. NICs and workers.
-    if let Some(notes) = interrupt_notes(config) {
-        recover_interrupts(&notes)?;
-    }
-    let known = state.as_ref().map(|state| state.kept().uplinks.clone()).unwrap_or_default();
-    let (nics, sockets) = Nics::open(config, &mut estate, &known)?;
-    let at_rest = predecessor.is_some();
-    let fabric = Fabric::start(config, &nics, sockets, at_rest).map_err(DaemonError::Workers)?;
-    let nics = Arc::new(nics);
-    // 4. Ports: those of the configuration, then those added at run time.
-    let registry = Registry::new(config, catalog, nics, Arc::clone(&fabric), state);
-    let registry = Arc::new(registry.succeeding(estate).locking(runtime_lock));
-    let watched = Arc::clone(&registry);
-    let watch = std::thread::Builder::new()
-        .name("memory".to_owned())
-        .spawn(move || watched.watch_memory())
-        .map_err(DaemonError::Workers)?;
-    // 5. Serve.
-    // The ports first, since guests may be waiting for them.
-    let (stop, told) = (Arc::new(Notify::new()), Arc::clone(&registry));
-    runtime.spawn(heed(signals, Arc::clone(&stop), told));
-    let outcome = add_ports(&registry, config, options, waits)
-        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, &mut api)))
+    // 3. NICs and workers, then the ports.
+    let house = House::build(config, catalog, (state, runtime_lock), before)?;
+    house.problems.set(Problem::RuntimeLock, unlocked.flatten());
+    let memory_watch = house.watch_memory().map_err(DaemonError::Workers)?;
+    let upgrader = Arc::new(house.upgrader(program));
+    // 4. Serve. The ports first, since guests may be waiting for them: those of the configuration,
+    // then those added at run time.
+    let stop = Arc::new(Notify::new());
+    runtime.spawn(heed(signals, Arc::clone(&stop), Arc::clone(&house.ownership)));
+    let outcome = add_ports(&house.registry, config, options, waits)
+        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &house, config, &mut api)))
         .and_then(|()| {
-            let begun = Upkeep::begin(&registry, predecessor.is_some());
+            let begun = Upkeep::begin(house.kept(config), predecessor.is_some());
             begun.map_err(DaemonError::Workers)
         })
         .and_then(|upkeep| {
             // It ends with the runtime.
             runtime.spawn(upkeep.keep());
-            serve(&runtime, &stop, api.as_ref(), &registry, &succession)
+            serve(&runtime, &stop, api.as_ref(), &house, &upgrader)
         });
     let outcome = if predecessor.is_some() { outlive(outcome, &runtime, &stop) } else { outcome };
-    leave_or_return(&runtime, &registry, &succession, outcome.is_ok());
+    leave_or_return(&runtime, &house.ownership, &upgrader, outcome.is_ok());
     drop(api);
-    // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
-    registry.leave_ports();
-    registry.stop();
-    registry.leave_nics();
-    registry.nics.stop_threads();
-    fabric.stop();
-    if watch.join().is_err() {
+    // 5. Stop in reverse.
+    house.stop();
+    if memory_watch.join().is_err() {
         tracing::error!("the thread that watches for lost memory has panicked");
     }
     outcome
 }
 
+/// All that lives as long as the process serves. Who needs one of them gets it by itself.
+struct House {
+    catalog: Arc<Catalog>,
+    ownership: Arc<Ownership>,
+    problems: Arc<Problems>,
+    state: Option<Arc<StateFile>>,
+    runtime_lock: Option<Arc<DirectoryLock>>,
+    workers: Arc<Workers>,
+    nics: Arc<Nics>,
+    registry: Arc<Registry>,
+    watches: Arc<Watches>,
+}
+
+impl House {
+    /// Open the NICs, start the workers, and have a registry without ports. With what a process
+    /// `before` this one leaves all of that is made beside it, and paused.
+    fn build(
+        config: &Config,
+        catalog: Arc<Catalog>,
+        (state, runtime_lock): (Option<Arc<StateFile>>, Option<Arc<DirectoryLock>>),
+        before: Option<PredecessorState>,
+    ) -> Result<Self, DaemonError> {
+        if let Some(notes) = interrupt_notes(config) {
+            recover_interrupts(&notes)?;
+        }
+        let known = state.as_ref().map(|state| state.kept().uplinks.clone()).unwrap_or_default();
+        let paused = before.is_some();
+        let (mut inherited_uplinks, inherited) =
+            before.map(|before| (before.uplinks, before.ports)).unzip();
+        let uplinks = inherited_uplinks.get_or_insert_default();
+        let (nics, sockets) = Nics::open(config, uplinks, &known)?;
+        let (cpus, uplinks) = (config.worker_cpus.clone(), nics.for_workers());
+        let workers = Workers::start(WorkersSetup { cpus, sockets, uplinks, paused });
+        let (nics, workers) = (Arc::new(nics), workers.map_err(DaemonError::Workers)?);
+        let (ownership, problems) = (Arc::<Ownership>::default(), Arc::<Problems>::default());
+        let registry = Arc::new(Registry::new(RegistrySetup {
+            config: config.clone(),
+            catalog: Arc::clone(&catalog),
+            nics: Arc::clone(&nics),
+            workers: Arc::clone(&workers),
+            ownership: Arc::clone(&ownership),
+            problems: Arc::clone(&problems),
+            state: state.clone(),
+            inherited,
+        }));
+        let watches = Arc::new(Watches::new(
+            Arc::clone(&nics),
+            Arc::clone(&workers),
+            Arc::clone(&registry),
+            Arc::clone(&ownership),
+        ));
+        Ok(Self {
+            catalog,
+            ownership,
+            problems,
+            state,
+            runtime_lock,
+            workers,
+            nics,
+            registry,
+            watches,
+        })
+    }
+
+    /// End the sessions whose front-end took their memory away, until the workers end.
+    fn watch_memory(&self) -> io::Result<JoinHandle<()>> {
+        let (workers, registry) = (Arc::clone(&self.workers), Arc::clone(&self.registry));
+        let ownership = Arc::clone(&self.ownership);
+        std::thread::Builder::new().name("memory".to_owned()).spawn(move || {
+            while let Some(lost) = workers.next_lost() {
+                registry.end_session_without_memory(lost);
+                if ownership.is_over() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn upgrader(&self, program: OwnProgram) -> Upgrader {
+        let exported = Exported {
+            registry: Arc::clone(&self.registry),
+            nics: Arc::clone(&self.nics),
+            workers: Arc::clone(&self.workers),
+            ownership: Arc::clone(&self.ownership),
+            problems: Arc::clone(&self.problems),
+            watches: Arc::clone(&self.watches),
+            state: self.state.clone(),
+            runtime_lock: self.runtime_lock.clone(),
+        };
+        Upgrader::new(program, exported)
+    }
+
+    fn kept(&self, config: &Config) -> Kept {
+        Kept {
+            registry: Arc::clone(&self.registry),
+            nics: Arc::clone(&self.nics),
+            catalog: Arc::clone(&self.catalog),
+            watches: Arc::clone(&self.watches),
+            problems: Arc::clone(&self.problems),
+            runtime_lock: self.runtime_lock.clone(),
+            profiles_file: config.profiles_file.clone(),
+        }
+    }
+
+    fn service(&self, upgrader: &Arc<Upgrader>) -> DaemonService {
+        DaemonService {
+            registry: Arc::clone(&self.registry),
+            nics: Arc::clone(&self.nics),
+            workers: Arc::clone(&self.workers),
+            catalog: Arc::clone(&self.catalog),
+            ownership: Arc::clone(&self.ownership),
+            problems: Arc::clone(&self.problems),
+            upgrader: Arc::clone(upgrader),
+        }
+    }
+
+    /// Sessions give their rings back, then nobody needs the workers.
+    fn stop(&self) {
+        self.watches.leave_ports();
+        self.registry.stop();
+        self.watches.leave_nics();
+        self.nics.stop_threads();
+        self.workers.stop();
+    }
+}
+
 /// End here if another process has everything, or is to have it: without undoing anything.
-fn leave_or_return(
-    runtime: &Runtime,
-    registry: &Arc<Registry>,
-    succession: &Succession,
-    served: bool,
-) {
-    if registry.ownership.stop() {
+fn leave_or_return(runtime: &Runtime, ownership: &Ownership, upgrader: &Upgrader, served: bool) {
+    if ownership.stop() {
         // A signal that came last of all is still on its way through the runtime.
         runtime.block_on(async { tokio::time::sleep(SIGNAL_WAIT).await });
-        if registry.ownership.stop_asked() {
-            succession.stop_successor();
+        if ownership.stop_asked() {
+            upgrader.stop_successor();
         }
     } else {
         notify(&[NotifyState::Stopping]);
-        if !served || !succession.leave_with_manager(registry) {
+        if !served || !upgrader.leave_with_manager() {
             return;
         }
     }
@@ -237,13 +357,20 @@ fn outlive(
     outcome
 }
 
-/// Go on where the process before this one rests; or end, so that it goes on itself.
+/// Take over from the process before this one; or end, so that it resumes.
 fn take_over(
     predecessor: &Predecessor,
-    registry: &Registry,
+    house: &House,
+    config: &Config,
     api: &mut Option<Api>,
 ) -> Result<(), DaemonError> {
-    if let Err(error) = predecessor.take_over(registry) {
+    let imported = Imported {
+        registry: &house.registry,
+        nics: &house.nics,
+        workers: &house.workers,
+        api_socket: config.api_socket.as_deref(),
+    };
+    if let Err(error) = predecessor.take_over(imported) {
         predecessor.refuse(&chain(&error));
         // Without undoing anything, for all of it is the other's.
         log_queue::exit(1);
@@ -266,12 +393,12 @@ struct Api {
 }
 
 impl Api {
-    fn open(path: &Path, estate: &mut Option<Estate>) -> Result<Self, ClaimError> {
+    fn open(path: &Path, before: &mut Option<PredecessorState>) -> Result<Self, ClaimError> {
         let path = path.to_owned();
-        if let Some(listener) = estate.as_mut().and_then(|estate| estate.take_api(&path)) {
+        if let Some(listener) = before.as_mut().and_then(|before| before.take_api(&path)) {
             return Ok(Self { listener, path, file: None, inherited: true });
         }
-        if estate.is_some() {
+        if before.is_some() {
             let listener = unix_socket::unnamed(&path)?;
             return Ok(Self { listener, path, file: None, inherited: false });
         }
@@ -314,11 +441,11 @@ fn check_privileges(config: &Config) -> Result<(), DaemonError> {
 /// `waits` knows all of the state and continues if we end, so nothing is taken over without.
 fn open_state(
     config: &Config,
-    estate: &mut Option<Estate>,
+    before: &mut Option<PredecessorState>,
     waits: bool,
 ) -> Result<Option<StateFile>, StateError> {
     let Some(directory) = config.state_dir.as_deref() else { return Ok(None) };
-    let lock = estate.as_mut().and_then(Estate::take_state_lock);
+    let lock = before.as_mut().and_then(|before| before.state_lock.take());
     let state = StateFile::open(directory, lock)?;
     if waits {
         state.check_whole()?;
@@ -330,11 +457,11 @@ fn open_state(
 /// killed daemon left there is looked for: of one that runs, none of it is to be touched.
 fn lock_runtime_directory(
     config: &Config,
-    estate: &mut Option<Estate>,
+    before: &mut Option<PredecessorState>,
 ) -> Result<Option<(DirectoryLock, Option<String>)>, LockError> {
     let Some(directory) = config.runtime_dir.as_deref() else { return Ok(None) };
     // Older versions have none to leave, and hold none.
-    let lock = estate.as_mut().and_then(Estate::take_runtime_lock);
+    let lock = before.as_mut().and_then(|before| before.runtime_lock.take());
     DirectoryLock::take(Directory::Runtime, directory, lock).map(Some)
 }
 
@@ -351,7 +478,7 @@ fn start_runtime() -> io::Result<Runtime> {
 /// that may pass. Only if there is no other port is it an error, since nobody loses anything then;
 /// or if a process that `waits` serves the port.
 fn add_ports(
-    registry: &Arc<Registry>,
+    registry: &Registry,
     config: &Config,
     options: RunOptions,
     waits: bool,
@@ -383,11 +510,11 @@ fn add_ports(
 
 /// Have the daemon stop at the first signal. A later one is not lost either: it may come when
 /// another process has taken over, which is to stop then.
-async fn heed(mut signals: Signals, stop: Arc<Notify>, registry: Arc<Registry>) {
+async fn heed(mut signals: Signals, stop: Arc<Notify>, ownership: Arc<Ownership>) {
     loop {
         let name = signals.stopping().await;
         tracing::info!("{name}: stopping");
-        registry.ownership.ask_to_stop();
+        ownership.ask_to_stop();
         stop.notify_one();
     }
 }
@@ -396,17 +523,17 @@ fn serve(
     runtime: &Runtime,
     stop: &Arc<Notify>,
     api: Option<&Api>,
-    registry: &Arc<Registry>,
-    succession: &Arc<Succession>,
+    house: &House,
+    upgrader: &Arc<Upgrader>,
 ) -> Result<(), DaemonError> {
-    let (finished, succeeded) = (registry.finished(), succession.ended());
-    let (stop, owner) = (Arc::clone(stop), Arc::clone(registry));
+    let (finished, succeeded) = (house.registry.finished(), upgrader.ended());
+    let (stop, ownership) = (Arc::clone(stop), Arc::clone(&house.ownership));
     let stopped = async move {
         tokio::select! {
             () = stop.notified() => {}
             () = finished.notified() => {
                 tracing::info!("the only session has ended: stopping");
-                owner.ownership.ask_to_stop();
+                ownership.ask_to_stop();
             }
             () = succeeded.notified() => {}
         }
@@ -414,12 +541,11 @@ fn serve(
     tracing::info!("serving");
     notify(&[NotifyState::Ready]);
     if let Some(file) = api.and_then(|api| api.file.as_ref()) {
-        succession.name_api(file);
+        upgrader.name_api(file);
     }
     match api {
         Some(api) => {
-            let (registry, succession) = (Arc::clone(registry), Arc::clone(succession));
-            let service = Arc::new(DaemonService::new(registry, succession));
+            let service = Arc::new(house.service(upgrader));
             let listener = api.listener.try_clone().map_err(DaemonError::Serve)?;
             let served = runtime.block_on(server::serve(listener, service, stopped));
             served.map_err(DaemonError::Serve)

@@ -23,9 +23,11 @@ use crate::profile::Profile;
 use crate::vhost_user::SessionBinding;
 
 use super::diagnosis::{Facts, Foreign, RingFacts, SessionFacts, findings, is_logged};
+use super::port::Port;
 use super::port_link::PortLink;
-use super::registry::{Port, Registry};
-use crate::daemon::nic::NicState;
+use super::registry::Registry;
+use crate::daemon::nic::{NicState, Nics};
+use crate::daemon::workers::Workers;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -35,6 +37,17 @@ const LOOKS_MIN: u32 = 2;
 /// Rings that a worker looks at in one command.
 const RINGS_AT_ONCE: u16 = 256;
 
+/// What is looked at, and who is asked.
+#[derive(Debug)]
+pub struct WatchedPorts {
+    /// The ports.
+    pub registry: Arc<Registry>,
+    /// The workers.
+    pub workers: Arc<Workers>,
+    /// The NICs.
+    pub nics: Arc<Nics>,
+}
+
 /// The thread; ends when dropped.
 #[derive(Debug)]
 pub struct PortWatch {
@@ -43,15 +56,15 @@ pub struct PortWatch {
 }
 
 impl PortWatch {
-    /// Watch the registry's ports.
+    /// Watch the ports.
     ///
     /// # Errors
     /// No thread to be had.
-    pub fn start(registry: Arc<Registry>) -> io::Result<Self> {
+    pub fn start(watched: WatchedPorts) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = std::thread::Builder::new()
             .name("ports".to_owned())
-            .spawn(move || watch(&registry, &stopped))?;
+            .spawn(move || watch(&watched, &stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -65,11 +78,11 @@ impl Drop for PortWatch {
     }
 }
 
-fn watch(registry: &Registry, stopped: &Receiver<()>) {
+fn watch(daemon: &WatchedPorts, stopped: &Receiver<()>) {
     let mut histories = BTreeMap::new();
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         // A worker is gone only when the daemon stops.
-        if look(registry, &mut histories).is_err() {
+        if look(daemon, &mut histories).is_err() {
             return;
         }
     }
@@ -134,8 +147,11 @@ impl Traffic {
 }
 
 /// One look at all ports.
-fn look(registry: &Registry, histories: &mut BTreeMap<String, History>) -> Result<(), WorkerGone> {
-    let watched: Vec<Watched> = registry.ports().values().map(Watched::new).collect();
+fn look(
+    daemon: &WatchedPorts,
+    histories: &mut BTreeMap<String, History>,
+) -> Result<(), WorkerGone> {
+    let watched: Vec<Watched> = daemon.registry.ports().values().map(Watched::new).collect();
     let names: BTreeSet<&str> = watched.iter().map(|port| &*port.name).collect();
     histories.retain(|name, _| names.contains(&**name));
     for port in &watched {
@@ -145,12 +161,12 @@ fn look(registry: &Registry, histories: &mut BTreeMap<String, History>) -> Resul
     for ports in batches(&watched) {
         let asked: Vec<_> =
             ports.iter().map(|port| (port.id, histories[&port.name].is_suspect(port))).collect();
-        for (port, sights) in ports.iter().zip(registry.fabric.survey(&asked)?) {
+        for (port, sights) in ports.iter().zip(daemon.workers.survey(&asked)?) {
             let history = histories.get_mut(&port.name).expect("made above");
             history.note(port, sights);
         }
     }
-    judge(registry, &watched, histories);
+    judge(&daemon.nics, &watched, histories);
     Ok(())
 }
 
@@ -170,7 +186,7 @@ fn batches(watched: &[Watched]) -> Vec<Vec<&Watched>> {
     batches
 }
 
-fn judge(registry: &Registry, watched: &[Watched], histories: &mut BTreeMap<String, History>) {
+fn judge(nics: &Nics, watched: &[Watched], histories: &mut BTreeMap<String, History>) {
     let owners: BTreeMap<MacAddress, &str> =
         watched.iter().map(|port| (port.mac, &*port.name)).collect();
     for port in watched {
@@ -178,13 +194,13 @@ fn judge(registry: &Registry, watched: &[Watched], histories: &mut BTreeMap<Stri
         let history = histories.get_mut(&port.name).expect("every port has one");
         let session = port.session.0.as_ref().map(|binding| history.facts(binding, foreign));
         let host = Some(port.mac).filter(|_| port.attach == Attach::Switch);
-        let host_interface = host.and_then(|mac| registry.nics.with_mac(mac));
+        let host_interface = host.and_then(|mac| nics.with_mac(mac));
         let found = findings(&Facts {
             mac: port.mac,
             host_interface: host_interface.as_deref(),
             profile: &port.profile,
             uplink: &port.uplink,
-            uplink_is: uplink_is(registry, &port.uplink).as_deref(),
+            uplink_is: uplink_is(nics, &port.uplink).as_deref(),
             session: session.as_ref(),
         });
         history.log(&port.name, &found);
@@ -209,8 +225,8 @@ fn foreign(
 }
 
 /// How the uplink is, if no packets move there.
-fn uplink_is(registry: &Registry, uplink: &str) -> Option<String> {
-    let status = registry.nics.by_name(uplink)?.status();
+fn uplink_is(nics: &Nics, uplink: &str) -> Option<String> {
+    let status = nics.by_name(uplink)?.status();
     let problem = Some(status.problem).filter(|problem| !problem.is_empty());
     let because = |state: &str| match &problem {
         Some(problem) => format!("{state} ({problem})"),

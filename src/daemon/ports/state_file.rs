@@ -10,37 +10,18 @@
 //! can neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
 //! that could not be kept are refused. The directory is one daemon's at a time (`directory_lock`).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
-
-use crate::config::{PortConfig, is_port_name};
-use crate::device::mac::MacAddress;
-use crate::platform::text_file::{FileError, read_text, replace};
-use crate::report::chain;
-use crate::xdp::{AttachMode, SocketMode};
-
 use crate::daemon::directory_lock::{Directory, DirectoryLock, LockError};
 use crate::daemon::problems::Problem;
+use crate::platform::text_file::replace;
 
-/// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
-const VERSION: u32 = 2;
-/// Largest file, bytes: a thousand ports are half a megabyte.
-const BYTES_MAX: u64 = 64 << 20;
-/// Queues of a NIC, as of an uplink's configuration.
-const QUEUES_MAX: u32 = 256;
-/// How a file begins that has a checksum: that of its whole text, with zeroes in its own place.
-const CHECKSUM_HEAD: &str = "{\n  \"checksum\": \"";
-/// In place of the checksum while it is computed: SHA-256 in hexadecimal.
-const CHECKSUM_BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+use super::state_text::{Kept, Remains, StateCopy, VERSION, read, text};
+
 /// Damaged files that are kept; one more is not put aside.
 const ASIDE_MAX: u32 = 1000;
 
@@ -62,104 +43,6 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
-}
-
-/// What a port is bound to, from when it is made until that is changed by command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bound {
-    /// As it was asked for, perhaps as `latest`; of a port in the configuration file, to see
-    /// whether that has changed.
-    pub asked: String,
-    /// What it was resolved to.
-    pub profile: String,
-    /// The profile's digest then.
-    pub digest: String,
-    /// The guest's MAC; None in files of older versions, which did not record it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddress>,
-}
-
-/// An uplink as it was opened last: what ports were checked against and placed by. With it they can
-/// be served while the NIC is away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownUplink {
-    /// Driver of its NIC.
-    pub driver: String,
-    /// The NIC's own MAC.
-    pub mac: MacAddress,
-    /// The NIC's MTU, bytes.
-    pub mtu: u32,
-    /// The longest packet, bytes.
-    pub packet_max: u32,
-    /// Where the program ran.
-    pub attach_mode: AttachMode,
-    /// How packets moved.
-    pub socket_mode: SocketMode,
-    /// Its queues with a socket.
-    pub queues: Vec<u32>,
-}
-
-/// All that is kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
-    /// The ports added at run time.
-    pub ports: Vec<PortConfig>,
-    /// By port, those of the configuration file among them.
-    pub bindings: BTreeMap<String, Bound>,
-    /// By the name in the configuration.
-    pub uplinks: BTreeMap<String, KnownUplink>,
-}
-
-/// As it is written.
-#[derive(Serialize)]
-struct Content<'k> {
-    checksum: &'static str,
-    version: u32,
-    ports: &'k [PortConfig],
-    bindings: &'k BTreeMap<String, Bound>,
-    uplinks: &'k BTreeMap<String, KnownUplink>,
-}
-
-/// As it is read: part by part and entry by entry, so that one that is damaged takes no other with
-/// it.
-#[derive(Deserialize)]
-struct Parts {
-    #[serde(default)]
-    version: Value,
-    #[serde(default = "no_list")]
-    ports: Value,
-    #[serde(default = "no_object")]
-    bindings: Value,
-    #[serde(default = "no_object")]
-    uplinks: Value,
-}
-
-fn no_list() -> Value {
-    Value::Array(Vec::new())
-}
-
-fn no_object() -> Value {
-    Value::Object(serde_json::Map::new())
-}
-
-/// One of the two files, as it was found.
-enum Copy {
-    /// There is none.
-    Missing,
-    /// As it was written.
-    Whole(Kept),
-    /// What is left of it, and what is wrong.
-    Damaged(Rest, String),
-    /// Written by a version that knows more.
-    Newer(u64),
-}
-
-/// What can be read of a damaged copy.
-#[derive(Default)]
-struct Rest {
-    kept: Kept,
-    /// Each entry that can be read is as it was written, as far as is known.
-    is_trusted: bool,
 }
 
 /// The files.
@@ -281,21 +164,21 @@ impl StateFile {
     fn read(&mut self) {
         let (main, backup) = (self.main(), self.backup());
         let (rest, told) = match read(&main) {
-            Copy::Whole(kept) => {
+            StateCopy::Whole(kept) => {
                 self.kept = kept;
                 return self.look_at_copy(&backup);
             }
-            Copy::Newer(found) => return self.seal_newer(&main, found),
-            Copy::Damaged(rest, wrong) => (rest, self.put_aside(&main, &wrong)),
-            Copy::Missing => (Rest::default(), String::new()),
+            StateCopy::Newer(found) => return self.seal_newer(&main, found),
+            StateCopy::Damaged(rest, wrong) => (rest, self.put_aside(&main, &wrong)),
+            StateCopy::Missing => (Remains::default(), String::new()),
         };
         let (other, used) = match read(&backup) {
             // A new daemon's.
-            Copy::Missing if told.is_empty() => return,
-            Copy::Newer(found) => return self.seal_newer(&backup, found),
-            Copy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
-            Copy::Damaged(rest, wrong) => (rest, self.put_aside(&backup, &wrong)),
-            Copy::Missing => (Rest::default(), format!("there is no {}", backup.display())),
+            StateCopy::Missing if told.is_empty() => return,
+            StateCopy::Newer(found) => return self.seal_newer(&backup, found),
+            StateCopy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
+            StateCopy::Damaged(rest, wrong) => (rest, self.put_aside(&backup, &wrong)),
+            StateCopy::Missing => (Remains::default(), format!("there is no {}", backup.display())),
         };
         self.kept = rest.kept;
         self.kept.add_missing(other.kept);
@@ -308,7 +191,7 @@ impl StateFile {
 
     /// The second copy is whole. The first may have been written later, by a version that knows no
     /// second: what it alone has is not lost.
-    fn use_copy(&mut self, kept: Kept, rest: Rest, told: &str, backup: &Path) {
+    fn use_copy(&mut self, kept: Kept, rest: Remains, told: &str, backup: &Path) {
         let whole = kept.ports.len();
         self.kept = kept;
         if rest.is_trusted {
@@ -328,9 +211,9 @@ impl StateFile {
     /// aside first.
     fn look_at_copy(&mut self, backup: &Path) {
         let wrong = match read(backup) {
-            Copy::Missing | Copy::Whole(_) => return,
-            Copy::Damaged(_, wrong) => wrong,
-            Copy::Newer(found) => format!("it has version {found}"),
+            StateCopy::Missing | StateCopy::Whole(_) => return,
+            StateCopy::Damaged(_, wrong) => wrong,
+            StateCopy::Newer(found) => format!("it has version {found}"),
         };
         let file = backup.display();
         let told = match put_aside(backup) {
@@ -390,153 +273,20 @@ fn put_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// What a file has, with its checksum.
-fn text(kept: &Kept) -> io::Result<String> {
-    let Kept { ports, bindings, uplinks } = kept;
-    let content = Content { checksum: CHECKSUM_BLANK, version: VERSION, ports, bindings, uplinks };
-    let mut text = serde_json::to_string_pretty(&content)?;
-    let place = CHECKSUM_HEAD.len()..CHECKSUM_HEAD.len() + CHECKSUM_BLANK.len();
-    let sum = checksum(&text);
-    text.replace_range(place, &sum);
-    Ok(text)
-}
-
-fn checksum(text: &str) -> String {
-    let mut sum = String::new();
-    for byte in Sha256::digest(text.as_bytes()) {
-        // Writing to a String cannot fail.
-        let _ = write!(sum, "{byte:02x}");
-    }
-    sum
-}
-
-/// Whether the checksum is right, if there is one: older versions, and people, write none.
-fn is_whole(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix(CHECKSUM_HEAD) else { return true };
-    let length = CHECKSUM_BLANK.len();
-    let (Some(sum), Some(rest)) = (rest.get(..length), rest.get(length..)) else { return false };
-    sum == checksum(&[CHECKSUM_HEAD, CHECKSUM_BLANK, rest].concat())
-}
-
-fn read(path: &Path) -> Copy {
-    let text = match read_text(path, BYTES_MAX) {
-        Ok(text) => text,
-        Err(FileError::Unreadable { source, .. }) if is_absent(path, &source) => {
-            return Copy::Missing;
-        }
-        Err(error) => return Copy::Damaged(Rest::default(), chain(&error)),
-    };
-    let parts: Parts = match serde_json::from_str(&text) {
-        Ok(parts) => parts,
-        Err(error) => return Copy::Damaged(Rest::default(), error.to_string()),
-    };
-    let mut wrong = Vec::new();
-    match parts.version.as_u64() {
-        Some(version) if version > u64::from(VERSION) => return Copy::Newer(version),
-        None | Some(0) => wrong.push("it has no version".to_owned()),
-        Some(_) => {}
-    }
-    let is_trusted = is_whole(&text);
-    if !is_trusted {
-        wrong.push("its checksum is another".to_owned());
-    }
-    let kept = Kept {
-        ports: ports(parts.ports, &mut wrong),
-        bindings: named(("bindings", "binding"), parts.bindings, &mut wrong),
-        uplinks: named(("uplinks", "uplink"), parts.uplinks, &mut wrong),
-    };
-    let kept = kept.plausible(&mut wrong);
-    if wrong.is_empty() {
-        return Copy::Whole(kept);
-    }
-    Copy::Damaged(Rest { kept, is_trusted }, wrong.join("; "))
-}
-
-/// Whether there is no file of this name: a symbolic link that leads nowhere is one that we did not
-/// make, and may have to be mended.
-fn is_absent(path: &Path, error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
-}
-
-fn ports(part: Value, wrong: &mut Vec<String>) -> Vec<PortConfig> {
-    let entries = match part {
-        Value::Array(entries) => entries,
-        _ => {
-            wrong.push("its ports are no list".to_owned());
-            Vec::new()
-        }
-    };
-    let mut names = BTreeSet::new();
-    let mut ports = Vec::new();
-    for (number, entry) in entries.into_iter().enumerate() {
-        match serde_json::from_value::<PortConfig>(entry) {
-            Ok(port) if !is_port_name(&port.name) => {
-                wrong.push(format!("port {number}: {:?} is no name", port.name));
-            }
-            Ok(port) if !names.insert(port.name.clone()) => {
-                wrong.push(format!("port {number}: there is another {}", port.name));
-            }
-            Ok(port) => ports.push(port),
-            Err(error) => wrong.push(format!("port {number}: {error}")),
-        }
-    }
-    ports
-}
-
-fn named<T: DeserializeOwned>(
-    (kinds, kind): (&str, &str),
-    part: Value,
-    wrong: &mut Vec<String>,
-) -> BTreeMap<String, T> {
-    let entries = match part {
-        Value::Object(entries) => entries,
-        _ => {
-            wrong.push(format!("its {kinds} are no object"));
-            serde_json::Map::new()
-        }
-    };
-    let mut read = BTreeMap::new();
-    for (name, entry) in entries {
-        match serde_json::from_value(entry) {
-            Ok(entry) => drop(read.insert(name, entry)),
-            Err(error) => wrong.push(format!("{kind} {name:?}: {error}")),
-        }
-    }
-    read
-}
-
-impl Kept {
-    /// With what only another copy has.
-    fn add_missing(&mut self, other: Self) {
-        let has = |name: &str| self.ports.iter().any(|port| port.name == name);
-        let missing: Vec<_> = other.ports.into_iter().filter(|port| !has(&port.name)).collect();
-        self.ports.extend(missing);
-        for (name, bound) in other.bindings {
-            self.bindings.entry(name).or_insert(bound);
-        }
-        for (name, known) in other.uplinks {
-            self.uplinks.entry(name).or_insert(known);
-        }
-    }
-
-    /// Without uplinks that no NIC can have been: ports are placed by their queues.
-    fn plausible(mut self, wrong: &mut Vec<String>) -> Self {
-        self.uplinks.retain(|name, known| {
-            let queues: BTreeSet<u32> = known.queues.iter().copied().collect();
-            let fit = queues.iter().all(|&queue| queue < QUEUES_MAX);
-            let right = fit && !queues.is_empty() && queues.len() == known.queues.len();
-            if !right {
-                wrong.push(format!("uplink {name:?}: its queues are {:?}", known.queues));
-            }
-            right
-        });
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Serialize};
+    use serde_json::Value;
+
     use super::*;
+    use crate::config::PortConfig;
+    use crate::daemon::nic::KnownUplink;
+    use crate::daemon::ports::port_record::BoundProfile;
+    use crate::daemon::ports::state_text::is_whole;
+    use crate::device::mac::MacAddress;
+    use crate::xdp::{AttachMode, SocketMode};
 
     fn port(name: &str) -> PortConfig {
         let text =
@@ -545,7 +295,7 @@ mod tests {
     }
 
     fn kept(names: &[&str]) -> Kept {
-        let bound = Bound {
+        let bound = BoundProfile {
             asked: "latest".into(),
             profile: "p".into(),
             digest: "d".into(),
@@ -628,7 +378,7 @@ mod tests {
             version: u32,
             ports: Vec<PortConfig>,
             #[serde(default)]
-            bindings: BTreeMap<String, Bound>,
+            bindings: BTreeMap<String, BoundProfile>,
             #[serde(default)]
             uplinks: BTreeMap<String, KnownUplink>,
         }

@@ -1,189 +1,100 @@
-//! The predecessor's side: start a successor, leave it everything, or go on.
+//! The predecessor's side: start a successor and leave it everything, or continue.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
-};
+use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
 
 use crate::config::names_a_file;
 use crate::control::api::{PortChange, Upgrade};
-use crate::datapath::{PortId, RingAtRest, SocketDescriptor, WorkerAtRest};
-use crate::platform::log_queue;
+use crate::daemon::directory_lock::DirectoryLock;
+use crate::daemon::nic::{ExportedUplink, Nic, Nics};
+use crate::daemon::ownership::{Busy, Ownership};
+use crate::daemon::ports::{PortMap, Registry, StateFile};
+use crate::daemon::problems::{Problem, Problems};
+use crate::daemon::watches::Watches;
+use crate::daemon::workers::Workers;
+use crate::datapath::SocketDescriptor;
 use crate::platform::unix_socket::{FileIdentity, SocketFile};
 use crate::report::chain;
-use crate::vhost_user::{SessionAtRest, started};
 
 use super::channel::Channel;
+use super::paused::Paused;
+use super::successor_process::{Completed, Successor};
 use super::token::Token;
-use super::upgrade_document::{
-    Descriptors, Foundation, ListenerPart, Place, SaidPart, SessionPart, Traffic, UplinkPart,
-    VERSION,
-};
-use super::{Answer, PREDECESSOR_VARIABLE, Running, notify, now, port_changes, service_manager};
-use crate::daemon::nic::{LeftUplink, Nic};
-use crate::daemon::ownership::Busy;
-use crate::daemon::ports::{Port, Registry};
-use crate::daemon::problems::Problem;
-use crate::daemon::workers::RestError;
+use super::upgrade_document::{Descriptors, Foundation, ListenerPart, Place, UplinkPart, VERSION};
+use super::upgrade_error::UpgradeError;
+use super::{port_changes, service_manager};
 
 /// How long a successor may take to start, while packets move and requests are answered.
 const READY_WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long a hand-over may take, from asking sessions to stand still until the successor has
-/// everything.
+/// How long a hand-over may take, from asking sessions to pause until the successor has everything.
 const HAND_OVER_WAIT_MAX: Duration = Duration::from_secs(3);
-/// How much of that all sessions together have to come to stand still.
-const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
-/// How long the successor may take to say what came of it.
-const RUNNING_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How long a process that has closed its end of the channel may take to end.
-const END_WAIT_MAX: Duration = Duration::from_millis(200);
-/// How often that is looked for.
-const END_RETRY: Duration = Duration::from_millis(2);
 
-/// Why there is no successor; all goes on as before.
-#[derive(Debug, thiserror::Error)]
-pub enum UpgradeError {
-    /// One is being started already.
-    #[error("another upgrade is under way")]
-    UnderWay,
-    /// Another process has everything, or this one stops.
-    #[error(transparent)]
-    Busy(Busy),
-    /// It was asked to stop while the new process started.
-    #[error("isonic was told to stop while the new process got ready; that process was ended")]
-    Stopped,
-    /// Running guests would lose what they have.
-    #[error(
-        "the new process would change what running VMs have: {}. Nothing was changed. Put the old \
-         values back into the configuration, shut these VMs down first, or insist: \
-         isonic upgrade --force",
-        list(.0)
-    )]
-    Takes(Vec<PortChange>),
-    /// An uplink went down, came back or was opened again while the successor got ready.
-    #[error("uplink {0} has changed while the new process got ready; give the command again")]
-    UplinkChanged(String),
-    /// An uplink that cannot go over.
-    #[error("no other process can go on with uplink {uplink}: {obstacle}; restart isonic instead")]
-    Uplink {
-        /// By its name in the configuration.
-        uplink: String,
-        /// Why.
-        obstacle: &'static str,
-    },
-    /// No program has such a path.
-    #[error("\"{}\" is not the absolute path of a program", .0.display())]
-    Binary(PathBuf),
-    /// The program could not be started.
-    #[error("cannot start {}", binary.display())]
-    Start {
-        /// Which.
-        binary: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It said nothing for too long, and was ended.
-    #[error("the new process was not {step} in time, and was ended; the log says why")]
-    Silent {
-        /// What it should have been.
-        step: &'static str,
-        /// What was read of it, if not nothing.
-        #[source]
-        source: Option<io::Error>,
-    },
-    /// It ended without a word.
-    #[error("the new process ended before it was {step} ({status}); the log says why")]
-    Ended {
-        /// What it should have been.
-        step: &'static str,
-        /// How it ended.
-        status: ExitStatus,
-    },
-    /// It said why not.
-    #[error("the new process cannot go on: {0}")]
-    Refused(String),
-    /// It does not say what it should.
-    #[error("the new process does not speak this version's language")]
-    Foreign,
-    /// We do not come to a stop.
-    #[error(transparent)]
-    Rest(#[from] RestError),
-    /// It came to nothing, and not without consequences.
-    #[error(
-        "{}. The front-ends of these ports did not stand still in time, were cut off and connect \
-         anew: {}",
-        chain(reason), ports.join(", ")
-    )]
-    Cut {
-        /// Their ports.
-        ports: Vec<String>,
-        /// Why there is no successor.
-        reason: Box<UpgradeError>,
-    },
-    /// What it needs cannot be given.
-    #[error("cannot give everything to the new process")]
-    Give(#[source] io::Error),
-}
-
-impl UpgradeError {
-    /// The same, where the sessions of these ports were cut off meanwhile.
-    fn with_cut(self, ports: Vec<String>) -> Self {
-        if ports.is_empty() { self } else { Self::Cut { ports, reason: Box::new(self) } }
-    }
-}
-
-fn list(changes: &[PortChange]) -> String {
-    changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// This process, as what has successors.
+/// How this process was started, and what it answers on.
 #[derive(Debug)]
-pub struct Succession {
+pub struct OwnProgram {
     /// Where it was started from; a new version is there by the same name.
     binary: io::Result<PathBuf>,
     /// The API's listening socket.
     api: Option<OwnedFd>,
-    /// The file of its name, once this process is the owner.
+}
+
+impl OwnProgram {
+    /// Of a process that answers the API on this socket.
+    ///
+    /// # Errors
+    /// No descriptor to be had.
+    pub fn new(api: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let api = api.map(|api| api.try_clone_to_owned()).transpose()?;
+        Ok(Self { binary: std::env::current_exe(), api })
+    }
+}
+
+/// What is left to a successor.
+#[derive(Debug)]
+pub struct Exported {
+    /// The ports.
+    pub registry: Arc<Registry>,
+    /// The NICs.
+    pub nics: Arc<Nics>,
+    /// The workers.
+    pub workers: Arc<Workers>,
+    /// Whose all of this is.
+    pub ownership: Arc<Ownership>,
+    /// Where it is told what is wrong.
+    pub problems: Arc<Problems>,
+    /// The threads of NICs and ports.
+    pub watches: Arc<Watches>,
+    /// The state, whose lock goes over.
+    pub state: Option<Arc<StateFile>>,
+    /// The lock of the runtime directory, likewise.
+    pub runtime_lock: Option<Arc<DirectoryLock>>,
+}
+
+/// This process, as what has successors.
+#[derive(Debug)]
+pub struct Upgrader {
+    program: OwnProgram,
+    daemon: Exported,
+    /// The file of the API's name, once this process is the owner.
     api_file: Mutex<Option<FileIdentity>>,
     /// The number of the process that has everything; 0 while there is none.
     successor: AtomicU32,
     ended: Arc<Notify>,
 }
 
-/// A process that was started and has everything.
-#[derive(Debug)]
-pub struct Succeeded {
-    /// Its number.
-    pub pid: u32,
-    /// What came of it.
-    pub running: Option<Running>,
-    /// What it has changed.
-    pub changes: Vec<PortChange>,
-}
-
-impl Succession {
-    /// Of a process that answers the API on this socket.
-    pub fn new(api: Option<BorrowedFd<'_>>) -> io::Result<Self> {
-        Ok(Self {
-            binary: std::env::current_exe(),
-            api: api.map(|api| api.try_clone_to_owned()).transpose()?,
-            api_file: Mutex::default(),
-            successor: AtomicU32::new(0),
-            ended: Arc::default(),
-        })
+impl Upgrader {
+    /// Of this process, which has all of this.
+    pub fn new(program: OwnProgram, daemon: Exported) -> Self {
+        let (api_file, successor) = (Mutex::default(), AtomicU32::new(0));
+        Self { program, daemon, api_file, successor, ended: Arc::default() }
     }
 
     /// The API's socket has a name that is this process's.
@@ -204,32 +115,29 @@ impl Succession {
     ///
     /// # Errors
     /// [`UpgradeError`]; this process continues as before then.
-    pub fn upgrade(
-        &self,
-        registry: &Arc<Registry>,
-        asked: &Upgrade,
-    ) -> Result<Succeeded, UpgradeError> {
+    pub fn upgrade(&self, asked: &Upgrade) -> Result<Completed, UpgradeError> {
         check_binary(asked.binary.as_deref())?;
+        let Exported { registry, ownership, problems, watches, .. } = &self.daemon;
         {
             // No port comes or goes from here on: what the successor reads stays true.
             let ports = registry.ports();
             let settled = registry.check_settled(&ports);
-            settled.and_then(|()| registry.ownership.prepare()).map_err(|busy| match busy {
+            settled.and_then(|()| ownership.prepare()).map_err(|busy| match busy {
                 Busy::Upgrading => UpgradeError::UnderWay,
                 busy => UpgradeError::Busy(busy),
             })?;
         }
-        let undecided = registry.ownership.undecided();
-        let outcome = self.try_upgrade(registry, asked).map(Successor::succeeded);
+        let undecided = ownership.undecided();
+        let outcome = self.try_upgrade(asked).map(Successor::completed);
         match &outcome {
-            Ok(succeeded) => {
-                notify(&[NotifyState::MainPid(succeeded.pid)]);
+            Ok(completed) => {
+                service_manager::notify(&[NotifyState::MainPid(completed.pid)]);
                 self.ended.notify_one();
             }
             Err(error) => {
                 tracing::error!(error = chain(error), "no upgrade: this process goes on");
-                let watched = registry.watch_nics().map_err(|error| error.to_string());
-                registry.problems.set(Problem::Threads, watched.err());
+                let watched = watches.watch_nics().map_err(|error| error.to_string());
+                problems.set(Problem::Threads, watched.err());
                 drop(undecided);
                 // The successor may have put a damaged copy of the state aside.
                 registry.record_again();
@@ -251,12 +159,12 @@ impl Succession {
 
     /// Leave everything with the service manager, for the process that it starts next. Answers
     /// whether that is done: this process must do nothing more then.
-    pub fn leave_with_manager(&self, registry: &Arc<Registry>) -> bool {
+    pub fn leave_with_manager(&self) -> bool {
         if !service_manager::keeps() {
             return false;
         }
-        registry.leave_nics();
-        let left = self.try_leave(registry);
+        self.daemon.watches.leave_nics();
+        let left = self.try_leave();
         if let Err(error) = &left {
             let error = chain(error);
             tracing::error!(error, "nothing is left with the service manager");
@@ -264,83 +172,76 @@ impl Succession {
         left.is_ok()
     }
 
-    fn try_leave(&self, registry: &Arc<Registry>) -> Result<(), UpgradeError> {
-        look_for_obstacles(registry)?;
+    fn try_leave(&self) -> Result<(), UpgradeError> {
+        let Exported { registry, nics, workers, .. } = &self.daemon;
+        look_for_obstacles(nics)?;
         let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
+        // Locked until the manager has everything: nobody else asks for anything any more.
         let ports = registry.ports();
-        let sockets = registry.fabric.socket_descriptors()?;
+        let sockets = workers.socket_descriptors()?;
         let (foundation, descriptors) =
-            self.foundation(registry, &ports, sockets).map_err(UpgradeError::Give)?;
+            self.foundation(&ports, sockets).map_err(UpgradeError::Give)?;
         channel.send(&foundation, &descriptors, deadline).map_err(UpgradeError::Give)?;
-        let mut standstill = Standstill::of(registry, ports);
-        let (traffic, descriptors) = standstill.traffic()?;
+        let mut paused = Paused::new(nics, workers, ports);
+        let (traffic, descriptors) = paused.traffic()?;
         channel.send(&traffic, &descriptors, deadline).map_err(UpgradeError::Give)?;
         service_manager::keep(&theirs).map_err(UpgradeError::Give)?;
-        standstill.armed = false;
+        paused.is_left();
         Ok(())
     }
 
-    fn try_upgrade(
-        &self,
-        registry: &Arc<Registry>,
-        asked: &Upgrade,
-    ) -> Result<Successor, UpgradeError> {
-        look_for_obstacles(registry)?;
-        let looked_at = uplink_changes(registry);
+    fn try_upgrade(&self, asked: &Upgrade) -> Result<Successor, UpgradeError> {
+        let Exported { registry, nics, workers, ownership, watches, .. } = &self.daemon;
+        look_for_obstacles(nics)?;
+        let looked_at = uplink_changes(nics);
         let mut successor = Successor::start(&self.binary(asked.binary.as_deref())?)?;
-        registry.ownership.on_stop(successor.channel.breaker().map_err(UpgradeError::Give)?);
+        ownership.on_stop(successor.breaker().map_err(UpgradeError::Give)?);
         let stopped = |error| match error {
-            UpgradeError::Silent { .. } | UpgradeError::Ended { .. }
-                if registry.ownership.stop_asked() =>
-            {
+            UpgradeError::Silent { .. } | UpgradeError::Ended { .. } if ownership.stop_asked() => {
                 UpgradeError::Stopped
             }
             error => error,
         };
-        successor.changes = self.prepare(registry, &mut successor).map_err(stopped)?;
+        successor.changes = self.prepare(&mut successor).map_err(stopped)?;
         // A link that goes down now is the successor's to notice.
-        registry.leave_nics();
-        look_for_obstacles(registry)?;
-        if let Some(uplink) = changed_since(looked_at, registry) {
+        watches.leave_nics();
+        look_for_obstacles(nics)?;
+        if let Some(uplink) = changed_since(looked_at, nics) {
             return Err(UpgradeError::UplinkChanged(uplink));
         }
         let ports = registry.ports();
         if !asked.force {
             port_changes::refuse_losses(&successor.changes, &ports).map_err(UpgradeError::Takes)?;
         }
-        registry.ownership.hand_over().map_err(|_stopping| UpgradeError::Stopped)?;
-        let mut standstill = Standstill::of(registry, ports);
-        if let Err(error) = leave(&mut standstill, &mut successor) {
-            // Before we go on.
+        ownership.hand_over().map_err(|_stopping| UpgradeError::Stopped)?;
+        let mut paused = Paused::new(nics, workers, ports);
+        if let Err(error) = hand_over(&mut paused, &mut successor) {
+            // Before this process continues.
             successor.end();
-            return Err(error.with_cut(std::mem::take(&mut standstill.cut)));
+            return Err(error.with_cut(std::mem::take(&mut paused.cut)));
         }
         // From here on everything is the successor's, and nobody gets the lock before that is said.
-        standstill.armed = false;
-        self.successor.store(successor.process.id(), Ordering::Release);
-        registry.ownership.lose();
+        paused.is_left();
+        self.successor.store(successor.id(), Ordering::Release);
+        ownership.lose();
         Ok(successor)
     }
 
     /// Give the successor what it begins with, and wait until it is ready: what it would change.
-    fn prepare(
-        &self,
-        registry: &Registry,
-        successor: &mut Successor,
-    ) -> Result<Vec<PortChange>, UpgradeError> {
+    fn prepare(&self, successor: &mut Successor) -> Result<Vec<PortChange>, UpgradeError> {
         let deadline = Instant::now() + READY_WAIT_MAX;
         let (foundation, descriptors) = {
-            let ports = registry.ports();
-            let sockets = registry.fabric.socket_descriptors()?;
-            self.foundation(registry, &ports, sockets).map_err(UpgradeError::Give)?
+            let ports = self.daemon.registry.ports();
+            let sockets = self.daemon.workers.socket_descriptors()?;
+            self.foundation(&ports, sockets).map_err(UpgradeError::Give)?
         };
         successor.send(&foundation, &descriptors, deadline)?;
         successor.ready(deadline)
     }
 
     fn binary(&self, asked: Option<&Path>) -> Result<PathBuf, UpgradeError> {
-        match (asked, &self.binary) {
+        match (asked, &self.program.binary) {
             (Some(asked), _) => Ok(asked.to_owned()),
             (None, Ok(own)) => Ok(own.clone()),
             (None, Err(error)) => Err(UpgradeError::Start {
@@ -352,26 +253,28 @@ impl Succession {
 
     fn foundation(
         &self,
-        registry: &Registry,
-        ports: &BTreeMap<String, Port>,
+        ports: &PortMap,
         sockets: Vec<SocketDescriptor>,
     ) -> io::Result<(Foundation, Descriptors)> {
+        let daemon = &self.daemon;
         let mut descriptors = Descriptors::default();
         let mut places = Vec::new();
         for (uplink, queue, socket) in sockets {
             places.push((uplink, queue, descriptors.put(socket)));
         }
         let mut uplinks = Vec::new();
-        for nic in registry.nics.iter() {
+        for nic in daemon.nics.iter() {
             let own = places.iter().filter(|(uplink, ..)| *uplink == nic.id);
             let own = own.map(|&(_, queue, place)| (queue, place)).collect();
             uplinks.push(uplink_part(nic, own, &mut descriptors)?);
         }
         let mut put =
             |own: BorrowedFd<'_>| own.try_clone_to_owned().map(|own| descriptors.put(own));
-        let api = self.api.as_ref().map(|api| put(api.as_fd())).transpose()?;
-        let state_lock = registry.state_lock().map(|lock| put(lock.as_fd())).transpose()?;
-        let runtime_lock = registry.runtime_lock().map(|lock| put(lock.as_fd())).transpose()?;
+        let api = self.program.api.as_ref().map(|api| put(api.as_fd())).transpose()?;
+        let state_lock = daemon.state.as_ref().and_then(|state| state.lock());
+        let state_lock = state_lock.map(|lock| put(lock.as_fd())).transpose()?;
+        let runtime_lock = daemon.runtime_lock.as_ref().and_then(|lock| lock.share());
+        let runtime_lock = runtime_lock.map(|lock| put(lock.as_fd())).transpose()?;
         let mut listeners = Vec::new();
         for (name, port) in ports {
             if let Some(listener) = port.socket.listener() {
@@ -380,7 +283,7 @@ impl Succession {
                 listeners.push(ListenerPart { port, path, listener: put(listener)?, file });
             }
         }
-        let parts = registry.parts(ports).into_iter().map(serde_json::to_value);
+        let parts = daemon.registry.records(ports).into_iter().map(serde_json::to_value);
         let ports = Some(parts.collect::<Result<_, _>>()?);
         let (version, api_file) = (VERSION, *self.api_file());
         let foundation = Foundation {
@@ -406,23 +309,23 @@ fn check_binary(asked: Option<&Path>) -> Result<(), UpgradeError> {
 }
 
 /// Since when each uplink is as it is.
-fn uplink_changes(registry: &Registry) -> Vec<SystemTime> {
-    registry.nics.iter().map(|nic| nic.status().since).collect()
+fn uplink_changes(nics: &Nics) -> Vec<SystemTime> {
+    nics.iter().map(|nic| nic.status().since).collect()
 }
 
 /// An uplink that is not as it was.
-fn changed_since(before: Vec<SystemTime>, registry: &Registry) -> Option<String> {
-    let mut uplinks = registry.nics.iter().zip(before);
+fn changed_since(before: Vec<SystemTime>, nics: &Nics) -> Option<String> {
+    let mut uplinks = nics.iter().zip(before);
     let changed = uplinks.find(|(nic, since)| nic.status().since != *since);
     changed.map(|(nic, _)| nic.config.interface.clone())
 }
 
-/// Stop, and leave it all to the successor. An error says that it has taken nothing, and cannot
+/// Pause, and leave it all to the successor. An error says that it has taken nothing, and cannot
 /// any more.
-fn leave(standstill: &mut Standstill<'_>, successor: &mut Successor) -> Result<(), UpgradeError> {
+fn hand_over(paused: &mut Paused<'_>, successor: &mut Successor) -> Result<(), UpgradeError> {
     let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
     let token = Token::new().map_err(UpgradeError::Give)?;
-    let (mut traffic, mut descriptors) = standstill.traffic()?;
+    let (mut traffic, mut descriptors) = paused.traffic()?;
     let shared = token.share().map_err(UpgradeError::Give)?;
     traffic.token = Some(descriptors.put(shared));
     successor.send(&traffic, &descriptors, deadline)?;
@@ -438,9 +341,9 @@ fn leave(standstill: &mut Standstill<'_>, successor: &mut Successor) -> Result<(
     }
 }
 
-fn look_for_obstacles(registry: &Registry) -> Result<(), UpgradeError> {
+fn look_for_obstacles(nics: &Nics) -> Result<(), UpgradeError> {
     let found = |nic: &Nic| Some((nic.config.interface.clone(), nic.obstacle()?));
-    match registry.nics.iter().find_map(found) {
+    match nics.iter().find_map(found) {
         Some((uplink, obstacle)) => Err(UpgradeError::Uplink { uplink, obstacle }),
         None => Ok(()),
     }
@@ -451,7 +354,7 @@ fn uplink_part(
     sockets: Vec<(u32, Place)>,
     descriptors: &mut Descriptors,
 ) -> io::Result<UplinkPart> {
-    let LeftUplink { status, descriptors: own } = nic.leave()?;
+    let ExportedUplink { status, descriptors: own } = nic.export()?;
     let [link, tap, umem] = own.map(|own| descriptors.put(own));
     Ok(UplinkPart {
         interface: nic.config.interface.clone(),
@@ -465,286 +368,4 @@ fn uplink_part(
         umem,
         sockets,
     })
-}
-
-/// Everything stands still, and goes on when this is dropped, unless it is another process's by
-/// then.
-struct Standstill<'r> {
-    registry: &'r Arc<Registry>,
-    ports: MutexGuard<'r, BTreeMap<String, Port>>,
-    armed: bool,
-    /// Ports whose session was cut off for it.
-    cut: Vec<String>,
-}
-
-impl<'r> Standstill<'r> {
-    fn of(registry: &'r Arc<Registry>, ports: MutexGuard<'r, BTreeMap<String, Port>>) -> Self {
-        Self { registry, ports, armed: true, cut: Vec::new() }
-    }
-
-    /// Stop, and say where everything stands.
-    fn traffic(&mut self) -> Result<(Traffic, Descriptors), UpgradeError> {
-        let asked_at = now();
-        let (sessions, reconnecting) = self.pause();
-        self.cut.clone_from(&reconnecting);
-        self.registry.nics.stop_threads();
-        let stopped_at = now();
-        let workers = self.registry.fabric.rest()?;
-        // What the workers had for the host, whose thread has stopped.
-        self.registry.nics.iter().for_each(|nic| nic.finish_host(&self.registry.fabric));
-        let (mut sockets, mut rings) = (Vec::new(), Vec::new());
-        for WorkerAtRest { sockets: own, rings: of } in workers {
-            for (uplink, socket) in own {
-                let nic = self.registry.nics.iter().find(|nic| nic.id == uplink);
-                let interface = nic.map(|nic| nic.config.interface.clone());
-                sockets.push((interface.unwrap_or_default(), socket));
-            }
-            rings.extend(of);
-        }
-        rings.sort_by_key(|ring| ring.index);
-        let mut descriptors = Descriptors::default();
-        let mut parts = Vec::new();
-        for (id, port, session) in sessions {
-            let (own, others) = rings.into_iter().partition(|ring: &RingAtRest| ring.port == id);
-            rings = others;
-            let part = session_part(port, session, own, &mut descriptors);
-            parts.push(
-                serde_json::to_value(part).map_err(|error| UpgradeError::Give(error.into()))?,
-            );
-        }
-        let (version, sessions, token) = (VERSION, parts, None);
-        let traffic =
-            Traffic { version, asked_at, stopped_at, sockets, token, reconnecting, sessions };
-        Ok((traffic, descriptors))
-    }
-
-    /// Have all sessions stand still, within one deadline for all of them: those that do, and the
-    /// ports whose front-ends have to connect anew.
-    fn pause(&mut self) -> (Vec<(PortId, String, SessionAtRest)>, Vec<String>) {
-        let until = Instant::now() + PAUSE_WAIT_MAX;
-        let ask = |(name, port): (&String, &mut Port)| {
-            let connected = port.link.session().is_some();
-            (port.id, name.clone(), connected, port.socket.ask_to_rest(until))
-        };
-        let asked: Vec<_> = self.ports.iter_mut().map(ask).collect();
-        let (mut sessions, mut reconnecting) = (Vec::new(), Vec::new());
-        for (id, name, connected, resting) in asked {
-            match resting.wait() {
-                Some(session) => sessions.push((id, name, session)),
-                None if connected => reconnecting.push(name),
-                None => {}
-            }
-        }
-        (sessions, reconnecting)
-    }
-}
-
-impl Drop for Standstill<'_> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        for nic in self.registry.nics.iter() {
-            // The successor may have put its own in the place.
-            if let Err(error) = nic.replace_program() {
-                tracing::error!(error = chain(&error), "another process's XDP program stays");
-            }
-        }
-        if self.registry.fabric.resume().is_err() {
-            tracing::error!("a worker is gone");
-        }
-        if let Err(error) = self.registry.nics.start_threads(&self.registry.fabric) {
-            tracing::error!(%error, "multicast is brought no more");
-        }
-        for port in self.ports.values_mut() {
-            port.socket.resume();
-        }
-    }
-}
-
-/// A session with its rings, which its workers had.
-fn session_part(
-    port: String,
-    SessionAtRest { stream, record }: SessionAtRest,
-    rings: Vec<RingAtRest>,
-    descriptors: &mut Descriptors,
-) -> SessionPart {
-    let of_rings = rings.into_iter().flat_map(|ring| {
-        let RingAtRest { index, position, broken, kick, call, err, .. } = ring;
-        started((index, position, broken), [kick, call, err])
-    });
-    let said = record.said.into_iter().chain(of_rings);
-    let said = said.map(|said| SaidPart::part(said, descriptors)).collect();
-    let stream = descriptors.put(stream);
-    SessionPart { port, stream, said, ran: record.ran, named: record.named }
-}
-
-/// Whether the other end of a channel is closed.
-fn is_end(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-}
-
-/// Whether a wait was as long as it may be. A socket's says EAGAIN.
-fn is_time_out(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
-}
-
-/// A process that is to go on; ended when dropped, unless it has everything.
-struct Successor {
-    process: Child,
-    channel: Channel,
-    taken: bool,
-    ended: bool,
-    /// What it would change, or has.
-    changes: Vec<PortChange>,
-}
-
-impl Successor {
-    /// Start it as this process was started, with its end of the channel for its standard input,
-    /// and in a process group of its own: if it is a script, what that has started has the channel
-    /// too, and in it the NICs' sockets and the locks.
-    fn start(binary: &Path) -> Result<Self, UpgradeError> {
-        let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
-        let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-        let process = Command::new(binary)
-            .args(arguments)
-            .env(PREDECESSOR_VARIABLE, "stdin")
-            .stdin(Stdio::from(theirs))
-            .process_group(0)
-            .spawn()
-            .map_err(|source| UpgradeError::Start { binary: binary.to_owned(), source })?;
-        tracing::info!(binary = %binary.display(), pid = process.id(), "a new process is started");
-        Ok(Self { process, channel, taken: false, ended: false, changes: Vec::new() })
-    }
-
-    /// A broken pipe, or one that is reset because something was not read, means that it has ended:
-    /// what is waited for next reports why.
-    fn send(
-        &self,
-        message: &impl serde::Serialize,
-        descriptors: &Descriptors,
-        deadline: Instant,
-    ) -> Result<(), UpgradeError> {
-        match self.channel.send(message, descriptors, deadline) {
-            Err(error) if is_end(&error) => Ok(()),
-            outcome => outcome.map_err(UpgradeError::Give),
-        }
-    }
-
-    /// Wait until it has made all that it can: what it would change.
-    fn ready(&mut self, deadline: Instant) -> Result<Vec<PortChange>, UpgradeError> {
-        match self.answer("ready", deadline)? {
-            Answer::Prepared { changes } => Ok(changes),
-            Answer::Ready => {
-                tracing::warn!("the new process is older and does not say what it would change");
-                Ok(Vec::new())
-            }
-            _ => Err(UpgradeError::Foreign),
-        }
-    }
-
-    /// Wait until it has everything.
-    fn taken(&mut self, deadline: Instant) -> Result<(), UpgradeError> {
-        match self.answer("taken", deadline)? {
-            Answer::Taken => {
-                self.taken = true;
-                Ok(())
-            }
-            _ => Err(UpgradeError::Foreign),
-        }
-    }
-
-    fn answer(&mut self, step: &'static str, deadline: Instant) -> Result<Answer, UpgradeError> {
-        match self.channel.receive::<Answer>(Some(deadline)) {
-            Ok((Answer::Refused { reason }, _)) => Err(UpgradeError::Refused(reason)),
-            Ok((answer, _)) => Ok(answer),
-            Err(source) => Err(match self.status().filter(|_| is_end(&source)) {
-                Some(status) => UpgradeError::Ended { step, status },
-                None => {
-                    let source = Some(source).filter(|error| !is_time_out(error));
-                    UpgradeError::Silent { step, source }
-                }
-            }),
-        }
-    }
-
-    /// How it has ended. Its end of the channel closes a moment before that is known.
-    fn status(&self) -> Option<ExitStatus> {
-        // It stays a zombie until `end`: its group's number is its own for so long.
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let deadline = Instant::now() + END_WAIT_MAX;
-        loop {
-            match waitid(WaitId::Pid(Pid::from_child(&self.process)), options) {
-                Ok(Some(status)) => {
-                    let code = status.exit_status().map(|code| code << 8);
-                    return code.or(status.terminating_signal()).map(ExitStatus::from_raw);
-                }
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(END_RETRY),
-                _ => return None,
-            }
-        }
-    }
-
-    /// Have it end, and all that it has started. It must have taken nothing: that it has, and ended
-    /// without a word in time, leaves nobody to know where everything is, and we end too, to be
-    /// started again.
-    fn end(&mut self) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
-        // It has ended already if that fails.
-        let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
-        let _ = self.process.wait();
-        let now = Instant::now() + Duration::from_millis(1);
-        let said = self.channel.receive::<Answer>(Some(now));
-        if let Ok((Answer::Taken, _)) = said {
-            tracing::error!("the new process went on too late and was ended: this one ends too");
-            log_queue::exit(1);
-        }
-    }
-
-    /// What came of it, if it says so.
-    fn succeeded(mut self) -> Succeeded {
-        let deadline = Instant::now() + RUNNING_WAIT_MAX;
-        let running = loop {
-            match self.channel.receive(Some(deadline)) {
-                Ok((Answer::Running(running), _)) => break Some(running),
-                // It was too late for whoever waited for it, and not for the token.
-                Ok((Answer::Taken, _)) => {}
-                _ => break None,
-            }
-        };
-        if running.is_none() && matches!(self.process.try_wait(), Ok(Some(_))) {
-            tracing::error!(
-                "the new process has ended after it took everything: this one ends too"
-            );
-            log_queue::exit(1);
-        }
-        let changes = std::mem::take(&mut self.changes);
-        Succeeded { pid: self.process.id(), running, changes }
-    }
-}
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        if !self.taken {
-            self.end();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_was_cut_off_for_an_upgrade_that_came_to_nothing_is_named() {
-        let told = UpgradeError::Foreign.with_cut(Vec::new()).to_string();
-        assert_eq!(told, UpgradeError::Foreign.to_string());
-        let ports = vec!["vm1".to_owned(), "vm2".to_owned()];
-        let told = chain(&UpgradeError::Foreign.with_cut(ports));
-        assert!(told.ends_with("connect anew: vm1, vm2"), "{told}");
-        assert_eq!(told.matches(&UpgradeError::Foreign.to_string()).count(), 1, "{told}");
-    }
 }

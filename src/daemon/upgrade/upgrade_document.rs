@@ -14,12 +14,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::PortConfig;
 use crate::platform::unix_socket::FileIdentity;
 use crate::vhost_user::{Record, Said};
 use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
-
-use crate::daemon::ports::Bound;
 
 /// Of both documents.
 pub(super) const VERSION: u32 = 1;
@@ -44,26 +41,13 @@ pub(super) struct Foundation {
     #[serde(default)]
     pub runtime_lock: Option<Place>,
     pub listeners: Vec<ListenerPart>,
-    /// All ports, each a [`PortPart`]. Whoever sends them waits for [`Answer::Prepared`] and not
+    /// All ports, each a [`PortRecord`](crate::daemon::ports::PortRecord). Whoever sends them waits for [`Answer::Prepared`] and not
     /// for [`Answer::Ready`], which is all that older versions know.
     ///
-    /// [`Answer::Prepared`]: super::Answer::Prepared
-    /// [`Answer::Ready`]: super::Answer::Ready
+    /// [`Answer::Prepared`]: super::answer::Answer::Prepared
+    /// [`Answer::Ready`]: super::answer::Answer::Ready
     #[serde(default)]
     pub ports: Option<Vec<serde_json::Value>>,
-}
-
-/// One port, as it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PortPart {
-    /// As configured.
-    pub config: PortConfig,
-    /// What is on record of its interface.
-    pub bound: Option<Bound>,
-    /// The configuration file has it.
-    pub permanent: bool,
-    /// It is not refused.
-    pub served: bool,
 }
 
 /// One NIC.
@@ -204,6 +188,13 @@ impl SessionPart {
         let record = Record { said, ran: self.ran, named: self.named };
         Some((self.port, stream, record))
     }
+}
+
+/// CLOCK_MONOTONIC, which all processes share, in nanoseconds.
+pub(super) fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or_default();
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
 #[cfg(test)]
