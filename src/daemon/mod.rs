@@ -17,7 +17,26 @@
 //! - `upkeep`: what is begun at the start and repeated when it fails.
 //! - `service`: answers the API.
 //!
-//! @@LOCKS@@
+//! # Locks
+//!
+//! Whoever has a lock takes only those below it. That is the order of the floors:
+//!
+//! 1. `upkeep`: the published list.
+//! 2. `watches`: the threads. Who stops one waits for it, and it may wait for the ports.
+//! 3. `ports::registry`: the ports; then the refused ones; then what was inherited.
+//!    `ports::ring_journals`: those that are next.
+//! 4. `ports::port_link`: a session's state.
+//! 5. `nic::nic_in_use`: a NIC; then `nic::indirection_table`: its tables.
+//! 6. `workers`: the routes; the sockets' counters; the watchdog.
+//! 7. `host_port`: the host's NIC.
+//! 8. Each alone: `ownership`, `problems`, `directory_lock`; in other modules what front-ends have
+//!    mapped, what is to be closed for them, a thread's handle, the log's queue.
+//!
+//! Workers take none of them, so with each of them one may wait for a worker: microseconds. With
+//! the ports locked nobody waits for a front-end (`ports::port::Ending`), but for an upgrade, which
+//! has half a second for all of them (`upgrade::paused`). Files are touched with the ports locked
+//! where a comment says why: to make a port, to write the state, and as owner
+//! (`Registry::as_owner`).
 
 #![forbid(unsafe_code)]
 
@@ -57,18 +76,19 @@ use crate::profile::{Catalog, CatalogError};
 use crate::report::chain;
 use crate::xdp::{BusyPollError, recover_interrupts};
 
-use directory_lock::{Directory, DirectoryLock, LockError};
+use directory_lock::{DirectoryLock, LockError, LockedDirectory};
 use nic::{NicError, Nics, interrupt_notes};
 use ownership::Ownership;
-use ports::{Origin, PortError, Registry, RegistrySetup, StateError, StateFile};
-use problems::{Problem, Problems};
+use ports::{Origin, PortError, Registry, RegistrySetup, StateFile, StateFileError};
+use problems::{HostProblem, HostProblems};
 use service::DaemonService;
 use stop_signals::Signals;
 pub use upgrade::refuse_predecessor;
 use upgrade::{
-    Exported, ImportError, Imported, OwnProgram, Predecessor, PredecessorState, Upgrader, notify,
+    ExportSource, ImportError, ImportTarget, OwnProgram, Predecessor, PredecessorState, Upgrader,
+    notify,
 };
-use upkeep::{Kept, Upkeep};
+use upkeep::{Upkeep, UpkeepSetup};
 use watches::Watches;
 use workers::{Workers, WorkersSetup};
 
@@ -98,7 +118,7 @@ pub enum DaemonError {
     Workers(#[source] io::Error),
     /// The state directory.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] StateFileError),
     /// The runtime directory.
     #[error(transparent)]
     Runtime(#[from] LockError),
@@ -161,7 +181,7 @@ fn live(
     let (runtime_lock, unlocked) = lock_runtime_directory(config, &mut before)?.unzip();
     let runtime_lock = runtime_lock.map(Arc::new);
     let mut api =
-        config.api_socket.as_deref().map(|path| Api::open(path, &mut before)).transpose()?;
+        config.api_socket.as_deref().map(|path| ApiSocket::open(path, &mut before)).transpose()?;
     let listener = api.as_ref().map(|api| api.listener.as_fd());
     let program = OwnProgram::new(listener).map_err(DaemonError::Serve)?;
     // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
@@ -169,30 +189,30 @@ fn live(
     let runtime = start_runtime().map_err(DaemonError::Serve)?;
     let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
     // 3. NICs and workers, then the ports.
-    let house = House::build(config, catalog, (state, runtime_lock), before)?;
-    house.problems.set(Problem::RuntimeLock, unlocked.flatten());
-    let memory_watch = house.watch_memory().map_err(DaemonError::Workers)?;
-    let upgrader = Arc::new(house.upgrader(program));
+    let daemon = Daemon::build(config, catalog, (state, runtime_lock), before)?;
+    daemon.problems.set(HostProblem::RuntimeLock, unlocked.flatten());
+    let memory_watch = daemon.watch_memory().map_err(DaemonError::Workers)?;
+    let upgrader = Arc::new(daemon.upgrader(program));
     // 4. Serve. The ports first, since guests may be waiting for them: those of the configuration,
     // then those added at run time.
     let stop = Arc::new(Notify::new());
-    runtime.spawn(heed(signals, Arc::clone(&stop), Arc::clone(&house.ownership)));
-    let outcome = add_ports(&house.registry, config, options, waits)
-        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &house, config, &mut api)))
+    runtime.spawn(heed(signals, Arc::clone(&stop), Arc::clone(&daemon.ownership)));
+    let outcome = add_ports(&daemon.registry, config, options, waits)
+        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &daemon, config, &mut api)))
         .and_then(|()| {
-            let begun = Upkeep::begin(house.kept(config), predecessor.is_some());
+            let begun = Upkeep::begin(daemon.kept(config), predecessor.is_some());
             begun.map_err(DaemonError::Workers)
         })
         .and_then(|upkeep| {
             // It ends with the runtime.
             runtime.spawn(upkeep.keep());
-            serve(&runtime, &stop, api.as_ref(), &house, &upgrader)
+            serve(&runtime, &stop, api.as_ref(), &daemon, &upgrader)
         });
     let outcome = if predecessor.is_some() { outlive(outcome, &runtime, &stop) } else { outcome };
-    leave_or_return(&runtime, &house.ownership, &upgrader, outcome.is_ok());
+    leave_or_return(&runtime, &daemon.ownership, &upgrader, outcome.is_ok());
     drop(api);
     // 5. Stop in reverse.
-    house.stop();
+    daemon.stop();
     if memory_watch.join().is_err() {
         tracing::error!("the thread that watches for lost memory has panicked");
     }
@@ -200,10 +220,10 @@ fn live(
 }
 
 /// All that lives as long as the process serves. Who needs one of them gets it by itself.
-struct House {
+struct Daemon {
     catalog: Arc<Catalog>,
     ownership: Arc<Ownership>,
-    problems: Arc<Problems>,
+    problems: Arc<HostProblems>,
     state: Option<Arc<StateFile>>,
     runtime_lock: Option<Arc<DirectoryLock>>,
     workers: Arc<Workers>,
@@ -212,7 +232,7 @@ struct House {
     watches: Arc<Watches>,
 }
 
-impl House {
+impl Daemon {
     /// Open the NICs, start the workers, and have a registry without ports. With what a process
     /// `before` this one leaves all of that is made beside it, and paused.
     fn build(
@@ -233,7 +253,7 @@ impl House {
         let (cpus, uplinks) = (config.worker_cpus.clone(), nics.for_workers());
         let workers = Workers::start(WorkersSetup { cpus, sockets, uplinks, paused });
         let (nics, workers) = (Arc::new(nics), workers.map_err(DaemonError::Workers)?);
-        let (ownership, problems) = (Arc::<Ownership>::default(), Arc::<Problems>::default());
+        let (ownership, problems) = (Arc::<Ownership>::default(), Arc::<HostProblems>::default());
         let registry = Arc::new(Registry::new(RegistrySetup {
             config: config.clone(),
             catalog: Arc::clone(&catalog),
@@ -278,7 +298,7 @@ impl House {
     }
 
     fn upgrader(&self, program: OwnProgram) -> Upgrader {
-        let exported = Exported {
+        let exported = ExportSource {
             registry: Arc::clone(&self.registry),
             nics: Arc::clone(&self.nics),
             workers: Arc::clone(&self.workers),
@@ -291,8 +311,8 @@ impl House {
         Upgrader::new(program, exported)
     }
 
-    fn kept(&self, config: &Config) -> Kept {
-        Kept {
+    fn kept(&self, config: &Config) -> UpkeepSetup {
+        UpkeepSetup {
             registry: Arc::clone(&self.registry),
             nics: Arc::clone(&self.nics),
             catalog: Arc::clone(&self.catalog),
@@ -360,14 +380,14 @@ fn outlive(
 /// Take over from the process before this one; or end, so that it resumes.
 fn take_over(
     predecessor: &Predecessor,
-    house: &House,
+    daemon: &Daemon,
     config: &Config,
-    api: &mut Option<Api>,
+    api: &mut Option<ApiSocket>,
 ) -> Result<(), DaemonError> {
-    let imported = Imported {
-        registry: &house.registry,
-        nics: &house.nics,
-        workers: &house.workers,
+    let imported = ImportTarget {
+        registry: &daemon.registry,
+        nics: &daemon.nics,
+        workers: &daemon.workers,
         api_socket: config.api_socket.as_deref(),
     };
     if let Err(error) = predecessor.take_over(imported) {
@@ -375,7 +395,7 @@ fn take_over(
         // Without undoing anything, for all of it is the other's.
         log_queue::exit(1);
     }
-    if let Some(Err(error)) = api.as_mut().map(Api::own) {
+    if let Some(Err(error)) = api.as_mut().map(ApiSocket::own) {
         tracing::error!(error = chain(&error), "the API is not served; packets move");
         *api = None;
     }
@@ -383,7 +403,7 @@ fn take_over(
 }
 
 /// The API's socket.
-struct Api {
+struct ApiSocket {
     listener: UnixListener,
     path: PathBuf,
     /// Removes the name when dropped; None while it is another process's, or has none.
@@ -392,7 +412,7 @@ struct Api {
     inherited: bool,
 }
 
-impl Api {
+impl ApiSocket {
     fn open(path: &Path, before: &mut Option<PredecessorState>) -> Result<Self, ClaimError> {
         let path = path.to_owned();
         if let Some(listener) = before.as_mut().and_then(|before| before.take_api(&path)) {
@@ -443,7 +463,7 @@ fn open_state(
     config: &Config,
     before: &mut Option<PredecessorState>,
     waits: bool,
-) -> Result<Option<StateFile>, StateError> {
+) -> Result<Option<StateFile>, StateFileError> {
     let Some(directory) = config.state_dir.as_deref() else { return Ok(None) };
     let lock = before.as_mut().and_then(|before| before.state_lock.take());
     let state = StateFile::open(directory, lock)?;
@@ -462,7 +482,7 @@ fn lock_runtime_directory(
     let Some(directory) = config.runtime_dir.as_deref() else { return Ok(None) };
     // Older versions have none to leave, and hold none.
     let lock = before.as_mut().and_then(|before| before.runtime_lock.take());
-    DirectoryLock::take(Directory::Runtime, directory, lock).map(Some)
+    DirectoryLock::take(LockedDirectory::Runtime, directory, lock).map(Some)
 }
 
 /// The API's. One thread for requests is there from the start and stays: where no more can be made
@@ -522,12 +542,12 @@ async fn heed(mut signals: Signals, stop: Arc<Notify>, ownership: Arc<Ownership>
 fn serve(
     runtime: &Runtime,
     stop: &Arc<Notify>,
-    api: Option<&Api>,
-    house: &House,
+    api: Option<&ApiSocket>,
+    daemon: &Daemon,
     upgrader: &Arc<Upgrader>,
 ) -> Result<(), DaemonError> {
-    let (finished, succeeded) = (house.registry.finished(), upgrader.ended());
-    let (stop, ownership) = (Arc::clone(stop), Arc::clone(&house.ownership));
+    let (finished, succeeded) = (daemon.registry.finished(), upgrader.ended());
+    let (stop, ownership) = (Arc::clone(stop), Arc::clone(&daemon.ownership));
     let stopped = async move {
         tokio::select! {
             () = stop.notified() => {}
@@ -545,7 +565,7 @@ fn serve(
     }
     match api {
         Some(api) => {
-            let service = Arc::new(house.service(upgrader));
+            let service = Arc::new(daemon.service(upgrader));
             let listener = api.listener.try_clone().map_err(DaemonError::Serve)?;
             let served = runtime.block_on(server::serve(listener, service, stopped));
             served.map_err(DaemonError::Serve)

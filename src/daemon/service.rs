@@ -19,11 +19,11 @@ use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
 use super::nic::{Nic, NicState, Nics};
-use super::ownership::{Busy, Ownership};
+use super::ownership::{DaemonBusy, Ownership};
 use super::ports::{Origin, Port, PortError, PortMap, RefusedPort, Registry};
-use super::problems::Problems;
-use super::upgrade::{Completed, UpgradeError, Upgrader};
-use super::workers::{Rings, Workers};
+use super::problems::HostProblems;
+use super::upgrade::{CompletedUpgrade, UpgradeError, Upgrader};
+use super::workers::{PortRings, Workers};
 
 /// The daemon as the API sees it.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct DaemonService {
     /// Whose all of this is.
     pub ownership: Arc<Ownership>,
     /// What is wrong with the host.
-    pub problems: Arc<Problems>,
+    pub problems: Arc<HostProblems>,
     /// What has another process take over.
     pub upgrader: Arc<Upgrader>,
 }
@@ -99,7 +99,7 @@ impl DaemonService {
 
     fn upgrade(&self, asked: &Upgrade) -> Result<Response, ApiError> {
         let upgraded = self.upgrader.upgrade(asked);
-        let Completed { pid, running, changes } = upgraded.map_err(|error| match error {
+        let CompletedUpgrade { pid, running, changes } = upgraded.map_err(|error| match error {
             UpgradeError::Busy(reason) => busy(reason),
             UpgradeError::Binary(_) => ApiError::new(ErrorCode::Invalid, chain(&error)),
             error => ApiError::new(ErrorCode::Refused, chain(&error)),
@@ -153,7 +153,7 @@ impl DaemonService {
         }
     }
 
-    fn port(&self, port: &Port, rings: Rings) -> PortView {
+    fn port(&self, port: &Port, rings: PortRings) -> PortView {
         let rings: Vec<RingView> = rings.into_iter().map(ring).collect();
         let session = port.link.session();
         let state = match &session {
@@ -333,7 +333,7 @@ fn refused_port(port: &RefusedPort) -> PortView {
     }
 }
 
-fn busy(reason: Busy) -> ApiError {
+fn busy(reason: DaemonBusy) -> ApiError {
     ApiError::new(ErrorCode::Busy, reason.to_string())
 }
 
@@ -368,7 +368,7 @@ mod tests {
     use crate::control::api::ProfileChange;
     use crate::daemon::nic::KnownUplink;
     use crate::daemon::ports::{RegistrySetup, StateFile};
-    use crate::daemon::upgrade::{Exported, OwnProgram};
+    use crate::daemon::upgrade::{ExportSource, OwnProgram};
     use crate::daemon::watches::Watches;
     use crate::daemon::workers::WorkersSetup;
     use crate::vhost_user::{Connection, PortSocket, SessionEnd, SocketSource};
@@ -409,7 +409,8 @@ mod tests {
             let (nics, workers) = (Arc::new(nics), Workers::start(setup).unwrap());
             let state = Some(Arc::new(StateFile::open(&path.join("state"), None).unwrap()));
             let catalog = Arc::new(Catalog::embedded());
-            let (ownership, problems) = (Arc::<Ownership>::default(), Arc::<Problems>::default());
+            let (ownership, problems) =
+                (Arc::<Ownership>::default(), Arc::<HostProblems>::default());
             let registry = Arc::new(Registry::new(RegistrySetup {
                 config,
                 catalog: Arc::clone(&catalog),
@@ -426,7 +427,7 @@ mod tests {
                 Arc::clone(&registry),
                 Arc::clone(&ownership),
             ));
-            let exported = Exported {
+            let exported = ExportSource {
                 registry: Arc::clone(&registry),
                 nics: Arc::clone(&nics),
                 workers: Arc::clone(&workers),

@@ -7,8 +7,8 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::platform::descriptors::Room;
@@ -18,7 +18,7 @@ use crate::report::chain;
 use super::directory_lock::DirectoryLock;
 use super::nic::Nics;
 use super::ports::Registry;
-use super::problems::{Problem, Problems};
+use super::problems::{HostProblem, HostProblems};
 use super::published::PublishedList;
 use super::watches::Watches;
 
@@ -27,7 +27,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is kept up to date.
 #[derive(Debug)]
-pub struct Kept {
+pub struct UpkeepSetup {
     /// The ports.
     pub registry: Arc<Registry>,
     /// The NICs.
@@ -37,7 +37,7 @@ pub struct Kept {
     /// The threads of NICs and ports.
     pub watches: Arc<Watches>,
     /// Where it is told what is wrong.
-    pub problems: Arc<Problems>,
+    pub problems: Arc<HostProblems>,
     /// The lock of the runtime directory, if there is one.
     pub runtime_lock: Option<Arc<DirectoryLock>>,
     /// Where the list of profiles is published, if it is.
@@ -47,8 +47,9 @@ pub struct Kept {
 /// Keeps all of it.
 #[derive(Debug)]
 pub struct Upkeep {
-    kept: Kept,
-    list: Option<PublishedList>,
+    kept: UpkeepSetup,
+    /// Locked before the ports are.
+    list: Option<Mutex<PublishedList>>,
     /// How many front-ends had been refused for want of descriptors at the last look.
     refused: AtomicU64,
 }
@@ -58,14 +59,14 @@ impl Upkeep {
     ///
     /// # Errors
     /// No thread or descriptor to be had, unless this process has taken over from another one.
-    pub fn begin(kept: Kept, has_taken_over: bool) -> io::Result<Self> {
+    pub fn begin(kept: UpkeepSetup, has_taken_over: bool) -> io::Result<Self> {
         match kept.watches.start() {
             Err(error) if has_taken_over => {
-                kept.problems.set(Problem::Threads, Some(error.to_string()));
+                kept.problems.set(HostProblem::Threads, Some(error.to_string()));
             }
             started => started?,
         }
-        let list = kept.profiles_file.clone().map(PublishedList::new);
+        let list = kept.profiles_file.clone().map(PublishedList::new).map(Mutex::new);
         let refused = AtomicU64::new(Room::refusals());
         kept.registry.look_at_positions();
         let upkeep = Self { kept, list, refused };
@@ -87,11 +88,11 @@ impl Upkeep {
     }
 
     fn repeat(&self) {
-        let Kept { registry, problems, watches, .. } = &self.kept;
-        if problems.has(Problem::Threads) {
+        let UpkeepSetup { registry, problems, watches, .. } = &self.kept;
+        if problems.has(HostProblem::Threads) {
             if let Some(started) = watches.start_again() {
                 let reason = started.err().map(|error| error.to_string());
-                problems.set(Problem::Threads, reason);
+                problems.set(HostProblem::Threads, reason);
             }
         }
         self.keep_runtime_locked();
@@ -101,29 +102,30 @@ impl Upkeep {
         let refused = Room::refusals();
         let since = self.refused.swap(refused, Ordering::Relaxed) != refused;
         let full = since || Room::now().is_full();
-        problems.set(Problem::OpenFiles, full.then(no_room));
+        problems.set(HostProblem::OpenFiles, full.then(no_room));
         self.record();
     }
 
     /// Lock the runtime directory again if its lock was removed, or could not be taken before.
     fn keep_runtime_locked(&self) {
-        let Kept { registry, problems, runtime_lock, .. } = &self.kept;
+        let UpkeepSetup { registry, problems, runtime_lock, .. } = &self.kept;
         let Some(lock) = runtime_lock else { return };
         if let Ok(kept) = registry.as_owner(|| lock.keep()) {
             let reason = kept.unwrap_or_else(|in_use| Some(in_use.to_string()));
-            problems.set(Problem::RuntimeLock, reason);
+            problems.set(HostProblem::RuntimeLock, reason);
         }
     }
 
     /// Write what there is to be written.
     fn record(&self) {
-        let Kept { registry, nics, catalog, problems, .. } = &self.kept;
+        let UpkeepSetup { registry, nics, catalog, problems, .. } = &self.kept;
         registry.record_if_due();
         let Some(list) = &self.list else { return };
+        let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
         let updated = registry.as_owner(|| list.update(catalog, &nics.facts()));
         if let Ok(updated) = updated {
             let reason = updated.err().map(|error| chain(&error));
-            problems.set(Problem::ProfilesFile, reason);
+            problems.set(HostProblem::ProfilesFile, reason);
         }
     }
 }

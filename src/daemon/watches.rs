@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::nic::{NicLife, NicWatch, Nics, PortsOfNics, WatchedNics};
+use super::nic::{NicLife, NicWatch, NicWatchSetup, Nics, PortsOfNics};
 use super::ownership::Ownership;
-use super::ports::{PortWatch, Registry, WatchedPorts};
+use super::ports::{PortWatch, PortWatchSetup, Registry};
 use super::workers::Workers;
 
 /// All of them, which may be started and stopped again.
@@ -63,7 +63,7 @@ impl Watches {
 
     fn start_all(&self, threads: &mut Threads) -> io::Result<()> {
         let started = self.nics.start_threads(&self.workers).and_then(|()| {
-            threads.ports = Some(PortWatch::start(WatchedPorts {
+            threads.ports = Some(PortWatch::start(PortWatchSetup {
                 registry: Arc::clone(&self.registry),
                 workers: Arc::clone(&self.workers),
                 nics: Arc::clone(&self.nics),
@@ -87,7 +87,7 @@ impl Watches {
 
     fn start_nic_watch(&self, threads: &mut Threads) -> io::Result<()> {
         let Err(lives) = &mut threads.nics else { return Ok(()) };
-        let watched = WatchedNics {
+        let watched = NicWatchSetup {
             nics: Arc::clone(&self.nics),
             workers: Arc::clone(&self.workers),
             ports: Arc::clone(&self.registry) as Arc<dyn PortsOfNics>,

@@ -521,7 +521,7 @@ impl Workers {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn inspect(&self, port: PortId) -> Result<Rings, WorkerGone> {
+    pub fn inspect(&self, port: PortId) -> Result<PortRings, WorkerGone> {
         let mut rings = Vec::new();
         for (id, worker) in (0u16..).map(WorkerId).zip(&self.entries) {
             rings.extend(worker.handle.inspect(port)?.into_iter().map(|ring| (id, ring)));
@@ -534,8 +534,8 @@ impl Workers {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn inspect_all(&self) -> Result<BTreeMap<PortId, Rings>, WorkerGone> {
-        let mut ports = BTreeMap::<PortId, Rings>::new();
+    pub fn inspect_all(&self) -> Result<BTreeMap<PortId, PortRings>, WorkerGone> {
+        let mut ports = BTreeMap::<PortId, PortRings>::new();
         for (id, worker) in (0u16..).map(WorkerId).zip(&self.entries) {
             for (port, ring) in worker.handle.inspect_all()? {
                 ports.entry(port).or_default().push((id, ring));
@@ -549,7 +549,7 @@ impl Workers {
 }
 
 /// A port's rings by number, each with its worker.
-pub type Rings = Vec<(WorkerId, RingReport)>;
+pub type PortRings = Vec<(WorkerId, RingReport)>;
 
 /// A worker that panics has met a bug of ours, and its guests would be cut off for good while the
 /// process seems well. Ended, the process is started again and front-ends reconnect.

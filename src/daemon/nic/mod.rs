@@ -30,6 +30,6 @@ pub use nic_control::PortsOfNics;
 pub use nic_in_use::Nic;
 pub use nic_life::NicLife;
 pub use nic_status::{ExportedUplink, KnownUplink, NicError, NicState, NicStatus};
-pub use nic_watch::{NicWatch, WatchedNics};
+pub use nic_watch::{NicWatch, NicWatchSetup};
 pub use nics::Nics;
 pub use open_nic::interrupt_notes;

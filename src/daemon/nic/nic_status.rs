@@ -110,3 +110,35 @@ pub struct ExportedUplink {
     /// The program's link, the packet socket, and the frame memory.
     pub descriptors: [OwnedFd; 3],
 }
+
+#[cfg(test)]
+impl NicStatus {
+    /// An uplink that is up, with two queues: for tests.
+    pub fn sample() -> Self {
+        Self {
+            interface: Interface {
+                name: "eth0".into(),
+                index: 2,
+                driver: "veth".into(),
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                up: true,
+                receive_queues: 2,
+                zero_copy_frames: 0,
+                device: crate::xdp::nic::Device::default(),
+            },
+            attach_mode: AttachMode::Native,
+            socket_mode: SocketMode::Copy,
+            reason: "old driver".into(),
+            packet_max: FRAME_PACKET_MAX,
+            queues: vec![(0, WorkerId(0)), (1, WorkerId(0))],
+            state: NicState::Up,
+            since: SystemTime::now(),
+            problem: String::new(),
+            host_device: None,
+            unserved_queues: Vec::new(),
+            steering_set: false,
+            cautions: Vec::new(),
+        }
+    }
+}

@@ -20,7 +20,7 @@ use super::nics::Nics;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// What is watched, and who is asked.
-pub struct WatchedNics {
+pub struct NicWatchSetup {
     /// The NICs.
     pub nics: Arc<Nics>,
     /// The workers.
@@ -41,7 +41,7 @@ impl NicWatch {
     ///
     /// # Errors
     /// No thread or socket to be had.
-    pub fn start(watched: WatchedNics, lives: Vec<NicLife>) -> io::Result<Self> {
+    pub fn start(watched: NicWatchSetup, lives: Vec<NicLife>) -> io::Result<Self> {
         let links = Links::listen()?;
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
@@ -73,7 +73,7 @@ impl Drop for NicWatch {
 }
 
 fn watch(
-    WatchedNics { nics, workers, ports }: &WatchedNics,
+    NicWatchSetup { nics, workers, ports }: &NicWatchSetup,
     mut lives: Vec<NicLife>,
     mut links: Links,
     stop: &Notify,

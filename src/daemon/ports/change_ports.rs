@@ -1,4 +1,4 @@
-//! Ports added, put, removed and given another profile, as somebody asks.
+//! LockedPorts added, put, removed and given another profile, as somebody asks.
 
 use crate::config::{PortConfig, port_differences};
 use crate::control::api::ProfileChange;
@@ -11,7 +11,7 @@ use super::listen::{Origin, origin_of};
 use super::port::{Pending, Port, RefusedPort};
 use super::port_error::PortError;
 use super::port_record::BoundProfile;
-use super::registry::{PortMap, Ports, Registry, StateEntry};
+use super::registry::{LockedPorts, PortMap, Registry, StateEntry};
 
 /// A port as it was before a change.
 struct Before {
@@ -218,10 +218,10 @@ impl Registry {
     /// so that its name, its address and its socket are still taken. The ports, locked again.
     fn end_session_of<'r>(
         &'r self,
-        mut ports: Ports<'r>,
+        mut ports: LockedPorts<'r>,
         name: &str,
         pending: Pending,
-    ) -> Ports<'r> {
+    ) -> LockedPorts<'r> {
         let Some(port) = ports.get_mut(name) else { return ports };
         port.pending = Some(pending);
         let ending = port.end();

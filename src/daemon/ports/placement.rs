@@ -90,49 +90,16 @@ fn worker_of(nic: &Nic, status: &NicStatus, queue: u32) -> Result<WorkerId, Port
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
-    use crate::daemon::nic::NicState;
     use crate::profile::Catalog;
-    use crate::xdp::nic::Device;
-    use crate::xdp::{AttachMode, FRAME_PACKET_MAX, Interface};
-
-    /// An uplink whose sockets are of this mode.
-    fn status(socket_mode: SocketMode) -> NicStatus {
-        NicStatus {
-            interface: Interface {
-                name: "eth0".into(),
-                index: 2,
-                driver: "veth".into(),
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 9000,
-                up: true,
-                receive_queues: 1,
-                zero_copy_frames: 0,
-                device: Device::default(),
-            },
-            attach_mode: AttachMode::Native,
-            socket_mode,
-            reason: "old driver".into(),
-            packet_max: FRAME_PACKET_MAX,
-            queues: vec![(0, WorkerId(0))],
-            state: NicState::Up,
-            since: SystemTime::now(),
-            problem: String::new(),
-            host_device: None,
-            unserved_queues: Vec::new(),
-            steering_set: false,
-            cautions: Vec::new(),
-        }
-    }
 
     #[test]
     fn an_mtu_that_the_sockets_do_not_take_is_refused_with_limit_cause_and_way_out() {
         let catalog = Catalog::embedded();
         let check = |mtu, mode| {
             let profile = catalog.resolve(&format!("org.isonic.net.v1,mtu={mtu}")).unwrap();
-            check_frame_size(&profile.profile, "eth0", &status(mode))
+            let status = NicStatus { socket_mode: mode, ..NicStatus::sample() };
+            check_frame_size(&profile.profile, "eth0", &status)
         };
         for mode in [SocketMode::ZeroCopy, SocketMode::Copy] {
             check(3818, mode).unwrap();

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::config::PortProblem;
 use crate::daemon::host_port::PORTS_MAX;
-use crate::daemon::ownership::Busy;
+use crate::daemon::ownership::DaemonBusy;
 use crate::datapath::{WorkerGone, frame_max};
 use crate::platform::unix_socket::{AccessError, ClaimError};
 use crate::profile::Blocker;
@@ -12,7 +12,7 @@ use crate::virtqueue::JournalError;
 use crate::xdp::ProgramError;
 
 use super::profile_choice::BindingError;
-use super::state_file::StateError;
+use super::state_file::StateFileError;
 
 /// Why a port was not added or removed; nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +135,7 @@ pub enum PortError {
     Program(#[from] ProgramError),
     /// The state file.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] StateFileError),
     /// The positions of its rings.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -147,7 +147,7 @@ pub enum PortError {
     Worker(#[from] WorkerGone),
     /// It is not this process's to change anything now.
     #[error(transparent)]
-    Busy(#[from] Busy),
+    Busy(#[from] DaemonBusy),
 }
 
 impl PortError {

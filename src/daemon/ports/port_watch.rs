@@ -22,7 +22,7 @@ use crate::platform::signals;
 use crate::profile::Profile;
 use crate::vhost_user::SessionBinding;
 
-use super::diagnosis::{Facts, Foreign, RingFacts, SessionFacts, findings, is_logged};
+use super::diagnosis::{Foreign, PortFacts, RingFacts, SessionFacts, findings, is_logged};
 use super::port::Port;
 use super::port_link::PortLink;
 use super::registry::Registry;
@@ -34,12 +34,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row at which something must be so before it counts: what a guest is just doing is
 /// seen half done at one.
 const LOOKS_MIN: u32 = 2;
-/// Rings that a worker looks at in one command.
+/// PortRings that a worker looks at in one command.
 const RINGS_AT_ONCE: u16 = 256;
 
 /// What is looked at, and who is asked.
 #[derive(Debug)]
-pub struct WatchedPorts {
+pub struct PortWatchSetup {
     /// The ports.
     pub registry: Arc<Registry>,
     /// The workers.
@@ -60,7 +60,7 @@ impl PortWatch {
     ///
     /// # Errors
     /// No thread to be had.
-    pub fn start(watched: WatchedPorts) -> io::Result<Self> {
+    pub fn start(watched: PortWatchSetup) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = std::thread::Builder::new()
             .name("ports".to_owned())
@@ -78,7 +78,7 @@ impl Drop for PortWatch {
     }
 }
 
-fn watch(daemon: &WatchedPorts, stopped: &Receiver<()>) {
+fn watch(daemon: &PortWatchSetup, stopped: &Receiver<()>) {
     let mut histories = BTreeMap::new();
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         // A worker is gone only when the daemon stops.
@@ -89,7 +89,7 @@ fn watch(daemon: &WatchedPorts, stopped: &Receiver<()>) {
 }
 
 /// What a look needs of a port, so that the registry is not locked meanwhile.
-struct Watched {
+struct WatchedPort {
     name: String,
     id: PortId,
     mac: MacAddress,
@@ -99,10 +99,10 @@ struct Watched {
     link: Arc<PortLink>,
     /// The session, if there is one, and the number of this or the last one.
     session: (Option<SessionBinding>, u64),
-    traffic: Traffic,
+    traffic: PacketCounts,
 }
 
-impl Watched {
+impl WatchedPort {
     fn new(port: &Port) -> Self {
         let number = port.link.session_number();
         Self {
@@ -114,19 +114,19 @@ impl Watched {
             profile: Arc::clone(&port.profile),
             link: Arc::clone(&port.link),
             session: (port.link.session(), number),
-            traffic: Traffic::of(&port.counters),
+            traffic: PacketCounts::of(&port.counters),
         }
     }
 }
 
 /// Packets that were counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Traffic {
+struct PacketCounts {
     from_guest: u64,
     to_guest: u64,
 }
 
-impl Traffic {
+impl PacketCounts {
     fn of(counters: &[Arc<Published<PortCounter>>]) -> Self {
         const FROM_GUEST: [PortCounter; 9] = [
             PortCounter::FromGuestPackets,
@@ -148,10 +148,11 @@ impl Traffic {
 
 /// One look at all ports.
 fn look(
-    daemon: &WatchedPorts,
+    daemon: &PortWatchSetup,
     histories: &mut BTreeMap<String, History>,
 ) -> Result<(), WorkerGone> {
-    let watched: Vec<Watched> = daemon.registry.ports().values().map(Watched::new).collect();
+    let watched: Vec<WatchedPort> =
+        daemon.registry.ports().values().map(WatchedPort::new).collect();
     let names: BTreeSet<&str> = watched.iter().map(|port| &*port.name).collect();
     histories.retain(|name, _| names.contains(&**name));
     for port in &watched {
@@ -171,8 +172,8 @@ fn look(
 }
 
 /// Ports with a session, as many together as have [`RINGS_AT_ONCE`].
-fn batches(watched: &[Watched]) -> Vec<Vec<&Watched>> {
-    let mut batches: Vec<Vec<&Watched>> = Vec::new();
+fn batches(watched: &[WatchedPort]) -> Vec<Vec<&WatchedPort>> {
+    let mut batches: Vec<Vec<&WatchedPort>> = Vec::new();
     let mut room = 0;
     for port in watched.iter().filter(|port| port.session.0.is_some()) {
         let rings = port.profile.queue_pairs_max.saturating_mul(2).max(1);
@@ -186,7 +187,7 @@ fn batches(watched: &[Watched]) -> Vec<Vec<&Watched>> {
     batches
 }
 
-fn judge(nics: &Nics, watched: &[Watched], histories: &mut BTreeMap<String, History>) {
+fn judge(nics: &Nics, watched: &[WatchedPort], histories: &mut BTreeMap<String, History>) {
     let owners: BTreeMap<MacAddress, &str> =
         watched.iter().map(|port| (port.mac, &*port.name)).collect();
     for port in watched {
@@ -195,7 +196,7 @@ fn judge(nics: &Nics, watched: &[Watched], histories: &mut BTreeMap<String, Hist
         let session = port.session.0.as_ref().map(|binding| history.facts(binding, foreign));
         let host = Some(port.mac).filter(|_| port.attach == Attach::Switch);
         let host_interface = host.and_then(|mac| nics.with_mac(mac));
-        let found = findings(&Facts {
+        let found = findings(&PortFacts {
             mac: port.mac,
             host_interface: host_interface.as_deref(),
             profile: &port.profile,
@@ -210,9 +211,9 @@ fn judge(nics: &Nics, watched: &[Watched], histories: &mut BTreeMap<String, Hist
 
 /// Where the guest of a port sends from, if that is another address, and whose that is.
 fn foreign(
-    port: &Watched,
+    port: &WatchedPort,
     owners: &BTreeMap<MacAddress, &str>,
-    watched: &[Watched],
+    watched: &[WatchedPort],
     histories: &BTreeMap<String, History>,
 ) -> Option<Foreign> {
     let (mac, alone) = histories[&port.name].foreign()?;
@@ -247,7 +248,7 @@ struct History {
     begun: Instant,
     ran: bool,
     /// When it began.
-    traffic: Traffic,
+    traffic: PacketCounts,
     moved: bool,
     rings: Vec<RingFacts>,
     /// How often each ring was kicked when we first looked, and where it was.
@@ -278,7 +279,7 @@ impl Default for History {
             session: 0,
             begun: Instant::now(),
             ran: false,
-            traffic: Traffic::default(),
+            traffic: PacketCounts::default(),
             moved: false,
             rings: Vec::new(),
             kicks: BTreeMap::new(),
@@ -293,7 +294,7 @@ impl Default for History {
 
 impl History {
     /// Begin anew with each session.
-    fn follow(&mut self, port: &Watched) {
+    fn follow(&mut self, port: &WatchedPort) {
         let (binding, number) = &port.session;
         if *number != self.session {
             *self = Self { session: *number, traffic: port.traffic, ..Self::default() };
@@ -306,12 +307,12 @@ impl History {
     }
 
     /// Whether its guest may be unheard: it has sent nothing in this session.
-    fn is_suspect(&self, port: &Watched) -> bool {
+    fn is_suspect(&self, port: &WatchedPort) -> bool {
         port.traffic.from_guest == self.traffic.from_guest
     }
 
     /// This was seen of the port, by each worker.
-    fn note(&mut self, port: &Watched, sights: Vec<PortSight>) {
+    fn note(&mut self, port: &WatchedPort, sights: Vec<PortSight>) {
         let (mut own, mut other) = (false, None);
         let mut rings = Vec::new();
         for sight in sights {

@@ -1,5 +1,5 @@
 //! The registry of ports: which there are, served or refused, and what of them is kept in the state
-//! file. Ports are made, changed and restored in the files above this one.
+//! file. LockedPorts are made, changed and restored in the files above this one.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use crate::config::{Config, PortConfig, SocketMode};
 use crate::daemon::host_port::PORTS_MAX;
 use crate::daemon::nic::Nics;
-use crate::daemon::ownership::{Busy, Ownership};
-use crate::daemon::problems::{Problem, Problems};
+use crate::daemon::ownership::{DaemonBusy, Ownership};
+use crate::daemon::problems::{HostProblem, HostProblems};
 use crate::daemon::workers::Workers;
 use crate::datapath::PortId;
 use crate::profile::Catalog;
@@ -24,14 +24,14 @@ use super::port::{Pending, Port, RefusedPort};
 use super::port_error::PortError;
 use super::port_record::{BoundProfile, PortRecord};
 use super::ring_journals::RingJournals;
-use super::state_file::{StateError, StateFile};
+use super::state_file::{StateFile, StateFileError};
 use super::state_text::Kept;
 
 /// The ports, by name.
 pub type PortMap = BTreeMap<String, Port>;
 
 /// The ports, by name, locked.
-pub type Ports<'r> = MutexGuard<'r, PortMap>;
+pub type LockedPorts<'r> = MutexGuard<'r, PortMap>;
 
 /// What the ports are made with.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub struct RegistrySetup {
     /// Whether all of this is this process's.
     pub ownership: Arc<Ownership>,
     /// What is wrong with the host.
-    pub problems: Arc<Problems>,
+    pub problems: Arc<HostProblems>,
     /// What survives a restart.
     pub state: Option<Arc<StateFile>>,
     /// What another process leaves, if this one is to take over from it.
@@ -62,7 +62,7 @@ pub struct Registry {
     pub(super) nics: Arc<Nics>,
     pub(super) workers: Arc<Workers>,
     pub(super) ownership: Arc<Ownership>,
-    pub(super) problems: Arc<Problems>,
+    pub(super) problems: Arc<HostProblems>,
     pub(super) state: Option<Arc<StateFile>>,
     pub(super) journals: RingJournals,
     ports: Mutex<PortMap>,
@@ -118,7 +118,7 @@ impl Registry {
 
     /// The ports, by name, locked. Whoever has them waits for no front-end: neither for a session
     /// to end nor for anything to be closed that a front-end sent.
-    pub fn ports(&self) -> Ports<'_> {
+    pub fn ports(&self) -> LockedPorts<'_> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,8 +130,8 @@ impl Registry {
     /// The ports, to add, change or remove some for somebody who asks.
     ///
     /// # Errors
-    /// [`Busy`], at once: whoever asks must not wait for a hand-over.
-    pub(super) fn change(&self) -> Result<Ports<'_>, Busy> {
+    /// [`DaemonBusy`], at once: whoever asks must not wait for a hand-over.
+    pub(super) fn change(&self) -> Result<LockedPorts<'_>, DaemonBusy> {
         self.ownership.check()?;
         let ports = self.ports();
         self.ownership.check()?;
@@ -143,8 +143,8 @@ impl Registry {
     /// can change them for as long as that takes, a write to a disk at most.
     ///
     /// # Errors
-    /// [`Busy`].
-    pub fn as_owner<T>(&self, work: impl FnOnce() -> T) -> Result<T, Busy> {
+    /// [`DaemonBusy`].
+    pub fn as_owner<T>(&self, work: impl FnOnce() -> T) -> Result<T, DaemonBusy> {
         let _ports = self.change()?;
         Ok(work())
     }
@@ -152,10 +152,10 @@ impl Registry {
     /// Whether no port is half removed or changed: then another process could not be told of it.
     ///
     /// # Errors
-    /// [`Busy::Changing`].
-    pub fn check_settled(&self, ports: &PortMap) -> Result<(), Busy> {
+    /// [`DaemonBusy::Changing`].
+    pub fn check_settled(&self, ports: &PortMap) -> Result<(), DaemonBusy> {
         let settled = ports.values().all(|port| port.pending.is_none());
-        if settled { Ok(()) } else { Err(Busy::Changing) }
+        if settled { Ok(()) } else { Err(DaemonBusy::Changing) }
     }
 
     /// Whether nobody removes or changes the port just now.
@@ -273,8 +273,8 @@ impl Registry {
     /// Keep what all ports are bound to, and what the uplinks are like.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn record(&self) -> Result<(), StateError> {
+    /// [`StateFileError`].
+    pub fn record(&self) -> Result<(), StateFileError> {
         let Ok(ports) = self.change() else {
             // The file is another process's, or is about to be; else the upkeep does it.
             self.recorded.store(false, Ordering::Relaxed);
@@ -285,7 +285,8 @@ impl Registry {
 
     /// The same if it was not possible before, or never done.
     pub fn record_if_due(&self) {
-        let failed = self.problems.has(Problem::State) || self.problems.has(Problem::StateCopy);
+        let failed =
+            self.problems.has(HostProblem::State) || self.problems.has(HostProblem::StateCopy);
         if failed || !self.recorded.load(Ordering::Relaxed) {
             // What is wrong is among the problems.
             let _ = self.record();
@@ -306,13 +307,13 @@ impl Registry {
     /// for one waits for the disk in any case.
     ///
     /// # Errors
-    /// [`StateError`].
+    /// [`StateFileError`].
     pub(super) fn save(
         &self,
         ports: &PortMap,
         more: Option<StateEntry<'_>>,
         less: Option<&str>,
-    ) -> Result<(), StateError> {
+    ) -> Result<(), StateFileError> {
         let Some(state) = &self.state else { return Ok(()) };
         let refused = self.refused();
         let served = ports.values().filter_map(|port| {
@@ -336,11 +337,11 @@ impl Registry {
         }
         kept.uplinks = self.nics.known();
         let saved = state.save(&kept);
-        self.problems.set(Problem::State, saved.as_ref().err().map(|error| chain(error)));
+        self.problems.set(HostProblem::State, saved.as_ref().err().map(|error| chain(error)));
         saved?;
         self.recorded.store(true, Ordering::Relaxed);
         let copied = state.back_up(&kept).err().map(|error| chain(&error));
-        self.problems.set(Problem::StateCopy, copied);
+        self.problems.set(HostProblem::StateCopy, copied);
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::PortConfig;
-use crate::daemon::problems::Problem;
+use crate::daemon::problems::HostProblem;
 use crate::report::chain;
 
 use super::listen::{Origin, is_permanent};
@@ -91,6 +91,6 @@ impl Registry {
                 self.journals.directory().display()
             )
         });
-        self.problems.set(Problem::RingPositions, told);
+        self.problems.set(HostProblem::RingPositions, told);
     }
 }

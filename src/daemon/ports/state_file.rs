@@ -16,18 +16,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::directory_lock::{Directory, DirectoryLock, LockError};
-use crate::daemon::problems::Problem;
+use crate::daemon::directory_lock::{DirectoryLock, LockError, LockedDirectory};
+use crate::daemon::problems::HostProblem;
 use crate::platform::text_file::replace;
 
-use super::state_text::{Kept, Remains, StateCopy, VERSION, read, text};
+use super::state_text::{Kept, ReadableParts, StateCopy, VERSION, read, text};
 
 /// Damaged files that are kept; one more is not put aside.
 const ASIDE_MAX: u32 = 1000;
 
 /// Why the state cannot be kept.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub enum StateFileError {
     /// Another daemon has it.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -53,7 +53,7 @@ pub struct StateFile {
     /// As it was when opened.
     kept: Kept,
     /// What was wrong then.
-    problems: Vec<(Problem, String)>,
+    problems: Vec<(HostProblem, String)>,
     /// Why nothing is written: there is a state that is not to be overwritten.
     sealed: Option<String>,
     /// What was there and is not all known.
@@ -65,8 +65,8 @@ impl StateFile {
     /// the lock of a process that leaves it to us.
     ///
     /// # Errors
-    /// [`StateError::Lock`]. Whatever else is wrong is in [`problems`](Self::problems).
-    pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateError> {
+    /// [`StateFileError::Lock`]. Whatever else is wrong is in [`problems`](Self::problems).
+    pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateFileError> {
         let mut state = Self {
             directory: directory.to_owned(),
             lock: None,
@@ -77,12 +77,12 @@ impl StateFile {
         };
         if let Err(error) = fs::create_dir_all(directory) {
             let reason = format!("cannot make state_dir {}: {error}", directory.display());
-            state.problems.push((Problem::State, reason));
+            state.problems.push((HostProblem::State, reason));
             return Ok(state);
         }
-        let (lock, reason) = DirectoryLock::take(Directory::State, directory, inherited)?;
+        let (lock, reason) = DirectoryLock::take(LockedDirectory::State, directory, inherited)?;
         state.lock = Some(lock);
-        state.problems.extend(reason.map(|reason| (Problem::StateLock, reason)));
+        state.problems.extend(reason.map(|reason| (HostProblem::StateLock, reason)));
         state.read();
         Ok(state)
     }
@@ -93,7 +93,7 @@ impl StateFile {
     }
 
     /// What was wrong when it was opened.
-    pub fn problems(&self) -> &[(Problem, String)] {
+    pub fn problems(&self) -> &[(HostProblem, String)] {
         &self.problems
     }
 
@@ -106,8 +106,8 @@ impl StateFile {
     /// and we would each write what the other does not know.
     ///
     /// # Errors
-    /// [`StateError::Lock`]: somebody else has it.
-    fn keep_locked(&self) -> Result<(), StateError> {
+    /// [`StateFileError::Lock`]: somebody else has it.
+    fn keep_locked(&self) -> Result<(), StateFileError> {
         // Where it cannot be taken it is held as well as it can be.
         if let Some(lock) = self.lock.as_ref().filter(|lock| lock.is_held()) {
             lock.keep()?;
@@ -118,19 +118,19 @@ impl StateFile {
     /// Whether there was a state that is lost, at least in part.
     ///
     /// # Errors
-    /// [`StateError::Unknown`]: what is lost.
-    pub fn check_whole(&self) -> Result<(), StateError> {
+    /// [`StateFileError::Unknown`]: what is lost.
+    pub fn check_whole(&self) -> Result<(), StateFileError> {
         let lost = self.sealed.as_ref().or(self.lost.as_ref());
-        lost.map_or(Ok(()), |reason| Err(StateError::Unknown(reason.clone())))
+        lost.map_or(Ok(()), |reason| Err(StateFileError::Unknown(reason.clone())))
     }
 
     /// Keep this.
     ///
     /// # Errors
-    /// [`StateError`]; nothing was changed.
-    pub fn save(&self, kept: &Kept) -> Result<(), StateError> {
+    /// [`StateFileError`]; nothing was changed.
+    pub fn save(&self, kept: &Kept) -> Result<(), StateFileError> {
         if let Some(reason) = &self.sealed {
-            return Err(StateError::Unknown(reason.clone()));
+            return Err(StateFileError::Unknown(reason.clone()));
         }
         self.write(&self.main(), kept)
     }
@@ -138,8 +138,8 @@ impl StateFile {
     /// Keep it in the second place too.
     ///
     /// # Errors
-    /// [`StateError::Write`].
-    pub fn back_up(&self, kept: &Kept) -> Result<(), StateError> {
+    /// [`StateFileError::Write`].
+    pub fn back_up(&self, kept: &Kept) -> Result<(), StateFileError> {
         self.write(&self.backup(), kept)
     }
 
@@ -151,13 +151,13 @@ impl StateFile {
         self.directory.join("ports.backup.json")
     }
 
-    fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateError> {
+    fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateFileError> {
         // It may have been removed, or not have been there at the start.
-        let failed = |source| StateError::Write { path: path.to_owned(), source };
+        let failed = |source| StateFileError::Write { path: path.to_owned(), source };
         fs::create_dir_all(&self.directory).map_err(failed)?;
         self.keep_locked()?;
         let written = text(kept).and_then(|text| replace(path, text.as_bytes()));
-        written.map_err(|source| StateError::Write { path: path.to_owned(), source })
+        written.map_err(|source| StateFileError::Write { path: path.to_owned(), source })
     }
 
     /// Choose between the two copies.
@@ -170,7 +170,7 @@ impl StateFile {
             }
             StateCopy::Newer(found) => return self.seal_newer(&main, found),
             StateCopy::Damaged(rest, wrong) => (rest, self.put_aside(&main, &wrong)),
-            StateCopy::Missing => (Remains::default(), String::new()),
+            StateCopy::Missing => (ReadableParts::default(), String::new()),
         };
         let (other, used) = match read(&backup) {
             // A new daemon's.
@@ -178,7 +178,9 @@ impl StateFile {
             StateCopy::Newer(found) => return self.seal_newer(&backup, found),
             StateCopy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
             StateCopy::Damaged(rest, wrong) => (rest, self.put_aside(&backup, &wrong)),
-            StateCopy::Missing => (Remains::default(), format!("there is no {}", backup.display())),
+            StateCopy::Missing => {
+                (ReadableParts::default(), format!("there is no {}", backup.display()))
+            }
         };
         self.kept = rest.kept;
         self.kept.add_missing(other.kept);
@@ -186,12 +188,12 @@ impl StateFile {
         let told = joined(&joined(&told, &used), "what can be read is used");
         let told = format!("{told}: {ports} ports added at run time; others may be missing");
         self.lost = Some(told.clone());
-        self.problems.push((Problem::StateDamaged, told));
+        self.problems.push((HostProblem::StateDamaged, told));
     }
 
     /// The second copy is whole. The first may have been written later, by a version that knows no
     /// second: what it alone has is not lost.
-    fn use_copy(&mut self, kept: Kept, rest: Remains, told: &str, backup: &Path) {
+    fn use_copy(&mut self, kept: Kept, rest: ReadableParts, told: &str, backup: &Path) {
         let whole = kept.ports.len();
         self.kept = kept;
         if rest.is_trusted {
@@ -204,7 +206,7 @@ impl StateFile {
                 let _ = write!(used, ", with {more} ports that only the damaged file has");
             }
         }
-        self.problems.push((Problem::StateDamaged, joined(told, &used)));
+        self.problems.push((HostProblem::StateDamaged, joined(told, &used)));
     }
 
     /// The first copy is whole, and the second will be written anew: what is not known of it is put
@@ -223,7 +225,7 @@ impl StateFile {
             }
         };
         let used = format!("{} is used", self.main().display());
-        self.problems.push((Problem::StateDamaged, joined(&told, &used)));
+        self.problems.push((HostProblem::StateDamaged, joined(&told, &used)));
     }
 
     /// Give a damaged file another name; what is to be told of it. While one stays where it is
@@ -235,7 +237,7 @@ impl StateFile {
             Err(error) => {
                 let told = format!("{file} is damaged ({wrong}) and cannot be put aside ({error})");
                 let reason = format!("{told}; no change is kept until it is moved away");
-                self.problems.push((Problem::State, reason.clone()));
+                self.problems.push((HostProblem::State, reason.clone()));
                 self.sealed = Some(reason);
                 told
             }
@@ -249,7 +251,7 @@ impl StateFile {
             path.display()
         );
         self.kept = Kept::default();
-        self.problems.push((Problem::State, reason.clone()));
+        self.problems.push((HostProblem::State, reason.clone()));
         self.sealed = Some(reason);
     }
 }
@@ -331,7 +333,7 @@ mod tests {
         (directory, main, backup)
     }
 
-    fn problems(state: &StateFile) -> Vec<Problem> {
+    fn problems(state: &StateFile) -> Vec<HostProblem> {
         state.problems().iter().map(|(problem, _)| *problem).collect()
     }
 
@@ -417,7 +419,7 @@ mod tests {
                 // White space before the checksum, which changes nothing.
                 continue;
             }
-            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            assert_eq!(problems(&state), [HostProblem::StateDamaged]);
             let aside = directory.path().join("ports.json.damaged-1");
             assert_eq!(fs::read(aside).unwrap(), text);
             state.save(state.kept()).unwrap();
@@ -466,7 +468,7 @@ mod tests {
         let state = open(directory.path());
         assert_eq!(state.kept().ports, [port("one"), port("two")]);
         assert_eq!(state.kept().uplinks, kept(&[]).uplinks);
-        let [(Problem::StateDamaged, told)] = state.problems() else { panic!("{state:?}") };
+        let [(HostProblem::StateDamaged, told)] = state.problems() else { panic!("{state:?}") };
         for word in ["port 1", "port 3", "port 4", "binding", "eth1", "eth2", "eth3", "eth4"] {
             assert!(told.contains(word), "{word} is not in: {told}");
         }
@@ -489,7 +491,7 @@ mod tests {
             fs::remove_file(&backup).unwrap();
             let state = open(directory.path());
             assert_eq!(state.kept().ports, kept(&["one", "two"]).ports, "{value}");
-            assert_eq!(problems(&state), [Problem::StateDamaged], "{value}");
+            assert_eq!(problems(&state), [HostProblem::StateDamaged], "{value}");
             assert!(state.problems()[0].1.contains("bindings are no object"), "{state:?}");
         }
         let (directory, main, backup) = saved(&["one", "two"]);
@@ -511,7 +513,7 @@ mod tests {
         let state = open(directory.path());
         assert_eq!(state.kept().ports, [port("one"), port("two")]);
         assert_eq!(state.kept().bindings, kept(&["one"]).bindings);
-        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        assert_eq!(problems(&state), [HostProblem::StateDamaged]);
     }
 
     #[test]
@@ -523,7 +525,7 @@ mod tests {
             std::os::unix::fs::symlink("/nowhere/ports.json", &path).unwrap();
             let state = open(directory.path());
             assert_eq!(*state.kept(), kept(&["one"]));
-            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            assert_eq!(problems(&state), [HostProblem::StateDamaged]);
             let name = format!("{}.damaged-1", path.display());
             assert_eq!(fs::read_link(name).unwrap(), Path::new("/nowhere/ports.json"));
             state.back_up(&kept(&["one"])).unwrap();
@@ -551,13 +553,13 @@ mod tests {
             fs::write(&path, text).unwrap();
             let state = open(directory.path());
             assert_eq!(*state.kept(), Kept::default(), "{text:.20}");
-            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            assert_eq!(problems(&state), [HostProblem::StateDamaged]);
             state.check_whole().unwrap_err();
         }
         let newer = r#"{"version":3,"ports":[]}"#;
         fs::write(&path, newer).unwrap();
         let state = open(directory.path());
-        assert_eq!(problems(&state), [Problem::State]);
+        assert_eq!(problems(&state), [HostProblem::State]);
         let refused = state.save(&kept(&["one"])).unwrap_err();
         assert!(refused.to_string().contains("version 3"), "{refused}");
         assert_eq!(fs::read_to_string(&path).unwrap(), newer);
@@ -569,18 +571,18 @@ mod tests {
         let path = directory.path().join("ports.json");
         let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
-        assert_eq!(problems(&open(directory.path())), [Problem::StateDamaged]);
+        assert_eq!(problems(&open(directory.path())), [HostProblem::StateDamaged]);
         // A directory in its place is put aside too.
         fs::create_dir(&path).unwrap();
         let state = open(directory.path());
-        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        assert_eq!(problems(&state), [HostProblem::StateDamaged]);
         state.save(&kept(&["one"])).unwrap();
     }
 
     #[test]
     fn a_place_that_cannot_be_written_is_told_and_its_state_is_read() {
         let state = open(Path::new("/proc/isonic-state"));
-        assert_eq!(problems(&state), [Problem::State]);
+        assert_eq!(problems(&state), [HostProblem::State]);
         let refused = state.save(&kept(&["one"])).unwrap_err();
         assert!(refused.to_string().contains("/proc/isonic-state"), "{refused}");
         // Where a second copy cannot be made the first is kept all the same.
@@ -589,7 +591,7 @@ mod tests {
         fs::create_dir(&backup).unwrap();
         fs::write(backup.join("in the way"), "").unwrap();
         let state = open(directory.path());
-        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        assert_eq!(problems(&state), [HostProblem::StateDamaged]);
         // It came there later.
         fs::create_dir(&backup).unwrap();
         fs::write(backup.join("in the way"), "").unwrap();
@@ -606,12 +608,12 @@ mod tests {
         fs::remove_dir_all(directory.path()).unwrap();
         first.save(&kept(&["one", "two"])).unwrap();
         let refused = StateFile::open(directory.path(), None).unwrap_err();
-        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        assert!(matches!(refused, StateFileError::Lock(_)), "{refused}");
         fs::remove_dir_all(directory.path()).unwrap();
         let second = open(directory.path());
         second.save(&kept(&["three"])).unwrap();
         let refused = first.save(&kept(&["one"])).unwrap_err();
-        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        assert!(matches!(refused, StateFileError::Lock(_)), "{refused}");
         drop((first, second));
         assert_eq!(*open(directory.path()).kept(), kept(&["three"]));
     }
@@ -621,7 +623,7 @@ mod tests {
         let (directory, ..) = saved(&["one"]);
         let first = open(directory.path());
         let refused = StateFile::open(directory.path(), None).unwrap_err();
-        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        assert!(matches!(refused, StateFileError::Lock(_)), "{refused}");
         let given = first.lock().unwrap();
         let successor = StateFile::open(directory.path(), Some(given)).unwrap();
         drop(first);

@@ -42,7 +42,7 @@ pub struct Kept {
 
 /// As it is written.
 #[derive(Serialize)]
-struct Content<'k> {
+struct StateContent<'k> {
     checksum: &'static str,
     version: u32,
     ports: &'k [PortConfig],
@@ -80,14 +80,14 @@ pub enum StateCopy {
     /// As it was written.
     Whole(Kept),
     /// What is left of it, and what is wrong.
-    Damaged(Remains, String),
+    Damaged(ReadableParts, String),
     /// Written by a version that knows more.
     Newer(u64),
 }
 
 /// What can be read of a damaged copy.
 #[derive(Debug, Default)]
-pub struct Remains {
+pub struct ReadableParts {
     /// Its entries.
     pub kept: Kept,
     /// Each entry that can be read is as it was written, as far as is known.
@@ -100,7 +100,8 @@ pub struct Remains {
 /// It cannot be said in JSON.
 pub fn text(kept: &Kept) -> io::Result<String> {
     let Kept { ports, bindings, uplinks } = kept;
-    let content = Content { checksum: CHECKSUM_BLANK, version: VERSION, ports, bindings, uplinks };
+    let content =
+        StateContent { checksum: CHECKSUM_BLANK, version: VERSION, ports, bindings, uplinks };
     let mut text = serde_json::to_string_pretty(&content)?;
     let place = CHECKSUM_HEAD.len()..CHECKSUM_HEAD.len() + CHECKSUM_BLANK.len();
     let sum = checksum(&text);
@@ -132,11 +133,11 @@ pub fn read(path: &Path) -> StateCopy {
         Err(FileError::Unreadable { source, .. }) if is_absent(path, &source) => {
             return StateCopy::Missing;
         }
-        Err(error) => return StateCopy::Damaged(Remains::default(), chain(&error)),
+        Err(error) => return StateCopy::Damaged(ReadableParts::default(), chain(&error)),
     };
     let parts: Parts = match serde_json::from_str(&text) {
         Ok(parts) => parts,
-        Err(error) => return StateCopy::Damaged(Remains::default(), error.to_string()),
+        Err(error) => return StateCopy::Damaged(ReadableParts::default(), error.to_string()),
     };
     let mut wrong = Vec::new();
     match parts.version.as_u64() {
@@ -157,7 +158,7 @@ pub fn read(path: &Path) -> StateCopy {
     if wrong.is_empty() {
         return StateCopy::Whole(kept);
     }
-    StateCopy::Damaged(Remains { kept, is_trusted }, wrong.join("; "))
+    StateCopy::Damaged(ReadableParts { kept, is_trusted }, wrong.join("; "))
 }
 
 /// Whether there is no file of this name: a symbolic link that leads nowhere is one that we did not

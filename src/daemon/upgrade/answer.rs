@@ -10,7 +10,7 @@ pub(super) const PREDECESSOR_VARIABLE: &str = "ISONIC_PREDECESSOR";
 /// What the successor says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Answer {
+pub(super) enum SuccessorAnswer {
     /// All is made that can be, and nothing is taken.
     Ready,
     /// The same, to a predecessor that has said what its ports are.

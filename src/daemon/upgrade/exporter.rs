@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,9 +15,9 @@ use crate::config::names_a_file;
 use crate::control::api::{PortChange, Upgrade};
 use crate::daemon::directory_lock::DirectoryLock;
 use crate::daemon::nic::{ExportedUplink, Nic, Nics};
-use crate::daemon::ownership::{Busy, Ownership};
+use crate::daemon::ownership::{DaemonBusy, Ownership};
 use crate::daemon::ports::{PortMap, Registry, StateFile};
-use crate::daemon::problems::{Problem, Problems};
+use crate::daemon::problems::{HostProblem, HostProblems};
 use crate::daemon::watches::Watches;
 use crate::daemon::workers::Workers;
 use crate::datapath::SocketDescriptor;
@@ -26,9 +26,11 @@ use crate::report::chain;
 
 use super::channel::Channel;
 use super::paused::Paused;
-use super::successor_process::{Completed, Successor};
+use super::successor_process::{CompletedUpgrade, Successor};
 use super::token::Token;
-use super::upgrade_document::{Descriptors, Foundation, ListenerPart, Place, UplinkPart, VERSION};
+use super::upgrade_document::{
+    DescriptorIndex, Descriptors, Foundation, ListenerPart, UplinkPart, VERSION,
+};
 use super::upgrade_error::UpgradeError;
 use super::{port_changes, service_manager};
 
@@ -59,7 +61,7 @@ impl OwnProgram {
 
 /// What is left to a successor.
 #[derive(Debug)]
-pub struct Exported {
+pub struct ExportSource {
     /// The ports.
     pub registry: Arc<Registry>,
     /// The NICs.
@@ -69,7 +71,7 @@ pub struct Exported {
     /// Whose all of this is.
     pub ownership: Arc<Ownership>,
     /// Where it is told what is wrong.
-    pub problems: Arc<Problems>,
+    pub problems: Arc<HostProblems>,
     /// The threads of NICs and ports.
     pub watches: Arc<Watches>,
     /// The state, whose lock goes over.
@@ -82,9 +84,9 @@ pub struct Exported {
 #[derive(Debug)]
 pub struct Upgrader {
     program: OwnProgram,
-    daemon: Exported,
+    daemon: ExportSource,
     /// The file of the API's name, once this process is the owner.
-    api_file: Mutex<Option<FileIdentity>>,
+    api_file: OnceLock<FileIdentity>,
     /// The number of the process that has everything; 0 while there is none.
     successor: AtomicU32,
     ended: Arc<Notify>,
@@ -92,18 +94,15 @@ pub struct Upgrader {
 
 impl Upgrader {
     /// Of this process, which has all of this.
-    pub fn new(program: OwnProgram, daemon: Exported) -> Self {
-        let (api_file, successor) = (Mutex::default(), AtomicU32::new(0));
+    pub fn new(program: OwnProgram, daemon: ExportSource) -> Self {
+        let (api_file, successor) = (OnceLock::new(), AtomicU32::new(0));
         Self { program, daemon, api_file, successor, ended: Arc::default() }
     }
 
     /// The API's socket has a name that is this process's.
     pub fn name_api(&self, file: &SocketFile) {
-        *self.api_file() = Some(file.identity());
-    }
-
-    fn api_file(&self) -> MutexGuard<'_, Option<FileIdentity>> {
-        self.api_file.lock().unwrap_or_else(PoisonError::into_inner)
+        // It is served once.
+        let _ = self.api_file.set(file.identity());
     }
 
     /// Told when another process has everything.
@@ -115,15 +114,15 @@ impl Upgrader {
     ///
     /// # Errors
     /// [`UpgradeError`]; this process continues as before then.
-    pub fn upgrade(&self, asked: &Upgrade) -> Result<Completed, UpgradeError> {
+    pub fn upgrade(&self, asked: &Upgrade) -> Result<CompletedUpgrade, UpgradeError> {
         check_binary(asked.binary.as_deref())?;
-        let Exported { registry, ownership, problems, watches, .. } = &self.daemon;
+        let ExportSource { registry, ownership, problems, watches, .. } = &self.daemon;
         {
             // No port comes or goes from here on: what the successor reads stays true.
             let ports = registry.ports();
             let settled = registry.check_settled(&ports);
             settled.and_then(|()| ownership.prepare()).map_err(|busy| match busy {
-                Busy::Upgrading => UpgradeError::UnderWay,
+                DaemonBusy::Upgrading => UpgradeError::UnderWay,
                 busy => UpgradeError::Busy(busy),
             })?;
         }
@@ -137,7 +136,7 @@ impl Upgrader {
             Err(error) => {
                 tracing::error!(error = chain(error), "no upgrade: this process goes on");
                 let watched = watches.watch_nics().map_err(|error| error.to_string());
-                problems.set(Problem::Threads, watched.err());
+                problems.set(HostProblem::Threads, watched.err());
                 drop(undecided);
                 // The successor may have put a damaged copy of the state aside.
                 registry.record_again();
@@ -173,7 +172,7 @@ impl Upgrader {
     }
 
     fn try_leave(&self) -> Result<(), UpgradeError> {
-        let Exported { registry, nics, workers, .. } = &self.daemon;
+        let ExportSource { registry, nics, workers, .. } = &self.daemon;
         look_for_obstacles(nics)?;
         let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
@@ -192,7 +191,7 @@ impl Upgrader {
     }
 
     fn try_upgrade(&self, asked: &Upgrade) -> Result<Successor, UpgradeError> {
-        let Exported { registry, nics, workers, ownership, watches, .. } = &self.daemon;
+        let ExportSource { registry, nics, workers, ownership, watches, .. } = &self.daemon;
         look_for_obstacles(nics)?;
         let looked_at = uplink_changes(nics);
         let mut successor = Successor::start(&self.binary(asked.binary.as_deref())?)?;
@@ -285,7 +284,7 @@ impl Upgrader {
         }
         let parts = daemon.registry.records(ports).into_iter().map(serde_json::to_value);
         let ports = Some(parts.collect::<Result<_, _>>()?);
-        let (version, api_file) = (VERSION, *self.api_file());
+        let (version, api_file) = (VERSION, self.api_file.get().copied());
         let foundation = Foundation {
             version,
             uplinks,
@@ -351,7 +350,7 @@ fn look_for_obstacles(nics: &Nics) -> Result<(), UpgradeError> {
 
 fn uplink_part(
     nic: &Nic,
-    sockets: Vec<(u32, Place)>,
+    sockets: Vec<(u32, DescriptorIndex)>,
     descriptors: &mut Descriptors,
 ) -> io::Result<UplinkPart> {
     let ExportedUplink { status, descriptors: own } = nic.export()?;

@@ -16,7 +16,7 @@ use crate::report::{chain, one_line};
 use crate::vhost_user::InheritedSession;
 use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
 
-use super::answer::{Answer, PREDECESSOR_VARIABLE, Running};
+use super::answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
 use super::channel::Channel;
 use super::token::Token;
 use super::upgrade_document::{Descriptors, Foundation, SessionPart, Traffic, VERSION, now};
@@ -128,7 +128,7 @@ fn port(part: serde_json::Value) -> Option<PortRecord> {
 
 /// What takes over.
 #[derive(Clone, Copy, Debug)]
-pub struct Imported<'d> {
+pub struct ImportTarget<'d> {
     /// The ports.
     pub registry: &'d Registry,
     /// The NICs.
@@ -219,10 +219,10 @@ impl Predecessor {
     /// Say why we do not go on.
     pub fn refuse(&self, reason: &str) {
         // Then it sees that we end.
-        let _ = self.answer(&Answer::Refused { reason: one_line(reason) });
+        let _ = self.answer(&SuccessorAnswer::Refused { reason: one_line(reason) });
     }
 
-    fn answer(&self, answer: &Answer) -> io::Result<()> {
+    fn answer(&self, answer: &SuccessorAnswer) -> io::Result<()> {
         if !self.waits {
             return Ok(());
         }
@@ -234,8 +234,8 @@ impl Predecessor {
     /// # Errors
     /// [`ImportError`]; nothing has moved, and nothing may: the process has to end. Nothing that
     /// fails after the token is taken is an error: there is nobody else who could continue.
-    pub fn take_over(&self, daemon: Imported<'_>) -> Result<(), ImportError> {
-        let Imported { registry, nics, workers, api_socket } = daemon;
+    pub fn take_over(&self, daemon: ImportTarget<'_>) -> Result<(), ImportError> {
+        let ImportTarget { registry, nics, workers, api_socket } = daemon;
         self.get_ready(registry)?;
         let (mut traffic, mut descriptors) = self.channel.receive::<Traffic>(self.deadline())?;
         if traffic.version != VERSION {
@@ -275,21 +275,21 @@ impl Predecessor {
     /// Say that all is made that can be, and what is otherwise than it was.
     fn get_ready(&self, registry: &Registry) -> Result<(), ImportError> {
         let told = registry.inherited_records();
-        let Some(told) = told else { return Ok(self.answer(&Answer::Ready)?) };
+        let Some(told) = told else { return Ok(self.answer(&SuccessorAnswer::Ready)?) };
         let changes = port_changes::compare(&told, registry);
         for change in &changes {
             tracing::warn!(%change, "not as it was with the process before this one");
         }
-        Ok(self.answer(&Answer::Prepared { changes })?)
+        Ok(self.answer(&SuccessorAnswer::Prepared { changes })?)
     }
 
     /// Be the owner of everything from here on.
     fn take(&self, token: Option<&Token>) -> Result<(), ImportError> {
-        let Some(token) = token else { return Ok(self.answer(&Answer::Taken)?) };
+        let Some(token) = token else { return Ok(self.answer(&SuccessorAnswer::Taken)?) };
         if !token.take() {
             return Err(ImportError::Late);
         }
-        if let Err(error) = self.answer(&Answer::Taken) {
+        if let Err(error) = self.answer(&SuccessorAnswer::Taken) {
             // It finds the token taken.
             tracing::warn!(%error, "the process before this one does not hear that we took over");
         }
@@ -316,7 +316,7 @@ impl Predecessor {
             reconnecting,
         };
         // It has ended already if it does not hear it.
-        let _ = self.answer(&Answer::Running(running));
+        let _ = self.answer(&SuccessorAnswer::Running(running));
     }
 }
 

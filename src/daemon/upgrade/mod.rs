@@ -46,8 +46,8 @@ mod token;
 mod upgrade_document;
 mod upgrade_error;
 
-pub use exporter::{Exported, OwnProgram, Upgrader};
-pub use importer::{ImportError, Imported, Predecessor, PredecessorState, refuse_predecessor};
+pub use exporter::{ExportSource, OwnProgram, Upgrader};
+pub use importer::{ImportError, ImportTarget, Predecessor, PredecessorState, refuse_predecessor};
 pub use service_manager::notify;
-pub use successor_process::Completed;
+pub use successor_process::CompletedUpgrade;
 pub use upgrade_error::UpgradeError;

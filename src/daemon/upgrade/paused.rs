@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::daemon::nic::Nics;
-use crate::daemon::ports::{Port, Ports};
+use crate::daemon::ports::{LockedPorts, Port};
 use crate::daemon::workers::Workers;
 use crate::datapath::{PortId, RingAtRest, WorkerAtRest};
 use crate::report::chain;
@@ -24,15 +24,15 @@ const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Paused<'r> {
     nics: &'r Nics,
     workers: &'r Arc<Workers>,
-    ports: Ports<'r>,
+    ports: LockedPorts<'r>,
     armed: bool,
-    /// Ports whose session was cut off for it.
+    /// LockedPorts whose session was cut off for it.
     pub cut: Vec<String>,
 }
 
 impl<'r> Paused<'r> {
     /// Of these, which are not paused yet.
-    pub fn new(nics: &'r Nics, workers: &'r Arc<Workers>, ports: Ports<'r>) -> Self {
+    pub fn new(nics: &'r Nics, workers: &'r Arc<Workers>, ports: LockedPorts<'r>) -> Self {
         Self { nics, workers, ports, armed: true, cut: Vec::new() }
     }
 

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use crate::control::api::PortChange;
 use crate::platform::log_queue;
 
-use super::answer::{Answer, PREDECESSOR_VARIABLE, Running};
+use super::answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
 use super::channel::Channel;
 use super::upgrade_document::Descriptors;
 use super::upgrade_error::UpgradeError;
@@ -26,7 +26,7 @@ const END_RETRY: Duration = Duration::from_millis(2);
 
 /// A process that was started and has everything.
 #[derive(Debug)]
-pub struct Completed {
+pub struct CompletedUpgrade {
     /// Its number.
     pub pid: u32,
     /// What came of it.
@@ -105,8 +105,8 @@ impl Successor {
     /// Wait until it has made all that it can: what it would change.
     pub fn ready(&mut self, deadline: Instant) -> Result<Vec<PortChange>, UpgradeError> {
         match self.answer("ready", deadline)? {
-            Answer::Prepared { changes } => Ok(changes),
-            Answer::Ready => {
+            SuccessorAnswer::Prepared { changes } => Ok(changes),
+            SuccessorAnswer::Ready => {
                 tracing::warn!("the new process is older and does not say what it would change");
                 Ok(Vec::new())
             }
@@ -117,7 +117,7 @@ impl Successor {
     /// Wait until it has everything.
     pub fn taken(&mut self, deadline: Instant) -> Result<(), UpgradeError> {
         match self.answer("taken", deadline)? {
-            Answer::Taken => {
+            SuccessorAnswer::Taken => {
                 self.taken = true;
                 Ok(())
             }
@@ -125,9 +125,13 @@ impl Successor {
         }
     }
 
-    fn answer(&mut self, step: &'static str, deadline: Instant) -> Result<Answer, UpgradeError> {
-        match self.channel.receive::<Answer>(Some(deadline)) {
-            Ok((Answer::Refused { reason }, _)) => Err(UpgradeError::Refused(reason)),
+    fn answer(
+        &mut self,
+        step: &'static str,
+        deadline: Instant,
+    ) -> Result<SuccessorAnswer, UpgradeError> {
+        match self.channel.receive::<SuccessorAnswer>(Some(deadline)) {
+            Ok((SuccessorAnswer::Refused { reason }, _)) => Err(UpgradeError::Refused(reason)),
             Ok((answer, _)) => Ok(answer),
             Err(source) => Err(match self.status().filter(|_| is_end(&source)) {
                 Some(status) => UpgradeError::Ended { step, status },
@@ -167,21 +171,21 @@ impl Successor {
         let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
         let _ = self.process.wait();
         let now = Instant::now() + Duration::from_millis(1);
-        let said = self.channel.receive::<Answer>(Some(now));
-        if let Ok((Answer::Taken, _)) = said {
+        let said = self.channel.receive::<SuccessorAnswer>(Some(now));
+        if let Ok((SuccessorAnswer::Taken, _)) = said {
             tracing::error!("the new process went on too late and was ended: this one ends too");
             log_queue::exit(1);
         }
     }
 
     /// What came of it, if it says so.
-    pub fn completed(mut self) -> Completed {
+    pub fn completed(mut self) -> CompletedUpgrade {
         let deadline = Instant::now() + RUNNING_WAIT_MAX;
         let running = loop {
             match self.channel.receive(Some(deadline)) {
-                Ok((Answer::Running(running), _)) => break Some(running),
+                Ok((SuccessorAnswer::Running(running), _)) => break Some(running),
                 // It was too late for whoever waited for it, and not for the token.
-                Ok((Answer::Taken, _)) => {}
+                Ok((SuccessorAnswer::Taken, _)) => {}
                 _ => break None,
             }
         };
@@ -192,7 +196,7 @@ impl Successor {
             log_queue::exit(1);
         }
         let changes = std::mem::take(&mut self.changes);
-        Completed { pid: self.process.id(), running, changes }
+        CompletedUpgrade { pid: self.process.id(), running, changes }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::xdp::{AttachMode, InheritedUplink, SocketAtRest, SocketMode};
 pub(super) const VERSION: u32 = 1;
 
 /// The place of a descriptor.
-pub(super) type Place = usize;
+pub(super) type DescriptorIndex = usize;
 
 /// What stays as it is.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -30,22 +30,22 @@ pub(super) struct Foundation {
     pub version: u32,
     pub uplinks: Vec<UplinkPart>,
     /// The API's listening socket.
-    pub api: Option<Place>,
+    pub api: Option<DescriptorIndex>,
     /// The file of its name.
     #[serde(default)]
     pub api_file: Option<FileIdentity>,
     /// The lock of the state directory.
     #[serde(default)]
-    pub state_lock: Option<Place>,
+    pub state_lock: Option<DescriptorIndex>,
     /// The lock of the runtime directory; older versions have none.
     #[serde(default)]
-    pub runtime_lock: Option<Place>,
+    pub runtime_lock: Option<DescriptorIndex>,
     pub listeners: Vec<ListenerPart>,
-    /// All ports, each a [`PortRecord`](crate::daemon::ports::PortRecord). Whoever sends them waits for [`Answer::Prepared`] and not
-    /// for [`Answer::Ready`], which is all that older versions know.
+    /// All ports, each a [`PortRecord`](crate::daemon::ports::PortRecord). Whoever sends them waits for [`SuccessorAnswer::Prepared`] and not
+    /// for [`SuccessorAnswer::Ready`], which is all that older versions know.
     ///
-    /// [`Answer::Prepared`]: super::answer::Answer::Prepared
-    /// [`Answer::Ready`]: super::answer::Answer::Ready
+    /// [`SuccessorAnswer::Prepared`]: super::answer::SuccessorAnswer::Prepared
+    /// [`SuccessorAnswer::Ready`]: super::answer::SuccessorAnswer::Ready
     #[serde(default)]
     pub ports: Option<Vec<serde_json::Value>>,
 }
@@ -59,11 +59,11 @@ pub(super) struct UplinkPart {
     pub socket_mode: SocketMode,
     pub reason: String,
     pub packet_max: u32,
-    pub link: Place,
-    pub tap: Place,
-    pub umem: Place,
+    pub link: DescriptorIndex,
+    pub tap: DescriptorIndex,
+    pub umem: DescriptorIndex,
     /// By queue.
-    pub sockets: Vec<(u32, Place)>,
+    pub sockets: Vec<(u32, DescriptorIndex)>,
 }
 
 /// One port's listening socket.
@@ -71,7 +71,7 @@ pub(super) struct UplinkPart {
 pub(super) struct ListenerPart {
     pub port: String,
     pub path: PathBuf,
-    pub listener: Place,
+    pub listener: DescriptorIndex,
     /// The file of its name; None if that is not told, or if it has none.
     #[serde(default)]
     pub file: Option<FileIdentity>,
@@ -90,7 +90,7 @@ pub(super) struct Traffic {
     pub asked_at: u64,
     /// Who takes it has everything; without it, who says `taken`.
     #[serde(default)]
-    pub token: Option<Place>,
+    pub token: Option<DescriptorIndex>,
     /// Ports whose session did not come to stand still.
     #[serde(default)]
     pub reconnecting: Vec<String>,
@@ -102,7 +102,7 @@ pub(super) struct Traffic {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SessionPart {
     pub port: String,
-    pub stream: Place,
+    pub stream: DescriptorIndex,
     pub said: Vec<SaidPart>,
     pub ran: Vec<Option<u16>>,
     /// The base that the front-end knows of each ring that is elsewhere. Older versions do not tell
@@ -116,7 +116,7 @@ pub(super) struct SessionPart {
 pub(super) struct SaidPart {
     pub code: u32,
     pub body: Vec<u8>,
-    pub descriptors: Vec<Place>,
+    pub descriptors: Vec<DescriptorIndex>,
 }
 
 /// Descriptors on their way, each with its place.
@@ -130,13 +130,13 @@ impl Descriptors {
     }
 
     /// Add one.
-    pub fn put(&mut self, descriptor: OwnedFd) -> Place {
+    pub fn put(&mut self, descriptor: OwnedFd) -> DescriptorIndex {
         self.0.push(Some(descriptor));
         self.0.len() - 1
     }
 
     /// Take the one at a place; none if the document is wrong about it.
-    pub fn take(&mut self, place: Place) -> Option<OwnedFd> {
+    pub fn take(&mut self, place: DescriptorIndex) -> Option<OwnedFd> {
         self.0.get_mut(place)?.take()
     }
 

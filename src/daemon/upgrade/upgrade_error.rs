@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use crate::control::api::PortChange;
-use crate::daemon::ownership::Busy;
+use crate::daemon::ownership::DaemonBusy;
 use crate::daemon::workers::PauseError;
 use crate::report::chain;
 
@@ -17,7 +17,7 @@ pub enum UpgradeError {
     UnderWay,
     /// Another process has everything, or this one stops.
     #[error(transparent)]
-    Busy(Busy),
+    Busy(DaemonBusy),
     /// It was asked to stop while the new process started.
     #[error("isonic was told to stop while the new process got ready; that process was ended")]
     Stopped,
