@@ -15,7 +15,8 @@
 //! - `upgrade`: has another process take over.
 //! - `published`: the list of profiles as a file.
 //! - `upkeep`: what is begun at the start and repeated when it fails.
-//! - `service`: answers the API.
+//! - `service`: answers the API; `api_socket`: where.
+//! - `daemon_error`: why there is no daemon.
 //!
 //! # Locks
 //!
@@ -40,6 +41,8 @@
 
 #![forbid(unsafe_code)]
 
+mod api_socket;
+mod daemon_error;
 mod directory_lock;
 mod host_port;
 mod nic;
@@ -56,8 +59,6 @@ mod workers;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -70,80 +71,28 @@ use tokio::sync::Notify;
 use crate::config::{Config, Handed, RunOptions, UplinkConfig};
 use crate::control::server;
 use crate::guest_memory::install_fault_handler;
-use crate::platform::unix_socket::{self, ClaimError, Claimed, InheritError, SocketFile};
+use crate::platform::unix_socket;
 use crate::platform::{log_queue, privilege};
-use crate::profile::{Catalog, CatalogError};
+use crate::profile::Catalog;
 use crate::report::chain;
-use crate::xdp::{BusyPollError, recover_interrupts};
+use crate::xdp::recover_interrupts;
 
+use api_socket::ApiSocket;
+pub use daemon_error::DaemonError;
 use directory_lock::{DirectoryLock, LockError, LockedDirectory};
-use nic::{NicError, Nics, interrupt_notes};
+use nic::{Nics, interrupt_notes};
 use ownership::Ownership;
-use ports::{Origin, PortError, Registry, RegistrySetup, StateFile, StateFileError};
+use ports::{Origin, Registry, RegistrySetup, StateFile, StateFileError};
 use problems::{HostProblem, HostProblems};
 use service::DaemonService;
 use stop_signals::Signals;
 pub use upgrade::refuse_predecessor;
 use upgrade::{
-    ExportSource, ImportError, ImportTarget, OwnProgram, Predecessor, PredecessorState, Upgrader,
-    notify,
+    ExportSource, ImportTarget, OwnProgram, Predecessor, PredecessorState, Upgrader, notify,
 };
 use upkeep::{Upkeep, UpkeepSetup};
 use watches::Watches;
 use workers::{Workers, WorkersSetup};
-
-/// Why the daemon did not start, or ended. Nothing is left behind.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// A capability is missing.
-    #[error(
-        "isonic needs the capabilities {missing} to use AF_XDP; run it as root, or under systemd \
-         with AmbientCapabilities={missing}"
-    )]
-    Privilege {
-        /// Names, as setpriv(1) and systemd have them.
-        missing: String,
-    },
-    /// The profile directory.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// A NIC.
-    #[error(transparent)]
-    Nic(#[from] NicError),
-    /// What an isonic that was killed left of a NIC's settings.
-    #[error(transparent)]
-    Interrupts(#[from] BusyPollError),
-    /// The workers could not be started.
-    #[error("cannot start the workers")]
-    Workers(#[source] io::Error),
-    /// The state directory.
-    #[error(transparent)]
-    State(#[from] StateFileError),
-    /// The runtime directory.
-    #[error(transparent)]
-    Runtime(#[from] LockError),
-    /// A port of the configuration.
-    #[error("port \"{name}\" cannot be served")]
-    Port {
-        /// Which.
-        name: String,
-        /// Why.
-        #[source]
-        source: PortError,
-    },
-    /// The API's socket.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// The API's server or the signal handlers.
-    #[error("cannot serve the API")]
-    Serve(#[source] io::Error),
-    /// `--fd` names no usable socket.
-    #[error(transparent)]
-    Inherit(#[from] InheritError),
-    /// The process before this one, which was to leave everything to it.
-    #[error("cannot go on where the process before this one was")]
-    Import(#[from] ImportError),
-}
 
 /// How long a signal may take through the runtime.
 const SIGNAL_WAIT: Duration = Duration::from_millis(1);
@@ -400,40 +349,6 @@ fn take_over(
         *api = None;
     }
     Ok(())
-}
-
-/// The API's socket.
-struct ApiSocket {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Removes the name when dropped; None while it is another process's, or has none.
-    file: Option<SocketFile>,
-    /// It had its name with the process before this one.
-    inherited: bool,
-}
-
-impl ApiSocket {
-    fn open(path: &Path, before: &mut Option<PredecessorState>) -> Result<Self, ClaimError> {
-        let path = path.to_owned();
-        if let Some(listener) = before.as_mut().and_then(|before| before.take_api(&path)) {
-            return Ok(Self { listener, path, file: None, inherited: true });
-        }
-        if before.is_some() {
-            let listener = unix_socket::unnamed(&path)?;
-            return Ok(Self { listener, path, file: None, inherited: false });
-        }
-        let Claimed { listener, file } = unix_socket::claim(&path)?;
-        Ok(Self { listener, path, file: Some(file), inherited: false })
-    }
-
-    /// The name is ours from now on.
-    fn own(&mut self) -> Result<(), ClaimError> {
-        self.file = match self.inherited {
-            true => SocketFile::inherit(&self.path).ok(),
-            false => Some(unix_socket::name(self.listener.as_fd(), &self.path)?),
-        };
-        Ok(())
-    }
 }
 
 /// A queue pair takes six descriptors, and the usual soft limit of 1024 is for programs that call

@@ -25,7 +25,7 @@ enum OwnershipPhase {
     Serving,
     /// It is, and a successor gets ready.
     Preparing,
-    /// Everything stands still, between the two.
+    /// Everything is paused, between the two.
     HandingOver,
     /// Another process is the owner.
     Over,
@@ -143,7 +143,7 @@ impl Ownership {
         }
     }
 
-    /// The successor is ready: everything comes to stand still. Call it with the ports locked.
+    /// The successor is ready: everything is paused. Call it with the ports locked.
     ///
     /// # Errors
     /// [`DaemonBusy::Stopping`].

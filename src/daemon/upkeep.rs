@@ -89,11 +89,11 @@ impl Upkeep {
 
     fn repeat(&self) {
         let UpkeepSetup { registry, problems, watches, .. } = &self.kept;
-        if problems.has(HostProblem::Threads) {
-            if let Some(started) = watches.start_again() {
-                let reason = started.err().map(|error| error.to_string());
-                problems.set(HostProblem::Threads, reason);
-            }
+        if problems.has(HostProblem::Threads)
+            && let Some(started) = watches.start_again()
+        {
+            let reason = started.err().map(|error| error.to_string());
+            problems.set(HostProblem::Threads, reason);
         }
         self.keep_runtime_locked();
         registry.remake_sockets();

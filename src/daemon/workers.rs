@@ -81,13 +81,16 @@ pub struct Workers {
     paused: AtomicBool,
 }
 
+/// The sockets of one worker, each with its uplink.
+pub type WorkerSockets = Vec<(UplinkId, Socket)>;
+
 /// What the workers start with.
 #[derive(Debug)]
 pub struct WorkersSetup {
     /// Where each is pinned; chosen here if that is not configured.
     pub cpus: Option<Vec<usize>>,
     /// The sockets of each worker: as many lists as there are workers.
-    pub sockets: Vec<Vec<(UplinkId, Socket)>>,
+    pub sockets: Vec<WorkerSockets>,
     /// The uplinks, by number.
     pub uplinks: Vec<UplinkSetup>,
     /// Start paused: another process still uses the sockets.
@@ -564,7 +567,7 @@ impl Drop for AbortOnPanic {
 }
 
 /// The frame memory of each uplink that is there.
-fn umems(sockets: &[Vec<(UplinkId, Socket)>], uplinks: &[UplinkSetup]) -> Vec<Option<Arc<Umem>>> {
+fn umems(sockets: &[WorkerSockets], uplinks: &[UplinkSetup]) -> Vec<Option<Arc<Umem>>> {
     let of = |uplink: &UplinkSetup| {
         let mut sockets = sockets.iter().flatten();
         let socket = sockets.find(|(id, _)| *id == uplink.id);
@@ -584,12 +587,9 @@ fn expected(uplinks: &[UplinkSetup], worker: WorkerId) -> Vec<(UplinkId, u32)> {
 }
 
 /// One for each worker, with room for the frames of its sockets, also of those that it will get.
-fn inboxes(
-    sockets: &[Vec<(UplinkId, Socket)>],
-    uplinks: &[UplinkSetup],
-) -> io::Result<Vec<Arc<Inbox>>> {
+fn inboxes(sockets: &[WorkerSockets], uplinks: &[UplinkSetup]) -> io::Result<Vec<Arc<Inbox>>> {
     let places = Inbox::places_for(sockets.len());
-    let inbox = |(id, own): (WorkerId, &Vec<(UplinkId, Socket)>)| {
+    let inbox = |(id, own): (WorkerId, &WorkerSockets)| {
         let frames = FRAMES_PER_SOCKET * (own.len() + expected(uplinks, id).len());
         Inbox::with_places(places, frames).map(Arc::new)
     };

@@ -643,7 +643,7 @@ mod tests {
 
     /// As many looks at a socket that does not move as make a stall.
     fn stall(life: &mut NicLife, nic: &FakeNic) -> Vec<String> {
-        for _look in 0..4 {
+        for _look in 0..3 {
             let progress = SocketProgress { transmitting: 5, ..SocketProgress::default() };
             let report = SocketReport { uplink: ID, queue: 0, failed: false, progress };
             let of_another = SocketReport { uplink: UplinkId(1), ..report };

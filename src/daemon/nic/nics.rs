@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::config::{Config, steering_note};
 use crate::daemon::host_port::HostNic;
-use crate::daemon::workers::{UplinkSetup, Workers};
+use crate::daemon::workers::{UplinkSetup, WorkerSockets, Workers};
 use crate::datapath::UplinkId;
 use crate::device::mac::MacAddress;
 use crate::profile::UplinkFacts;
-use crate::xdp::{InheritedUplink, Interface, Socket};
+use crate::xdp::{InheritedUplink, Interface};
 
 use super::nic_in_use::{Nic, NicStart};
 use super::nic_status::{KnownUplink, NicError};
@@ -30,7 +30,7 @@ impl Nics {
         config: &Config,
         inherited: &mut BTreeMap<String, InheritedUplink>,
         known: &BTreeMap<String, KnownUplink>,
-    ) -> Result<(Self, Vec<Vec<(UplinkId, Socket)>>), NicError> {
+    ) -> Result<(Self, Vec<WorkerSockets>), NicError> {
         let mut sockets = Vec::new();
         sockets.resize_with(config.workers, Vec::new);
         let mut nics = Vec::new();

@@ -34,12 +34,12 @@ pub(super) enum SuccessorAnswer {
 pub struct Running {
     /// The successor's version.
     pub version: String,
-    /// From when the workers came to rest until they went on.
+    /// From when the workers paused until they resumed.
     pub outage_nanoseconds: u64,
-    /// From when sessions were asked to stand still until they went on; 0 if that is not told.
+    /// From when sessions were asked to pause until they resumed; 0 if that is not told.
     #[serde(default)]
     pub unanswered_nanoseconds: u64,
-    /// Sessions that go on.
+    /// Sessions that were taken over.
     pub sessions: usize,
     /// Ports whose front-end has to connect anew.
     pub reconnecting: Vec<String>,

@@ -164,7 +164,7 @@ fn is_socket(end: &OwnedFd) -> bool {
 }
 
 impl Predecessor {
-    /// The one that has started this process for it to go on, or that has left everything with the
+    /// The one that has started this process to take over, or that has left everything with the
     /// service manager; None if this process begins anew.
     ///
     /// # Errors
@@ -216,7 +216,7 @@ impl Predecessor {
         if self.waits { None } else { Some(Instant::now() + KEPT_WAIT_MAX) }
     }
 
-    /// Say why we do not go on.
+    /// Say why this process does not take over.
     pub fn refuse(&self, reason: &str) {
         // Then it sees that we end.
         let _ = self.answer(&SuccessorAnswer::Refused { reason: one_line(reason) });

@@ -44,7 +44,7 @@ fn name(port: &mut Port) -> Result<(), PortError> {
     named
 }
 
-/// The file of a socket that goes on; older versions do not tell which it is.
+/// The file of a socket that keeps its name; older versions do not tell which it is.
 fn file(path: &Path, socket: &InheritedSocket) -> Option<SocketFile> {
     match socket.file {
         Some(identity) => Some(SocketFile::left(path, identity)),

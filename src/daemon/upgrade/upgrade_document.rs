@@ -85,13 +85,13 @@ pub(super) struct Traffic {
     pub stopped_at: u64,
     /// By interface.
     pub sockets: Vec<(String, SocketAtRest)>,
-    /// When sessions were asked to stand still, by the same clock; 0 if that is not told.
+    /// When sessions were asked to pause, by the same clock; 0 if that is not told.
     #[serde(default)]
     pub asked_at: u64,
     /// Who takes it has everything; without it, who says `taken`.
     #[serde(default)]
     pub token: Option<DescriptorIndex>,
-    /// Ports whose session did not come to stand still.
+    /// Ports whose session did not pause.
     #[serde(default)]
     pub reconnecting: Vec<String>,
     /// Each a [`SessionPart`], on its own: what is not understood of one is that one's loss.
