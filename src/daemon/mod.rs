@@ -138,7 +138,8 @@ fn live(
     let runtime = start_runtime().map_err(DaemonError::Serve)?;
     let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
     // 3. NICs and workers, then the ports.
-    let daemon = Daemon::build(config, catalog, (state, runtime_lock), before)?;
+    let directories = Directories { state, runtime_lock };
+    let daemon = Daemon::build(config, catalog, directories, before)?;
     daemon.problems.set(HostProblem::RuntimeLock, unlocked.flatten());
     let memory_watch = daemon.watch_memory().map_err(DaemonError::Workers)?;
     let upgrader = Arc::new(daemon.upgrader(program));
@@ -168,6 +169,12 @@ fn live(
     outcome
 }
 
+/// The directories that are this daemon's.
+struct Directories {
+    state: Option<Arc<StateFile>>,
+    runtime_lock: Option<Arc<DirectoryLock>>,
+}
+
 /// All that lives as long as the process serves. Who needs one of them gets it by itself.
 struct Daemon {
     catalog: Arc<Catalog>,
@@ -187,9 +194,10 @@ impl Daemon {
     fn build(
         config: &Config,
         catalog: Arc<Catalog>,
-        (state, runtime_lock): (Option<Arc<StateFile>>, Option<Arc<DirectoryLock>>),
+        directories: Directories,
         before: Option<PredecessorState>,
     ) -> Result<Self, DaemonError> {
+        let Directories { state, runtime_lock } = directories;
         if let Some(notes) = interrupt_notes(config) {
             recover_interrupts(&notes)?;
         }

@@ -122,7 +122,9 @@ impl Upkeep {
         registry.record_if_due();
         let Some(list) = &self.list else { return };
         let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
-        let updated = registry.as_owner(|| list.update(catalog, &nics.facts()));
+        // The kernel is asked before the ports are locked.
+        let facts = nics.facts();
+        let updated = registry.as_owner(|| list.update(catalog, &facts));
         if let Ok(updated) = updated {
             let reason = updated.err().map(|error| chain(&error));
             problems.set(HostProblem::ProfilesFile, reason);

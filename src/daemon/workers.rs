@@ -84,6 +84,26 @@ pub struct Workers {
 /// The sockets of one worker, each with its uplink.
 pub type WorkerSockets = Vec<(UplinkId, Socket)>;
 
+/// Where a ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPlace {
+    /// The worker that has it.
+    pub worker: WorkerId,
+    /// Its port.
+    pub port: PortId,
+    /// Its number there.
+    pub index: u16,
+}
+
+/// A frame of the control plane, and what is left to do with it.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlFrame<'f> {
+    /// The frame.
+    pub bytes: &'f [u8],
+    /// What is left to do.
+    pub offload: Offload,
+}
+
 /// What the workers start with.
 #[derive(Debug)]
 pub struct WorkersSetup {
@@ -216,7 +236,7 @@ impl Workers {
     pub fn hand_over(
         &self,
         worker: WorkerId,
-        (bytes, offload): (&[u8], Offload),
+        ControlFrame { bytes, offload }: ControlFrame<'_>,
         target: Target,
     ) -> bool {
         let Some(mut packet) = self.pool.take() else { return false };
@@ -450,13 +470,8 @@ impl Workers {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn give(
-        &self,
-        worker: WorkerId,
-        port: PortId,
-        index: u16,
-        ring: Ring,
-    ) -> Result<(), WorkerGone> {
+    pub fn give(&self, at: RingPlace, ring: Ring) -> Result<(), WorkerGone> {
+        let RingPlace { worker, port, index } = at;
         let worker = &self.entries[worker.index()].handle;
         if self.paused.load(Ordering::Acquire) {
             worker.give_at_rest(port, index, ring)
@@ -469,13 +484,8 @@ impl Workers {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn take(
-        &self,
-        worker: WorkerId,
-        port: PortId,
-        index: u16,
-    ) -> Result<Option<Ring>, WorkerGone> {
-        self.entries[worker.index()].handle.take(port, index)
+    pub fn take(&self, at: RingPlace) -> Result<Option<Ring>, WorkerGone> {
+        self.entries[at.worker.index()].handle.take(at.port, at.index)
     }
 
     /// Use another event descriptor for a ring.
@@ -484,24 +494,24 @@ impl Workers {
     /// [`WorkerGone`].
     pub fn exchange(
         &self,
-        (worker, port, index): (WorkerId, PortId, u16),
+        at: RingPlace,
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
-        self.entries[worker.index()].handle.exchange((port, index), kind, event)
+        self.entries[at.worker.index()].handle.exchange((at.port, at.index), kind, event)
     }
 
-    /// Go on with a ring in other memory; the queue as it was, or None if that cannot be.
+    /// Continue with a ring in other memory; the queue as it was, or None if that cannot be.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn relocate(
         &self,
-        (worker, port, index): (WorkerId, PortId, u16),
+        at: RingPlace,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Result<Option<Queue>, WorkerGone> {
-        self.entries[worker.index()].handle.relocate((port, index), setup, memory)
+        self.entries[at.worker.index()].handle.relocate((at.port, at.index), setup, memory)
     }
 
     /// Look at ports, and at the kick descriptors of those that are told with true. What all

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::daemon::host_port::HostPort;
+use crate::daemon::workers::ControlFrame;
 use crate::datapath::{ETHERNET_BYTES, Handover, Inbox, PACKET_BYTES_MAX, Target};
 use crate::device::net_header::{self, NetHeader};
 use crate::device::offloads::Offloads;
@@ -108,6 +109,7 @@ fn bring(side: &PumpSide, packet: &[u8]) -> Option<()> {
     let header = NetHeader::parse(header.first_chunk()?);
     let offload = header.offload(frame, length, Offloads::ALL).ok()?;
     let target = Target::Arrival { uplink: side.uplink };
-    let arrived = side.workers.hand_over(side.worker, (frame, offload), target);
+    let arrived =
+        side.workers.hand_over(side.worker, ControlFrame { bytes: frame, offload }, target);
     arrived.then_some(())
 }

@@ -82,13 +82,18 @@ struct Inner {
     held: Vec<(WorkerId, Socket)>,
 }
 
+/// All that an uplink has when it has been opened, but for its sockets.
+struct OpenParts {
+    uplink: Uplink,
+    umem: Arc<Umem>,
+    host: Option<HostDevice>,
+    steered: Steered,
+    queues: Vec<(u32, WorkerId)>,
+}
+
 impl Inner {
-    fn new(
-        uplink: Uplink,
-        umem: Arc<Umem>,
-        (host, steered): (Option<HostDevice>, Steered),
-        queues: Vec<(u32, WorkerId)>,
-    ) -> Self {
+    fn new(parts: OpenParts) -> Self {
+        let OpenParts { uplink, umem, host, steered, queues } = parts;
         let host_device = host.as_ref().map(|device| device.name.clone());
         let Uplink {
             interface,
@@ -142,7 +147,7 @@ impl Inner {
         let place = |(place, socket)| (worker_at(id, place, workers), socket);
         let sockets: Vec<_> = sockets.into_iter().enumerate().map(place).collect();
         let queues = sockets.iter().map(|(worker, socket)| (socket.queue(), *worker)).collect();
-        Ok((Self::new(uplink, umem, (host, steered), queues), sockets))
+        Ok((Self::new(OpenParts { uplink, umem, host, steered, queues }), sockets))
     }
 
     /// Of an uplink whose NIC cannot be opened for this reason, and that was so before.
@@ -352,7 +357,7 @@ impl Nic {
         let umem = Arc::clone(sockets[0].umem());
         let sockets: Vec<_> = sockets.into_iter().enumerate().map(place).collect();
         let queues = sockets.iter().map(|(worker, socket)| (socket.queue(), *worker)).collect();
-        let mut opened = Inner::new(uplink, umem, (host, steered), queues);
+        let mut opened = Inner::new(OpenParts { uplink, umem, host, steered, queues });
         // It is up when the workers have its sockets, and not before.
         opened.status.state = NicState::Down;
         *self.inner() = opened;

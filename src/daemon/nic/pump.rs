@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use crate::daemon::workers::Workers;
+use crate::daemon::workers::{ControlFrame, Workers};
 use crate::datapath::{PACKET_BYTES_MAX, Target, UplinkId, WorkerId};
 use crate::metrics::{Published, SocketCounter};
 use crate::packet::Offload;
@@ -86,7 +86,8 @@ pub fn bring_multicast(side: &PumpSide, tap: &MulticastTap, stop: &OwnedFd) {
         }
         let target = Target::Arrival { uplink: *uplink };
         let brought = received.is_some_and(|len| {
-            workers.hand_over(*worker, (&buffer[..len], Offload::PLAIN), target)
+            let frame = ControlFrame { bytes: &buffer[..len], offload: Offload::PLAIN };
+            workers.hand_over(*worker, frame, target)
         });
         let counter =
             if brought { SocketCounter::MulticastPackets } else { SocketCounter::MulticastDropped };

@@ -48,8 +48,9 @@ impl Drop for Undo<'_> {
 }
 
 impl Registry {
-    /// Check, make and start a port. The ports are locked for all of that, although it makes files
-    /// and a socket's name: the port has name, address and socket before another may ask for them.
+    /// Check, make and start a port. The ports are locked for all of that, although the kernel is
+    /// asked for addresses, and files and a socket's name are made: no other port may take this
+    /// one's name, address or socket between the check and the end.
     pub(super) fn serve_port(
         &self,
         ports: &mut PortMap,

@@ -14,7 +14,7 @@ use crate::vhost_user::{Connection, Deferred, HostError, MemoryPolicy, PortHost,
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
 use super::rarp;
-use crate::daemon::workers::Workers;
+use crate::daemon::workers::{ControlFrame, RingPlace, Workers};
 
 /// What a port's session and the API share.
 #[derive(Debug, Default)]
@@ -104,7 +104,7 @@ impl PortLink {
         for (worker, ring) in self.workers.inspect(self.port).unwrap_or_default() {
             let taken = self.set_ready(ring.index, None);
             // Unmapped here, if the session has its memory no more: a worker unmaps nothing.
-            if taken.and_then(|()| self.workers.take(worker, self.port, ring.index)).is_err() {
+            if taken.and_then(|()| self.workers.take(self.ring_at(worker, ring.index))).is_err() {
                 tracing::error!("a worker is gone");
             }
         }
@@ -140,6 +140,10 @@ impl PortLink {
         if state.session == session {
             state.findings = findings;
         }
+    }
+
+    fn ring_at(&self, worker: WorkerId, index: u16) -> RingPlace {
+        RingPlace { worker, port: self.port, index }
     }
 
     fn worker(&self, index: u16) -> Option<WorkerId> {
@@ -202,14 +206,14 @@ impl PortHost for SessionLink {
         let (link, worker) = self.served(index)?;
         let ready = ring.enabled && ring.broken.is_none();
         let ready = ready.then_some(ring.kind.offloads);
-        let given = link.workers.give(worker, link.port, index, ring);
+        let given = link.workers.give(link.ring_at(worker, index), ring);
         given.and_then(|()| link.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
         let (link, worker) = self.served(index)?;
         link.set_ready(index, None)
-            .and_then(|()| link.workers.take(worker, link.port, index))
+            .and_then(|()| link.workers.take(link.ring_at(worker, index)))
             .map_err(|WorkerGone| HostError::Stopping)
     }
 
@@ -220,7 +224,7 @@ impl PortHost for SessionLink {
         event: Option<EventFd>,
     ) -> Result<(), HostError> {
         let (link, worker) = self.served(index)?;
-        let exchanged = link.workers.exchange((worker, link.port, index), kind, event);
+        let exchanged = link.workers.exchange(link.ring_at(worker, index), kind, event);
         exchanged.map_err(|WorkerGone| HostError::Stopping)
     }
 
@@ -231,14 +235,15 @@ impl PortHost for SessionLink {
         memory: &Arc<GuestMemory>,
     ) -> Result<bool, HostError> {
         let (link, worker) = self.served(index)?;
-        let before = link.workers.relocate((worker, link.port, index), setup, memory);
+        let before = link.workers.relocate(link.ring_at(worker, index), setup, memory);
         before.map(|before| before.is_some()).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn announce(&self, mac: [u8; 6]) {
         let Ok((link, worker)) = self.served(0) else { return };
         let target = Target::FloodFrom { port: link.port };
-        if !link.workers.hand_over(worker, (&rarp::request(mac), Offload::PLAIN), target) {
+        let frame = ControlFrame { bytes: &rarp::request(mac), offload: Offload::PLAIN };
+        if !link.workers.hand_over(worker, frame, target) {
             let lost = link.lost.fetch_add(1, Ordering::Relaxed) + 1;
             // A front-end may ask for any number of them.
             if lost.is_power_of_two() {

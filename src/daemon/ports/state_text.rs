@@ -151,8 +151,8 @@ pub fn read(path: &Path) -> StateCopy {
     }
     let kept = Kept {
         ports: ports(parts.ports, &mut wrong),
-        bindings: named(("bindings", "binding"), parts.bindings, &mut wrong),
-        uplinks: named(("uplinks", "uplink"), parts.uplinks, &mut wrong),
+        bindings: named(&Kind { one: "binding", many: "bindings" }, parts.bindings, &mut wrong),
+        uplinks: named(&Kind { one: "uplink", many: "uplinks" }, parts.uplinks, &mut wrong),
     };
     let kept = kept.plausible(&mut wrong);
     if wrong.is_empty() {
@@ -192,15 +192,21 @@ fn ports(part: Value, wrong: &mut Vec<String>) -> Vec<PortConfig> {
     ports
 }
 
+/// What a part has entries of.
+struct Kind {
+    one: &'static str,
+    many: &'static str,
+}
+
 fn named<T: DeserializeOwned>(
-    (kinds, kind): (&str, &str),
+    kind: &Kind,
     part: Value,
     wrong: &mut Vec<String>,
 ) -> BTreeMap<String, T> {
     let entries = match part {
         Value::Object(entries) => entries,
         _ => {
-            wrong.push(format!("its {kinds} are no object"));
+            wrong.push(format!("its {} are no object", kind.many));
             serde_json::Map::new()
         }
     };
@@ -208,7 +214,7 @@ fn named<T: DeserializeOwned>(
     for (name, entry) in entries {
         match serde_json::from_value(entry) {
             Ok(entry) => drop(read.insert(name, entry)),
-            Err(error) => wrong.push(format!("{kind} {name:?}: {error}")),
+            Err(error) => wrong.push(format!("{} {name:?}: {error}", kind.one)),
         }
     }
     read
