@@ -24,10 +24,10 @@ use crate::datapath::SocketDescriptor;
 use crate::platform::unix_socket::{FileIdentity, SocketFile};
 use crate::report::chain;
 
-use super::channel::Channel;
+use super::ownership_token::Token;
 use super::paused::Paused;
 use super::successor_process::{CompletedUpgrade, Successor};
-use super::token::Token;
+use super::upgrade_channel::Channel;
 use super::upgrade_document::{
     DescriptorIndex, Descriptors, Foundation, ListenerPart, UplinkPart, VERSION,
 };

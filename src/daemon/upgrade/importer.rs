@@ -16,9 +16,9 @@ use crate::report::{chain, one_line};
 use crate::vhost_user::InheritedSession;
 use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
 
-use super::answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
-use super::channel::Channel;
-use super::token::Token;
+use super::ownership_token::Token;
+use super::successor_answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
+use super::upgrade_channel::Channel;
 use super::upgrade_document::{Descriptors, Foundation, SessionPart, Traffic, VERSION, now};
 use super::{port_changes, service_manager, socket_names};
 use crate::daemon::nic::Nics;

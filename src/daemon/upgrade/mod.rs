@@ -25,24 +25,24 @@
 //!
 //! From the bottom:
 //!
-//! - `upgrade_document`, `answer`: what one says to the other: data.
-//! - `token`: which of two processes continues.
-//! - `channel`, `service_manager`: the way from one to the other.
+//! - `upgrade_document`, `successor_answer`: what one says to the other: data.
+//! - `ownership_token`: which of two processes continues.
+//! - `upgrade_channel`, `service_manager`: the way from one to the other.
 //! - `port_changes`: what a successor would change for ports.
 //! - `socket_names`: the names of the sockets, once they are ours.
 //! - `importer`: the successor's side.
 //! - `upgrade_error`, `successor_process`, `paused`, `exporter`: the predecessor's side.
 
-mod answer;
-mod channel;
 mod exporter;
 mod importer;
+mod ownership_token;
 mod paused;
 mod port_changes;
 mod service_manager;
 mod socket_names;
+mod successor_answer;
 mod successor_process;
-mod token;
+mod upgrade_channel;
 mod upgrade_document;
 mod upgrade_error;
 

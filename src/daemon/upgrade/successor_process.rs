@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use crate::control::api::PortChange;
 use crate::platform::log_queue;
 
-use super::answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
-use super::channel::Channel;
+use super::successor_answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
+use super::upgrade_channel::Channel;
 use super::upgrade_document::Descriptors;
 use super::upgrade_error::UpgradeError;
 

@@ -44,8 +44,8 @@ pub(super) struct Foundation {
     /// All ports, each a [`PortRecord`](crate::daemon::ports::PortRecord). Whoever sends them waits for [`SuccessorAnswer::Prepared`] and not
     /// for [`SuccessorAnswer::Ready`], which is all that older versions know.
     ///
-    /// [`SuccessorAnswer::Prepared`]: super::answer::SuccessorAnswer::Prepared
-    /// [`SuccessorAnswer::Ready`]: super::answer::SuccessorAnswer::Ready
+    /// [`SuccessorAnswer::Prepared`]: super::successor_answer::SuccessorAnswer::Prepared
+    /// [`SuccessorAnswer::Ready`]: super::successor_answer::SuccessorAnswer::Ready
     #[serde(default)]
     pub ports: Option<Vec<serde_json::Value>>,
 }
