@@ -23,14 +23,14 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// A directory of the configuration that is one daemon's at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Directory {
+pub enum LockedDirectory {
     /// `state_dir`.
     State,
     /// `runtime_dir`.
     Runtime,
 }
 
-impl Directory {
+impl LockedDirectory {
     fn setting(self) -> &'static str {
         match self {
             Self::State => "state_dir",
@@ -57,7 +57,7 @@ impl Directory {
     setting = kind.setting()
 )]
 pub struct LockError {
-    kind: Directory,
+    kind: LockedDirectory,
     directory: PathBuf,
     /// Its process, if that is to be seen.
     holder: Option<u32>,
@@ -66,7 +66,7 @@ pub struct LockError {
 /// The lock of a directory, which is held as well as it can be.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    kind: Directory,
+    kind: LockedDirectory,
     directory: PathBuf,
     held: Mutex<Option<OwnedFd>>,
 }
@@ -78,7 +78,7 @@ impl DirectoryLock {
     /// # Errors
     /// [`LockError`].
     pub fn take(
-        kind: Directory,
+        kind: LockedDirectory,
         directory: &Path,
         inherited: Option<OwnedFd>,
     ) -> Result<(Self, Option<String>), LockError> {
@@ -198,7 +198,7 @@ fn holder(file: &(u64, u64), name: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn take(kind: Directory, directory: &Path) -> (DirectoryLock, Option<String>) {
+    fn take(kind: LockedDirectory, directory: &Path) -> (DirectoryLock, Option<String>) {
         DirectoryLock::take(kind, directory, None).unwrap()
     }
 
@@ -206,28 +206,29 @@ mod tests {
     fn a_directory_is_one_daemons_and_each_setting_has_a_lock_of_its_own() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run");
-        let (state, _) = take(Directory::State, &path);
-        let (runtime, _) = take(Directory::Runtime, &path);
+        let (state, _) = take(LockedDirectory::State, &path);
+        let (runtime, _) = take(LockedDirectory::Runtime, &path);
         assert!(state.is_held() && runtime.is_held());
-        let refused = DirectoryLock::take(Directory::Runtime, &path, None).unwrap_err();
+        let refused = DirectoryLock::take(LockedDirectory::Runtime, &path, None).unwrap_err();
         let told = format!("runtime_dir {} is in use by another isonic", path.display());
         assert!(refused.to_string().starts_with(&told), "{refused}");
         let inherited = runtime.share();
-        let (next, _) = DirectoryLock::take(Directory::Runtime, &path, inherited).unwrap();
+        let (next, _) = DirectoryLock::take(LockedDirectory::Runtime, &path, inherited).unwrap();
         drop(runtime);
-        assert!(DirectoryLock::take(Directory::Runtime, &path, None).is_err());
+        assert!(DirectoryLock::take(LockedDirectory::Runtime, &path, None).is_err());
         drop(next);
-        assert!(take(Directory::Runtime, &path).0.is_held());
+        assert!(take(LockedDirectory::Runtime, &path).0.is_held());
     }
 
     #[test]
     fn a_lock_of_another_directory_is_not_inherited() {
         let directory = tempfile::tempdir().unwrap();
         let [old, new] = ["old", "new"].map(|name| directory.path().join(name));
-        let (before, _) = take(Directory::Runtime, &old);
-        let (after, _) = DirectoryLock::take(Directory::Runtime, &new, before.share()).unwrap();
+        let (before, _) = take(LockedDirectory::Runtime, &old);
+        let (after, _) =
+            DirectoryLock::take(LockedDirectory::Runtime, &new, before.share()).unwrap();
         assert!(after.is_held() && new.join("runtime.lock").exists());
-        assert!(DirectoryLock::take(Directory::Runtime, &old, None).is_err());
+        assert!(DirectoryLock::take(LockedDirectory::Runtime, &old, None).is_err());
     }
 
     #[test]
@@ -235,13 +236,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run");
         fs::write(&path, "in the way").unwrap();
-        let (lock, reason) = take(Directory::Runtime, &path);
+        let (lock, reason) = take(LockedDirectory::Runtime, &path);
         assert!(reason.is_some_and(|reason| reason.contains("cannot lock runtime_dir")));
         assert!(!lock.is_held() && lock.keep().unwrap().is_some());
         fs::remove_file(&path).unwrap();
         assert_eq!(lock.keep().unwrap(), None);
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(lock.keep().unwrap(), None, "it was removed, and is there again");
-        assert!(DirectoryLock::take(Directory::Runtime, &path, None).is_err());
+        assert!(DirectoryLock::take(LockedDirectory::Runtime, &path, None).is_err());
     }
 }

@@ -1,47 +1,66 @@
 //! DAEMON: owns everything that lives long, and is the only place where sessions, workers and
 //! AF_XDP sockets meet.
 //!
-//! [`run`] is the whole life of the process, in order. `fabric` is the workers and the forwarding
-//! table they share; `uplinks` the NICs, and `steering` which of their queues receive; `host` what
-//! joins the host to its VMs; `nic_watch` sees what becomes of the NICs, `nic_life` does what is to
-//! be done about it, `stall` tells that a socket stands still; `ports` the registry of ports, each
-//! with its socket and its `link` to the fabric; `binding` which profile a port gets; `state_file`
-//! what survives a restart, and `directory_lock` keeps a second daemon out; `problems` is what is
-//! wrong with the host; `signals` what the process hears; `port_watch` looks at the ports, and
-//! `diagnosis` says what is wrong with them; `published` the list of profiles as a file; `service`
-//! answers the API; `succession` has another process take over, `ownership` says whose everything
-//! is meanwhile; `upkeep` is what is begun at the start and repeated when it fails.
+//! [`run`] is the whole life of the process, in order. From the bottom:
+//!
+//! - `directory_lock`: keeps a second daemon out.
+//! - `problems`: what is wrong with the host.
+//! - `ownership`: whether everything is this process's.
+//! - `stop_signals`: what the process hears.
+//! - `host_port`: the host's port of the forwarding table.
+//! - `workers`: the workers and the forwarding table they share.
+//! - `nic`: the NICs, and what is done when one goes down or away.
+//! - `ports`: the ports, each with its socket and its link to the workers.
+//! - `watches`: the threads of NICs and ports.
+//! - `upgrade`: has another process take over.
+//! - `published`: the list of profiles as a file.
+//! - `upkeep`: what is begun at the start and repeated when it fails.
+//! - `service`: answers the API; `api_socket`: where.
+//! - `daemon_error`: why there is no daemon.
+//!
+//! # Locks
+//!
+//! Whoever has a lock takes only those below it. That is the order of the floors:
+//!
+//! 1. `upkeep`: the published list.
+//! 2. `watches`: the threads. Who stops one waits for it, and it may wait for the ports.
+//! 3. `ports::registry`: the ports; then the refused ones; then what was inherited.
+//!    `ports::ring_journals`: those that are next.
+//! 4. `ports::port_link`: a session's state.
+//! 5. `nic::nic_in_use`: a NIC; then `nic::indirection_table`: its tables.
+//! 6. `workers`: the routes; the sockets' counters; the watchdog.
+//! 7. `host_port`: the host's NIC.
+//! 8. Each alone: `ownership`, `problems`, `directory_lock`; in other modules what front-ends have
+//!    mapped, what is to be closed for them, a thread's handle, the log's queue.
+//!
+//! Workers take none of them, so with each of them one may wait for a worker: microseconds. With
+//! the ports locked nobody waits for a front-end (`ports::port::Ending`), but for an upgrade, which
+//! has half a second for all of them (`upgrade::paused`). Files are touched with the ports locked
+//! where a comment says why: to make a port, to write the state, and as owner
+//! (`Registry::as_owner`).
 
 #![forbid(unsafe_code)]
 
-mod binding;
-mod diagnosis;
+mod api_socket;
+mod daemon_error;
 mod directory_lock;
-mod fabric;
-mod host;
-mod link;
-mod nic_life;
-mod nic_watch;
+mod host_port;
+mod nic;
 mod ownership;
-mod port_watch;
 mod ports;
 mod problems;
 mod published;
-mod rarp;
 mod service;
-mod signals;
-mod stall;
-mod state_file;
-mod steering;
-mod succession;
+mod stop_signals;
+mod upgrade;
 mod upkeep;
-mod uplinks;
+mod watches;
+mod workers;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -52,75 +71,28 @@ use tokio::sync::Notify;
 use crate::config::{Config, Handed, RunOptions, UplinkConfig};
 use crate::control::server;
 use crate::guest_memory::install_fault_handler;
-use crate::platform::unix_socket::{self, ClaimError, Claimed, InheritError, SocketFile};
+use crate::platform::unix_socket;
 use crate::platform::{log_queue, privilege};
-use crate::profile::{Catalog, CatalogError};
+use crate::profile::Catalog;
 use crate::report::chain;
-use crate::xdp::{BusyPollError, recover_interrupts};
+use crate::xdp::recover_interrupts;
 
-use directory_lock::{Directory, DirectoryLock, LockError};
-use fabric::Fabric;
-use ports::{Origin, PortError, Registry};
+use api_socket::ApiSocket;
+pub use daemon_error::DaemonError;
+use directory_lock::{DirectoryLock, LockError, LockedDirectory};
+use nic::{Nics, interrupt_notes};
+use ownership::Ownership;
+use ports::{Origin, Registry, RegistrySetup, StateFile, StateFileError};
+use problems::{HostProblem, HostProblems};
 use service::DaemonService;
-use signals::Signals;
-use state_file::{StateError, StateFile};
-pub use succession::refuse_predecessor;
-use succession::{Estate, Predecessor, Succession, TakeError, notify};
-use upkeep::Upkeep;
-use uplinks::{NicError, Nics, interrupt_notes};
-
-/// Why the daemon did not start, or ended. Nothing is left behind.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// A capability is missing.
-    #[error(
-        "isonic needs the capabilities {missing} to use AF_XDP; run it as root, or under systemd \
-         with AmbientCapabilities={missing}"
-    )]
-    Privilege {
-        /// Names, as setpriv(1) and systemd have them.
-        missing: String,
-    },
-    /// The profile directory.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// A NIC.
-    #[error(transparent)]
-    Nic(#[from] NicError),
-    /// What an isonic that was killed left of a NIC's settings.
-    #[error(transparent)]
-    Interrupts(#[from] BusyPollError),
-    /// The workers could not be started.
-    #[error("cannot start the workers")]
-    Workers(#[source] io::Error),
-    /// The state directory.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The runtime directory.
-    #[error(transparent)]
-    Runtime(#[from] LockError),
-    /// A port of the configuration.
-    #[error("port \"{name}\" cannot be served")]
-    Port {
-        /// Which.
-        name: String,
-        /// Why.
-        #[source]
-        source: PortError,
-    },
-    /// The API's socket.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// The API's server or the signal handlers.
-    #[error("cannot serve the API")]
-    Serve(#[source] io::Error),
-    /// `--fd` names no usable socket.
-    #[error(transparent)]
-    Inherit(#[from] InheritError),
-    /// The process before this one, which was to leave everything to it.
-    #[error("cannot go on where the process before this one was")]
-    Take(#[from] TakeError),
-}
+use stop_signals::Signals;
+pub use upgrade::refuse_predecessor;
+use upgrade::{
+    ExportSource, ImportTarget, OwnProgram, Predecessor, PredecessorState, Upgrader, notify,
+};
+use upkeep::{Upkeep, UpkeepSetup};
+use watches::Watches;
+use workers::{Workers, WorkersSetup};
 
 /// How long a signal may take through the runtime.
 const SIGNAL_WAIT: Duration = Duration::from_millis(1);
@@ -133,10 +105,10 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 /// [`DaemonError`], with everything undone.
 pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
     raise_descriptor_limit();
-    let Some((predecessor, estate)) = Predecessor::find()? else {
+    let Some((predecessor, before)) = Predecessor::find()? else {
         return live(config, options, None);
     };
-    let outcome = live(config, options, Some((&predecessor, estate)));
+    let outcome = live(config, options, Some((&predecessor, before)));
     if let Err(error) = &outcome {
         predecessor.refuse(&chain(error));
     }
@@ -147,86 +119,200 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
 fn live(
     config: &Config,
     options: RunOptions,
-    before: Option<(&Predecessor, Estate)>,
+    before: Option<(&Predecessor, PredecessorState)>,
 ) -> Result<(), DaemonError> {
-    let (predecessor, mut estate) = before.unzip();
+    let (predecessor, mut before) = before.unzip();
     // 1. What can be refused without touching anything.
     check_privileges(config)?;
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
     let waits = predecessor.is_some_and(Predecessor::waits);
-    let state = open_state(config, &mut estate, waits)?;
-    let runtime_lock = lock_runtime_directory(config, &mut estate)?;
+    let state = open_state(config, &mut before, waits)?.map(Arc::new);
+    let (runtime_lock, unlocked) = lock_runtime_directory(config, &mut before)?.unzip();
+    let runtime_lock = runtime_lock.map(Arc::new);
     let mut api =
-        config.api_socket.as_deref().map(|path| Api::open(path, &mut estate)).transpose()?;
+        config.api_socket.as_deref().map(|path| ApiSocket::open(path, &mut before)).transpose()?;
     let listener = api.as_ref().map(|api| api.listener.as_fd());
-    let succession = Arc::new(Succession::new(listener).map_err(DaemonError::Serve)?);
+    let program = OwnProgram::new(listener).map_err(DaemonError::Serve)?;
     // 2. A front-end that truncates its memory must not end us; a signal ends us in order.
     install_fault_handler();
     let runtime = start_runtime().map_err(DaemonError::Serve)?;
     let signals = runtime.block_on(async { Signals::new() }).map_err(DaemonError::Serve)?;
-    // 3. NICs and workers.
-    if let Some(notes) = interrupt_notes(config) {
-        recover_interrupts(&notes)?;
-    }
-    let known = state.as_ref().map(|state| state.kept().uplinks.clone()).unwrap_or_default();
-    let (nics, sockets) = Nics::open(config, &mut estate, &known)?;
-    let at_rest = predecessor.is_some();
-    let fabric = Fabric::start(config, &nics, sockets, at_rest).map_err(DaemonError::Workers)?;
-    let nics = Arc::new(nics);
-    // 4. Ports: those of the configuration, then those added at run time.
-    let registry = Registry::new(config, catalog, nics, Arc::clone(&fabric), state);
-    let registry = Arc::new(registry.succeeding(estate).locking(runtime_lock));
-    let watched = Arc::clone(&registry);
-    let watch = std::thread::Builder::new()
-        .name("memory".to_owned())
-        .spawn(move || watched.watch_memory())
-        .map_err(DaemonError::Workers)?;
-    // 5. Serve.
-    // The ports first, since guests may be waiting for them.
-    let (stop, told) = (Arc::new(Notify::new()), Arc::clone(&registry));
-    runtime.spawn(heed(signals, Arc::clone(&stop), told));
-    let outcome = add_ports(&registry, config, options, waits)
-        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &registry, &mut api)))
+    // 3. NICs and workers, then the ports.
+    let directories = Directories { state, runtime_lock };
+    let daemon = Daemon::build(config, catalog, directories, before)?;
+    daemon.problems.set(HostProblem::RuntimeLock, unlocked.flatten());
+    let memory_watch = daemon.watch_memory().map_err(DaemonError::Workers)?;
+    let upgrader = Arc::new(daemon.upgrader(program));
+    // 4. Serve. The ports first, since guests may be waiting for them: those of the configuration,
+    // then those added at run time.
+    let stop = Arc::new(Notify::new());
+    runtime.spawn(heed(signals, Arc::clone(&stop), Arc::clone(&daemon.ownership)));
+    let outcome = add_ports(&daemon.registry, config, options, waits)
+        .and_then(|()| predecessor.map_or(Ok(()), |it| take_over(it, &daemon, config, &mut api)))
         .and_then(|()| {
-            let begun = Upkeep::begin(&registry, predecessor.is_some());
+            let begun = Upkeep::begin(daemon.kept(config), predecessor.is_some());
             begun.map_err(DaemonError::Workers)
         })
         .and_then(|upkeep| {
             // It ends with the runtime.
             runtime.spawn(upkeep.keep());
-            serve(&runtime, &stop, api.as_ref(), &registry, &succession)
+            serve(&runtime, &stop, api.as_ref(), &daemon, &upgrader)
         });
     let outcome = if predecessor.is_some() { outlive(outcome, &runtime, &stop) } else { outcome };
-    leave_or_return(&runtime, &registry, &succession, outcome.is_ok());
+    leave_or_return(&runtime, &daemon.ownership, &upgrader, outcome.is_ok());
     drop(api);
-    // 6. Stop in reverse: sessions give their rings back, then nobody needs the workers.
-    registry.leave_ports();
-    registry.stop();
-    registry.leave_nics();
-    registry.nics.stop_threads();
-    fabric.stop();
-    if watch.join().is_err() {
+    // 5. Stop in reverse.
+    daemon.stop();
+    if memory_watch.join().is_err() {
         tracing::error!("the thread that watches for lost memory has panicked");
     }
     outcome
 }
 
+/// The directories that are this daemon's.
+struct Directories {
+    state: Option<Arc<StateFile>>,
+    runtime_lock: Option<Arc<DirectoryLock>>,
+}
+
+/// All that lives as long as the process serves. Who needs one of them gets it by itself.
+struct Daemon {
+    catalog: Arc<Catalog>,
+    ownership: Arc<Ownership>,
+    problems: Arc<HostProblems>,
+    state: Option<Arc<StateFile>>,
+    runtime_lock: Option<Arc<DirectoryLock>>,
+    workers: Arc<Workers>,
+    nics: Arc<Nics>,
+    registry: Arc<Registry>,
+    watches: Arc<Watches>,
+}
+
+impl Daemon {
+    /// Open the NICs, start the workers, and have a registry without ports. With what a process
+    /// `before` this one leaves all of that is made beside it, and paused.
+    fn build(
+        config: &Config,
+        catalog: Arc<Catalog>,
+        directories: Directories,
+        before: Option<PredecessorState>,
+    ) -> Result<Self, DaemonError> {
+        let Directories { state, runtime_lock } = directories;
+        if let Some(notes) = interrupt_notes(config) {
+            recover_interrupts(&notes)?;
+        }
+        let known = state.as_ref().map(|state| state.kept().uplinks.clone()).unwrap_or_default();
+        let paused = before.is_some();
+        let (mut inherited_uplinks, inherited) =
+            before.map(|before| (before.uplinks, before.ports)).unzip();
+        let uplinks = inherited_uplinks.get_or_insert_default();
+        let (nics, sockets) = Nics::open(config, uplinks, &known)?;
+        let (cpus, uplinks) = (config.worker_cpus.clone(), nics.for_workers());
+        let workers = Workers::start(WorkersSetup { cpus, sockets, uplinks, paused });
+        let (nics, workers) = (Arc::new(nics), workers.map_err(DaemonError::Workers)?);
+        let (ownership, problems) = (Arc::<Ownership>::default(), Arc::<HostProblems>::default());
+        let registry = Arc::new(Registry::new(RegistrySetup {
+            config: config.clone(),
+            catalog: Arc::clone(&catalog),
+            nics: Arc::clone(&nics),
+            workers: Arc::clone(&workers),
+            ownership: Arc::clone(&ownership),
+            problems: Arc::clone(&problems),
+            state: state.clone(),
+            inherited,
+        }));
+        let watches = Arc::new(Watches::new(
+            Arc::clone(&nics),
+            Arc::clone(&workers),
+            Arc::clone(&registry),
+            Arc::clone(&ownership),
+        ));
+        Ok(Self {
+            catalog,
+            ownership,
+            problems,
+            state,
+            runtime_lock,
+            workers,
+            nics,
+            registry,
+            watches,
+        })
+    }
+
+    /// End the sessions whose front-end took their memory away, until the workers end.
+    fn watch_memory(&self) -> io::Result<JoinHandle<()>> {
+        let (workers, registry) = (Arc::clone(&self.workers), Arc::clone(&self.registry));
+        let ownership = Arc::clone(&self.ownership);
+        std::thread::Builder::new().name("memory".to_owned()).spawn(move || {
+            while let Some(lost) = workers.next_lost() {
+                registry.end_session_without_memory(lost);
+                if ownership.is_over() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn upgrader(&self, program: OwnProgram) -> Upgrader {
+        let exported = ExportSource {
+            registry: Arc::clone(&self.registry),
+            nics: Arc::clone(&self.nics),
+            workers: Arc::clone(&self.workers),
+            ownership: Arc::clone(&self.ownership),
+            problems: Arc::clone(&self.problems),
+            watches: Arc::clone(&self.watches),
+            state: self.state.clone(),
+            runtime_lock: self.runtime_lock.clone(),
+        };
+        Upgrader::new(program, exported)
+    }
+
+    fn kept(&self, config: &Config) -> UpkeepSetup {
+        UpkeepSetup {
+            registry: Arc::clone(&self.registry),
+            nics: Arc::clone(&self.nics),
+            catalog: Arc::clone(&self.catalog),
+            watches: Arc::clone(&self.watches),
+            problems: Arc::clone(&self.problems),
+            runtime_lock: self.runtime_lock.clone(),
+            profiles_file: config.profiles_file.clone(),
+        }
+    }
+
+    fn service(&self, upgrader: &Arc<Upgrader>) -> DaemonService {
+        DaemonService {
+            registry: Arc::clone(&self.registry),
+            nics: Arc::clone(&self.nics),
+            workers: Arc::clone(&self.workers),
+            catalog: Arc::clone(&self.catalog),
+            ownership: Arc::clone(&self.ownership),
+            problems: Arc::clone(&self.problems),
+            upgrader: Arc::clone(upgrader),
+        }
+    }
+
+    /// Sessions give their rings back, then nobody needs the workers.
+    fn stop(&self) {
+        self.watches.leave_ports();
+        self.registry.stop();
+        self.watches.leave_nics();
+        self.nics.stop_threads();
+        self.workers.stop();
+    }
+}
+
 /// End here if another process has everything, or is to have it: without undoing anything.
-fn leave_or_return(
-    runtime: &Runtime,
-    registry: &Arc<Registry>,
-    succession: &Succession,
-    served: bool,
-) {
-    if registry.ownership.stop() {
+fn leave_or_return(runtime: &Runtime, ownership: &Ownership, upgrader: &Upgrader, served: bool) {
+    if ownership.stop() {
         // A signal that came last of all is still on its way through the runtime.
         runtime.block_on(async { tokio::time::sleep(SIGNAL_WAIT).await });
-        if registry.ownership.stop_asked() {
-            succession.stop_successor();
+        if ownership.stop_asked() {
+            upgrader.stop_successor();
         }
     } else {
         notify(&[NotifyState::Stopping]);
-        if !served || !succession.leave_with_manager(registry) {
+        if !served || !upgrader.leave_with_manager() {
             return;
         }
     }
@@ -248,56 +334,29 @@ fn outlive(
     outcome
 }
 
-/// Go on where the process before this one rests; or end, so that it goes on itself.
+/// Take over from the process before this one; or end, so that it resumes.
 fn take_over(
     predecessor: &Predecessor,
-    registry: &Registry,
-    api: &mut Option<Api>,
+    daemon: &Daemon,
+    config: &Config,
+    api: &mut Option<ApiSocket>,
 ) -> Result<(), DaemonError> {
-    if let Err(error) = predecessor.take_over(registry) {
+    let imported = ImportTarget {
+        registry: &daemon.registry,
+        nics: &daemon.nics,
+        workers: &daemon.workers,
+        api_socket: config.api_socket.as_deref(),
+    };
+    if let Err(error) = predecessor.take_over(imported) {
         predecessor.refuse(&chain(&error));
         // Without undoing anything, for all of it is the other's.
         log_queue::exit(1);
     }
-    if let Some(Err(error)) = api.as_mut().map(Api::own) {
+    if let Some(Err(error)) = api.as_mut().map(ApiSocket::own) {
         tracing::error!(error = chain(&error), "the API is not served; packets move");
         *api = None;
     }
     Ok(())
-}
-
-/// The API's socket.
-struct Api {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Removes the name when dropped; None while it is another process's, or has none.
-    file: Option<SocketFile>,
-    /// It had its name with the process before this one.
-    inherited: bool,
-}
-
-impl Api {
-    fn open(path: &Path, estate: &mut Option<Estate>) -> Result<Self, ClaimError> {
-        let path = path.to_owned();
-        if let Some(listener) = estate.as_mut().and_then(|estate| estate.take_api(&path)) {
-            return Ok(Self { listener, path, file: None, inherited: true });
-        }
-        if estate.is_some() {
-            let listener = unix_socket::unnamed(&path)?;
-            return Ok(Self { listener, path, file: None, inherited: false });
-        }
-        let Claimed { listener, file } = unix_socket::claim(&path)?;
-        Ok(Self { listener, path, file: Some(file), inherited: false })
-    }
-
-    /// The name is ours from now on.
-    fn own(&mut self) -> Result<(), ClaimError> {
-        self.file = match self.inherited {
-            true => SocketFile::inherit(&self.path).ok(),
-            false => Some(unix_socket::name(self.listener.as_fd(), &self.path)?),
-        };
-        Ok(())
-    }
 }
 
 /// A queue pair takes six descriptors, and the usual soft limit of 1024 is for programs that call
@@ -325,11 +384,11 @@ fn check_privileges(config: &Config) -> Result<(), DaemonError> {
 /// `waits` knows all of the state and continues if we end, so nothing is taken over without.
 fn open_state(
     config: &Config,
-    estate: &mut Option<Estate>,
+    before: &mut Option<PredecessorState>,
     waits: bool,
-) -> Result<Option<StateFile>, StateError> {
+) -> Result<Option<StateFile>, StateFileError> {
     let Some(directory) = config.state_dir.as_deref() else { return Ok(None) };
-    let lock = estate.as_mut().and_then(Estate::take_state_lock);
+    let lock = before.as_mut().and_then(|before| before.state_lock.take());
     let state = StateFile::open(directory, lock)?;
     if waits {
         state.check_whole()?;
@@ -341,12 +400,12 @@ fn open_state(
 /// killed daemon left there is looked for: of one that runs, none of it is to be touched.
 fn lock_runtime_directory(
     config: &Config,
-    estate: &mut Option<Estate>,
+    before: &mut Option<PredecessorState>,
 ) -> Result<Option<(DirectoryLock, Option<String>)>, LockError> {
     let Some(directory) = config.runtime_dir.as_deref() else { return Ok(None) };
     // Older versions have none to leave, and hold none.
-    let lock = estate.as_mut().and_then(Estate::take_runtime_lock);
-    DirectoryLock::take(Directory::Runtime, directory, lock).map(Some)
+    let lock = before.as_mut().and_then(|before| before.runtime_lock.take());
+    DirectoryLock::take(LockedDirectory::Runtime, directory, lock).map(Some)
 }
 
 /// The API's. One thread for requests is there from the start and stays: where no more can be made
@@ -362,7 +421,7 @@ fn start_runtime() -> io::Result<Runtime> {
 /// that may pass. Only if there is no other port is it an error, since nobody loses anything then;
 /// or if a process that `waits` serves the port.
 fn add_ports(
-    registry: &Arc<Registry>,
+    registry: &Registry,
     config: &Config,
     options: RunOptions,
     waits: bool,
@@ -394,11 +453,11 @@ fn add_ports(
 
 /// Have the daemon stop at the first signal. A later one is not lost either: it may come when
 /// another process has taken over, which is to stop then.
-async fn heed(mut signals: Signals, stop: Arc<Notify>, registry: Arc<Registry>) {
+async fn heed(mut signals: Signals, stop: Arc<Notify>, ownership: Arc<Ownership>) {
     loop {
         let name = signals.stopping().await;
         tracing::info!("{name}: stopping");
-        registry.ownership.ask_to_stop();
+        ownership.ask_to_stop();
         stop.notify_one();
     }
 }
@@ -406,18 +465,18 @@ async fn heed(mut signals: Signals, stop: Arc<Notify>, registry: Arc<Registry>) 
 fn serve(
     runtime: &Runtime,
     stop: &Arc<Notify>,
-    api: Option<&Api>,
-    registry: &Arc<Registry>,
-    succession: &Arc<Succession>,
+    api: Option<&ApiSocket>,
+    daemon: &Daemon,
+    upgrader: &Arc<Upgrader>,
 ) -> Result<(), DaemonError> {
-    let (finished, succeeded) = (registry.finished(), succession.ended());
-    let (stop, owner) = (Arc::clone(stop), Arc::clone(registry));
+    let (finished, succeeded) = (daemon.registry.finished(), upgrader.ended());
+    let (stop, ownership) = (Arc::clone(stop), Arc::clone(&daemon.ownership));
     let stopped = async move {
         tokio::select! {
             () = stop.notified() => {}
             () = finished.notified() => {
                 tracing::info!("the only session has ended: stopping");
-                owner.ownership.ask_to_stop();
+                ownership.ask_to_stop();
             }
             () = succeeded.notified() => {}
         }
@@ -425,12 +484,11 @@ fn serve(
     tracing::info!("serving");
     notify(&[NotifyState::Ready]);
     if let Some(file) = api.and_then(|api| api.file.as_ref()) {
-        succession.name_api(file);
+        upgrader.name_api(file);
     }
     match api {
         Some(api) => {
-            let (registry, succession) = (Arc::clone(registry), Arc::clone(succession));
-            let service = Arc::new(DaemonService::new(registry, succession));
+            let service = Arc::new(daemon.service(upgrader));
             let listener = api.listener.try_clone().map_err(DaemonError::Serve)?;
             let served = runtime.block_on(server::serve(listener, service, stopped));
             served.map_err(DaemonError::Serve)

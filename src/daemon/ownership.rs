@@ -19,13 +19,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How far this process is from being the owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
+enum OwnershipPhase {
     /// It is the owner.
     #[default]
     Serving,
     /// It is, and a successor gets ready.
     Preparing,
-    /// Everything stands still, between the two.
+    /// Everything is paused, between the two.
     HandingOver,
     /// Another process is the owner.
     Over,
@@ -33,20 +33,20 @@ enum Phase {
     Stopping,
 }
 
-impl Phase {
-    fn check(self) -> Result<(), Busy> {
+impl OwnershipPhase {
+    fn check(self) -> Result<(), DaemonBusy> {
         match self {
             Self::Serving => Ok(()),
-            Self::Preparing | Self::HandingOver => Err(Busy::Upgrading),
-            Self::Over => Err(Busy::Over),
-            Self::Stopping => Err(Busy::Stopping),
+            Self::Preparing | Self::HandingOver => Err(DaemonBusy::Upgrading),
+            Self::Over => Err(DaemonBusy::Over),
+            Self::Stopping => Err(DaemonBusy::Stopping),
         }
     }
 }
 
 /// Why a request was not executed; to repeat it is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Busy {
+pub enum DaemonBusy {
     /// A successor gets ready, or takes over.
     #[error("an upgrade is under way, and nothing was changed; ask again in a moment")]
     Upgrading,
@@ -65,8 +65,8 @@ pub enum Busy {
 type Cancel = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct State {
-    phase: Phase,
+struct OwnershipState {
+    phase: OwnershipPhase,
     stop_asked: bool,
     cancel: Option<Cancel>,
 }
@@ -74,7 +74,7 @@ struct State {
 /// The phase of this process.
 #[derive(Default)]
 pub struct Ownership {
-    state: Mutex<State>,
+    state: Mutex<OwnershipState>,
     changed: Condvar,
 }
 
@@ -85,32 +85,32 @@ impl fmt::Debug for Ownership {
 }
 
 impl Ownership {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OwnershipState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether something may be changed now.
     ///
     /// # Errors
-    /// [`Busy`].
-    pub fn check(&self) -> Result<(), Busy> {
+    /// [`DaemonBusy`].
+    pub fn check(&self) -> Result<(), DaemonBusy> {
         self.state().phase.check()
     }
 
     /// Whether this process knows how things are.
     ///
     /// # Errors
-    /// [`Busy`].
-    pub fn check_readable(&self) -> Result<(), Busy> {
+    /// [`DaemonBusy`].
+    pub fn check_readable(&self) -> Result<(), DaemonBusy> {
         match self.state().phase {
-            Phase::Preparing => Ok(()),
+            OwnershipPhase::Preparing => Ok(()),
             phase => phase.check(),
         }
     }
 
     /// Whether another process has everything.
     pub fn is_over(&self) -> bool {
-        self.state().phase == Phase::Over
+        self.state().phase == OwnershipPhase::Over
     }
 
     /// Whether this process was told to stop.
@@ -121,14 +121,14 @@ impl Ownership {
     /// A successor is to be started. Call it with the ports locked.
     ///
     /// # Errors
-    /// [`Busy`].
-    pub fn prepare(&self) -> Result<(), Busy> {
+    /// [`DaemonBusy`].
+    pub fn prepare(&self) -> Result<(), DaemonBusy> {
         let mut state = self.state();
         state.phase.check()?;
         if state.stop_asked {
-            return Err(Busy::Stopping);
+            return Err(DaemonBusy::Stopping);
         }
-        state.phase = Phase::Preparing;
+        state.phase = OwnershipPhase::Preparing;
         Ok(())
     }
 
@@ -143,23 +143,23 @@ impl Ownership {
         }
     }
 
-    /// The successor is ready: everything comes to stand still. Call it with the ports locked.
+    /// The successor is ready: everything is paused. Call it with the ports locked.
     ///
     /// # Errors
-    /// [`Busy::Stopping`].
-    pub fn hand_over(&self) -> Result<(), Busy> {
+    /// [`DaemonBusy::Stopping`].
+    pub fn hand_over(&self) -> Result<(), DaemonBusy> {
         let mut state = self.state();
         if state.stop_asked {
-            return Err(Busy::Stopping);
+            return Err(DaemonBusy::Stopping);
         }
         state.cancel = None;
-        state.phase = Phase::HandingOver;
+        state.phase = OwnershipPhase::HandingOver;
         Ok(())
     }
 
     /// The successor has everything.
     pub fn lose(&self) {
-        self.state().phase = Phase::Over;
+        self.state().phase = OwnershipPhase::Over;
         self.changed.notify_all();
     }
 
@@ -172,8 +172,8 @@ impl Ownership {
     fn settle(&self) {
         let mut state = self.state();
         state.cancel = None;
-        if matches!(state.phase, Phase::Preparing | Phase::HandingOver) {
-            state.phase = Phase::Serving;
+        if matches!(state.phase, OwnershipPhase::Preparing | OwnershipPhase::HandingOver) {
+            state.phase = OwnershipPhase::Serving;
         }
         self.changed.notify_all();
     }
@@ -196,14 +196,15 @@ impl Ownership {
             return true;
         }
         self.ask_to_stop();
-        let under_way =
-            |state: &mut State| matches!(state.phase, Phase::Preparing | Phase::HandingOver);
+        let under_way = |state: &mut OwnershipState| {
+            matches!(state.phase, OwnershipPhase::Preparing | OwnershipPhase::HandingOver)
+        };
         let waited = self.changed.wait_while(self.state(), under_way);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-        if state.phase == Phase::Over {
+        if state.phase == OwnershipPhase::Over {
             return true;
         }
-        state.phase = Phase::Stopping;
+        state.phase = OwnershipPhase::Stopping;
         false
     }
 }
@@ -228,18 +229,18 @@ mod tests {
         let ownership = Ownership::default();
         assert_eq!((ownership.check(), ownership.check_readable()), (Ok(()), Ok(())));
         ownership.prepare().unwrap();
-        assert_eq!(ownership.check(), Err(Busy::Upgrading));
+        assert_eq!(ownership.check(), Err(DaemonBusy::Upgrading));
         assert_eq!(ownership.check_readable(), Ok(()));
-        assert_eq!(ownership.prepare(), Err(Busy::Upgrading));
+        assert_eq!(ownership.prepare(), Err(DaemonBusy::Upgrading));
         ownership.hand_over().unwrap();
-        assert_eq!(ownership.check_readable(), Err(Busy::Upgrading));
+        assert_eq!(ownership.check_readable(), Err(DaemonBusy::Upgrading));
         drop(ownership.undecided());
         assert_eq!(ownership.check(), Ok(()));
         ownership.prepare().unwrap();
         ownership.hand_over().unwrap();
         ownership.lose();
         drop(ownership.undecided());
-        assert_eq!((ownership.check(), ownership.is_over()), (Err(Busy::Over), true));
+        assert_eq!((ownership.check(), ownership.is_over()), (Err(DaemonBusy::Over), true));
     }
 
     #[test]
@@ -254,13 +255,13 @@ mod tests {
         cancel(&ownership);
         ownership.ask_to_stop();
         assert!(cancelled.swap(false, Ordering::AcqRel));
-        assert_eq!(ownership.hand_over(), Err(Busy::Stopping));
+        assert_eq!(ownership.hand_over(), Err(DaemonBusy::Stopping));
         // It was told before there was anything to cut short.
         cancel(&ownership);
         assert!(cancelled.load(Ordering::Acquire));
         drop(ownership.undecided());
         assert!(!ownership.stop());
-        assert_eq!(ownership.check(), Err(Busy::Stopping));
+        assert_eq!(ownership.check(), Err(DaemonBusy::Stopping));
 
         let ownership = Arc::new(Ownership::default());
         ownership.prepare().unwrap();

@@ -8,7 +8,7 @@ use crate::control::api::{HealthView, ProblemView};
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Problem {
+pub enum HostProblem {
     /// A new process has no threads that bring multicast and follow the NICs.
     Threads,
     /// The state cannot be kept: no change of ports is made.
@@ -29,7 +29,7 @@ pub enum Problem {
     OpenFiles,
 }
 
-impl Problem {
+impl HostProblem {
     /// Its name in the API and the log; never changes.
     fn id(self) -> &'static str {
         match self {
@@ -48,15 +48,15 @@ impl Problem {
 
 /// All that is wrong now.
 #[derive(Debug, Default)]
-pub struct Problems(Mutex<BTreeMap<Problem, String>>);
+pub struct HostProblems(Mutex<BTreeMap<HostProblem, String>>);
 
-impl Problems {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<Problem, String>> {
+impl HostProblems {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<HostProblem, String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It is so, for this reason, or not any more; told when that changes.
-    pub fn set(&self, problem: Problem, reason: Option<String>) {
+    pub fn set(&self, problem: HostProblem, reason: Option<String>) {
         let mut all = self.all();
         let before = all.remove(&problem);
         let id = problem.id();
@@ -73,7 +73,7 @@ impl Problems {
     }
 
     /// Whether it is so.
-    pub fn has(&self, problem: Problem) -> bool {
+    pub fn has(&self, problem: HostProblem) -> bool {
         self.all().contains_key(&problem)
     }
 
@@ -84,7 +84,7 @@ impl Problems {
 
     /// For programs.
     pub fn view(&self) -> HealthView {
-        let view = |(problem, message): (&Problem, &String)| ProblemView {
+        let view = |(problem, message): (&HostProblem, &String)| ProblemView {
             id: problem.id().to_owned(),
             message: message.clone(),
         };
@@ -98,17 +98,17 @@ mod tests {
 
     #[test]
     fn a_problem_is_listed_for_as_long_as_it_is_there() {
-        let problems = Problems::default();
-        problems.set(Problem::State, None);
+        let problems = HostProblems::default();
+        problems.set(HostProblem::State, None);
         assert!(problems.list().is_empty());
-        problems.set(Problem::State, Some("full".into()));
-        problems.set(Problem::ProfilesFile, Some("no such directory".into()));
-        problems.set(Problem::State, Some("still full".into()));
+        problems.set(HostProblem::State, Some("full".into()));
+        problems.set(HostProblem::ProfilesFile, Some("no such directory".into()));
+        problems.set(HostProblem::State, Some("still full".into()));
         let view = problems.view();
         let told: Vec<_> = view.problems.iter().map(|it| (&*it.id, &*it.message)).collect();
         assert_eq!(told, [("state", "still full"), ("profiles-file", "no such directory")]);
-        problems.set(Problem::State, None);
-        assert!(!problems.has(Problem::State) && problems.has(Problem::ProfilesFile));
+        problems.set(HostProblem::State, None);
+        assert!(!problems.has(HostProblem::State) && problems.has(HostProblem::ProfilesFile));
         assert_eq!(problems.list(), ["no such directory"]);
     }
 }

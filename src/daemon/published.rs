@@ -6,7 +6,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use crate::control::api::ProfileView;
 use crate::platform::text_file::replace;
@@ -28,22 +27,25 @@ pub struct PublishError {
 pub struct PublishedList {
     path: PathBuf,
     /// What the uplinks could do when it was written last.
-    written: Mutex<Option<Vec<UplinkFacts>>>,
+    written: Option<Vec<UplinkFacts>>,
 }
 
 impl PublishedList {
     /// The list at `path`, which is not written yet.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, written: Mutex::default() }
+        Self { path, written: None }
     }
 
     /// Write it, if these uplinks make it another than it is.
     ///
     /// # Errors
     /// [`PublishError`]; the old list is still there, and the next call tries again.
-    pub fn update(&self, catalog: &Catalog, uplinks: &[UplinkFacts]) -> Result<(), PublishError> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if written.as_deref() == Some(uplinks) {
+    pub fn update(
+        &mut self,
+        catalog: &Catalog,
+        uplinks: &[UplinkFacts],
+    ) -> Result<(), PublishError> {
+        if self.written.as_deref() == Some(uplinks) {
             return Ok(());
         }
         let list = serde_json::to_vec_pretty(&ProfileView::all(catalog, uplinks));
@@ -54,7 +56,7 @@ impl PublishedList {
             replace(&self.path, &list)
         });
         replaced.map_err(|source| PublishError { path: self.path.clone(), source })?;
-        *written = Some(uplinks.to_vec());
+        self.written = Some(uplinks.to_vec());
         Ok(())
     }
 }
@@ -67,7 +69,7 @@ mod tests {
     fn the_file_is_the_published_list_and_follows_the_uplinks() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("made/profiles.json");
-        let (list, catalog) = (PublishedList::new(path.clone()), Catalog::embedded());
+        let (mut list, catalog) = (PublishedList::new(path.clone()), Catalog::embedded());
         let read = || -> Vec<ProfileView> {
             serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap()
         };
@@ -84,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_written_is_told() {
-        let list = PublishedList::new("/proc/nowhere/profiles.json".into());
+        let mut list = PublishedList::new("/proc/nowhere/profiles.json".into());
         let error = list.update(&Catalog::embedded(), &[]).unwrap_err();
         assert!(error.to_string().contains("/proc/nowhere/profiles.json"));
     }

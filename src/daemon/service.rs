@@ -1,6 +1,5 @@
 //! Answers the API: views of what there is, and ports made and removed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,22 +13,35 @@ use crate::control::{ApiError, ErrorCode, Request, Response, Service};
 use crate::datapath::{PortId, RingReport, WorkerId, is_from_guest};
 use crate::device::mac::MacAddress;
 use crate::metrics::sum;
-use crate::profile::fingerprint;
+use crate::profile::{Catalog, fingerprint};
 use crate::report::chain;
 use crate::vhost_user::SessionBinding;
 use crate::xdp::{AttachMode, SocketMode};
 
-use super::fabric::Rings;
-use super::ownership::Busy;
-use super::ports::{Origin, Port, PortError, RefusedPort, Registry};
-use super::succession::{Succeeded, Succession, UpgradeError};
-use super::uplinks::{Nic, NicState};
+use super::nic::{Nic, NicState, Nics};
+use super::ownership::{DaemonBusy, Ownership};
+use super::ports::{Origin, Port, PortError, PortMap, RefusedPort, Registry};
+use super::problems::HostProblems;
+use super::upgrade::{CompletedUpgrade, UpgradeError, Upgrader};
+use super::workers::{PortRings, Workers};
 
 /// The daemon as the API sees it.
 #[derive(Debug)]
 pub struct DaemonService {
-    registry: Arc<Registry>,
-    succession: Arc<Succession>,
+    /// The ports.
+    pub registry: Arc<Registry>,
+    /// The NICs.
+    pub nics: Arc<Nics>,
+    /// The workers.
+    pub workers: Arc<Workers>,
+    /// The profiles.
+    pub catalog: Arc<Catalog>,
+    /// Whose all of this is.
+    pub ownership: Arc<Ownership>,
+    /// What is wrong with the host.
+    pub problems: Arc<HostProblems>,
+    /// What has another process take over.
+    pub upgrader: Arc<Upgrader>,
 }
 
 impl Service for DaemonService {
@@ -37,23 +49,18 @@ impl Service for DaemonService {
         if let Request::Upgrade(asked) = &request {
             return self.upgrade(asked);
         }
-        self.registry.ownership.check_readable().map_err(busy)?;
+        self.ownership.check_readable().map_err(busy)?;
         let reads = request.reads();
         let answer = self.answer(request);
         if reads {
             // What was read may be another process's by now.
-            self.registry.ownership.check_readable().map_err(busy)?;
+            self.ownership.check_readable().map_err(busy)?;
         }
         answer
     }
 }
 
 impl DaemonService {
-    /// Answer for this registry.
-    pub fn new(registry: Arc<Registry>, succession: Arc<Succession>) -> Self {
-        Self { registry, succession }
-    }
-
     fn answer(&self, request: Request) -> Result<Response, ApiError> {
         let registry = &self.registry;
         match request {
@@ -80,19 +87,19 @@ impl DaemonService {
             }
             Request::ListUplinks => Ok(Response::Uplinks(self.uplinks())),
             Request::ListProfiles => {
-                Ok(Response::Profiles(ProfileView::all(&registry.catalog, &registry.nics.facts())))
+                Ok(Response::Profiles(ProfileView::all(&self.catalog, &self.nics.facts())))
             }
             Request::ShowProfile(name) => self.show_profile(&name),
             Request::Stats => Ok(Response::Stats(self.stats())),
             Request::Version => Ok(Response::Version(VersionView::current())),
             Request::Upgrade(asked) => self.upgrade(&asked),
-            Request::Health => Ok(Response::Health(registry.problems.view())),
+            Request::Health => Ok(Response::Health(self.problems.view())),
         }
     }
 
     fn upgrade(&self, asked: &Upgrade) -> Result<Response, ApiError> {
-        let upgraded = self.succession.upgrade(&self.registry, asked);
-        let Succeeded { pid, running, changes } = upgraded.map_err(|error| match error {
+        let upgraded = self.upgrader.upgrade(asked);
+        let CompletedUpgrade { pid, running, changes } = upgraded.map_err(|error| match error {
             UpgradeError::Busy(reason) => busy(reason),
             UpgradeError::Binary(_) => ApiError::new(ErrorCode::Invalid, chain(&error)),
             error => ApiError::new(ErrorCode::Refused, chain(&error)),
@@ -117,7 +124,7 @@ impl DaemonService {
         let ports = self.registry.ports();
         // One question for all: each has every counter published, which takes as long as there are
         // ports.
-        let mut rings = self.registry.fabric.inspect_all().unwrap_or_default();
+        let mut rings = self.workers.inspect_all().unwrap_or_default();
         let view = |port: &Port| self.port(port, rings.remove(&port.id).unwrap_or_default());
         let mut views: Vec<PortView> = ports.values().map(view).collect();
         views.extend(self.registry.refused().values().map(refused_port));
@@ -127,7 +134,7 @@ impl DaemonService {
 
     fn show_port(&self, name: &str) -> Result<Box<PortView>, ApiError> {
         let ports = self.registry.ports();
-        let rings = |port: &Port| self.registry.fabric.inspect(port.id).unwrap_or_default();
+        let rings = |port: &Port| self.workers.inspect(port.id).unwrap_or_default();
         let served = ports.get(name).map(|port| self.port(port, rings(port)));
         let view = served.or_else(|| self.registry.refused().get(name).map(refused_port));
         let missing = || refused(&PortError::NotFound(name.to_owned()));
@@ -135,10 +142,10 @@ impl DaemonService {
     }
 
     fn show_profile(&self, text: &str) -> Result<Response, ApiError> {
-        let catalog = &self.registry.catalog;
+        let catalog = &*self.catalog;
         match catalog.resolve(text) {
             Ok(chosen) => {
-                let facts = self.registry.nics.facts();
+                let facts = self.nics.facts();
                 let view = ProfileView::new(&chosen.profile, catalog, &facts);
                 Ok(Response::Profile(Box::new(view)))
             }
@@ -146,7 +153,7 @@ impl DaemonService {
         }
     }
 
-    fn port(&self, port: &Port, rings: Rings) -> PortView {
+    fn port(&self, port: &Port, rings: PortRings) -> PortView {
         let rings: Vec<RingView> = rings.into_iter().map(ring).collect();
         let session = port.link.session();
         let state = match &session {
@@ -177,19 +184,19 @@ impl DaemonService {
     /// Bring all counters up to date, once for each request.
     fn publish(&self) {
         // Any port: all counters are published.
-        let _ = self.registry.fabric.inspect(PortId(0));
+        let _ = self.workers.inspect(PortId(0));
     }
 
     fn uplinks(&self) -> Vec<UplinkView> {
         self.publish();
-        self.registry.nics.iter().map(|nic| self.uplink(nic)).collect()
+        self.nics.iter().map(|nic| self.uplink(nic)).collect()
     }
 
     fn uplink(&self, nic: &Nic) -> UplinkView {
         let status = nic.status();
         let (interface, attachment) = (&status.interface, &status.attachment);
         let on_it = |port: &&Port| port.config.uplink == nic.config.interface;
-        let names = |ports: &BTreeMap<String, Port>| {
+        let names = |ports: &PortMap| {
             ports.values().filter(on_it).map(|port| port.config.name.clone()).collect()
         };
         UplinkView {
@@ -229,11 +236,11 @@ impl DaemonService {
     }
 
     fn uplink_counters(&self, nic: &Nic) -> Counters {
-        let fabric = &self.registry.fabric;
+        let workers = &self.workers;
         nic.count();
-        let sockets = fabric.socket_counters(nic.id);
+        let sockets = workers.socket_counters(nic.id);
         let mut counters = sum(sockets.iter().chain([&nic.counters]).map(|counters| &**counters));
-        if let Some(host) = fabric.host(nic.id) {
+        if let Some(host) = workers.host(nic.id) {
             *counters.entry("to_host_dropped".to_owned()).or_default() += host.dropped();
         }
         counters
@@ -243,13 +250,13 @@ impl DaemonService {
         self.publish();
         let registry = &self.registry;
         let uplink = |nic: &Nic| (nic.config.interface.clone(), self.uplink_counters(nic));
-        let uplinks = registry.nics.iter().map(uplink).collect();
+        let uplinks = self.nics.iter().map(uplink).collect();
         let port = |port: &Port| {
             let counters = sum(port.counters.iter().map(|counters| &**counters));
             (port.config.name.clone(), counters)
         };
         let ports = registry.ports().values().map(port).collect();
-        let workers = registry.fabric.workers().iter().enumerate();
+        let workers = self.workers.entries().iter().enumerate();
         let workers = workers.map(|(id, worker)| WorkerView {
             id,
             cpu: worker.cpu,
@@ -257,7 +264,7 @@ impl DaemonService {
             sleeps: worker.turns.sleeps(),
             busy_nanoseconds: worker.turns.busy_nanoseconds(),
         });
-        let problems = registry.problems.list();
+        let problems = self.problems.list();
         Stats { ports, uplinks, workers: workers.collect(), problems }
     }
 }
@@ -326,13 +333,13 @@ fn refused_port(port: &RefusedPort) -> PortView {
     }
 }
 
-fn busy(reason: Busy) -> ApiError {
+fn busy(reason: DaemonBusy) -> ApiError {
     ApiError::new(ErrorCode::Busy, reason.to_string())
 }
 
 fn refused(error: &PortError) -> ApiError {
     let code = match error {
-        PortError::Busy(_) | PortError::Leaving(_) => ErrorCode::Busy,
+        PortError::Busy(_) | PortError::Changing(_) => ErrorCode::Busy,
         PortError::Exists(_) | PortError::Differs { .. } => ErrorCode::Exists,
         PortError::Problems(problems)
             if problems.iter().any(PortProblem::is_of_the_port_itself) =>
@@ -348,6 +355,7 @@ fn refused(error: &PortError) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::path::Path;
@@ -358,10 +366,11 @@ mod tests {
     use super::*;
     use crate::config::{self, PortConfig};
     use crate::control::api::ProfileChange;
-    use crate::daemon::fabric::Fabric;
-    use crate::daemon::state_file::{KnownUplink, StateFile};
-    use crate::daemon::uplinks::Nics;
-    use crate::profile::Catalog;
+    use crate::daemon::nic::KnownUplink;
+    use crate::daemon::ports::{RegistrySetup, StateFile};
+    use crate::daemon::upgrade::{ExportSource, OwnProgram};
+    use crate::daemon::watches::Watches;
+    use crate::daemon::workers::WorkersSetup;
     use crate::vhost_user::{Connection, PortSocket, SessionEnd, SocketSource};
     use crate::xdp::SocketMode;
 
@@ -394,14 +403,44 @@ mod tests {
                 queues: vec![0],
             };
             let known = BTreeMap::from([("isonic-away".to_owned(), known)]);
-            let (nics, sockets) = Nics::open(&config, &mut None, &known).unwrap();
-            let fabric = Fabric::start(&config, &nics, sockets, false).unwrap();
-            let state = StateFile::open(&path.join("state"), None).unwrap();
+            let (nics, sockets) = Nics::open(&config, &mut BTreeMap::new(), &known).unwrap();
+            let uplinks = nics.for_workers();
+            let setup = WorkersSetup { cpus: None, sockets, uplinks, paused: false };
+            let (nics, workers) = (Arc::new(nics), Workers::start(setup).unwrap());
+            let state = Some(Arc::new(StateFile::open(&path.join("state"), None).unwrap()));
             let catalog = Arc::new(Catalog::embedded());
-            let registry = Registry::new(&config, catalog, Arc::new(nics), fabric, Some(state));
-            let succession = Arc::new(Succession::new(None).unwrap());
-            let served =
-                Self { service: DaemonService::new(Arc::new(registry), succession), directory };
+            let (ownership, problems) =
+                (Arc::<Ownership>::default(), Arc::<HostProblems>::default());
+            let registry = Arc::new(Registry::new(RegistrySetup {
+                config,
+                catalog: Arc::clone(&catalog),
+                nics: Arc::clone(&nics),
+                workers: Arc::clone(&workers),
+                ownership: Arc::clone(&ownership),
+                problems: Arc::clone(&problems),
+                state: state.clone(),
+                inherited: None,
+            }));
+            let watches = Arc::new(Watches::new(
+                Arc::clone(&nics),
+                Arc::clone(&workers),
+                Arc::clone(&registry),
+                Arc::clone(&ownership),
+            ));
+            let exported = ExportSource {
+                registry: Arc::clone(&registry),
+                nics: Arc::clone(&nics),
+                workers: Arc::clone(&workers),
+                ownership: Arc::clone(&ownership),
+                problems: Arc::clone(&problems),
+                watches,
+                state,
+                runtime_lock: None,
+            };
+            let upgrader = Arc::new(Upgrader::new(OwnProgram::new(None).unwrap(), exported));
+            let service =
+                DaemonService { registry, nics, workers, catalog, ownership, problems, upgrader };
+            let served = Self { service, directory };
             served.service.call(Request::AddPort(served.port(OLD))).unwrap();
             served
         }
@@ -481,15 +520,15 @@ mod tests {
 
         /// Those that another process would be told of.
         fn told(&self) -> Vec<String> {
-            let parts = self.registry().parts(&self.registry().ports());
-            parts.into_iter().map(|part| part.config.profile).collect()
+            let records = self.registry().records(&self.registry().ports());
+            records.into_iter().map(|record| record.config.profile).collect()
         }
     }
 
     impl Drop for Served {
         fn drop(&mut self) {
             self.registry().stop();
-            self.registry().fabric.stop();
+            self.service.workers.stop();
         }
     }
 

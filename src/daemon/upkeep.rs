@@ -6,25 +6,50 @@
 //! wrong (`problems`), and tries again.
 
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::platform::descriptors::Room;
+use crate::profile::Catalog;
 use crate::report::chain;
 
+use super::directory_lock::DirectoryLock;
+use super::nic::Nics;
 use super::ports::Registry;
-use super::problems::Problem;
+use super::problems::{HostProblem, HostProblems};
 use super::published::PublishedList;
+use super::watches::Watches;
 
 /// How often the uplinks are looked at for the published list, and what failed is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// What is kept up to date.
+#[derive(Debug)]
+pub struct UpkeepSetup {
+    /// The ports.
+    pub registry: Arc<Registry>,
+    /// The NICs.
+    pub nics: Arc<Nics>,
+    /// The profiles.
+    pub catalog: Arc<Catalog>,
+    /// The threads of NICs and ports.
+    pub watches: Arc<Watches>,
+    /// Where it is told what is wrong.
+    pub problems: Arc<HostProblems>,
+    /// The lock of the runtime directory, if there is one.
+    pub runtime_lock: Option<Arc<DirectoryLock>>,
+    /// Where the list of profiles is published, if it is.
+    pub profiles_file: Option<PathBuf>,
+}
+
 /// Keeps all of it.
 #[derive(Debug)]
 pub struct Upkeep {
-    registry: Arc<Registry>,
-    list: Option<PublishedList>,
+    kept: UpkeepSetup,
+    /// Locked before the ports are.
+    list: Option<Mutex<PublishedList>>,
     /// How many front-ends had been refused for want of descriptors at the last look.
     refused: AtomicU64,
 }
@@ -34,17 +59,17 @@ impl Upkeep {
     ///
     /// # Errors
     /// No thread or descriptor to be had, unless this process has taken over from another one.
-    pub fn begin(registry: &Arc<Registry>, has_taken_over: bool) -> io::Result<Self> {
-        match registry.start_threads() {
+    pub fn begin(kept: UpkeepSetup, has_taken_over: bool) -> io::Result<Self> {
+        match kept.watches.start() {
             Err(error) if has_taken_over => {
-                registry.problems.set(Problem::Threads, Some(error.to_string()));
+                kept.problems.set(HostProblem::Threads, Some(error.to_string()));
             }
             started => started?,
         }
-        let list = registry.config.profiles_file.clone().map(PublishedList::new);
+        let list = kept.profiles_file.clone().map(PublishedList::new).map(Mutex::new);
         let refused = AtomicU64::new(Room::refusals());
-        let upkeep = Self { registry: Arc::clone(registry), list, refused };
-        registry.look_at_positions();
+        kept.registry.look_at_positions();
+        let upkeep = Self { kept, list, refused };
         upkeep.record();
         Ok(upkeep)
     }
@@ -63,34 +88,46 @@ impl Upkeep {
     }
 
     fn repeat(&self) {
-        let Self { registry, .. } = self;
-        if registry.problems.has(Problem::Threads) {
-            // Not while another process is about to take over, or has.
-            if let Ok(started) = registry.as_owner(|| registry.start_threads()) {
-                let reason = started.err().map(|error| error.to_string());
-                registry.problems.set(Problem::Threads, reason);
-            }
+        let UpkeepSetup { registry, problems, watches, .. } = &self.kept;
+        if problems.has(HostProblem::Threads)
+            && let Some(started) = watches.start_again()
+        {
+            let reason = started.err().map(|error| error.to_string());
+            problems.set(HostProblem::Threads, reason);
         }
-        registry.keep_runtime_locked();
+        self.keep_runtime_locked();
         registry.remake_sockets();
         registry.serve_refused();
         registry.look_at_positions();
         let refused = Room::refusals();
         let since = self.refused.swap(refused, Ordering::Relaxed) != refused;
         let full = since || Room::now().is_full();
-        registry.problems.set(Problem::OpenFiles, full.then(no_room));
+        problems.set(HostProblem::OpenFiles, full.then(no_room));
         self.record();
+    }
+
+    /// Lock the runtime directory again if its lock was removed, or could not be taken before.
+    fn keep_runtime_locked(&self) {
+        let UpkeepSetup { registry, problems, runtime_lock, .. } = &self.kept;
+        let Some(lock) = runtime_lock else { return };
+        if let Ok(kept) = registry.as_owner(|| lock.keep()) {
+            let reason = kept.unwrap_or_else(|in_use| Some(in_use.to_string()));
+            problems.set(HostProblem::RuntimeLock, reason);
+        }
     }
 
     /// Write what there is to be written.
     fn record(&self) {
-        let Self { registry, list, .. } = self;
+        let UpkeepSetup { registry, nics, catalog, problems, .. } = &self.kept;
         registry.record_if_due();
-        let Some(list) = list else { return };
-        let updated = registry.as_owner(|| list.update(&registry.catalog, &registry.nics.facts()));
+        let Some(list) = &self.list else { return };
+        let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel is asked before the ports are locked.
+        let facts = nics.facts();
+        let updated = registry.as_owner(|| list.update(catalog, &facts));
         if let Ok(updated) = updated {
             let reason = updated.err().map(|error| chain(&error));
-            registry.problems.set(Problem::ProfilesFile, reason);
+            problems.set(HostProblem::ProfilesFile, reason);
         }
     }
 }

@@ -22,7 +22,7 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::document::Descriptors;
+use super::upgrade_document::Descriptors;
 
 /// Descriptors in one piece; the kernel takes 253 (SCM_MAX_FD of net/scm.h).
 const PIECE: usize = 128;

@@ -1,25 +1,21 @@
-//! The names of the sockets, once they are ours: a socket that the predecessor had goes on under
-//! its name, one that it had not is given its own, and a name that no port of ours has is removed.
+//! The names of the sockets, once they are ours: a socket that the predecessor had keeps its name,
+//! a new one is given its own, and a name that no port of ours has is removed.
 //!
 //! Nothing of that is done before everything is ours. So a successor that never comes to be the
 //! owner leaves no name behind, however it ends.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use crate::platform::unix_socket::SocketFile;
 use crate::vhost_user::{PortSocket, SocketSource};
 
-use super::super::ports::{Port, PortError, Registry};
-use super::take::LeftSocket;
+use crate::daemon::ports::{InheritedSocket, Port, PortError, Registry};
 
 /// Own them: the ports whose name is not to be had, which take no connection.
-pub(super) fn own(registry: &Registry) -> Vec<(String, PortError)> {
-    let mut left = {
-        let mut estate = registry.estate.lock().unwrap_or_else(PoisonError::into_inner);
-        estate.as_mut().map(|estate| estate.take_sockets()).unwrap_or_default()
-    };
+pub(super) fn own(registry: &Registry, api: Option<&Path>) -> Vec<(String, PortError)> {
+    let mut left = registry.take_inherited_sockets();
+    // With the ports locked: a name belongs to a port that is there, and to no other.
     let mut ports = registry.ports();
     let mut nameless = Vec::new();
     let listens = |port: &&mut Port| port.file.is_none() && port.socket.listener().is_some();
@@ -32,7 +28,7 @@ pub(super) fn own(registry: &Registry) -> Vec<(String, PortError)> {
         }
     }
     drop(ports);
-    if let Some(api) = &registry.config.api_socket {
+    if let Some(api) = api {
         left.remove(api);
     }
     give_up(left);
@@ -48,8 +44,8 @@ fn name(port: &mut Port) -> Result<(), PortError> {
     named
 }
 
-/// The file of a socket that goes on; older versions do not tell which it is.
-fn file(path: &Path, socket: &LeftSocket) -> Option<SocketFile> {
+/// The file of a socket that keeps its name; older versions do not tell which it is.
+fn file(path: &Path, socket: &InheritedSocket) -> Option<SocketFile> {
     match socket.file {
         Some(identity) => Some(SocketFile::left(path, identity)),
         None => SocketFile::inherit(path).ok(),
@@ -57,8 +53,8 @@ fn file(path: &Path, socket: &LeftSocket) -> Option<SocketFile> {
 }
 
 /// Nobody listens there any more. A name of which it is not told whose it is stays.
-fn give_up(left: BTreeMap<PathBuf, LeftSocket>) {
-    for (path, LeftSocket { listener, file, .. }) in left {
+fn give_up(left: BTreeMap<PathBuf, InheritedSocket>) {
+    for (path, InheritedSocket { listener, file, .. }) in left {
         tracing::info!(socket = %path.display(), "no port has this socket any more");
         drop(file.map(|identity| SocketFile::left(&path, identity)));
         if let Some(listener) = listener {

@@ -10,7 +10,7 @@ use crate::config::{PortConfig, PortProblem, resolve_profile};
 use crate::device::mac::MacAddress;
 use crate::profile::{Catalog, Profile};
 
-use super::state_file::Bound;
+use super::port_record::BoundProfile;
 
 /// Why a port is not bound to what is on record.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,8 +80,8 @@ fn list(problems: &[PortProblem]) -> String {
 pub fn bind(
     config: &PortConfig,
     catalog: &Catalog,
-    recorded: Option<&Bound>,
-) -> Result<(Arc<Profile>, Bound), BindingError> {
+    recorded: Option<&BoundProfile>,
+) -> Result<(Arc<Profile>, BoundProfile), BindingError> {
     let Some(recorded) = recorded else { return resolve(config, catalog) };
     let (profile, bound) = bind_profile(config, catalog, recorded)?;
     let asked = config.mac();
@@ -92,15 +92,15 @@ pub fn bind(
             asked,
             profile: bound.profile,
         }),
-        None => Ok((profile, Bound { mac: Some(asked), ..bound })),
+        None => Ok((profile, BoundProfile { mac: Some(asked), ..bound })),
     }
 }
 
 fn bind_profile(
     config: &PortConfig,
     catalog: &Catalog,
-    recorded: &Bound,
-) -> Result<(Arc<Profile>, Bound), BindingError> {
+    recorded: &BoundProfile,
+) -> Result<(Arc<Profile>, BoundProfile), BindingError> {
     let known = [&recorded.asked, &recorded.profile];
     if !known.contains(&&config.profile) {
         // Other words for the same interface are no change.
@@ -130,9 +130,12 @@ fn bind_profile(
     Ok((profile, recorded.clone()))
 }
 
-fn resolve(config: &PortConfig, catalog: &Catalog) -> Result<(Arc<Profile>, Bound), BindingError> {
+fn resolve(
+    config: &PortConfig,
+    catalog: &Catalog,
+) -> Result<(Arc<Profile>, BoundProfile), BindingError> {
     let profile = resolve_profile(config, catalog).map_err(BindingError::Problems)?.profile;
-    let bound = Bound {
+    let bound = BoundProfile {
         asked: config.profile.clone(),
         profile: profile.name.clone(),
         digest: profile.digest(),
@@ -145,7 +148,7 @@ fn resolve(config: &PortConfig, catalog: &Catalog) -> Result<(Arc<Profile>, Boun
 mod tests {
     use super::*;
 
-    const V1: &str = include_str!("../../profiles/org.isonic.net.v1.toml");
+    const V1: &str = include_str!("../../../profiles/org.isonic.net.v1.toml");
 
     fn port(profile: &str) -> PortConfig {
         let json = serde_json::json!({
@@ -202,7 +205,7 @@ mod tests {
         for told in ["02:00:00:00:00:01", "02:00:00:00:00:02", "set-profile vm1 com.x.v1"] {
             assert!(message.contains(told), "{message}");
         }
-        let old = Bound { mac: None, ..bound };
+        let old = BoundProfile { mac: None, ..bound };
         let completed = bind(&with_mac(2), &catalog, Some(&old)).unwrap().1;
         assert_eq!(completed.mac, with_mac(2).mac);
     }

@@ -1,4 +1,4 @@
-//! The successor's side: make everything beside the predecessor, then go on where it rests.
+//! The successor's side: make everything beside the predecessor, then continue where it paused.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,23 +6,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
 
-use crate::config::PortConfig;
 use crate::datapath::{UplinkId, WorkerGone};
 use crate::platform::unix_socket::FileIdentity;
 use crate::report::{chain, one_line};
 use crate::vhost_user::InheritedSession;
 use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
 
-use super::super::ports::Registry;
-use super::channel::Channel;
-use super::document::{Descriptors, Foundation, PortPart, SessionPart, Traffic, VERSION};
-use super::token::Token;
-use super::{Answer, PREDECESSOR_VARIABLE, Running, changes, manager, names, now};
+use super::ownership_token::Token;
+use super::successor_answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
+use super::upgrade_channel::Channel;
+use super::upgrade_document::{Descriptors, Foundation, SessionPart, Traffic, VERSION, now};
+use super::{port_changes, service_manager, socket_names};
+use crate::daemon::nic::Nics;
+use crate::daemon::ports::{InheritedPorts, InheritedSocket, PortRecord, Registry};
+use crate::daemon::workers::Workers;
 
 /// How long a session may take to be followed: each message is microseconds.
 const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -33,9 +34,9 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long what was kept may take to be read.
 const KEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Why we cannot go on where the predecessor rests; it goes on then.
+/// Why this process cannot take over; the predecessor resumes then.
 #[derive(Debug, thiserror::Error)]
-pub enum TakeError {
+pub enum ImportError {
     /// The way to it.
     #[error("the way to the process before this one is broken")]
     Channel(#[from] io::Error),
@@ -59,131 +60,83 @@ pub enum TakeError {
     Program(#[from] ProgramError),
 }
 
-/// What the predecessor leaves that stays as it is.
+/// What the predecessor leaves that stays as it is. Whoever needs a part takes it.
 #[derive(Debug, Default)]
-pub struct Estate {
-    uplinks: BTreeMap<String, InheritedUplink>,
-    api: Option<(PathBuf, LeftSocket)>,
-    state_lock: Option<OwnedFd>,
-    runtime_lock: Option<OwnedFd>,
-    /// By their names: that is what front-ends know of a port.
-    listeners: BTreeMap<PathBuf, LeftSocket>,
-    /// As they are with it; None if it does not say.
-    ports: Option<Vec<PortPart>>,
-    /// It says so of all, in words that are understood.
-    tells_all_ports: bool,
+pub struct PredecessorState {
+    /// By interface.
+    pub uplinks: BTreeMap<String, InheritedUplink>,
+    /// The lock of the state directory, if it had one.
+    pub state_lock: Option<OwnedFd>,
+    /// The lock of the runtime directory, if it had one.
+    pub runtime_lock: Option<OwnedFd>,
+    /// Its ports, and the API's socket.
+    pub ports: InheritedPorts,
 }
 
-/// A listening socket of the predecessor's.
-#[derive(Debug)]
-pub(super) struct LeftSocket {
-    /// Whose it was; None if it was the API's.
-    port: Option<String>,
-    /// None if it was taken.
-    pub listener: Option<UnixListener>,
-    /// The file of its name; None if that is not told.
-    pub file: Option<FileIdentity>,
-}
-
-impl Estate {
+impl PredecessorState {
     fn of(foundation: Foundation, mut descriptors: Descriptors) -> Self {
-        let mut estate = Self::default();
+        let mut uplinks = BTreeMap::new();
         for part in foundation.uplinks {
             let interface = part.interface.clone();
             if let Some(uplink) = part.join(&mut descriptors) {
-                estate.uplinks.insert(interface, uplink);
+                uplinks.insert(interface, uplink);
             }
         }
         let api = foundation.api.and_then(|place| descriptors.take(place));
-        estate.api = api.and_then(|api| api_socket(api.into(), foundation.api_file));
-        estate.state_lock = foundation.state_lock.and_then(|place| descriptors.take(place));
-        estate.runtime_lock = foundation.runtime_lock.and_then(|place| descriptors.take(place));
+        let api = api.and_then(|api| api_socket(api.into(), foundation.api_file));
+        let state_lock = foundation.state_lock.and_then(|place| descriptors.take(place));
+        let runtime_lock = foundation.runtime_lock.and_then(|place| descriptors.take(place));
+        let mut sockets = BTreeMap::new();
         for part in foundation.listeners {
             if let Some(listener) = descriptors.take(part.listener) {
                 let (port, listener) = (Some(part.port), Some(listener.into()));
-                let left = LeftSocket { port, listener, file: part.file };
-                estate.listeners.insert(part.path, left);
+                sockets.insert(part.path, InheritedSocket { port, listener, file: part.file });
             }
         }
         let told = foundation.ports.as_ref().map(Vec::len);
-        estate.ports = foundation.ports.map(|parts| parts.into_iter().filter_map(port).collect());
-        estate.tells_all_ports = told.is_some() && told == estate.ports.as_ref().map(Vec::len);
-        estate
-    }
-
-    /// A port as it was, if that is told.
-    pub fn port(&self, name: &str) -> Option<&PortPart> {
-        self.ports.iter().flatten().find(|part| part.config.name == name)
-    }
-
-    /// All ports as they were, if that is told.
-    pub fn ports(&self) -> Option<&Vec<PortPart>> {
-        self.ports.as_ref()
-    }
-
-    /// Whether it has no ports but those that it tells of.
-    pub fn tells_all_ports(&self) -> bool {
-        self.tells_all_ports
-    }
-
-    /// The ports that it was given at run time.
-    pub fn added(&self) -> impl Iterator<Item = &PortConfig> {
-        let added = self.ports.iter().flatten().filter(|part| !part.permanent);
-        added.map(|part| &part.config)
-    }
-
-    /// The uplink of this name.
-    pub fn take_uplink(&mut self, interface: &str) -> Option<InheritedUplink> {
-        self.uplinks.remove(interface)
+        let records: Option<Vec<PortRecord>> =
+            foundation.ports.map(|parts| parts.into_iter().filter_map(port).collect());
+        let tells_all = told.is_some() && told == records.as_ref().map(Vec::len);
+        let ports = InheritedPorts { sockets, api, records, tells_all };
+        Self { uplinks, state_lock, runtime_lock, ports }
     }
 
     /// The API's socket, if it is at this path.
     pub fn take_api(&mut self, path: &Path) -> Option<UnixListener> {
-        let (_, left) = self.api.as_mut().filter(|(at, _)| at == path)?;
-        left.listener.take()
-    }
-
-    /// The lock of the state directory, if it had one.
-    pub fn take_state_lock(&mut self) -> Option<OwnedFd> {
-        self.state_lock.take()
-    }
-
-    /// The lock of the runtime directory, if it had one.
-    pub fn take_runtime_lock(&mut self) -> Option<OwnedFd> {
-        self.runtime_lock.take()
-    }
-
-    /// Whether a port's socket is among them.
-    pub fn has_listener(&self, port: &str) -> bool {
-        self.listeners.values().any(|left| left.port.as_deref() == Some(port))
-    }
-
-    /// The socket at this path, of whatever port.
-    pub fn take_listener(&mut self, path: &Path) -> Option<UnixListener> {
-        self.listeners.get_mut(path)?.listener.take()
-    }
-
-    /// All sockets, taken or not, by their names.
-    pub(super) fn take_sockets(&mut self) -> BTreeMap<PathBuf, LeftSocket> {
-        let mut sockets = std::mem::take(&mut self.listeners);
-        sockets.extend(self.api.take());
-        sockets
+        let (_, socket) = self.ports.api.as_mut().filter(|(at, _)| at == path)?;
+        socket.listener.take()
     }
 }
 
 /// The API's socket, by its name.
-fn api_socket(listener: UnixListener, file: Option<FileIdentity>) -> Option<(PathBuf, LeftSocket)> {
+fn api_socket(
+    listener: UnixListener,
+    file: Option<FileIdentity>,
+) -> Option<(PathBuf, InheritedSocket)> {
     let path = listener.local_addr().ok()?.as_pathname()?.to_owned();
-    Some((path, LeftSocket { port: None, listener: Some(listener), file }))
+    Some((path, InheritedSocket { port: None, listener: Some(listener), file }))
 }
 
 /// A port that another version may say more of than we know: then the state file has it.
-fn port(part: serde_json::Value) -> Option<PortPart> {
+fn port(part: serde_json::Value) -> Option<PortRecord> {
     serde_json::from_value(part)
         .inspect_err(
             |error| tracing::warn!(%error, "a port is told of in words of another version"),
         )
         .ok()
+}
+
+/// What takes over.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportTarget<'d> {
+    /// The ports.
+    pub registry: &'d Registry,
+    /// The NICs.
+    pub nics: &'d Nics,
+    /// The workers.
+    pub workers: &'d Workers,
+    /// Where the API's socket is.
+    pub api_socket: Option<&'d Path>,
 }
 
 /// The process before this one.
@@ -211,19 +164,19 @@ fn is_socket(end: &OwnedFd) -> bool {
 }
 
 impl Predecessor {
-    /// The one that has started this process for it to go on, or that has left everything with the
+    /// The one that has started this process to take over, or that has left everything with the
     /// service manager; None if this process begins anew.
     ///
     /// # Errors
-    /// [`TakeError`], where it waits.
-    pub fn find() -> Result<Option<(Self, Estate)>, TakeError> {
+    /// [`ImportError`], where it waits.
+    pub fn find() -> Result<Option<(Self, PredecessorState)>, ImportError> {
         if std::env::var_os(PREDECESSOR_VARIABLE).is_some() {
             return Self::waiting().map(Some);
         }
-        let Some(end) = manager::kept() else { return Ok(None) };
+        let Some(end) = service_manager::kept() else { return Ok(None) };
         let predecessor = Self { channel: Channel::of(end), waits: false };
         match predecessor.foundation() {
-            Ok(estate) => Ok(Some((predecessor, estate))),
+            Ok(before) => Ok(Some((predecessor, before))),
             Err(error) => {
                 let error = chain(&error);
                 tracing::error!(
@@ -235,14 +188,14 @@ impl Predecessor {
         }
     }
 
-    fn waiting() -> Result<(Self, Estate), TakeError> {
+    fn waiting() -> Result<(Self, PredecessorState), ImportError> {
         let end = std::io::stdin().as_fd().try_clone_to_owned()?;
         let predecessor = Self { channel: Channel::of(end), waits: true };
         // Else the channel would stay open for as long as we live.
         rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
-        let estate = predecessor.foundation();
-        let estate = estate.inspect_err(|error| predecessor.refuse(&error.to_string()))?;
-        Ok((predecessor, estate))
+        let before = predecessor.foundation();
+        let before = before.inspect_err(|error| predecessor.refuse(&error.to_string()))?;
+        Ok((predecessor, before))
     }
 
     /// Whether it continues if we do not take over.
@@ -250,12 +203,12 @@ impl Predecessor {
         self.waits
     }
 
-    fn foundation(&self) -> Result<Estate, TakeError> {
+    fn foundation(&self) -> Result<PredecessorState, ImportError> {
         let (foundation, descriptors) = self.channel.receive::<Foundation>(self.deadline())?;
         if foundation.version != VERSION {
-            return Err(TakeError::Version { found: foundation.version });
+            return Err(ImportError::Version { found: foundation.version });
         }
-        Ok(Estate::of(foundation, descriptors))
+        Ok(PredecessorState::of(foundation, descriptors))
     }
 
     /// What was kept is there.
@@ -263,45 +216,46 @@ impl Predecessor {
         if self.waits { None } else { Some(Instant::now() + KEPT_WAIT_MAX) }
     }
 
-    /// Say why we do not go on.
+    /// Say why this process does not take over.
     pub fn refuse(&self, reason: &str) {
         // Then it sees that we end.
-        let _ = self.answer(&Answer::Refused { reason: one_line(reason) });
+        let _ = self.answer(&SuccessorAnswer::Refused { reason: one_line(reason) });
     }
 
-    fn answer(&self, answer: &Answer) -> io::Result<()> {
+    fn answer(&self, answer: &SuccessorAnswer) -> io::Result<()> {
         if !self.waits {
             return Ok(());
         }
         self.channel.send(answer, &Descriptors::default(), Instant::now() + ANSWER_WAIT_MAX)
     }
 
-    /// Take over where it rests: ports are made, and they and the workers are at rest.
+    /// Take over where it paused: ports are made, and they and the workers are paused.
     ///
     /// # Errors
-    /// [`TakeError`]; nothing has moved, and nothing may: the process has to end. Nothing that
+    /// [`ImportError`]; nothing has moved, and nothing may: the process has to end. Nothing that
     /// fails after the token is taken is an error: there is nobody else who could continue.
-    pub fn take_over(&self, registry: &Registry) -> Result<(), TakeError> {
+    pub fn take_over(&self, daemon: ImportTarget<'_>) -> Result<(), ImportError> {
+        let ImportTarget { registry, nics, workers, api_socket } = daemon;
         self.get_ready(registry)?;
         let (mut traffic, mut descriptors) = self.channel.receive::<Traffic>(self.deadline())?;
         if traffic.version != VERSION {
-            return Err(TakeError::Version { found: traffic.version });
+            return Err(ImportError::Version { found: traffic.version });
         }
         let token = traffic.token.and_then(|place| descriptors.take(place)).map(Token::of);
         let sessions = join(std::mem::take(&mut traffic.sessions), descriptors);
-        // Forgotten rather than dropped where this fails: what is at rest must not go on.
+        // Forgotten rather than dropped where this fails: what is paused must not resume.
         let (commit, ours) = bounded(0);
         let commit = std::mem::ManuallyDrop::new(commit);
         let (followed, lost) = follow(registry, sessions, &ours);
-        let sockets = by_number(registry, std::mem::take(&mut traffic.sockets));
-        if !registry.fabric.adopt(sockets)? {
-            return Err(TakeError::Frames);
+        let sockets = by_number(nics, std::mem::take(&mut traffic.sockets));
+        if !workers.adopt(sockets)? {
+            return Err(ImportError::Frames);
         }
-        for nic in registry.nics.iter() {
+        for nic in nics.iter() {
             nic.replace_program()?;
         }
         self.take(token.as_ref())?;
-        if let Err(error) = registry.fabric.resume() {
+        if let Err(error) = workers.resume() {
             tracing::error!(%error, "a worker does not go on");
         }
         let resumed_at = now();
@@ -309,10 +263,9 @@ impl Predecessor {
         // connections were the other's.
         end_sessions(registry, &lost);
         // Before anybody is let in where there is no name.
-        let nameless = names::own(registry);
+        let nameless = socket_names::own(registry, api_socket);
         drop(std::mem::ManuallyDrop::into_inner(commit));
-        registry.place_journals();
-        *registry.estate.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        registry.become_owner();
         nameless.iter().for_each(|(port, error)| registry.turn_away(port, error));
         traffic.reconnecting.extend(lost);
         self.tell(&traffic, followed, resumed_at);
@@ -320,23 +273,23 @@ impl Predecessor {
     }
 
     /// Say that all is made that can be, and what is otherwise than it was.
-    fn get_ready(&self, registry: &Registry) -> Result<(), TakeError> {
-        let told = registry.told();
-        let Some(told) = told else { return Ok(self.answer(&Answer::Ready)?) };
-        let changes = changes::compare(&told, registry);
+    fn get_ready(&self, registry: &Registry) -> Result<(), ImportError> {
+        let told = registry.inherited_records();
+        let Some(told) = told else { return Ok(self.answer(&SuccessorAnswer::Ready)?) };
+        let changes = port_changes::compare(&told, registry);
         for change in &changes {
             tracing::warn!(%change, "not as it was with the process before this one");
         }
-        Ok(self.answer(&Answer::Prepared { changes })?)
+        Ok(self.answer(&SuccessorAnswer::Prepared { changes })?)
     }
 
     /// Be the owner of everything from here on.
-    fn take(&self, token: Option<&Token>) -> Result<(), TakeError> {
-        let Some(token) = token else { return Ok(self.answer(&Answer::Taken)?) };
+    fn take(&self, token: Option<&Token>) -> Result<(), ImportError> {
+        let Some(token) = token else { return Ok(self.answer(&SuccessorAnswer::Taken)?) };
         if !token.take() {
-            return Err(TakeError::Late);
+            return Err(ImportError::Late);
         }
-        if let Err(error) = self.answer(&Answer::Taken) {
+        if let Err(error) = self.answer(&SuccessorAnswer::Taken) {
             // It finds the token taken.
             tracing::warn!(%error, "the process before this one does not hear that we took over");
         }
@@ -363,7 +316,7 @@ impl Predecessor {
             reconnecting,
         };
         // It has ended already if it does not hear it.
-        let _ = self.answer(&Answer::Running(running));
+        let _ = self.answer(&SuccessorAnswer::Running(running));
     }
 }
 
@@ -402,6 +355,7 @@ fn follow(
             outcomes.push((name.clone(), outcome));
         }
     }
+    drop(ports);
     // Of ports that are not served here.
     let mut reconnecting: Vec<String> = sessions.into_keys().collect();
     let deadline = Instant::now() + FOLLOW_WAIT_MAX;
@@ -422,12 +376,8 @@ fn end_sessions(registry: &Registry, lost: &[String]) {
     }
 }
 
-fn by_number(
-    registry: &Registry,
-    sockets: Vec<(String, SocketAtRest)>,
-) -> Vec<(UplinkId, SocketAtRest)> {
-    let number = |(interface, socket): (String, SocketAtRest)| {
-        Some((registry.nics.by_name(&interface)?.id, socket))
-    };
+fn by_number(nics: &Nics, sockets: Vec<(String, SocketAtRest)>) -> Vec<(UplinkId, SocketAtRest)> {
+    let number =
+        |(interface, socket): (String, SocketAtRest)| Some((nics.by_name(&interface)?.id, socket));
     sockets.into_iter().filter_map(number).collect()
 }

@@ -22,18 +22,31 @@ use crate::platform::signals;
 use crate::profile::Profile;
 use crate::vhost_user::SessionBinding;
 
-use super::diagnosis::{Facts, Foreign, RingFacts, SessionFacts, findings, is_logged};
-use super::link::PortLink;
-use super::ports::{Port, Registry};
-use super::uplinks::NicState;
+use super::diagnosis::{Foreign, PortFacts, RingFacts, SessionFacts, findings, is_logged};
+use super::port::Port;
+use super::port_link::PortLink;
+use super::registry::Registry;
+use crate::daemon::nic::{NicState, Nics};
+use crate::daemon::workers::Workers;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row at which something must be so before it counts: what a guest is just doing is
 /// seen half done at one.
 const LOOKS_MIN: u32 = 2;
-/// Rings that a worker looks at in one command.
+/// PortRings that a worker looks at in one command.
 const RINGS_AT_ONCE: u16 = 256;
+
+/// What is looked at, and who is asked.
+#[derive(Debug)]
+pub struct PortWatchSetup {
+    /// The ports.
+    pub registry: Arc<Registry>,
+    /// The workers.
+    pub workers: Arc<Workers>,
+    /// The NICs.
+    pub nics: Arc<Nics>,
+}
 
 /// The thread; ends when dropped.
 #[derive(Debug)]
@@ -43,15 +56,15 @@ pub struct PortWatch {
 }
 
 impl PortWatch {
-    /// Watch the registry's ports.
+    /// Watch the ports.
     ///
     /// # Errors
     /// No thread to be had.
-    pub fn start(registry: Arc<Registry>) -> io::Result<Self> {
+    pub fn start(watched: PortWatchSetup) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         let thread = std::thread::Builder::new()
             .name("ports".to_owned())
-            .spawn(move || watch(&registry, &stopped))?;
+            .spawn(move || watch(&watched, &stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -65,18 +78,18 @@ impl Drop for PortWatch {
     }
 }
 
-fn watch(registry: &Registry, stopped: &Receiver<()>) {
+fn watch(daemon: &PortWatchSetup, stopped: &Receiver<()>) {
     let mut histories = BTreeMap::new();
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         // A worker is gone only when the daemon stops.
-        if look(registry, &mut histories).is_err() {
+        if look(daemon, &mut histories).is_err() {
             return;
         }
     }
 }
 
 /// What a look needs of a port, so that the registry is not locked meanwhile.
-struct Watched {
+struct WatchedPort {
     name: String,
     id: PortId,
     mac: MacAddress,
@@ -86,10 +99,10 @@ struct Watched {
     link: Arc<PortLink>,
     /// The session, if there is one, and the number of this or the last one.
     session: (Option<SessionBinding>, u64),
-    traffic: Traffic,
+    traffic: PacketCounts,
 }
 
-impl Watched {
+impl WatchedPort {
     fn new(port: &Port) -> Self {
         let number = port.link.session_number();
         Self {
@@ -101,19 +114,19 @@ impl Watched {
             profile: Arc::clone(&port.profile),
             link: Arc::clone(&port.link),
             session: (port.link.session(), number),
-            traffic: Traffic::of(&port.counters),
+            traffic: PacketCounts::of(&port.counters),
         }
     }
 }
 
 /// Packets that were counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Traffic {
+struct PacketCounts {
     from_guest: u64,
     to_guest: u64,
 }
 
-impl Traffic {
+impl PacketCounts {
     fn of(counters: &[Arc<Published<PortCounter>>]) -> Self {
         const FROM_GUEST: [PortCounter; 10] = [
             PortCounter::FromGuestPackets,
@@ -135,8 +148,12 @@ impl Traffic {
 }
 
 /// One look at all ports.
-fn look(registry: &Registry, histories: &mut BTreeMap<String, History>) -> Result<(), WorkerGone> {
-    let watched: Vec<Watched> = registry.ports().values().map(Watched::new).collect();
+fn look(
+    daemon: &PortWatchSetup,
+    histories: &mut BTreeMap<String, History>,
+) -> Result<(), WorkerGone> {
+    let watched: Vec<WatchedPort> =
+        daemon.registry.ports().values().map(WatchedPort::new).collect();
     let names: BTreeSet<&str> = watched.iter().map(|port| &*port.name).collect();
     histories.retain(|name, _| names.contains(&**name));
     for port in &watched {
@@ -146,18 +163,18 @@ fn look(registry: &Registry, histories: &mut BTreeMap<String, History>) -> Resul
     for ports in batches(&watched) {
         let asked: Vec<_> =
             ports.iter().map(|port| (port.id, histories[&port.name].is_suspect(port))).collect();
-        for (port, sights) in ports.iter().zip(registry.fabric.survey(&asked)?) {
+        for (port, sights) in ports.iter().zip(daemon.workers.survey(&asked)?) {
             let history = histories.get_mut(&port.name).expect("made above");
             history.note(port, sights);
         }
     }
-    judge(registry, &watched, histories);
+    judge(&daemon.nics, &watched, histories);
     Ok(())
 }
 
 /// Ports with a session, as many together as have [`RINGS_AT_ONCE`].
-fn batches(watched: &[Watched]) -> Vec<Vec<&Watched>> {
-    let mut batches: Vec<Vec<&Watched>> = Vec::new();
+fn batches(watched: &[WatchedPort]) -> Vec<Vec<&WatchedPort>> {
+    let mut batches: Vec<Vec<&WatchedPort>> = Vec::new();
     let mut room = 0;
     for port in watched.iter().filter(|port| port.session.0.is_some()) {
         let rings = port.profile.queue_pairs_max.saturating_mul(2).max(1);
@@ -171,7 +188,7 @@ fn batches(watched: &[Watched]) -> Vec<Vec<&Watched>> {
     batches
 }
 
-fn judge(registry: &Registry, watched: &[Watched], histories: &mut BTreeMap<String, History>) {
+fn judge(nics: &Nics, watched: &[WatchedPort], histories: &mut BTreeMap<String, History>) {
     let owners: BTreeMap<MacAddress, &str> =
         watched.iter().map(|port| (port.mac, &*port.name)).collect();
     for port in watched {
@@ -179,13 +196,13 @@ fn judge(registry: &Registry, watched: &[Watched], histories: &mut BTreeMap<Stri
         let history = histories.get_mut(&port.name).expect("every port has one");
         let session = port.session.0.as_ref().map(|binding| history.facts(binding, foreign));
         let host = Some(port.mac).filter(|_| port.attach == Attach::Switch);
-        let host_interface = host.and_then(|mac| registry.nics.with_mac(mac));
-        let found = findings(&Facts {
+        let host_interface = host.and_then(|mac| nics.with_mac(mac));
+        let found = findings(&PortFacts {
             mac: port.mac,
             host_interface: host_interface.as_deref(),
             profile: &port.profile,
             uplink: &port.uplink,
-            uplink_is: uplink_is(registry, &port.uplink).as_deref(),
+            uplink_is: uplink_is(nics, &port.uplink).as_deref(),
             session: session.as_ref(),
         });
         history.log(&port.name, &found);
@@ -195,9 +212,9 @@ fn judge(registry: &Registry, watched: &[Watched], histories: &mut BTreeMap<Stri
 
 /// Where the guest of a port sends from, if that is another address, and whose that is.
 fn foreign(
-    port: &Watched,
+    port: &WatchedPort,
     owners: &BTreeMap<MacAddress, &str>,
-    watched: &[Watched],
+    watched: &[WatchedPort],
     histories: &BTreeMap<String, History>,
 ) -> Option<Foreign> {
     let (mac, alone) = histories[&port.name].foreign()?;
@@ -210,8 +227,8 @@ fn foreign(
 }
 
 /// How the uplink is, if no packets move there.
-fn uplink_is(registry: &Registry, uplink: &str) -> Option<String> {
-    let status = registry.nics.by_name(uplink)?.status();
+fn uplink_is(nics: &Nics, uplink: &str) -> Option<String> {
+    let status = nics.by_name(uplink)?.status();
     let problem = Some(status.problem).filter(|problem| !problem.is_empty());
     let because = |state: &str| match &problem {
         Some(problem) => format!("{state} ({problem})"),
@@ -232,7 +249,7 @@ struct History {
     begun: Instant,
     ran: bool,
     /// When it began.
-    traffic: Traffic,
+    traffic: PacketCounts,
     moved: bool,
     rings: Vec<RingFacts>,
     /// How often each ring was kicked when we first looked, and where it was.
@@ -263,7 +280,7 @@ impl Default for History {
             session: 0,
             begun: Instant::now(),
             ran: false,
-            traffic: Traffic::default(),
+            traffic: PacketCounts::default(),
             moved: false,
             rings: Vec::new(),
             kicks: BTreeMap::new(),
@@ -278,7 +295,7 @@ impl Default for History {
 
 impl History {
     /// Begin anew with each session.
-    fn follow(&mut self, port: &Watched) {
+    fn follow(&mut self, port: &WatchedPort) {
         let (binding, number) = &port.session;
         if *number != self.session {
             *self = Self { session: *number, traffic: port.traffic, ..Self::default() };
@@ -291,12 +308,12 @@ impl History {
     }
 
     /// Whether its guest may be unheard: it has sent nothing in this session.
-    fn is_suspect(&self, port: &Watched) -> bool {
+    fn is_suspect(&self, port: &WatchedPort) -> bool {
         port.traffic.from_guest == self.traffic.from_guest
     }
 
     /// This was seen of the port, by each worker.
-    fn note(&mut self, port: &Watched, sights: Vec<PortSight>) {
+    fn note(&mut self, port: &WatchedPort, sights: Vec<PortSight>) {
         let (mut own, mut other) = (false, None);
         let mut rings = Vec::new();
         for sight in sights {

@@ -28,13 +28,13 @@ pub enum Stall {
 
 /// What was seen of one socket.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Suspicion {
+pub struct StallDetector {
     last: SocketProgress,
     transmit: u32,
     receive: u32,
 }
 
-impl Suspicion {
+impl StallDetector {
     /// A socket as it is when it is looked at for the first time.
     pub fn new(progress: SocketProgress) -> Self {
         Self { last: progress, ..Self::default() }
@@ -104,8 +104,8 @@ mod tests {
         SocketProgress { transmitting: 0, completed: 100, received: 100, fill_ring_empty: 7 };
 
     fn looks(all: impl IntoIterator<Item = SocketProgress>) -> Vec<Stall> {
-        let mut suspicion = Suspicion::new(IDLE);
-        all.into_iter().filter_map(|progress| suspicion.look(progress)).collect()
+        let mut detector = StallDetector::new(IDLE);
+        all.into_iter().filter_map(|progress| detector.look(progress)).collect()
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub const DRIVER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// All that is known of a port.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'f> {
+pub struct PortFacts<'f> {
     /// The address that it was given.
     pub mac: MacAddress,
     /// The host's interface that has the same address now; of a switch port.
@@ -40,7 +40,7 @@ pub struct Facts<'f> {
 pub struct SessionFacts {
     /// What is agreed on.
     pub binding: SessionBinding,
-    /// Rings ran in it before.
+    /// PortRings ran in it before.
     pub ran: bool,
     /// Packets moved in it, either way.
     pub moved: bool,
@@ -81,7 +81,7 @@ pub struct Foreign {
 }
 
 /// Everything that was found, the worst first.
-pub fn findings(facts: &Facts<'_>) -> Vec<FindingView> {
+pub fn findings(facts: &PortFacts<'_>) -> Vec<FindingView> {
     let mut found = Vec::new();
     found.extend(host_address(facts));
     found.extend(uplink(facts));
@@ -125,7 +125,7 @@ fn note(id: &str, found: impl Into<String>, mend: impl Into<String>) -> FindingV
 
 // ---- the host -----------------------------------------------------------------------------------
 
-fn host_address(facts: &Facts<'_>) -> Option<FindingView> {
+fn host_address(facts: &PortFacts<'_>) -> Option<FindingView> {
     let (interface, mac) = (facts.host_interface?, facts.mac);
     Some(problem(
         "mac-of-host",
@@ -134,7 +134,7 @@ fn host_address(facts: &Facts<'_>) -> Option<FindingView> {
     ))
 }
 
-fn uplink(facts: &Facts<'_>) -> Option<FindingView> {
+fn uplink(facts: &PortFacts<'_>) -> Option<FindingView> {
     let (uplink, how) = (facts.uplink, facts.uplink_is?);
     let found = format!("uplink {uplink} is {how}: nothing passes to or from the wire");
     Some(finding("uplink-down", Severity::Warning, found, "see `isonic uplink list`"))
@@ -188,7 +188,7 @@ fn broken(ring: &RingFacts) -> Option<FindingView> {
 
 // ---- addresses ----------------------------------------------------------------------------------
 
-fn source(facts: &Facts<'_>, session: &SessionFacts) -> Option<FindingView> {
+fn source(facts: &PortFacts<'_>, session: &SessionFacts) -> Option<FindingView> {
     let Foreign { mac, alone, port, swapped } = session.foreign.as_ref()?;
     let own = facts.mac;
     let Some(port) = port else {
@@ -367,9 +367,9 @@ mod tests {
         }
     }
 
-    fn facts<'f>(profile: &'f Profile, session: Option<&'f SessionFacts>) -> Facts<'f> {
+    fn facts<'f>(profile: &'f Profile, session: Option<&'f SessionFacts>) -> PortFacts<'f> {
         let (host_interface, uplink, uplink_is) = (None, "eth0", None);
-        Facts { mac: mac(1), host_interface, profile, uplink, uplink_is, session }
+        PortFacts { mac: mac(1), host_interface, profile, uplink, uplink_is, session }
     }
 
     fn mac(last: u8) -> MacAddress {
@@ -533,10 +533,10 @@ mod tests {
     #[test]
     fn a_host_that_has_got_the_ports_address_and_an_uplink_that_is_down_are_named() {
         let profile = v1();
-        let facts = Facts { host_interface: Some("eth0"), ..facts(&profile, None) };
+        let facts = PortFacts { host_interface: Some("eth0"), ..facts(&profile, None) };
         let words = ["eth0", "52:54:00:00:00:01"];
         assert_one(&findings(&facts), "mac-of-host", Severity::Problem, &words);
-        let facts = Facts { host_interface: None, uplink_is: Some("down"), ..facts };
+        let facts = PortFacts { host_interface: None, uplink_is: Some("down"), ..facts };
         assert_one(&findings(&facts), "uplink-down", Severity::Warning, &["eth0 is down"]);
     }
 

@@ -8,33 +8,32 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, unbounded};
 
-use crate::config::Config;
 use crate::datapath::{
-    Acknowledgement, Forwarding, ForwardingBuilder, Inbox, Packet, PacketPool, PortId, PortSight,
-    RingReport, Route, Setup, SocketDescriptor, SocketReport, Turns, UplinkId, Watchdog, Watched,
-    Worker, WorkerAtRest, WorkerGone, WorkerHandle, WorkerId,
+    Acknowledgement, Attachment, Forwarding, ForwardingBuilder, Handover, Inbox, Packet,
+    PacketPool, PortId, PortSight, RingReport, Route, Setup, SocketDescriptor, SocketReport,
+    Target, Turns, UplinkId, Watchdog, Watched, Worker, WorkerAtRest, WorkerGone, WorkerHandle,
+    WorkerId,
 };
 use crate::device::groups::ForwardGroups;
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
+use crate::packet::Offload;
+use crate::platform::interrupt::InterruptibleThread;
+use crate::platform::log_queue;
 use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
 use crate::xdp::{FRAMES_PER_SOCKET, Socket, SocketAtRest, Umem};
 
-use crate::platform::interrupt::InterruptibleThread;
-use crate::platform::log_queue;
+use super::host_port::{HostNic, HostPort};
 
-use super::host::{HostNic, HostPort};
-use super::uplinks::{Dealt, Nics};
+/// How long workers may take to pause. Each turn is microseconds.
+const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// How long workers may take to come to rest. Each turn is microseconds.
-const REST_WAIT_MAX: Duration = Duration::from_millis(500);
-
-/// Why the workers do not stand still.
+/// Why the workers did not pause.
 #[derive(Debug, thiserror::Error)]
-pub enum RestError {
+pub enum PauseError {
     /// They hand packets to each other for ever.
-    #[error("the workers did not come to rest within {REST_WAIT_MAX:?}")]
-    Restless,
+    #[error("the workers did not come to rest within {PAUSE_WAIT_MAX:?}")]
+    NeverIdle,
     /// One has ended.
     #[error(transparent)]
     Worker(#[from] WorkerGone),
@@ -65,8 +64,8 @@ type CountedSocket = (UplinkId, Arc<Published<SocketCounter>>);
 
 /// The workers and their table.
 #[derive(Debug)]
-pub struct Fabric {
-    workers: Vec<WorkerEntry>,
+pub struct Workers {
+    entries: Vec<WorkerEntry>,
     pool: PacketPool,
     routes: Mutex<BTreeMap<PortId, Route>>,
     /// Of all that a worker ever had.
@@ -78,96 +77,127 @@ pub struct Fabric {
     /// The reserved groups that each uplink forwards.
     forward_groups: Vec<(UplinkId, ForwardGroups)>,
     watchdog: Mutex<Option<Watchdog>>,
-    /// The workers move nothing: they need not hear at once of what they are to do.
-    at_rest: AtomicBool,
+    /// The workers move nothing: commands need not wait for their acknowledgement.
+    paused: AtomicBool,
 }
 
-impl Fabric {
-    /// Start the configured number of workers with their sockets, which other processes may still
-    /// have if they are to begin `at_rest`.
+/// The sockets of one worker, each with its uplink.
+pub type WorkerSockets = Vec<(UplinkId, Socket)>;
+
+/// Where a ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPlace {
+    /// The worker that has it.
+    pub worker: WorkerId,
+    /// Its port.
+    pub port: PortId,
+    /// Its number there.
+    pub index: u16,
+}
+
+/// A frame of the control plane, and what is left to do with it.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlFrame<'f> {
+    /// The frame.
+    pub bytes: &'f [u8],
+    /// What is left to do.
+    pub offload: Offload,
+}
+
+/// What the workers start with.
+#[derive(Debug)]
+pub struct WorkersSetup {
+    /// Where each is pinned; chosen here if that is not configured.
+    pub cpus: Option<Vec<usize>>,
+    /// The sockets of each worker: as many lists as there are workers.
+    pub sockets: Vec<WorkerSockets>,
+    /// The uplinks, by number.
+    pub uplinks: Vec<UplinkSetup>,
+    /// Start paused: another process still uses the sockets.
+    pub paused: bool,
+}
+
+/// What the workers need to know of an uplink from the start.
+#[derive(Clone, Debug)]
+pub struct UplinkSetup {
+    /// Its number.
+    pub id: UplinkId,
+    /// If it is away: its queues, each with the worker that gets the socket when it is back.
+    pub expected: Vec<(u32, WorkerId)>,
+    /// Its NIC, if the host shares it with its VMs.
+    pub host: Option<HostNic>,
+    /// The reserved groups that it forwards.
+    pub forward_groups: ForwardGroups,
+}
+
+impl Workers {
+    /// Start workers with their sockets.
     ///
     /// # Errors
     /// No thread or descriptor to be had; those started are stopped.
-    pub fn start(
-        config: &Config,
-        nics: &Nics,
-        sockets: Vec<Dealt>,
-        at_rest: bool,
-    ) -> io::Result<Arc<Self>> {
-        let mut umems: BTreeMap<UplinkId, Arc<Umem>> = BTreeMap::new();
-        for (uplink, socket) in sockets.iter().flatten() {
-            umems.insert(*uplink, Arc::clone(socket.umem()));
-        }
-        let umems: Vec<_> = nics.iter().map(|nic| umems.remove(&nic.id)).collect();
-        // Those of an uplink that is away too, which come when it does.
-        let frames = |worker: WorkerId| {
-            FRAMES_PER_SOCKET * (sockets[worker.index()].len() + nics.expected(worker).len())
-        };
-        let ids = (0u16..).map(WorkerId).take(sockets.len());
-        let places = Inbox::places_for(sockets.len());
-        let inboxes = ids.map(|worker| Inbox::with_places(places, frames(worker)).map(Arc::new));
-        let mut inboxes = inboxes.collect::<io::Result<Vec<_>>>()?;
+    pub fn start(setup: WorkersSetup) -> io::Result<Arc<Self>> {
+        let WorkersSetup { cpus, sockets, uplinks, paused } = setup;
+        let cpus = cpus.unwrap_or_else(|| choose_cpus(sockets.len()));
+        let umems = umems(&sockets, &uplinks);
+        let mut inboxes = inboxes(&sockets, &uplinks)?;
         let mut hosts = Vec::new();
-        for nic in nics.iter().filter(|nic| nic.config.host) {
-            let host = HostPort::new(nic, inboxes.len())?;
-            inboxes.push(Arc::clone(&host.inbox));
-            hosts.push(host);
+        for uplink in &uplinks {
+            if let Some(nic) = uplink.host {
+                let host = HostPort::new(uplink.id, nic, inboxes.len())?;
+                inboxes.push(Arc::clone(&host.inbox));
+                hosts.push(host);
+            }
         }
         let pool = PacketPool::new();
         let (lost, told) = unbounded();
-        let cpus = config.worker_cpus.clone().unwrap_or_else(|| choose_cpus(config.workers));
-        let (mut workers, mut counters) = (Vec::new(), Vec::new());
+        let (mut entries, mut counters) = (Vec::new(), Vec::new());
         for (id, sockets) in (0u16..).map(WorkerId).zip(sockets) {
             let (handle, mailbox) = WorkerHandle::new(Arc::clone(&inboxes[id.index()]));
             let (umems, inboxes, pool) = (umems.clone(), inboxes.clone(), pool.clone());
             let lost = lost.clone();
             let worker = Worker::new(Setup { id, sockets, umems, inboxes, pool, mailbox, lost })?;
-            let worker = worker.expecting(nics.expected(id));
-            let worker = if at_rest { worker.at_rest() } else { worker };
+            let worker = worker.expecting(expected(&uplinks, id));
+            let worker = if paused { worker.at_rest() } else { worker };
             counters.extend(worker.socket_counters());
             let turns = worker.turns();
             let cpu = cpus.get(id.index()).copied();
             let thread = Arc::new(spawn(worker, id, cpu)?);
-            workers.push(WorkerEntry { handle, cpu, turns, thread });
+            entries.push(WorkerEntry { handle, cpu, turns, thread });
         }
         for host in &mut hosts {
             let add = |worker: &WorkerEntry| worker.handle.add_port(host.id, "host".into());
             host.counters =
-                workers.iter().map(add).collect::<Result<_, _>>().map_err(io::Error::other)?;
+                entries.iter().map(add).collect::<Result<_, _>>().map_err(io::Error::other)?;
         }
-        let watched = workers.iter().map(WorkerEntry::watched).collect();
-        let watchdog = Mutex::new(Some(Watchdog::start(watched)?));
-        let (routes, sockets) = (Mutex::default(), Mutex::new(counters));
-        let at_rest = AtomicBool::new(at_rest);
-        let groups = nics.iter().map(|nic| (nic.id, nic.config.forward_groups));
+        let watched = entries.iter().map(WorkerEntry::watched).collect();
         Ok(Arc::new(Self {
-            workers,
+            entries,
             pool,
-            routes,
-            sockets,
+            routes: Mutex::default(),
+            sockets: Mutex::new(counters),
             lost: told,
             hosts,
-            forward_groups: groups.collect(),
-            watchdog,
-            at_rest,
+            forward_groups: uplinks.iter().map(|it| (it.id, it.forward_groups)).collect(),
+            watchdog: Mutex::new(Some(Watchdog::start(watched)?)),
+            paused: AtomicBool::new(paused),
         }))
     }
 
     /// Stop all workers and wait for them.
     pub fn stop(&self) {
         drop(self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take());
-        for worker in &self.workers {
+        for worker in &self.entries {
             worker.handle.stop();
         }
-        for worker in &self.workers {
+        for worker in &self.entries {
             // A worker that panics takes the process with it.
             let _ = worker.thread.join();
         }
     }
 
-    /// The workers.
-    pub fn workers(&self) -> &[WorkerEntry] {
-        &self.workers
+    /// Each of them.
+    pub fn entries(&self) -> &[WorkerEntry] {
+        &self.entries
     }
 
     /// The next port whose front-end took the memory away; waits for it. None when all workers
@@ -193,17 +223,33 @@ impl Fabric {
         }
     }
 
-    pub(super) fn pool(&self) -> &PacketPool {
-        &self.pool
-    }
-
     /// Give a buffer back that a worker, or the control plane, has handed over.
-    pub(super) fn give_back(&self, packet: Packet) {
+    pub fn give_back(&self, packet: Packet) {
         packet.go_home(&self.pool, |worker| self.inbox(worker));
     }
 
-    pub(super) fn inbox(&self, worker: WorkerId) -> &Arc<Inbox> {
-        self.workers[worker.index()].handle.inbox()
+    fn inbox(&self, worker: WorkerId) -> &Arc<Inbox> {
+        self.entries[worker.index()].handle.inbox()
+    }
+
+    /// Copy a frame of the control plane into a worker's inbox; false if it is full.
+    pub fn hand_over(
+        &self,
+        worker: WorkerId,
+        ControlFrame { bytes, offload }: ControlFrame<'_>,
+        target: Target,
+    ) -> bool {
+        let Some(mut packet) = self.pool.take() else { return false };
+        packet.room(bytes.len()).copy_from_slice(bytes);
+        packet.offload = offload;
+        match self.inbox(worker).hand_over(Handover::Packet { packet, target }) {
+            Ok(()) => true,
+            Err(Handover::Packet { packet, .. }) => {
+                self.pool.put(packet);
+                false
+            }
+            Err(Handover::Frame { .. }) => unreachable!("a packet went in"),
+        }
     }
 
     // ---- sockets --------------------------------------------------------------------------------
@@ -225,7 +271,7 @@ impl Fabric {
     /// [`WorkerGone`].
     pub fn take_sockets(&self, uplink: UplinkId) -> Result<Vec<(WorkerId, Socket)>, WorkerGone> {
         let mut taken = Vec::new();
-        for (id, worker) in (0u16..).map(WorkerId).zip(&self.workers) {
+        for (id, worker) in (0u16..).map(WorkerId).zip(&self.entries) {
             let sockets = worker.handle.take_sockets(uplink)?;
             taken.extend(sockets.into_iter().map(|socket| (id, socket)));
         }
@@ -242,7 +288,7 @@ impl Fabric {
         dealt: Vec<(WorkerId, Socket)>,
     ) -> Result<(), WorkerGone> {
         for (worker, socket) in dealt {
-            let worker = &self.workers[worker.index()].handle;
+            let worker = &self.entries[worker.index()].handle;
             for counters in worker.give_sockets(uplink, vec![socket])? {
                 let mut sockets = self.sockets();
                 if !sockets.iter().any(|(_, known)| Arc::ptr_eq(known, &counters)) {
@@ -259,7 +305,7 @@ impl Fabric {
     /// [`WorkerGone`].
     pub fn set_memory(&self, uplink: UplinkId, umem: Option<&Arc<Umem>>) -> Result<(), WorkerGone> {
         let set = |worker: &WorkerEntry| worker.handle.set_memory(uplink, umem.map(Arc::clone));
-        self.workers.iter().try_for_each(set)
+        self.entries.iter().try_for_each(set)
     }
 
     /// How far all sockets are.
@@ -268,21 +314,21 @@ impl Fabric {
     /// [`WorkerGone`].
     pub fn examine(&self) -> Result<Vec<SocketReport>, WorkerGone> {
         let mut reports = Vec::new();
-        for worker in &self.workers {
+        for worker in &self.entries {
             reports.extend(worker.handle.examine()?);
         }
         Ok(reports)
     }
 
-    // ---- standing still for another process -----------------------------------------------------
+    // ---- paused for another process -------------------------------------------------------------
 
     /// Descriptors of all sockets, by uplink and queue.
     ///
     /// # Errors
-    /// [`RestError`].
-    pub fn socket_descriptors(&self) -> Result<Vec<SocketDescriptor>, RestError> {
+    /// [`PauseError`].
+    pub fn socket_descriptors(&self) -> Result<Vec<SocketDescriptor>, PauseError> {
         let mut sockets = Vec::new();
-        for worker in &self.workers {
+        for worker in &self.entries {
             sockets.extend(worker.handle.sockets()??);
         }
         sockets.sort_by_key(|&(uplink, queue, _)| (uplink.index(), queue));
@@ -290,24 +336,24 @@ impl Fabric {
     }
 
     /// Have all workers take nothing more, and wait until all that they have taken is where it
-    /// goes. What they have then, another process can go on with.
+    /// goes. Another process can continue with what they have then.
     ///
     /// # Errors
-    /// [`RestError`]; workers that rest must be [resumed](Self::resume) all the same.
-    pub fn rest(&self) -> Result<Vec<WorkerAtRest>, RestError> {
-        let deadline = Instant::now() + REST_WAIT_MAX;
+    /// [`PauseError`]; the workers must be [resumed](Self::resume) all the same.
+    pub fn pause(&self) -> Result<Vec<WorkerAtRest>, PauseError> {
+        let deadline = Instant::now() + PAUSE_WAIT_MAX;
         loop {
             // Nothing waits, and nothing was being done when we saw that: no later count differs.
             let before = self.handled()?;
-            let nothing_waits = self.workers.iter().all(|worker| worker.handle.inbox().is_empty());
+            let nothing_waits = self.entries.iter().all(|worker| worker.handle.inbox().is_empty());
             if self.handled()? == before && nothing_waits {
                 break;
             }
             if Instant::now() > deadline {
-                return Err(RestError::Restless);
+                return Err(PauseError::NeverIdle);
             }
         }
-        self.at_rest.store(true, Ordering::Release);
+        self.paused.store(true, Ordering::Release);
         Ok(self.tell_all(WorkerHandle::report)?.into_iter().collect::<io::Result<_>>()?)
     }
 
@@ -316,17 +362,17 @@ impl Fabric {
         &self,
         tell: impl Fn(&WorkerHandle) -> Result<Acknowledgement<T>, WorkerGone>,
     ) -> Result<Vec<T>, WorkerGone> {
-        let told = self.workers.iter().map(|worker| tell(&worker.handle));
+        let told = self.entries.iter().map(|worker| tell(&worker.handle));
         let told = told.collect::<Result<Vec<_>, _>>()?;
         told.into_iter().map(Acknowledgement::wait).collect()
     }
 
-    /// How much the workers, which rest from now on, ever did of what others handed over.
+    /// How many packets the workers, which pause from now on, ever took of those handed over.
     fn handled(&self) -> Result<Vec<u64>, WorkerGone> {
         self.tell_all(WorkerHandle::rest)
     }
 
-    /// Have sockets where another process left them; false if that cannot be.
+    /// Have the sockets continue where another process paused them; false if that cannot be.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -336,16 +382,16 @@ impl Fabric {
         Ok(adopted.into_iter().all(|adopted| adopted))
     }
 
-    /// Have all workers go on.
+    /// Have all workers continue.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn resume(&self) -> Result<(), WorkerGone> {
         let routes = self.routes();
-        self.at_rest.store(false, Ordering::Release);
+        self.paused.store(false, Ordering::Release);
         let table = self.table(&routes);
-        // Each has its table before it goes on.
-        let given = self.workers.iter().map(|it| it.handle.send_forwarding(Arc::clone(&table)));
+        // Each has its table before it continues.
+        let given = self.entries.iter().map(|it| it.handle.send_forwarding(Arc::clone(&table)));
         let given = given.collect::<Result<Vec<_>, _>>()?;
         self.tell_all(WorkerHandle::resume)?;
         given.into_iter().try_for_each(|given| given.wait().map(drop))
@@ -363,7 +409,7 @@ impl Fabric {
         name: &str,
     ) -> Result<Vec<Arc<Published<PortCounter>>>, WorkerGone> {
         let name: Arc<str> = name.into();
-        self.workers.iter().map(|worker| worker.handle.add_port(port, Arc::clone(&name))).collect()
+        self.entries.iter().map(|worker| worker.handle.add_port(port, Arc::clone(&name))).collect()
     }
 
     /// Forget a port.
@@ -371,7 +417,7 @@ impl Fabric {
     /// # Errors
     /// [`WorkerGone`].
     pub fn remove_port(&self, port: PortId) -> Result<(), WorkerGone> {
-        self.workers.iter().try_for_each(|worker| worker.handle.remove_port(port))
+        self.entries.iter().try_for_each(|worker| worker.handle.remove_port(port))
     }
 
     /// Change the routes and give every worker the new table. Returns when all have it.
@@ -385,8 +431,8 @@ impl Fabric {
         // Held until all have the table, so that tables reach each worker in order.
         let mut routes = self.routes();
         change(&mut routes);
-        if self.at_rest.load(Ordering::Acquire) {
-            // They get it when they go on.
+        if self.paused.load(Ordering::Acquire) {
+            // They get it when they continue.
             return Ok(());
         }
         let table = self.table(&routes);
@@ -414,8 +460,7 @@ impl Fabric {
     /// Whether an uplink has ports that multicast from its wire goes to.
     pub fn floods(&self, uplink: UplinkId) -> bool {
         self.routes().values().any(|route| {
-            route.uplink == uplink
-                && matches!(route.attachment, crate::datapath::Attachment::Switch { .. })
+            route.uplink == uplink && matches!(route.attachment, Attachment::Switch { .. })
         })
     }
 
@@ -425,15 +470,10 @@ impl Fabric {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn give(
-        &self,
-        worker: WorkerId,
-        port: PortId,
-        index: u16,
-        ring: Ring,
-    ) -> Result<(), WorkerGone> {
-        let worker = &self.workers[worker.index()].handle;
-        if self.at_rest.load(Ordering::Acquire) {
+    pub fn give(&self, at: RingPlace, ring: Ring) -> Result<(), WorkerGone> {
+        let RingPlace { worker, port, index } = at;
+        let worker = &self.entries[worker.index()].handle;
+        if self.paused.load(Ordering::Acquire) {
             worker.give_at_rest(port, index, ring)
         } else {
             worker.give(port, index, ring)
@@ -444,13 +484,8 @@ impl Fabric {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn take(
-        &self,
-        worker: WorkerId,
-        port: PortId,
-        index: u16,
-    ) -> Result<Option<Ring>, WorkerGone> {
-        self.workers[worker.index()].handle.take(port, index)
+    pub fn take(&self, at: RingPlace) -> Result<Option<Ring>, WorkerGone> {
+        self.entries[at.worker.index()].handle.take(at.port, at.index)
     }
 
     /// Use another event descriptor for a ring.
@@ -459,24 +494,24 @@ impl Fabric {
     /// [`WorkerGone`].
     pub fn exchange(
         &self,
-        (worker, port, index): (WorkerId, PortId, u16),
+        at: RingPlace,
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
-        self.workers[worker.index()].handle.exchange((port, index), kind, event)
+        self.entries[at.worker.index()].handle.exchange((at.port, at.index), kind, event)
     }
 
-    /// Go on with a ring in other memory; the queue as it was, or None if that cannot be.
+    /// Continue with a ring in other memory; the queue as it was, or None if that cannot be.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn relocate(
         &self,
-        (worker, port, index): (WorkerId, PortId, u16),
+        at: RingPlace,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Result<Option<Queue>, WorkerGone> {
-        self.workers[worker.index()].handle.relocate((port, index), setup, memory)
+        self.entries[at.worker.index()].handle.relocate((at.port, at.index), setup, memory)
     }
 
     /// Look at ports, and at the kick descriptors of those that are told with true. What all
@@ -487,7 +522,7 @@ impl Fabric {
     pub fn survey(&self, ports: &[(PortId, bool)]) -> Result<Vec<Vec<PortSight>>, WorkerGone> {
         let mut sights: Vec<Vec<PortSight>> = Vec::new();
         sights.resize_with(ports.len(), Vec::new);
-        for worker in &self.workers {
+        for worker in &self.entries {
             for (of_port, sight) in sights.iter_mut().zip(worker.handle.survey(ports.to_vec())?) {
                 of_port.push(sight);
             }
@@ -499,9 +534,9 @@ impl Fabric {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn inspect(&self, port: PortId) -> Result<Rings, WorkerGone> {
+    pub fn inspect(&self, port: PortId) -> Result<PortRings, WorkerGone> {
         let mut rings = Vec::new();
-        for (id, worker) in (0u16..).map(WorkerId).zip(&self.workers) {
+        for (id, worker) in (0u16..).map(WorkerId).zip(&self.entries) {
             rings.extend(worker.handle.inspect(port)?.into_iter().map(|ring| (id, ring)));
         }
         rings.sort_by_key(|(_, ring)| ring.index);
@@ -512,9 +547,9 @@ impl Fabric {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn inspect_all(&self) -> Result<BTreeMap<PortId, Rings>, WorkerGone> {
-        let mut ports = BTreeMap::<PortId, Rings>::new();
-        for (id, worker) in (0u16..).map(WorkerId).zip(&self.workers) {
+    pub fn inspect_all(&self) -> Result<BTreeMap<PortId, PortRings>, WorkerGone> {
+        let mut ports = BTreeMap::<PortId, PortRings>::new();
+        for (id, worker) in (0u16..).map(WorkerId).zip(&self.entries) {
             for (port, ring) in worker.handle.inspect_all()? {
                 ports.entry(port).or_default().push((id, ring));
             }
@@ -527,7 +562,7 @@ impl Fabric {
 }
 
 /// A port's rings by number, each with its worker.
-pub type Rings = Vec<(WorkerId, RingReport)>;
+pub type PortRings = Vec<(WorkerId, RingReport)>;
 
 /// A worker that panics has met a bug of ours, and its guests would be cut off for good while the
 /// process seems well. Ended, the process is started again and front-ends reconnect.
@@ -539,6 +574,36 @@ impl Drop for AbortOnPanic {
         log_queue::flush();
         std::process::abort();
     }
+}
+
+/// The frame memory of each uplink that is there.
+fn umems(sockets: &[WorkerSockets], uplinks: &[UplinkSetup]) -> Vec<Option<Arc<Umem>>> {
+    let of = |uplink: &UplinkSetup| {
+        let mut sockets = sockets.iter().flatten();
+        let socket = sockets.find(|(id, _)| *id == uplink.id);
+        socket.map(|(_, socket)| Arc::clone(socket.umem()))
+    };
+    uplinks.iter().map(of).collect()
+}
+
+/// The queues whose sockets a worker gets when their uplink is back.
+fn expected(uplinks: &[UplinkSetup], worker: WorkerId) -> Vec<(UplinkId, u32)> {
+    let of = |uplink: &UplinkSetup| {
+        let id = uplink.id;
+        let queues = uplink.expected.iter().filter(|&&(_, other)| other == worker);
+        queues.map(|&(queue, _)| (id, queue)).collect::<Vec<_>>()
+    };
+    uplinks.iter().flat_map(of).collect()
+}
+
+/// One for each worker, with room for the frames of its sockets, also of those that it will get.
+fn inboxes(sockets: &[WorkerSockets], uplinks: &[UplinkSetup]) -> io::Result<Vec<Arc<Inbox>>> {
+    let places = Inbox::places_for(sockets.len());
+    let inbox = |(id, own): (WorkerId, &WorkerSockets)| {
+        let frames = FRAMES_PER_SOCKET * (own.len() + expected(uplinks, id).len());
+        Inbox::with_places(places, frames).map(Arc::new)
+    };
+    (0u16..).map(WorkerId).zip(sockets).map(inbox).collect()
 }
 
 /// The last CPUs we may run on, one per worker: the first ones have most of the host's interrupts.

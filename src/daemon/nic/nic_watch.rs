@@ -10,11 +10,24 @@ use tokio::sync::Notify;
 
 use crate::xdp::{LinkNews, Links};
 
+use crate::daemon::workers::Workers;
+
+use super::nic_control::{LiveNic, PortsOfNics};
 use super::nic_life::NicLife;
-use super::ports::Registry;
+use super::nics::Nics;
 
 /// Between two looks at the sockets.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// What is watched, and who is asked.
+pub struct NicWatchSetup {
+    /// The NICs.
+    pub nics: Arc<Nics>,
+    /// The workers.
+    pub workers: Arc<Workers>,
+    /// The ports.
+    pub ports: Arc<dyn PortsOfNics>,
+}
 
 /// The thread; ends when dropped.
 #[derive(Debug)]
@@ -24,21 +37,21 @@ pub struct NicWatch {
 }
 
 impl NicWatch {
-    /// Watch the registry's NICs, of which this is known.
+    /// Watch NICs, of which this is known.
     ///
     /// # Errors
     /// No thread or socket to be had.
-    pub fn start(registry: Arc<Registry>, lives: Vec<NicLife>) -> io::Result<Self> {
+    pub fn start(watched: NicWatchSetup, lives: Vec<NicLife>) -> io::Result<Self> {
         let links = Links::listen()?;
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("nics".to_owned())
-            .spawn(move || watch(&registry, lives, links, &stopped))?;
+            .spawn(move || watch(&watched, lives, links, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Watch no more; what is known of the NICs, and the sockets of those whose link is down.
+    /// Watch no more; what is known of the NICs.
     pub fn end(mut self) -> Vec<NicLife> {
         self.join()
     }
@@ -60,7 +73,7 @@ impl Drop for NicWatch {
 }
 
 fn watch(
-    registry: &Arc<Registry>,
+    NicWatchSetup { nics, workers, ports }: &NicWatchSetup,
     mut lives: Vec<NicLife>,
     mut links: Links,
     stop: &Notify,
@@ -69,9 +82,12 @@ fn watch(
     let mut news = LinkNews { any: true, ..LinkNews::default() };
     loop {
         // A worker is gone only when the daemon stops.
-        let Ok(reports) = registry.fabric.examine() else { return lives };
+        let Ok(reports) = workers.examine() else { return lives };
         for life in &mut lives {
-            if life.look(registry, &links, &news, &reports).is_err() {
+            let Some(nic) = nics.iter().find(|nic| nic.id == life.id) else { continue };
+            nic.count();
+            let (ports, links) = (&**ports, &links);
+            if life.look(&LiveNic { nic, workers, ports, links }, &news, &reports).is_err() {
                 return lives;
             }
         }

@@ -14,18 +14,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::PortConfig;
 use crate::platform::unix_socket::FileIdentity;
 use crate::vhost_user::{Record, Said};
 use crate::xdp::{InheritedUplink, SocketAtRest, XdpAttachment};
-
-use super::super::state_file::Bound;
 
 /// Of both documents.
 pub(super) const VERSION: u32 = 1;
 
 /// The place of a descriptor.
-pub(super) type Place = usize;
+pub(super) type DescriptorIndex = usize;
 
 /// What stays as it is.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -33,37 +30,24 @@ pub(super) struct Foundation {
     pub version: u32,
     pub uplinks: Vec<UplinkPart>,
     /// The API's listening socket.
-    pub api: Option<Place>,
+    pub api: Option<DescriptorIndex>,
     /// The file of its name.
     #[serde(default)]
     pub api_file: Option<FileIdentity>,
     /// The lock of the state directory.
     #[serde(default)]
-    pub state_lock: Option<Place>,
+    pub state_lock: Option<DescriptorIndex>,
     /// The lock of the runtime directory; older versions have none.
     #[serde(default)]
-    pub runtime_lock: Option<Place>,
+    pub runtime_lock: Option<DescriptorIndex>,
     pub listeners: Vec<ListenerPart>,
-    /// All ports, each a [`PortPart`]. Whoever sends them waits for [`Answer::Prepared`] and not
-    /// for [`Answer::Ready`], which is all that older versions know.
+    /// All ports, each a [`PortRecord`](crate::daemon::ports::PortRecord). Whoever sends them waits for [`SuccessorAnswer::Prepared`] and not
+    /// for [`SuccessorAnswer::Ready`], which is all that older versions know.
     ///
-    /// [`Answer::Prepared`]: super::Answer::Prepared
-    /// [`Answer::Ready`]: super::Answer::Ready
+    /// [`SuccessorAnswer::Prepared`]: super::successor_answer::SuccessorAnswer::Prepared
+    /// [`SuccessorAnswer::Ready`]: super::successor_answer::SuccessorAnswer::Ready
     #[serde(default)]
     pub ports: Option<Vec<serde_json::Value>>,
-}
-
-/// One port, as it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PortPart {
-    /// As configured.
-    pub config: PortConfig,
-    /// What is on record of its interface.
-    pub bound: Option<Bound>,
-    /// The configuration file has it.
-    pub permanent: bool,
-    /// It is not refused.
-    pub served: bool,
 }
 
 /// One NIC.
@@ -73,11 +57,11 @@ pub(super) struct UplinkPart {
     pub index: u32,
     #[serde(flatten)]
     pub attachment: XdpAttachment,
-    pub link: Place,
-    pub tap: Place,
-    pub umem: Place,
+    pub link: DescriptorIndex,
+    pub tap: DescriptorIndex,
+    pub umem: DescriptorIndex,
     /// By queue.
-    pub sockets: Vec<(u32, Place)>,
+    pub sockets: Vec<(u32, DescriptorIndex)>,
 }
 
 /// One port's listening socket.
@@ -85,7 +69,7 @@ pub(super) struct UplinkPart {
 pub(super) struct ListenerPart {
     pub port: String,
     pub path: PathBuf,
-    pub listener: Place,
+    pub listener: DescriptorIndex,
     /// The file of its name; None if that is not told, or if it has none.
     #[serde(default)]
     pub file: Option<FileIdentity>,
@@ -99,13 +83,13 @@ pub(super) struct Traffic {
     pub stopped_at: u64,
     /// By interface.
     pub sockets: Vec<(String, SocketAtRest)>,
-    /// When sessions were asked to stand still, by the same clock; 0 if that is not told.
+    /// When sessions were asked to pause, by the same clock; 0 if that is not told.
     #[serde(default)]
     pub asked_at: u64,
     /// Who takes it has everything; without it, who says `taken`.
     #[serde(default)]
-    pub token: Option<Place>,
-    /// Ports whose session did not come to stand still.
+    pub token: Option<DescriptorIndex>,
+    /// Ports whose session did not pause.
     #[serde(default)]
     pub reconnecting: Vec<String>,
     /// Each a [`SessionPart`], on its own: what is not understood of one is that one's loss.
@@ -116,7 +100,7 @@ pub(super) struct Traffic {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SessionPart {
     pub port: String,
-    pub stream: Place,
+    pub stream: DescriptorIndex,
     pub said: Vec<SaidPart>,
     pub ran: Vec<Option<u16>>,
     /// The base that the front-end knows of each ring that is elsewhere. Older versions do not tell
@@ -130,7 +114,7 @@ pub(super) struct SessionPart {
 pub(super) struct SaidPart {
     pub code: u32,
     pub body: Vec<u8>,
-    pub descriptors: Vec<Place>,
+    pub descriptors: Vec<DescriptorIndex>,
 }
 
 /// Descriptors on their way, each with its place.
@@ -144,13 +128,13 @@ impl Descriptors {
     }
 
     /// Add one.
-    pub fn put(&mut self, descriptor: OwnedFd) -> Place {
+    pub fn put(&mut self, descriptor: OwnedFd) -> DescriptorIndex {
         self.0.push(Some(descriptor));
         self.0.len() - 1
     }
 
     /// Take the one at a place; none if the document is wrong about it.
-    pub fn take(&mut self, place: Place) -> Option<OwnedFd> {
+    pub fn take(&mut self, place: DescriptorIndex) -> Option<OwnedFd> {
         self.0.get_mut(place)?.take()
     }
 
@@ -199,6 +183,13 @@ impl SessionPart {
         let record = Record { said, ran: self.ran, named: self.named };
         Some((self.port, stream, record))
     }
+}
+
+/// CLOCK_MONOTONIC, which all processes share, in nanoseconds.
+pub(super) fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or_default();
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
 #[cfg(test)]

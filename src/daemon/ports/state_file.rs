@@ -10,43 +10,24 @@
 //! can neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
 //! that could not be kept are refused. The directory is one daemon's at a time (`directory_lock`).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
+use crate::daemon::directory_lock::{DirectoryLock, LockError, LockedDirectory};
+use crate::daemon::problems::HostProblem;
+use crate::platform::text_file::replace;
 
-use crate::config::{PortConfig, is_port_name};
-use crate::device::mac::MacAddress;
-use crate::platform::text_file::{FileError, read_text, replace};
-use crate::report::chain;
-use crate::xdp::{AttachMode, SocketMode, XdpAttachment};
+use super::state_text::{Kept, ReadableParts, StateCopy, VERSION, read, text};
 
-use super::directory_lock::{Directory, DirectoryLock, LockError};
-use super::problems::Problem;
-
-/// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
-const VERSION: u32 = 2;
-/// Largest file, bytes: a thousand ports are half a megabyte.
-const BYTES_MAX: u64 = 64 << 20;
-/// Queues of a NIC, as of an uplink's configuration.
-const QUEUES_MAX: u32 = 256;
-/// How a file begins that has a checksum: that of its whole text, with zeroes in its own place.
-const CHECKSUM_HEAD: &str = "{\n  \"checksum\": \"";
-/// In place of the checksum while it is computed: SHA-256 in hexadecimal.
-const CHECKSUM_BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// Damaged files that are kept; one more is not put aside.
 const ASIDE_MAX: u32 = 1000;
 
 /// Why the state cannot be kept.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub enum StateFileError {
     /// Another daemon has it.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -64,116 +45,6 @@ pub enum StateError {
     },
 }
 
-/// What a port is bound to, from when it is made until that is changed by command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bound {
-    /// As it was asked for, perhaps as `latest`; of a port in the configuration file, to see
-    /// whether that has changed.
-    pub asked: String,
-    /// What it was resolved to.
-    pub profile: String,
-    /// The profile's digest then.
-    pub digest: String,
-    /// The guest's MAC; None in files of older versions, which did not record it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddress>,
-}
-
-/// An uplink as it was opened last: what ports were checked against and placed by. With it they can
-/// be served while the NIC is away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownUplink {
-    /// Driver of its NIC.
-    pub driver: String,
-    /// The NIC's own MAC.
-    pub mac: MacAddress,
-    /// The NIC's MTU, bytes.
-    pub mtu: u32,
-    /// The longest packet, bytes.
-    pub packet_max: u32,
-    /// Where the program ran.
-    pub attach_mode: AttachMode,
-    /// How packets moved.
-    pub socket_mode: SocketMode,
-    /// Its queues with a socket.
-    pub queues: Vec<u32>,
-}
-
-impl KnownUplink {
-    /// How it was attached.
-    pub fn attachment(&self) -> XdpAttachment {
-        XdpAttachment {
-            attach_mode: self.attach_mode,
-            socket_mode: self.socket_mode,
-            reason: "as it was before isonic was started".to_owned(),
-            packet_max: self.packet_max,
-        }
-    }
-}
-
-/// All that is kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
-    /// The ports added at run time.
-    pub ports: Vec<PortConfig>,
-    /// By port, those of the configuration file among them.
-    pub bindings: BTreeMap<String, Bound>,
-    /// By the name in the configuration.
-    pub uplinks: BTreeMap<String, KnownUplink>,
-}
-
-/// As it is written.
-#[derive(Serialize)]
-struct Content<'k> {
-    checksum: &'static str,
-    version: u32,
-    ports: &'k [PortConfig],
-    bindings: &'k BTreeMap<String, Bound>,
-    uplinks: &'k BTreeMap<String, KnownUplink>,
-}
-
-/// As it is read: part by part and entry by entry, so that one that is damaged takes no other with
-/// it.
-#[derive(Deserialize)]
-struct Parts {
-    #[serde(default)]
-    version: Value,
-    #[serde(default = "no_list")]
-    ports: Value,
-    #[serde(default = "no_object")]
-    bindings: Value,
-    #[serde(default = "no_object")]
-    uplinks: Value,
-}
-
-fn no_list() -> Value {
-    Value::Array(Vec::new())
-}
-
-fn no_object() -> Value {
-    Value::Object(serde_json::Map::new())
-}
-
-/// One of the two files, as it was found.
-enum Copy {
-    /// There is none.
-    Missing,
-    /// As it was written.
-    Whole(Kept),
-    /// What is left of it, and what is wrong.
-    Damaged(Rest, String),
-    /// Written by a version that knows more.
-    Newer(u64),
-}
-
-/// What can be read of a damaged copy.
-#[derive(Default)]
-struct Rest {
-    kept: Kept,
-    /// Each entry that can be read is as it was written, as far as is known.
-    is_trusted: bool,
-}
-
 /// The files.
 #[derive(Debug)]
 pub struct StateFile {
@@ -182,7 +53,7 @@ pub struct StateFile {
     /// As it was when opened.
     kept: Kept,
     /// What was wrong then.
-    problems: Vec<(Problem, String)>,
+    problems: Vec<(HostProblem, String)>,
     /// Why nothing is written: there is a state that is not to be overwritten.
     sealed: Option<String>,
     /// What was there and is not all known.
@@ -194,8 +65,8 @@ impl StateFile {
     /// the lock of a process that leaves it to us.
     ///
     /// # Errors
-    /// [`StateError::Lock`]. Whatever else is wrong is in [`problems`](Self::problems).
-    pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateError> {
+    /// [`StateFileError::Lock`]. Whatever else is wrong is in [`problems`](Self::problems).
+    pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateFileError> {
         let mut state = Self {
             directory: directory.to_owned(),
             lock: None,
@@ -206,12 +77,12 @@ impl StateFile {
         };
         if let Err(error) = fs::create_dir_all(directory) {
             let reason = format!("cannot make state_dir {}: {error}", directory.display());
-            state.problems.push((Problem::State, reason));
+            state.problems.push((HostProblem::State, reason));
             return Ok(state);
         }
-        let (lock, reason) = DirectoryLock::take(Directory::State, directory, inherited)?;
+        let (lock, reason) = DirectoryLock::take(LockedDirectory::State, directory, inherited)?;
         state.lock = Some(lock);
-        state.problems.extend(reason.map(|reason| (Problem::StateLock, reason)));
+        state.problems.extend(reason.map(|reason| (HostProblem::StateLock, reason)));
         state.read();
         Ok(state)
     }
@@ -222,7 +93,7 @@ impl StateFile {
     }
 
     /// What was wrong when it was opened.
-    pub fn problems(&self) -> &[(Problem, String)] {
+    pub fn problems(&self) -> &[(HostProblem, String)] {
         &self.problems
     }
 
@@ -235,8 +106,8 @@ impl StateFile {
     /// and we would each write what the other does not know.
     ///
     /// # Errors
-    /// [`StateError::Lock`]: somebody else has it.
-    fn keep_locked(&self) -> Result<(), StateError> {
+    /// [`StateFileError::Lock`]: somebody else has it.
+    fn keep_locked(&self) -> Result<(), StateFileError> {
         // Where it cannot be taken it is held as well as it can be.
         if let Some(lock) = self.lock.as_ref().filter(|lock| lock.is_held()) {
             lock.keep()?;
@@ -247,19 +118,19 @@ impl StateFile {
     /// Whether there was a state that is lost, at least in part.
     ///
     /// # Errors
-    /// [`StateError::Unknown`]: what is lost.
-    pub fn check_whole(&self) -> Result<(), StateError> {
+    /// [`StateFileError::Unknown`]: what is lost.
+    pub fn check_whole(&self) -> Result<(), StateFileError> {
         let lost = self.sealed.as_ref().or(self.lost.as_ref());
-        lost.map_or(Ok(()), |reason| Err(StateError::Unknown(reason.clone())))
+        lost.map_or(Ok(()), |reason| Err(StateFileError::Unknown(reason.clone())))
     }
 
     /// Keep this.
     ///
     /// # Errors
-    /// [`StateError`]; nothing was changed.
-    pub fn save(&self, kept: &Kept) -> Result<(), StateError> {
+    /// [`StateFileError`]; nothing was changed.
+    pub fn save(&self, kept: &Kept) -> Result<(), StateFileError> {
         if let Some(reason) = &self.sealed {
-            return Err(StateError::Unknown(reason.clone()));
+            return Err(StateFileError::Unknown(reason.clone()));
         }
         self.write(&self.main(), kept)
     }
@@ -267,8 +138,8 @@ impl StateFile {
     /// Keep it in the second place too.
     ///
     /// # Errors
-    /// [`StateError::Write`].
-    pub fn back_up(&self, kept: &Kept) -> Result<(), StateError> {
+    /// [`StateFileError::Write`].
+    pub fn back_up(&self, kept: &Kept) -> Result<(), StateFileError> {
         self.write(&self.backup(), kept)
     }
 
@@ -280,34 +151,36 @@ impl StateFile {
         self.directory.join("ports.backup.json")
     }
 
-    fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateError> {
+    fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateFileError> {
         // It may have been removed, or not have been there at the start.
-        let failed = |source| StateError::Write { path: path.to_owned(), source };
+        let failed = |source| StateFileError::Write { path: path.to_owned(), source };
         fs::create_dir_all(&self.directory).map_err(failed)?;
         self.keep_locked()?;
         let written = text(kept).and_then(|text| replace(path, text.as_bytes()));
-        written.map_err(|source| StateError::Write { path: path.to_owned(), source })
+        written.map_err(|source| StateFileError::Write { path: path.to_owned(), source })
     }
 
     /// Choose between the two copies.
     fn read(&mut self) {
         let (main, backup) = (self.main(), self.backup());
         let (rest, told) = match read(&main) {
-            Copy::Whole(kept) => {
+            StateCopy::Whole(kept) => {
                 self.kept = kept;
                 return self.look_at_copy(&backup);
             }
-            Copy::Newer(found) => return self.seal_newer(&main, found),
-            Copy::Damaged(rest, wrong) => (rest, self.put_aside(&main, &wrong)),
-            Copy::Missing => (Rest::default(), String::new()),
+            StateCopy::Newer(found) => return self.seal_newer(&main, found),
+            StateCopy::Damaged(rest, wrong) => (rest, self.put_aside(&main, &wrong)),
+            StateCopy::Missing => (ReadableParts::default(), String::new()),
         };
         let (other, used) = match read(&backup) {
             // A new daemon's.
-            Copy::Missing if told.is_empty() => return,
-            Copy::Newer(found) => return self.seal_newer(&backup, found),
-            Copy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
-            Copy::Damaged(rest, wrong) => (rest, self.put_aside(&backup, &wrong)),
-            Copy::Missing => (Rest::default(), format!("there is no {}", backup.display())),
+            StateCopy::Missing if told.is_empty() => return,
+            StateCopy::Newer(found) => return self.seal_newer(&backup, found),
+            StateCopy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
+            StateCopy::Damaged(rest, wrong) => (rest, self.put_aside(&backup, &wrong)),
+            StateCopy::Missing => {
+                (ReadableParts::default(), format!("there is no {}", backup.display()))
+            }
         };
         self.kept = rest.kept;
         self.kept.add_missing(other.kept);
@@ -315,12 +188,12 @@ impl StateFile {
         let told = joined(&joined(&told, &used), "what can be read is used");
         let told = format!("{told}: {ports} ports added at run time; others may be missing");
         self.lost = Some(told.clone());
-        self.problems.push((Problem::StateDamaged, told));
+        self.problems.push((HostProblem::StateDamaged, told));
     }
 
     /// The second copy is whole. The first may have been written later, by a version that knows no
     /// second: what it alone has is not lost.
-    fn use_copy(&mut self, kept: Kept, rest: Rest, told: &str, backup: &Path) {
+    fn use_copy(&mut self, kept: Kept, rest: ReadableParts, told: &str, backup: &Path) {
         let whole = kept.ports.len();
         self.kept = kept;
         if rest.is_trusted {
@@ -333,16 +206,16 @@ impl StateFile {
                 let _ = write!(used, ", with {more} ports that only the damaged file has");
             }
         }
-        self.problems.push((Problem::StateDamaged, joined(told, &used)));
+        self.problems.push((HostProblem::StateDamaged, joined(told, &used)));
     }
 
     /// The first copy is whole, and the second will be written anew: what is not known of it is put
     /// aside first.
     fn look_at_copy(&mut self, backup: &Path) {
         let wrong = match read(backup) {
-            Copy::Missing | Copy::Whole(_) => return,
-            Copy::Damaged(_, wrong) => wrong,
-            Copy::Newer(found) => format!("it has version {found}"),
+            StateCopy::Missing | StateCopy::Whole(_) => return,
+            StateCopy::Damaged(_, wrong) => wrong,
+            StateCopy::Newer(found) => format!("it has version {found}"),
         };
         let file = backup.display();
         let told = match put_aside(backup) {
@@ -352,7 +225,7 @@ impl StateFile {
             }
         };
         let used = format!("{} is used", self.main().display());
-        self.problems.push((Problem::StateDamaged, joined(&told, &used)));
+        self.problems.push((HostProblem::StateDamaged, joined(&told, &used)));
     }
 
     /// Give a damaged file another name; what is to be told of it. While one stays where it is
@@ -364,7 +237,7 @@ impl StateFile {
             Err(error) => {
                 let told = format!("{file} is damaged ({wrong}) and cannot be put aside ({error})");
                 let reason = format!("{told}; no change is kept until it is moved away");
-                self.problems.push((Problem::State, reason.clone()));
+                self.problems.push((HostProblem::State, reason.clone()));
                 self.sealed = Some(reason);
                 told
             }
@@ -378,7 +251,7 @@ impl StateFile {
             path.display()
         );
         self.kept = Kept::default();
-        self.problems.push((Problem::State, reason.clone()));
+        self.problems.push((HostProblem::State, reason.clone()));
         self.sealed = Some(reason);
     }
 }
@@ -402,153 +275,20 @@ fn put_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// What a file has, with its checksum.
-fn text(kept: &Kept) -> io::Result<String> {
-    let Kept { ports, bindings, uplinks } = kept;
-    let content = Content { checksum: CHECKSUM_BLANK, version: VERSION, ports, bindings, uplinks };
-    let mut text = serde_json::to_string_pretty(&content)?;
-    let place = CHECKSUM_HEAD.len()..CHECKSUM_HEAD.len() + CHECKSUM_BLANK.len();
-    let sum = checksum(&text);
-    text.replace_range(place, &sum);
-    Ok(text)
-}
-
-fn checksum(text: &str) -> String {
-    let mut sum = String::new();
-    for byte in Sha256::digest(text.as_bytes()) {
-        // Writing to a String cannot fail.
-        let _ = write!(sum, "{byte:02x}");
-    }
-    sum
-}
-
-/// Whether the checksum is right, if there is one: older versions, and people, write none.
-fn is_whole(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix(CHECKSUM_HEAD) else { return true };
-    let length = CHECKSUM_BLANK.len();
-    let (Some(sum), Some(rest)) = (rest.get(..length), rest.get(length..)) else { return false };
-    sum == checksum(&[CHECKSUM_HEAD, CHECKSUM_BLANK, rest].concat())
-}
-
-fn read(path: &Path) -> Copy {
-    let text = match read_text(path, BYTES_MAX) {
-        Ok(text) => text,
-        Err(FileError::Unreadable { source, .. }) if is_absent(path, &source) => {
-            return Copy::Missing;
-        }
-        Err(error) => return Copy::Damaged(Rest::default(), chain(&error)),
-    };
-    let parts: Parts = match serde_json::from_str(&text) {
-        Ok(parts) => parts,
-        Err(error) => return Copy::Damaged(Rest::default(), error.to_string()),
-    };
-    let mut wrong = Vec::new();
-    match parts.version.as_u64() {
-        Some(version) if version > u64::from(VERSION) => return Copy::Newer(version),
-        None | Some(0) => wrong.push("it has no version".to_owned()),
-        Some(_) => {}
-    }
-    let is_trusted = is_whole(&text);
-    if !is_trusted {
-        wrong.push("its checksum is another".to_owned());
-    }
-    let kept = Kept {
-        ports: ports(parts.ports, &mut wrong),
-        bindings: named(("bindings", "binding"), parts.bindings, &mut wrong),
-        uplinks: named(("uplinks", "uplink"), parts.uplinks, &mut wrong),
-    };
-    let kept = kept.plausible(&mut wrong);
-    if wrong.is_empty() {
-        return Copy::Whole(kept);
-    }
-    Copy::Damaged(Rest { kept, is_trusted }, wrong.join("; "))
-}
-
-/// Whether there is no file of this name: a symbolic link that leads nowhere is one that we did not
-/// make, and may have to be mended.
-fn is_absent(path: &Path, error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
-}
-
-fn ports(part: Value, wrong: &mut Vec<String>) -> Vec<PortConfig> {
-    let entries = match part {
-        Value::Array(entries) => entries,
-        _ => {
-            wrong.push("its ports are no list".to_owned());
-            Vec::new()
-        }
-    };
-    let mut names = BTreeSet::new();
-    let mut ports = Vec::new();
-    for (number, entry) in entries.into_iter().enumerate() {
-        match serde_json::from_value::<PortConfig>(entry) {
-            Ok(port) if !is_port_name(&port.name) => {
-                wrong.push(format!("port {number}: {:?} is no name", port.name));
-            }
-            Ok(port) if !names.insert(port.name.clone()) => {
-                wrong.push(format!("port {number}: there is another {}", port.name));
-            }
-            Ok(port) => ports.push(port),
-            Err(error) => wrong.push(format!("port {number}: {error}")),
-        }
-    }
-    ports
-}
-
-fn named<T: DeserializeOwned>(
-    (kinds, kind): (&str, &str),
-    part: Value,
-    wrong: &mut Vec<String>,
-) -> BTreeMap<String, T> {
-    let entries = match part {
-        Value::Object(entries) => entries,
-        _ => {
-            wrong.push(format!("its {kinds} are no object"));
-            serde_json::Map::new()
-        }
-    };
-    let mut read = BTreeMap::new();
-    for (name, entry) in entries {
-        match serde_json::from_value(entry) {
-            Ok(entry) => drop(read.insert(name, entry)),
-            Err(error) => wrong.push(format!("{kind} {name:?}: {error}")),
-        }
-    }
-    read
-}
-
-impl Kept {
-    /// With what only another copy has.
-    fn add_missing(&mut self, other: Self) {
-        let has = |name: &str| self.ports.iter().any(|port| port.name == name);
-        let missing: Vec<_> = other.ports.into_iter().filter(|port| !has(&port.name)).collect();
-        self.ports.extend(missing);
-        for (name, bound) in other.bindings {
-            self.bindings.entry(name).or_insert(bound);
-        }
-        for (name, known) in other.uplinks {
-            self.uplinks.entry(name).or_insert(known);
-        }
-    }
-
-    /// Without uplinks that no NIC can have been: ports are placed by their queues.
-    fn plausible(mut self, wrong: &mut Vec<String>) -> Self {
-        self.uplinks.retain(|name, known| {
-            let queues: BTreeSet<u32> = known.queues.iter().copied().collect();
-            let fit = queues.iter().all(|&queue| queue < QUEUES_MAX);
-            let right = fit && !queues.is_empty() && queues.len() == known.queues.len();
-            if !right {
-                wrong.push(format!("uplink {name:?}: its queues are {:?}", known.queues));
-            }
-            right
-        });
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Serialize};
+    use serde_json::Value;
+
     use super::*;
+    use crate::config::PortConfig;
+    use crate::daemon::nic::KnownUplink;
+    use crate::daemon::ports::port_record::BoundProfile;
+    use crate::daemon::ports::state_text::is_whole;
+    use crate::device::mac::MacAddress;
+    use crate::xdp::{AttachMode, SocketMode};
 
     fn port(name: &str) -> PortConfig {
         let text =
@@ -557,7 +297,7 @@ mod tests {
     }
 
     fn kept(names: &[&str]) -> Kept {
-        let bound = Bound {
+        let bound = BoundProfile {
             asked: "latest".into(),
             profile: "p".into(),
             digest: "d".into(),
@@ -593,7 +333,7 @@ mod tests {
         (directory, main, backup)
     }
 
-    fn problems(state: &StateFile) -> Vec<Problem> {
+    fn problems(state: &StateFile) -> Vec<HostProblem> {
         state.problems().iter().map(|(problem, _)| *problem).collect()
     }
 
@@ -640,7 +380,7 @@ mod tests {
             version: u32,
             ports: Vec<PortConfig>,
             #[serde(default)]
-            bindings: BTreeMap<String, Bound>,
+            bindings: BTreeMap<String, BoundProfile>,
             #[serde(default)]
             uplinks: BTreeMap<String, KnownUplink>,
         }
@@ -679,7 +419,7 @@ mod tests {
                 // White space before the checksum, which changes nothing.
                 continue;
             }
-            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            assert_eq!(problems(&state), [HostProblem::StateDamaged]);
             let aside = directory.path().join("ports.json.damaged-1");
             assert_eq!(fs::read(aside).unwrap(), text);
             state.save(state.kept()).unwrap();
@@ -728,7 +468,7 @@ mod tests {
         let state = open(directory.path());
         assert_eq!(state.kept().ports, [port("one"), port("two")]);
         assert_eq!(state.kept().uplinks, kept(&[]).uplinks);
-        let [(Problem::StateDamaged, told)] = state.problems() else { panic!("{state:?}") };
+        let [(HostProblem::StateDamaged, told)] = state.problems() else { panic!("{state:?}") };
         for word in ["port 1", "port 3", "port 4", "binding", "eth1", "eth2", "eth3", "eth4"] {
             assert!(told.contains(word), "{word} is not in: {told}");
         }
@@ -751,7 +491,7 @@ mod tests {
             fs::remove_file(&backup).unwrap();
             let state = open(directory.path());
             assert_eq!(state.kept().ports, kept(&["one", "two"]).ports, "{value}");
-            assert_eq!(problems(&state), [Problem::StateDamaged], "{value}");
+            assert_eq!(problems(&state), [HostProblem::StateDamaged], "{value}");
             assert!(state.problems()[0].1.contains("bindings are no object"), "{state:?}");
         }
         let (directory, main, backup) = saved(&["one", "two"]);
@@ -773,7 +513,7 @@ mod tests {
         let state = open(directory.path());
         assert_eq!(state.kept().ports, [port("one"), port("two")]);
         assert_eq!(state.kept().bindings, kept(&["one"]).bindings);
-        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        assert_eq!(problems(&state), [HostProblem::StateDamaged]);
     }
 
     #[test]
@@ -785,7 +525,7 @@ mod tests {
             std::os::unix::fs::symlink("/nowhere/ports.json", &path).unwrap();
             let state = open(directory.path());
             assert_eq!(*state.kept(), kept(&["one"]));
-            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            assert_eq!(problems(&state), [HostProblem::StateDamaged]);
             let name = format!("{}.damaged-1", path.display());
             assert_eq!(fs::read_link(name).unwrap(), Path::new("/nowhere/ports.json"));
             state.back_up(&kept(&["one"])).unwrap();
@@ -813,13 +553,13 @@ mod tests {
             fs::write(&path, text).unwrap();
             let state = open(directory.path());
             assert_eq!(*state.kept(), Kept::default(), "{text:.20}");
-            assert_eq!(problems(&state), [Problem::StateDamaged]);
+            assert_eq!(problems(&state), [HostProblem::StateDamaged]);
             state.check_whole().unwrap_err();
         }
         let newer = r#"{"version":3,"ports":[]}"#;
         fs::write(&path, newer).unwrap();
         let state = open(directory.path());
-        assert_eq!(problems(&state), [Problem::State]);
+        assert_eq!(problems(&state), [HostProblem::State]);
         let refused = state.save(&kept(&["one"])).unwrap_err();
         assert!(refused.to_string().contains("version 3"), "{refused}");
         assert_eq!(fs::read_to_string(&path).unwrap(), newer);
@@ -831,18 +571,18 @@ mod tests {
         let path = directory.path().join("ports.json");
         let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
-        assert_eq!(problems(&open(directory.path())), [Problem::StateDamaged]);
+        assert_eq!(problems(&open(directory.path())), [HostProblem::StateDamaged]);
         // A directory in its place is put aside too.
         fs::create_dir(&path).unwrap();
         let state = open(directory.path());
-        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        assert_eq!(problems(&state), [HostProblem::StateDamaged]);
         state.save(&kept(&["one"])).unwrap();
     }
 
     #[test]
     fn a_place_that_cannot_be_written_is_told_and_its_state_is_read() {
         let state = open(Path::new("/proc/isonic-state"));
-        assert_eq!(problems(&state), [Problem::State]);
+        assert_eq!(problems(&state), [HostProblem::State]);
         let refused = state.save(&kept(&["one"])).unwrap_err();
         assert!(refused.to_string().contains("/proc/isonic-state"), "{refused}");
         // Where a second copy cannot be made the first is kept all the same.
@@ -851,7 +591,7 @@ mod tests {
         fs::create_dir(&backup).unwrap();
         fs::write(backup.join("in the way"), "").unwrap();
         let state = open(directory.path());
-        assert_eq!(problems(&state), [Problem::StateDamaged]);
+        assert_eq!(problems(&state), [HostProblem::StateDamaged]);
         // It came there later.
         fs::create_dir(&backup).unwrap();
         fs::write(backup.join("in the way"), "").unwrap();
@@ -868,12 +608,12 @@ mod tests {
         fs::remove_dir_all(directory.path()).unwrap();
         first.save(&kept(&["one", "two"])).unwrap();
         let refused = StateFile::open(directory.path(), None).unwrap_err();
-        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        assert!(matches!(refused, StateFileError::Lock(_)), "{refused}");
         fs::remove_dir_all(directory.path()).unwrap();
         let second = open(directory.path());
         second.save(&kept(&["three"])).unwrap();
         let refused = first.save(&kept(&["one"])).unwrap_err();
-        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        assert!(matches!(refused, StateFileError::Lock(_)), "{refused}");
         drop((first, second));
         assert_eq!(*open(directory.path()).kept(), kept(&["three"]));
     }
@@ -883,7 +623,7 @@ mod tests {
         let (directory, ..) = saved(&["one"]);
         let first = open(directory.path());
         let refused = StateFile::open(directory.path(), None).unwrap_err();
-        assert!(matches!(refused, StateError::Lock(_)), "{refused}");
+        assert!(matches!(refused, StateFileError::Lock(_)), "{refused}");
         let given = first.lock().unwrap();
         let successor = StateFile::open(directory.path(), Some(given)).unwrap();
         drop(first);

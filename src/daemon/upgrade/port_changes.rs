@@ -4,18 +4,15 @@
 //! The successor compares, because it alone has read the new configuration; the predecessor
 //! decides, because it alone knows whose guests run.
 
-use std::collections::BTreeMap;
-
 use crate::config::PortConfig;
 use crate::control::api::PortChange;
 
-use super::super::ports::{Port, Registry};
-use super::document::PortPart;
+use crate::daemon::ports::{PortMap, PortRecord, Registry};
 
 /// What `registry`, of a successor that is ready, has otherwise than it was told.
-pub(super) fn compare(told: &[PortPart], registry: &Registry) -> Vec<PortChange> {
+pub(super) fn compare(told: &[PortRecord], registry: &Registry) -> Vec<PortChange> {
     let (ports, refused) = (registry.ports(), registry.refused());
-    let of_port = |before: &PortPart| {
+    let of_port = |before: &PortRecord| {
         let name = &before.config.name;
         match (ports.get(name), refused.get(name)) {
             (Some(after), _) => {
@@ -66,7 +63,7 @@ fn change(port: &str, what: &str, before: &impl ToString, after: &impl ToString)
 /// Refuse what would be taken from a port with a front-end: its guest runs, as far as we know.
 pub(super) fn refuse_losses(
     changes: &[PortChange],
-    ports: &BTreeMap<String, Port>,
+    ports: &PortMap,
 ) -> Result<(), Vec<PortChange>> {
     let in_use = |change: &&PortChange| {
         ports.get(&change.port).is_some_and(|port| port.link.session().is_some())

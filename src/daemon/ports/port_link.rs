@@ -13,8 +13,8 @@ use crate::packet::Offload;
 use crate::vhost_user::{Connection, Deferred, HostError, MemoryPolicy, PortHost, SessionBinding};
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
-use super::fabric::Fabric;
 use super::rarp;
+use crate::daemon::workers::{ControlFrame, RingPlace, Workers};
 
 /// What a port's session and the API share.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ struct SessionState {
 #[derive(Debug)]
 pub struct PortLink {
     port: PortId,
-    fabric: Arc<Fabric>,
+    workers: Arc<Workers>,
     /// Merge TCP segments from the wire, if the guest takes large packets.
     coalesce: bool,
     /// Where its packed rings are kept.
@@ -44,6 +44,21 @@ pub struct PortLink {
     state: Mutex<SessionState>,
     /// Announcements that were lost, ever.
     lost: AtomicU64,
+}
+
+/// What a port's link is made of.
+#[derive(Debug)]
+pub struct PortLinkSetup {
+    /// The port.
+    pub port: PortId,
+    /// The workers.
+    pub workers: Arc<Workers>,
+    /// Merge TCP segments from the wire, if the guest takes large packets.
+    pub coalesce: bool,
+    /// Where its packed rings are kept.
+    pub journals: Option<Arc<Journals>>,
+    /// What its front-ends may share as memory.
+    pub memory: MemoryPolicy,
 }
 
 /// What one session has of its port's link.
@@ -55,14 +70,10 @@ pub struct SessionLink {
 
 impl PortLink {
     /// Of a port without a session.
-    pub fn new(
-        port: PortId,
-        fabric: Arc<Fabric>,
-        coalesce: bool,
-        (journals, memory): (Option<Arc<Journals>>, MemoryPolicy),
-    ) -> Self {
+    pub fn new(setup: PortLinkSetup) -> Self {
+        let PortLinkSetup { port, workers, coalesce, journals, memory } = setup;
         let (state, lost) = (Mutex::default(), AtomicU64::new(0));
-        Self { port, fabric, coalesce, journals, memory, state, lost }
+        Self { port, workers, coalesce, journals, memory, state, lost }
     }
 
     /// Where its packed rings are kept, if they are.
@@ -90,10 +101,10 @@ impl PortLink {
         (state.stream, state.binding) = (None, SessionBinding::default());
         state.findings.clear();
         drop(state);
-        for (worker, ring) in self.fabric.inspect(self.port).unwrap_or_default() {
+        for (worker, ring) in self.workers.inspect(self.port).unwrap_or_default() {
             let taken = self.set_ready(ring.index, None);
             // Unmapped here, if the session has its memory no more: a worker unmaps nothing.
-            if taken.and_then(|()| self.fabric.take(worker, self.port, ring.index)).is_err() {
+            if taken.and_then(|()| self.workers.take(self.ring_at(worker, ring.index))).is_err() {
                 tracing::error!("a worker is gone");
             }
         }
@@ -131,8 +142,12 @@ impl PortLink {
         }
     }
 
+    fn ring_at(&self, worker: WorkerId, index: u16) -> RingPlace {
+        RingPlace { worker, port: self.port, index }
+    }
+
     fn worker(&self, index: u16) -> Option<WorkerId> {
-        self.fabric.routes().get(&self.port).map(|route| route.worker(pair_of(index)))
+        self.workers.routes().get(&self.port).map(|route| route.worker(pair_of(index)))
     }
 
     /// Let the workers know which queue pairs can receive, if that has changed; `accepted` is what
@@ -152,7 +167,7 @@ impl PortLink {
             state.ready.push(pair);
             state.ready.sort_unstable();
         }
-        self.fabric.change_routes(|routes| {
+        self.workers.change_routes(|routes| {
             if let Some(route) = routes.get_mut(&self.port) {
                 route.ready.clone_from(&state.ready);
                 if let Some(accepted) = accepted.filter(|_| self.coalesce) {
@@ -191,14 +206,14 @@ impl PortHost for SessionLink {
         let (link, worker) = self.served(index)?;
         let ready = ring.enabled && ring.broken.is_none();
         let ready = ready.then_some(ring.kind.offloads);
-        let given = link.fabric.give(worker, link.port, index, ring);
+        let given = link.workers.give(link.ring_at(worker, index), ring);
         given.and_then(|()| link.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
         let (link, worker) = self.served(index)?;
         link.set_ready(index, None)
-            .and_then(|()| link.fabric.take(worker, link.port, index))
+            .and_then(|()| link.workers.take(link.ring_at(worker, index)))
             .map_err(|WorkerGone| HostError::Stopping)
     }
 
@@ -209,7 +224,7 @@ impl PortHost for SessionLink {
         event: Option<EventFd>,
     ) -> Result<(), HostError> {
         let (link, worker) = self.served(index)?;
-        let exchanged = link.fabric.exchange((worker, link.port, index), kind, event);
+        let exchanged = link.workers.exchange(link.ring_at(worker, index), kind, event);
         exchanged.map_err(|WorkerGone| HostError::Stopping)
     }
 
@@ -220,14 +235,15 @@ impl PortHost for SessionLink {
         memory: &Arc<GuestMemory>,
     ) -> Result<bool, HostError> {
         let (link, worker) = self.served(index)?;
-        let before = link.fabric.relocate((worker, link.port, index), setup, memory);
+        let before = link.workers.relocate(link.ring_at(worker, index), setup, memory);
         before.map(|before| before.is_some()).map_err(|WorkerGone| HostError::Stopping)
     }
 
     fn announce(&self, mac: [u8; 6]) {
         let Ok((link, worker)) = self.served(0) else { return };
         let target = Target::FloodFrom { port: link.port };
-        if !link.fabric.hand_over(worker, (&rarp::request(mac), Offload::PLAIN), target) {
+        let frame = ControlFrame { bytes: &rarp::request(mac), offload: Offload::PLAIN };
+        if !link.workers.hand_over(worker, frame, target) {
             let lost = link.lost.fetch_add(1, Ordering::Relaxed) + 1;
             // A front-end may ask for any number of them.
             if lost.is_power_of_two() {

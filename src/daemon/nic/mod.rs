@@ -1,0 +1,35 @@
+//! NIC: the uplinks' NICs, from the moment they are opened, through all that becomes of them.
+//!
+//! From the bottom:
+//!
+//! - `nic_status`: how one is, and was: data.
+//! - `stall`: tells that a socket stands still.
+//! - `indirection_table`: which queues receive; set where that is wanted.
+//! - `redirects`: what routes mean to the XDP program.
+//! - `open_nic`: opens one as it is configured.
+//! - `pump`, `host_pump`: the threads that bring multicast, and what joins the host to its VMs.
+//! - `nic_in_use`, `nics`: one NIC, and all of them.
+//! - `nic_control`: what a life sees and has done.
+//! - `nic_life`: what is to be done when a link goes down, a NIC goes away or a socket stands still.
+//! - `nic_watch`: the thread that looks.
+
+mod host_pump;
+mod indirection_table;
+mod nic_control;
+mod nic_in_use;
+mod nic_life;
+mod nic_status;
+mod nic_watch;
+mod nics;
+mod open_nic;
+mod pump;
+mod redirects;
+mod stall;
+
+pub use nic_control::PortsOfNics;
+pub use nic_in_use::Nic;
+pub use nic_life::NicLife;
+pub use nic_status::{ExportedUplink, KnownUplink, NicError, NicState, NicStatus};
+pub use nic_watch::{NicWatch, NicWatchSetup};
+pub use nics::Nics;
+pub use open_nic::interrupt_notes;

@@ -1,0 +1,53 @@
+//! UPGRADE: another process takes over everything, and no front-end notices.
+//!
+//! `isonic upgrade` asks the running daemon, the *predecessor* (`exporter`), to start a *successor*
+//! (`importer`), which may be another version, with the same arguments:
+//!
+//! ```text
+//! predecessor                                    successor
+//!   starts it ─────────────────────────────────▶   reads its configuration
+//!   foundation: NICs, listening sockets ───────▶   maps sockets, loads its program, makes ports
+//!                 ◀──────────────────── ready ──
+//!   sessions pause between two messages
+//!   workers pause                 ┐
+//!   traffic: sessions, positions ─┼────────────▶   sessions taken over, rings set up, all paused
+//!                 ◀──────────────┼───── taken ──   from here on it is the successor's
+//!   ends                         ┘ the outage      workers resume
+//! ```
+//!
+//! Until `taken` the predecessor resumes whenever anything fails or takes too long: nothing of what
+//! it left was moved. A paused worker has published everything to guests and kernel and has nothing
+//! of its own but positions, so whichever process resumes from them resumes exactly there.
+//!
+//! A service manager that keeps descriptors (`service_manager`) may stand between the two: then the
+//! predecessor leaves everything with it when it is told to stop, and ends; the outage is as long
+//! as the manager takes to start the successor.
+//!
+//! From the bottom:
+//!
+//! - `upgrade_document`, `successor_answer`: what one says to the other: data.
+//! - `ownership_token`: which of two processes continues.
+//! - `upgrade_channel`, `service_manager`: the way from one to the other.
+//! - `port_changes`: what a successor would change for ports.
+//! - `socket_names`: the names of the sockets, once they are ours.
+//! - `importer`: the successor's side.
+//! - `upgrade_error`, `successor_process`, `paused`, `exporter`: the predecessor's side.
+
+mod exporter;
+mod importer;
+mod ownership_token;
+mod paused;
+mod port_changes;
+mod service_manager;
+mod socket_names;
+mod successor_answer;
+mod successor_process;
+mod upgrade_channel;
+mod upgrade_document;
+mod upgrade_error;
+
+pub use exporter::{ExportSource, OwnProgram, Upgrader};
+pub use importer::{ImportError, ImportTarget, Predecessor, PredecessorState, refuse_predecessor};
+pub use service_manager::notify;
+pub use successor_process::CompletedUpgrade;
+pub use upgrade_error::UpgradeError;
