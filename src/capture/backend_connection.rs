@@ -28,13 +28,13 @@ const REPLY: u32 = VhostUserHeaderFlag::REPLY.bits();
 const NEED_REPLY: u32 = VhostUserHeaderFlag::NEED_REPLY.bits();
 
 /// Where connections come from: the backend's socket, or ours.
-pub(super) struct Door<'t> {
+pub(super) struct BackendSocket<'t> {
     target: &'t CaptureTarget,
     /// With [`Side::Listen`]; its name is removed on drop.
     claimed: Option<Claimed>,
 }
 
-impl<'t> Door<'t> {
+impl<'t> BackendSocket<'t> {
     pub fn open(target: &'t CaptureTarget) -> Result<Self, CaptureError> {
         let claimed = match target.side {
             Side::Connect => None,

@@ -21,7 +21,7 @@ use crate::device::features::{
 
 use crate::profile::Profile;
 
-use super::backend_connection::{BackendConnection, Door, Outcome};
+use super::backend_connection::{BackendConnection, BackendSocket, Outcome};
 use super::measured::{HowFound, Measured, MeasuredInterface};
 use super::profile_text;
 use super::target::{CaptureError, CaptureTarget};
@@ -87,7 +87,7 @@ pub fn capture(target: &CaptureTarget, name: &str) -> Result<Capture, CaptureErr
 /// A backend, and the connection that is in use: one that closes the connection to refuse gets a
 /// new one.
 struct MeasuredBackend<'t> {
-    door: Door<'t>,
+    backend_socket: BackendSocket<'t>,
     connection: BackendConnection,
     features: FeatureSet,
     protocol_features: FeatureSet,
@@ -96,13 +96,13 @@ struct MeasuredBackend<'t> {
 
 impl<'t> MeasuredBackend<'t> {
     fn connect(target: &'t CaptureTarget) -> Result<Self, CaptureError> {
-        let door = Door::open(target)?;
-        let mut connection = door.connect()?;
+        let backend_socket = BackendSocket::open(target)?;
+        let mut connection = backend_socket.connect()?;
         let (features, protocol_features) = offers(&mut connection)?;
         let file = memfd_create("isonic-capture", MemfdFlags::CLOEXEC);
         let file = File::from(file.map_err(std::io::Error::from)?);
         file.set_len(MEMORY_BYTES)?;
-        Ok(Self { door, connection, features, protocol_features, memory: file.into() })
+        Ok(Self { backend_socket, connection, features, protocol_features, memory: file.into() })
     }
 
     fn has(&self, protocol_feature: u8) -> bool {
@@ -201,9 +201,9 @@ impl<'t> MeasuredBackend<'t> {
 
     /// A backend that has closed a connection may need a moment before it takes the next.
     fn connect_again(&mut self) -> Result<(), CaptureError> {
-        let deadline = Instant::now() + self.door.timeout();
+        let deadline = Instant::now() + self.backend_socket.timeout();
         loop {
-            let attempt = self.door.connect().and_then(|mut connection| {
+            let attempt = self.backend_socket.connect().and_then(|mut connection| {
                 offers(&mut connection)?;
                 Ok(connection)
             });

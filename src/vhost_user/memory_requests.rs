@@ -54,7 +54,7 @@ impl Device {
     pub(super) fn set_memory(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let descriptors = std::mem::take(&mut message.descriptors);
         let specs: Vec<_> = (0..descriptors.len())
-            .map(|index| spec(&message.body_at(memory_table_len(index))))
+            .map(|index| region_spec(&message.body_at(memory_table_len(index))))
             .collect();
         self.check_room(specs.iter().fold(0, |sum: u64, spec| sum.saturating_add(spec.size)))?;
         let mut regions = Vec::new();
@@ -72,7 +72,7 @@ impl Device {
     /// same region is added, and removed, once per pair: what is there already is there, and what
     /// was removed is gone.
     pub(super) fn add_region(&mut self, message: &mut Message) -> Result<(), Refusal> {
-        let spec = spec(&message.body::<VhostUserSingleMemoryRegion>());
+        let spec = region_spec(&message.body::<VhostUserSingleMemoryRegion>());
         let file = memory_file(&self.room, message.take_descriptor())?;
         if self.memory.find(&spec, &file).is_some() {
             return Ok(());
@@ -89,7 +89,7 @@ impl Device {
 
     /// REM_MEM_REG: one less, or one that was removed already.
     pub(super) fn remove_region(&mut self, message: &Message) -> Result<(), Refusal> {
-        let spec = spec(&message.body::<VhostUserSingleMemoryRegion>());
+        let spec = region_spec(&message.body::<VhostUserSingleMemoryRegion>());
         match self.memory.without_region(&spec) {
             Ok(memory) => {
                 if self.removed.len() == REGIONS_MAX {
@@ -153,7 +153,7 @@ impl Device {
 }
 
 /// A region as it is described.
-fn spec(said: &VhostUserMemoryRegion) -> RegionSpec {
+fn region_spec(said: &VhostUserMemoryRegion) -> RegionSpec {
     RegionSpec {
         guest: GuestAddress(said.guest_phys_addr),
         frontend: FrontendAddress(said.user_addr),

@@ -56,12 +56,12 @@ struct Pause {
 
 /// The way to a session that runs on another thread.
 #[derive(Debug)]
-pub(super) struct Pauser {
+pub(super) struct PauseHandle {
     wake: Arc<WakeEvent>,
     pauses: Sender<Pause>,
 }
 
-impl Pauser {
+impl PauseHandle {
     /// Have the session pause before the deadline, or not at all: its record, and the sender that
     /// has it resume when dropped.
     pub fn pause(&self, until: Instant) -> Option<(SessionRecord, Sender<()>)> {
@@ -92,11 +92,11 @@ impl Connection {
         stream: Arc<DeferredClose<UnixStream>>,
         closer: Arc<DescriptorCloser>,
         continued: Option<Continuation>,
-    ) -> io::Result<(Self, Pauser)> {
+    ) -> io::Result<(Self, PauseHandle)> {
         let wake = Arc::new(WakeEvent::new()?);
         let (asks, pauses) = unbounded();
-        let pauser = Pauser { wake: Arc::clone(&wake), pauses: asks };
-        Ok((Self { stream, closer, wake, pauses, continued }, pauser))
+        let pause_handle = PauseHandle { wake: Arc::clone(&wake), pauses: asks };
+        Ok((Self { stream, closer, wake, pauses, continued }, pause_handle))
     }
 
     /// The connection itself, for whoever may have to end it.

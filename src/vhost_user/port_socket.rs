@@ -36,7 +36,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use crate::platform::descriptors::Room;
 
 use super::deferred_close::{DeferredClose, DescriptorCloser};
-use super::pause::{Connection, Continuation, InheritedSession, Pauser, SessionAtRest};
+use super::pause::{Connection, Continuation, InheritedSession, PauseHandle, SessionAtRest};
 use super::session::SessionEnd;
 use super::wake_event::WakeEvent;
 
@@ -317,7 +317,7 @@ impl ConnectionSource {
 /// A session that runs.
 struct RunningSession {
     stream: Arc<DeferredClose<UnixStream>>,
-    pauser: Pauser,
+    pause_handle: PauseHandle,
     thread: JoinHandle<()>,
     done: Arc<WakeEvent>,
 }
@@ -606,7 +606,7 @@ impl SocketThread {
         let done = Arc::new(WakeEvent::new()?);
         let (stream, serve, name) = (Arc::new(stream), Arc::clone(&self.serve), self.name.clone());
         let closer = Arc::clone(&self.closer);
-        let (connection, pauser) = Connection::new(Arc::clone(&stream), closer, continued)?;
+        let (connection, pause_handle) = Connection::new(Arc::clone(&stream), closer, continued)?;
         let signal_done = SignalOnDrop(Arc::clone(&done));
         let (logged, begun) = (self.short < LOGGED_MAX, Instant::now());
         let thread =
@@ -631,7 +631,7 @@ impl SocketThread {
                     }
                 }
             })?;
-        Ok(RunningSession { stream, pauser, thread, done })
+        Ok(RunningSession { stream, pause_handle, thread, done })
     }
 
     /// Have the session end, if there is one, and wait until it has, or leave it behind.
@@ -694,7 +694,7 @@ impl RunningSession {
     /// Have the session stand still until what comes with it is dropped; None if it does not.
     fn pause(&self, until: Instant) -> Option<(SessionAtRest, Sender<()>)> {
         let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
-        let (record, resumes) = self.pauser.pause(until)?;
+        let (record, resumes) = self.pause_handle.pause(until)?;
         Some((SessionAtRest { stream, record }, resumes))
     }
 
