@@ -1,6 +1,6 @@
 //! Where a frame goes. [`decide`] names the way by where the frame comes from and its destination;
-//! [`choose`] picks the queue pair of a port, or the reason why there is none. Both answer data, and
-//! change nothing: [`Dispatch`](super::dispatch::Dispatch) carries it out.
+//! [`choose`] picks the queue pair of a port, or the reason why there is none. Both answer data and
+//! change nothing. [`Dispatch`](super::dispatch::Dispatch) carries it out.
 //!
 //! All frames are decided here: of guests, of the wire, of the host and the wire's multicast (which
 //! the control plane brings), and the control plane's own in the name of a port.
@@ -13,7 +13,7 @@ use super::ids::{PortId, UplinkId, WorkerId};
 
 /// Where a frame comes from.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Origin<'t> {
+pub(super) enum FrameOrigin<'t> {
     /// The guest of a port with this route.
     Guest(PortId, &'t Route),
     /// A queue of an uplink, and the port that has the whole queue, if one has.
@@ -46,11 +46,11 @@ pub(super) enum Decision<'t> {
 #[inline]
 pub(super) fn decide<'t>(
     table: &'t Forwarding,
-    origin: Origin<'t>,
+    origin: FrameOrigin<'t>,
     destination: [u8; 6],
 ) -> Decision<'t> {
     match origin {
-        Origin::Guest(port, route) => match route.attachment {
+        FrameOrigin::Guest(port, route) => match route.attachment {
             Attachment::Wire { .. } => Decision::Wire,
             Attachment::Switch { .. } if is_group(destination) => {
                 flood_unless_reserved(table, route.uplink, destination)
@@ -63,12 +63,12 @@ pub(super) fn decide<'t>(
                 None => Decision::Wire,
             },
         },
-        Origin::Queue(_, Some(owner)) => Decision::Port(owner),
-        Origin::ControlPlane(uplink) if is_group(destination) => {
+        FrameOrigin::Queue(_, Some(owner)) => Decision::Port(owner),
+        FrameOrigin::ControlPlane(uplink) if is_group(destination) => {
             flood_unless_reserved(table, uplink, destination)
         }
         // It has come from the wire and cannot go back: a port without a guest counts its drop.
-        Origin::Queue(uplink, None) | Origin::ControlPlane(uplink) => {
+        FrameOrigin::Queue(uplink, None) | FrameOrigin::ControlPlane(uplink) => {
             table.by_mac(uplink, destination).map_or(Decision::NoPort, Decision::Port)
         }
     }
@@ -117,7 +117,7 @@ pub(super) fn choose(
     choose_pair(route, here, hash)
 }
 
-/// The same for a frame whose length somebody else looks at.
+/// The choice for a frame whose length the caller checks.
 #[inline]
 pub(super) fn choose_pair(route: &Route, here: WorkerId, hash: impl FnOnce() -> u32) -> Choice {
     let Some(pair) = route.pair(here, hash) else {
@@ -246,12 +246,12 @@ mod tests {
     #[test]
     fn every_frame_goes_where_its_origin_and_its_destination_say() {
         let table = table();
-        let guest = |port| Origin::Guest(port, table.route(port).unwrap());
+        let guest = |port| FrameOrigin::Guest(port, table.route(port).unwrap());
         let (switched, wired) = (guest(SENDER), guest(WIRE));
-        let queue = |queue| Origin::Queue(UPLINK, table.owner(UPLINK, queue));
+        let queue = |queue| FrameOrigin::Queue(UPLINK, table.owner(UPLINK, queue));
         let (shared, owned) = (queue(0), queue(7));
-        let strange = Origin::Queue(ELSEWHERE, table.owner(ELSEWHERE, 7));
-        let brought = Origin::ControlPlane(UPLINK);
+        let strange = FrameOrigin::Queue(ELSEWHERE, table.owner(ELSEWHERE, 7));
+        let brought = FrameOrigin::ControlPlane(UPLINK);
         let cases = [
             // What a guest of the switch sends.
             (switched, mac_of(SENDER), Way::Own),

@@ -22,7 +22,7 @@ pub(super) const WALK_MAX: usize = 2048;
 
 /// Why a frame was not delivered. The ring is then as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum Undelivered {
     /// Not enough buffers posted.
     NoBuffers,
     /// A chain too small, and no merging.
@@ -31,7 +31,7 @@ pub(super) enum Refusal {
     Fault(Fault),
 }
 
-impl From<Fault> for Refusal {
+impl From<Fault> for Undelivered {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
@@ -109,7 +109,7 @@ pub(super) fn deliver(
     ring: &mut Ring,
     frame: &FrameView<'_>,
     walk: &mut usize,
-) -> Result<(), Refusal> {
+) -> Result<(), Undelivered> {
     let kind = ring.kind;
     match ring.queue.parts() {
         (memory, DeviceRing::Split(ring)) => deliver_to(memory, ring, kind, walk, frame),
@@ -124,10 +124,10 @@ fn deliver_to(
     kind: RingKind,
     walk: &mut usize,
     frame: &FrameView<'_>,
-) -> Result<(), Refusal> {
+) -> Result<(), Undelivered> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
     if !ring.has_available()? {
-        return Err(Refusal::NoBuffers);
+        return Err(Undelivered::NoBuffers);
     }
     // The usual case: a buffer in one piece that is long enough.
     if let Some((chain, piece)) = ring.take_one(memory, Direction::ToGuest) {
@@ -159,14 +159,14 @@ fn deliver_over_several(
     kind: RingKind,
     walk: &mut usize,
     frame: &FrameView<'_>,
-) -> Result<(), Refusal> {
+) -> Result<(), Undelivered> {
     let needed = kind.header_len as u64 + u64::from(frame.len());
     if *walk == 0 {
-        return Err(Refusal::NoBuffers);
+        return Err(Undelivered::NoBuffers);
     }
-    let mut room = Room { segments: Segments::new(), chains: ArrayVec::new() };
+    let mut room = ReceiveBuffers { segments: Segments::new(), chains: ArrayVec::new() };
     let gathered = gather(memory, ring, kind, needed, &mut room);
-    let Room { segments, chains } = &mut room;
+    let ReceiveBuffers { segments, chains } = &mut room;
     *walk = walk.saturating_sub(segments.len());
     if let Err(refusal) = gathered {
         // In the reverse order of taking.
@@ -195,7 +195,7 @@ fn deliver_over_several(
 }
 
 /// Receive buffers for one frame.
-struct Room<'m> {
+struct ReceiveBuffers<'m> {
     /// Their pieces.
     segments: Segments<'m>,
     /// Their chains, and how many bytes each has.
@@ -208,16 +208,16 @@ fn gather<'m>(
     ring: &mut impl Layout,
     kind: RingKind,
     needed: u64,
-    room: &mut Room<'m>,
-) -> Result<(), Refusal> {
-    let Room { segments, chains } = room;
+    room: &mut ReceiveBuffers<'m>,
+) -> Result<(), Undelivered> {
+    let ReceiveBuffers { segments, chains } = room;
     let (mut gathered, mut counted) = (0, 0);
     while gathered < needed {
         if chains.is_full() || (!kind.mergeable && !chains.is_empty()) {
-            return Err(Refusal::BufferSize);
+            return Err(Undelivered::BufferSize);
         }
         if !ring.has_available()? {
-            return Err(Refusal::NoBuffers);
+            return Err(Undelivered::NoBuffers);
         }
         let chain = ring.take(memory, Direction::ToGuest, segments)?;
         let bytes = segments[counted..].iter().map(|piece| piece.len() as u64).sum();

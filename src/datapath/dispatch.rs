@@ -12,7 +12,7 @@ use super::forwarding::{Forwarding, Receiver};
 use super::frame::FrameView;
 use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ids::{PortId, WorkerId};
-use super::worker_ports::Ports;
+use super::worker_ports::WorkerPorts;
 
 /// Whose buffers take what comes from the wire: nobody's, and so no port's number.
 const NOBODY: PortId = PortId(4095);
@@ -22,7 +22,7 @@ const NOBODY: PortId = PortId(4095);
 pub(super) struct Dispatch<'w> {
     pub here: WorkerId,
     pub table: &'w Forwarding,
-    pub ports: &'w mut Ports,
+    pub ports: &'w mut WorkerPorts,
     pub inboxes: &'w [Arc<Inbox>],
     pub buffers: &'w mut Buffers,
     /// The port whose guest sends what is brought, and so uses up buffers; else each receiver does.
@@ -104,8 +104,8 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Copy a frame to another worker's inbox, in a buffer for a port; false if there is none, or no
-    /// room.
+    /// Copy a frame to another worker's inbox, in a buffer for a port; false if there is none, or
+    /// no room.
     fn hand_over(
         &mut self,
         worker: WorkerId,

@@ -15,7 +15,7 @@ pub(super) struct FloodBudget {
 }
 
 impl FloodBudget {
-    /// Of a frame that was not copied yet.
+    /// The whole budget, for a frame that was not copied yet.
     pub fn new() -> Self {
         Self { copies: COPIES_MAX, bytes: BYTES_MAX }
     }

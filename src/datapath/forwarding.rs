@@ -33,7 +33,7 @@ pub struct Route {
     pub uplink: UplinkId,
     /// How.
     pub attachment: Attachment,
-    /// Of its MTU, see [`frame_max`](super::limits::frame_max), bytes.
+    /// The longest frame of its MTU, bytes: see [`frame_max`](super::limits::frame_max).
     pub frame_max: u32,
     /// Which worker serves each queue pair.
     pub workers: Vec<WorkerId>,
@@ -47,7 +47,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// Of a port that has no queue pair ready yet.
+    /// The route of a port that has no queue pair ready yet.
     #[must_use]
     pub fn new(
         uplink: UplinkId,
@@ -109,7 +109,7 @@ impl Receiver<'_> {
 pub struct Forwarding {
     routes: Vec<Option<Route>>,
     by_mac: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
-    /// Of them those that a guest is on.
+    /// Those of them whose guest can receive, and the host's.
     guests: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
     wires: HashMap<(UplinkId, u32), PortId>,
     switched: Vec<Vec<PortId>>,
@@ -217,7 +217,7 @@ impl Forwarding {
         self.receiver(*self.by_mac.get(&mac_key(uplink, mac))?)
     }
 
-    /// The same, if a guest is on it that can receive; the host, too.
+    /// The port with this MAC on this uplink, if its guest can receive; or the host's.
     #[inline]
     pub(super) fn guest(&self, uplink: UplinkId, mac: [u8; 6]) -> Option<Receiver<'_>> {
         self.receiver(*self.guests.get(&mac_key(uplink, mac))?)

@@ -16,14 +16,14 @@ use super::limits::{ETHERNET_BYTES, is_within};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameView<'f> {
     start: &'f [u8],
-    rest: Rest<'f>,
+    rest: FrameRest<'f>,
     len: u32,
     offload: Offload,
 }
 
-/// Where a frame goes on.
+/// The rest of a frame.
 #[derive(Clone, Copy, Debug)]
-enum Rest<'f> {
+enum FrameRest<'f> {
     Guest(&'f [GuestSlice<'f>]),
     Ours(&'f [&'f [u8]]),
 }
@@ -41,10 +41,10 @@ impl<'f> FrameView<'f> {
         let len = start.len() + rest.iter().map(|piece| piece.len()).sum::<usize>();
         // Frames in our memory come from UMEM frames or packet buffers: 64 KiB and some.
         #[allow(clippy::cast_possible_truncation)]
-        Self { start, rest: Rest::Ours(rest), len: len as u32, offload: Offload::PLAIN }
+        Self { start, rest: FrameRest::Ours(rest), len: len as u32, offload: Offload::PLAIN }
     }
 
-    /// The same frame with this left to do.
+    /// This frame with other work left to do.
     #[inline]
     pub fn with_offload(self, offload: Offload) -> Self {
         Self { offload, ..self }
@@ -75,8 +75,8 @@ impl<'f> FrameView<'f> {
         accepted.allow(&self.offload) && known
     }
 
-    /// Whether it is a frame of an interface with this [`frame_max`](super::limits::frame_max), or will be
-    /// cut into such.
+    /// Whether it is a frame of an interface with this [`frame_max`](super::limits::frame_max), or
+    /// will be cut into such.
     #[inline]
     pub fn is_within(&self, frame_max: u32) -> bool {
         let longest = match &self.offload.segmentation {
@@ -111,7 +111,7 @@ impl<'f> FrameView<'f> {
     /// Read all of it from the start.
     #[inline]
     pub fn reader(&self) -> FrameReader<'f> {
-        FrameReader { now: Piece::Ours(self.start), rest: self.rest }
+        FrameReader { now: FramePiece::Ours(self.start), rest: self.rest }
     }
 
     /// Copy all of it to the front of `to`, which has room; answers that part.
@@ -127,13 +127,13 @@ impl<'f> FrameView<'f> {
         to.write(self.start);
         let mut at = self.start.len();
         match self.rest {
-            Rest::Guest(pieces) => {
+            FrameRest::Guest(pieces) => {
                 for piece in pieces {
                     to.part(at, piece.len()).copy_from(*piece, piece.len());
                     at += piece.len();
                 }
             }
-            Rest::Ours(pieces) => {
+            FrameRest::Ours(pieces) => {
                 for piece in pieces {
                     to.part(at, piece.len()).write(piece);
                     at += piece.len();
@@ -147,8 +147,8 @@ impl<'f> FrameView<'f> {
     pub fn copy_to_guest(&self, to: &mut GuestWriter<'_, '_>) {
         to.write(self.start);
         match self.rest {
-            Rest::Guest(pieces) => pieces.iter().for_each(|piece| to.copy(*piece)),
-            Rest::Ours(pieces) => pieces.iter().for_each(|piece| to.write(piece)),
+            FrameRest::Guest(pieces) => pieces.iter().for_each(|piece| to.copy(*piece)),
+            FrameRest::Ours(pieces) => pieces.iter().for_each(|piece| to.write(piece)),
         }
     }
 }
@@ -156,13 +156,13 @@ impl<'f> FrameView<'f> {
 /// Reads a frame in order, across its pieces.
 #[derive(Debug)]
 pub(super) struct FrameReader<'f> {
-    now: Piece<'f>,
-    rest: Rest<'f>,
+    now: FramePiece<'f>,
+    rest: FrameRest<'f>,
 }
 
 /// What is left of the piece that is being read.
 #[derive(Clone, Copy, Debug)]
-enum Piece<'f> {
+enum FramePiece<'f> {
     Guest(GuestSlice<'f>),
     Ours(&'f [u8]),
 }
@@ -184,13 +184,13 @@ impl FrameReader<'_> {
     #[inline]
     fn fill_from_piece(&mut self, room: &mut [u8]) -> usize {
         match &mut self.now {
-            Piece::Ours(bytes) => {
+            FramePiece::Ours(bytes) => {
                 let (now, later) = bytes.split_at(bytes.len().min(room.len()));
                 room[..now.len()].copy_from_slice(now);
                 *bytes = later;
                 now.len()
             }
-            Piece::Guest(piece) => {
+            FramePiece::Guest(piece) => {
                 let take = piece.len().min(room.len());
                 piece.read(&mut room[..take]);
                 *piece = piece.part(take, piece.len() - take);
@@ -202,12 +202,12 @@ impl FrameReader<'_> {
     #[inline]
     fn next_piece(&mut self) {
         match &mut self.rest {
-            Rest::Guest(pieces) => {
-                self.now = Piece::Guest(pieces[0]);
+            FrameRest::Guest(pieces) => {
+                self.now = FramePiece::Guest(pieces[0]);
                 *pieces = &pieces[1..];
             }
-            Rest::Ours(pieces) => {
-                self.now = Piece::Ours(pieces[0]);
+            FrameRest::Ours(pieces) => {
+                self.now = FramePiece::Ours(pieces[0]);
                 *pieces = &pieces[1..];
             }
         }
@@ -269,51 +269,51 @@ impl Start {
         tag_bytes(&self.ethernet) > 0
     }
 
-    /// The frame, which goes on in `pieces`: for one that is complete and untagged, and whose
+    /// The frame, continued in `pieces`: for one that is complete and untagged, and whose
     /// destination alone decides.
     #[inline]
     pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>]) -> FrameView<'f> {
         FrameView {
             start: &self.ethernet,
-            rest: Rest::Guest(&pieces[self.rest_from..]),
+            rest: FrameRest::Guest(&pieces[self.rest_from..]),
             len: self.len,
             offload: Offload::PLAIN,
         }
     }
 
     /// Read on to the end of all headers there may be.
-    pub fn read_headers(&self, pieces: &mut [GuestSlice<'_>]) -> Headers {
+    pub fn read_headers(&self, pieces: &mut [GuestSlice<'_>]) -> FrameHeaders {
         let mut bytes = [0; HEADERS_MAX];
         let read = HEADERS_MAX.min(self.len as usize);
         let (ethernet, more) = bytes[..read].split_at_mut(self.ethernet.len());
         ethernet.copy_from_slice(&self.ethernet);
         let rest_from = read_front(pieces, self.rest_from, more);
-        Headers { bytes, read, rest_from, len: self.len }
+        FrameHeaders { bytes, read, rest_from, len: self.len }
     }
 }
 
 /// The first [`HEADERS_MAX`] bytes of a frame from a guest, read once.
 #[derive(Debug)]
-pub(super) struct Headers {
+pub(super) struct FrameHeaders {
     bytes: [u8; HEADERS_MAX],
     read: usize,
     rest_from: usize,
     len: u32,
 }
 
-impl Headers {
+impl FrameHeaders {
     /// What was read.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.read]
     }
 
-    /// The frame, which goes on in `pieces`, with this left to do.
+    /// The frame, continued in `pieces`, with this left to do.
     #[inline]
     pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>], offload: Offload) -> FrameView<'f> {
         FrameView {
             start: self.bytes(),
-            rest: Rest::Guest(&pieces[self.rest_from..]),
+            rest: FrameRest::Guest(&pieces[self.rest_from..]),
             len: self.len,
             offload,
         }
@@ -349,8 +349,8 @@ pub(super) trait CompleteFrame {
     /// Its first bytes, which are ours.
     fn start(&self) -> &[u8];
 
-    /// Whether it is one of an interface with this [`frame_max`](super::limits::frame_max), as far as its
-    /// first bytes tell.
+    /// Whether it is one of an interface with this [`frame_max`](super::limits::frame_max), as far
+    /// as its first bytes tell.
     #[inline]
     fn is_within(&self, frame_max: u32) -> bool {
         is_within(frame_max, self.frame_len(), self.start())
@@ -361,7 +361,7 @@ pub(super) trait CompleteFrame {
 }
 
 /// A complete frame from a guest, in one piece: its virtio-net and Ethernet header, read once, and
-/// where it goes on.
+/// the rest of it.
 #[derive(Debug)]
 pub(super) struct GuestPacket<'m> {
     ethernet: [u8; ETHERNET_BYTES as usize],

@@ -1,4 +1,4 @@
-//! Bursts from guests: packets are taken off a transmit ring, shown to an [`Outlet`], and completed.
+//! Bursts from guests: packets are taken off a ring, shown to an [`Outlet`], and completed.
 
 use crate::guest_memory::GuestMemory;
 use crate::metrics::PortCounter;
@@ -6,7 +6,7 @@ use crate::virtqueue::{DeviceRing, Direction, Fault, Layout, Ring, Run, Segments
 
 use super::ids::{RingId, pair_of};
 use super::limits::BURST;
-use super::outlet::{Outlet, Taken};
+use super::outlet::{Outlet, TakenPackets};
 use super::plane::Plane;
 
 /// Descriptors of chains beyond the usual kind after which a ring's burst ends. Linux needs 19 for
@@ -43,8 +43,8 @@ pub(super) fn bursts(plane: &mut Plane, mut nothing_else: bool) -> usize {
 }
 
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
-/// many were taken. A burst's work is bounded by [`COPIES_MAX`](super::outlet::COPIES_MAX),
-/// [`BYTES_MAX`](super::outlet::BYTES_MAX) and [`DESCRIPTORS_MAX`] too, each overrun by no more than one packet.
+/// many were taken. A burst's work is also bounded by [`DESCRIPTORS_MAX`], and by the copies and
+/// bytes of an [`Outlet`], each overrun by no more than one packet.
 fn burst(plane: &mut Plane, id: RingId) -> usize {
     let Some(ring) = plane.ports.ring(id) else { return 0 };
     if ring.broken.is_some() {
@@ -101,7 +101,7 @@ fn serve(plane: &mut Plane, id: RingId, ring: &mut Ring) -> (u16, Option<Fault>)
 fn each_packet(
     ring: &mut Ring,
     taken: &mut u16,
-    forward: impl FnMut(Taken<'_, '_>) -> usize,
+    forward: impl FnMut(TakenPackets<'_, '_>) -> usize,
 ) -> Result<(), Fault> {
     match ring.queue.parts() {
         (memory, DeviceRing::Split(ring)) => each_packet_of(memory, ring, taken, forward),
@@ -114,7 +114,7 @@ fn each_packet_of(
     memory: &GuestMemory,
     ring: &mut impl Layout,
     taken: &mut u16,
-    mut forward: impl FnMut(Taken<'_, '_>) -> usize,
+    mut forward: impl FnMut(TakenPackets<'_, '_>) -> usize,
 ) -> Result<(), Fault> {
     let (mut run, mut segments, mut walked) = (Run::new(), Segments::new(), 0);
     while *taken < BURST && walked < DESCRIPTORS_MAX {
@@ -126,7 +126,7 @@ fn each_packet_of(
             segments.clear();
             let chain = ring.take(memory, Direction::FromGuest, &mut segments)?;
             walked += segments.len();
-            if forward(Taken::Single(&mut segments)) == 0 {
+            if forward(TakenPackets::Single(&mut segments)) == 0 {
                 ring.untake(chain);
                 break;
             }
@@ -136,7 +136,7 @@ fn each_packet_of(
         }
         // Another core has just written them: all are on their way while the first is looked at.
         run.iter().for_each(|(_, piece)| piece.prefetch(usize::MAX));
-        let done = forward(Taken::Run(&run));
+        let done = forward(TakenPackets::Run(&run));
         let enough = done < run.len();
         while run.len() > done {
             run.pop().into_iter().for_each(|(chain, _)| ring.untake(chain));

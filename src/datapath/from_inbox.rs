@@ -4,7 +4,7 @@
 use crate::metrics::SocketCounter;
 use crate::virtqueue::RingKind;
 
-use super::decision::{Decision, Flood, Origin, decide};
+use super::decision::{Decision, Flood, FrameOrigin, decide};
 use super::frame::FrameView;
 use super::handover::{Handover, Target};
 use super::ids::{PortId, UplinkId};
@@ -71,7 +71,7 @@ fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
     if frame.start().len() < ETHERNET_BYTES as usize {
         return drop(SocketCounter::RxDroppedRunt);
     }
-    match decide(dispatch.table, Origin::ControlPlane(uplink), frame.destination()) {
+    match decide(dispatch.table, FrameOrigin::ControlPlane(uplink), frame.destination()) {
         Decision::Port(receiver) => dispatch.to_port(receiver, frame),
         Decision::Flood => dispatch.flood(Flood { uplink, from: None, by: dispatch.here }, frame),
         Decision::Reserved => drop(SocketCounter::RxDroppedReserved),

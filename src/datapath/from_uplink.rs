@@ -10,7 +10,7 @@ use crate::packet::{Pushed, TOKENS_MAX, TcpSegment, Train, flow_hash};
 use crate::virtqueue::RUN;
 use crate::xdp::{FRAGMENTS_MAX, Received, Umem};
 
-use super::decision::{Choice, Decision, Origin, choose, choose_for_all, decide};
+use super::decision::{Choice, Decision, FrameOrigin, choose, choose_for_all, decide};
 use super::dispatch::Dispatch;
 use super::forwarding::Receiver;
 use super::frame::FrameView;
@@ -56,7 +56,7 @@ pub(super) fn burst(plane: &mut Plane, arrivals: &mut Arrivals, place: usize) ->
     let uplink = *uplink;
     let mut inlet = Inlet {
         place,
-        origin: Origin::Queue(uplink, dispatch.table.owner(uplink, *queue)),
+        origin: FrameOrigin::Queue(uplink, dispatch.table.owner(uplink, *queue)),
         umem: socket.umem(),
         counters,
         lent,
@@ -97,7 +97,7 @@ fn is_runt(start: &[u8]) -> bool {
 /// Where the packets of one burst of one socket can go.
 struct Inlet<'w> {
     place: usize,
-    origin: Origin<'w>,
+    origin: FrameOrigin<'w>,
     umem: &'w Umem,
     counters: &'w mut Counters<SocketCounter>,
     /// Frames of this socket that other workers have.
@@ -122,7 +122,7 @@ impl<'w> Inlet<'w> {
         let pair = choose_for_all(route, self.dispatch.here);
         let pair = pair.filter(|_| !route.coalesce.allow_merging());
         let Some(pair) = pair else { return (0, 0) };
-        let whole_queue = matches!(self.origin, Origin::Queue(_, Some(_)));
+        let whole_queue = matches!(self.origin, FrameOrigin::Queue(_, Some(_)));
         let mut frames = ArrayVec::<&[u8], RUN>::new();
         for piece in pieces.iter().map_while(Option::as_ref).take_while(|piece| !piece.more) {
             let frame = self.umem.packet(piece);

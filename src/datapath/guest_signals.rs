@@ -105,7 +105,7 @@ impl Signalling {
 
 /// A signal that the other thread is to send.
 #[derive(Debug)]
-struct Waiting {
+struct WaitingSignal {
     waits: Arc<AtomicBool>,
     event: EventFd,
 }
@@ -113,7 +113,7 @@ struct Waiting {
 /// The other thread. Of each ring at most one signal waits for it: one is as good as many.
 #[derive(Debug)]
 pub(super) struct Signaller {
-    sender: Sender<Waiting>,
+    sender: Sender<WaitingSignal>,
     /// Signals sent.
     sent: Arc<AtomicU64>,
     /// How many were asked for.
@@ -141,7 +141,7 @@ impl Signaller {
         if waits.swap(true, Ordering::AcqRel) {
             return;
         }
-        let waiting = Waiting { waits: Arc::clone(waits), event: event.clone() };
+        let waiting = WaitingSignal { waits: Arc::clone(waits), event: event.clone() };
         // The thread ends after us.
         let _ = self.sender.send(waiting);
         self.asked += 1;
@@ -168,8 +168,8 @@ impl Signaller {
     }
 }
 
-fn send_all(signals: &Receiver<Waiting>, sent: &AtomicU64) {
-    for Waiting { waits, event } in signals {
+fn send_all(signals: &Receiver<WaitingSignal>, sent: &AtomicU64) {
+    for WaitingSignal { waits, event } in signals {
         // What is asked for from now on is another signal.
         waits.store(false, Ordering::Release);
         event.signal_apart();

@@ -25,7 +25,7 @@ pub struct WorkerGone;
 /// A descriptor of a socket, with its uplink and its queue.
 pub type SocketDescriptor = (UplinkId, u32, OwnedFd);
 
-/// A ring of a worker at rest: what its session does not know of it.
+/// A ring of a paused worker: what its session does not know of it.
 #[derive(Debug)]
 pub struct RingAtRest {
     /// The port.
@@ -44,8 +44,8 @@ pub struct RingAtRest {
     pub err: Option<OwnedFd>,
 }
 
-/// All that a worker at rest has, of which nothing moves any more: another process may go on with
-/// it, if this worker never does.
+/// All that a paused worker has. Nothing of it moves any more, so another process may take it over,
+/// if this worker never resumes.
 #[derive(Debug)]
 pub struct WorkerAtRest {
     /// The sockets.
@@ -56,7 +56,7 @@ pub struct WorkerAtRest {
 
 /// A change to a worker. Each is acknowledged by its `done`, after which it is true.
 #[derive(Debug)]
-pub enum Command {
+pub enum WorkerCommand {
     /// Use this table from now on.
     SetForwarding {
         /// The table.
@@ -111,8 +111,8 @@ pub enum Command {
         /// Acknowledged, with the old one: to close what thousands watch takes long.
         done: Sender<Option<EventFd>>,
     },
-    /// Go on with a ring in other memory; answers the queue as it was, or None if there is no such
-    /// ring or it cannot run there.
+    /// Use other memory for a ring; answers the queue as it was, or None if there is no such ring
+    /// or it cannot run there.
     Relocate {
         /// The ring.
         ring: RingId,
@@ -183,17 +183,17 @@ pub enum Command {
     /// Take nothing more from guests and sockets, and only do what other workers hand over; answers
     /// how much of that it has ever done. All that was taken before is then where it goes, or has
     /// been handed over.
-    Rest {
+    Pause {
         /// Acknowledged.
         done: Sender<u64>,
     },
-    /// While resting, when nothing is handed over any more: show everything to guests and kernel,
+    /// While paused, when nothing is handed over any more: show everything to guests and kernel,
     /// and say where all is.
     Report {
         /// The report.
         done: Sender<io::Result<WorkerAtRest>>,
     },
-    /// While resting: have these sockets where another process left them. Answers whether that can
+    /// While paused: have these sockets where another process left them. Answers whether that can
     /// be.
     Adopt {
         /// Those that another process had; not all need be this worker's.
@@ -201,7 +201,7 @@ pub enum Command {
         /// Acknowledged.
         done: Sender<bool>,
     },
-    /// Rest no more.
+    /// Continue after a pause.
     Resume {
         /// Acknowledged.
         done: Sender<()>,
@@ -228,14 +228,14 @@ impl<T> Acknowledgement<T> {
 /// The control plane's handle on a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
-    commands: Sender<Command>,
+    commands: Sender<WorkerCommand>,
     inbox: Arc<Inbox>,
 }
 
 impl WorkerHandle {
     /// The handle, and the worker's end of the mailbox.
     #[must_use]
-    pub fn new(inbox: Arc<Inbox>) -> (Self, Receiver<Command>) {
+    pub fn new(inbox: Arc<Inbox>) -> (Self, Receiver<WorkerCommand>) {
         let (commands, mailbox) = unbounded();
         (Self { commands, inbox }, mailbox)
     }
@@ -254,7 +254,7 @@ impl WorkerHandle {
         self.send_forwarding(table)?.wait().map(drop)
     }
 
-    /// The same, while other workers hear of it too.
+    /// Use this table from now on, while other workers are told too.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -262,7 +262,7 @@ impl WorkerHandle {
         &self,
         table: Arc<Forwarding>,
     ) -> Result<Acknowledgement<Arc<Forwarding>>, WorkerGone> {
-        self.send(|done| Command::SetForwarding { table, done })
+        self.send(|done| WorkerCommand::SetForwarding { table, done })
     }
 
     /// Be ready for rings of this port.
@@ -274,7 +274,7 @@ impl WorkerHandle {
         port: PortId,
         name: Arc<str>,
     ) -> Result<Arc<Published<PortCounter>>, WorkerGone> {
-        self.call(|done| Command::AddPort { port, name, done })
+        self.call(|done| WorkerCommand::AddPort { port, name, done })
     }
 
     /// Forget the port and its rings.
@@ -282,7 +282,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn remove_port(&self, port: PortId) -> Result<(), WorkerGone> {
-        self.call(|done| Command::RemovePort { port, done }).map(drop)
+        self.call(|done| WorkerCommand::RemovePort { port, done }).map(drop)
     }
 
     /// Serve this ring.
@@ -290,16 +290,16 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn give(&self, port: PortId, index: u16, ring: Ring) -> Result<(), WorkerGone> {
-        self.call(|done| Command::Give { port, index, ring: Box::new(ring), done })
+        self.call(|done| WorkerCommand::Give { port, index, ring: Box::new(ring), done })
     }
 
-    /// Serve this ring when it goes on: nobody waits for a worker at rest, which applies all that
-    /// it was sent, in order, before it does.
+    /// Serve this ring once the worker resumes. Nobody waits for it: a paused worker applies all
+    /// that it was sent, in order, before it resumes.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn give_at_rest(&self, port: PortId, index: u16, ring: Ring) -> Result<(), WorkerGone> {
-        self.send(|done| Command::Give { port, index, ring: Box::new(ring), done }).map(drop)
+        self.send(|done| WorkerCommand::Give { port, index, ring: Box::new(ring), done }).map(drop)
     }
 
     /// Serve this ring no more.
@@ -307,7 +307,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn take(&self, port: PortId, index: u16) -> Result<Option<Ring>, WorkerGone> {
-        let ring = self.call(|done| Command::Take { port, index, done })?;
+        let ring = self.call(|done| WorkerCommand::Take { port, index, done })?;
         Ok(ring.map(|ring| *ring))
     }
 
@@ -321,10 +321,10 @@ impl WorkerHandle {
         kind: EventKind,
         event: Option<EventFd>,
     ) -> Result<(), WorkerGone> {
-        self.call(|done| Command::Exchange { ring: ring.into(), kind, event, done }).map(drop)
+        self.call(|done| WorkerCommand::Exchange { ring: ring.into(), kind, event, done }).map(drop)
     }
 
-    /// Go on with a ring in other memory; the queue as it was, or None if there is no such ring or
+    /// Use other memory for a ring; the queue as it was, or None if there is no such ring or
     /// it cannot run there.
     ///
     /// # Errors
@@ -336,7 +336,7 @@ impl WorkerHandle {
         memory: &Arc<GuestMemory>,
     ) -> Result<Option<Queue>, WorkerGone> {
         let memory = Arc::clone(memory);
-        self.call(|done| Command::Relocate { ring: ring.into(), setup, memory, done })
+        self.call(|done| WorkerCommand::Relocate { ring: ring.into(), setup, memory, done })
     }
 
     /// Report the port's rings.
@@ -344,7 +344,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn inspect(&self, port: PortId) -> Result<Vec<RingReport>, WorkerGone> {
-        self.call(|done| Command::Inspect { port, done })
+        self.call(|done| WorkerCommand::Inspect { port, done })
     }
 
     /// Report all rings, each with its port.
@@ -352,7 +352,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn inspect_all(&self) -> Result<Vec<(PortId, RingReport)>, WorkerGone> {
-        self.call(|done| Command::InspectAll { done })
+        self.call(|done| WorkerCommand::InspectAll { done })
     }
 
     /// Look at these ports, and at the kick descriptors of those that are told with true.
@@ -360,7 +360,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn survey(&self, ports: Vec<(PortId, bool)>) -> Result<Vec<PortSight>, WorkerGone> {
-        self.call(|done| Command::Survey { ports, done })
+        self.call(|done| WorkerCommand::Survey { ports, done })
     }
 
     /// Serve the uplink's sockets no more, and answer them.
@@ -368,7 +368,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn take_sockets(&self, uplink: UplinkId) -> Result<Vec<Socket>, WorkerGone> {
-        self.call(|done| Command::TakeSockets { uplink, done })
+        self.call(|done| WorkerCommand::TakeSockets { uplink, done })
     }
 
     /// Serve these sockets of the uplink.
@@ -380,7 +380,7 @@ impl WorkerHandle {
         uplink: UplinkId,
         sockets: Vec<Socket>,
     ) -> Result<Vec<Arc<Published<SocketCounter>>>, WorkerGone> {
-        self.call(|done| Command::GiveSockets { uplink, sockets, done })
+        self.call(|done| WorkerCommand::GiveSockets { uplink, sockets, done })
     }
 
     /// Look for lent frames of the uplink in this memory.
@@ -388,7 +388,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_memory(&self, uplink: UplinkId, umem: Option<Arc<Umem>>) -> Result<(), WorkerGone> {
-        self.call(|done| Command::SetMemory { uplink, umem, done }).map(drop)
+        self.call(|done| WorkerCommand::SetMemory { uplink, umem, done }).map(drop)
     }
 
     /// Report how far the sockets are.
@@ -396,7 +396,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn examine(&self) -> Result<Vec<SocketReport>, WorkerGone> {
-        self.call(|done| Command::Examine { done })
+        self.call(|done| WorkerCommand::Examine { done })
     }
 
     /// Descriptors of its sockets, by uplink and queue.
@@ -404,7 +404,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`]; inside, no descriptor left.
     pub fn sockets(&self) -> Result<io::Result<Vec<SocketDescriptor>>, WorkerGone> {
-        self.call(|done| Command::Sockets { done })
+        self.call(|done| WorkerCommand::Sockets { done })
     }
 
     /// Take nothing more; how much was ever done of what other workers handed over.
@@ -412,15 +412,15 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn rest(&self) -> Result<Acknowledgement<u64>, WorkerGone> {
-        self.send(|done| Command::Rest { done })
+        self.send(|done| WorkerCommand::Pause { done })
     }
 
-    /// Where all is, of a worker that rests and gets nothing handed over.
+    /// Where all is, of a paused worker that gets nothing handed over.
     ///
     /// # Errors
     /// [`WorkerGone`]; inside, no descriptor left.
     pub fn report(&self) -> Result<Acknowledgement<io::Result<WorkerAtRest>>, WorkerGone> {
-        self.send(|done| Command::Report { done })
+        self.send(|done| WorkerCommand::Report { done })
     }
 
     /// Have those of these sockets that are its own where another process left them; false if that
@@ -433,32 +433,32 @@ impl WorkerHandle {
         sockets: &Arc<Vec<(UplinkId, SocketAtRest)>>,
     ) -> Result<Acknowledgement<bool>, WorkerGone> {
         let sockets = Arc::clone(sockets);
-        self.send(|done| Command::Adopt { sockets, done })
+        self.send(|done| WorkerCommand::Adopt { sockets, done })
     }
 
-    /// Rest no more.
+    /// Continue after a pause.
     ///
     /// # Errors
     /// [`WorkerGone`].
     pub fn resume(&self) -> Result<Acknowledgement<()>, WorkerGone> {
-        self.send(|done| Command::Resume { done })
+        self.send(|done| WorkerCommand::Resume { done })
     }
 
     /// End. Rings still there are dropped.
     pub fn stop(&self) {
         // A worker that has ended already is what was asked for.
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.commands.send(WorkerCommand::Stop);
         self.inbox.wake();
     }
 
-    fn call<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, WorkerGone> {
+    fn call<T>(&self, command: impl FnOnce(Sender<T>) -> WorkerCommand) -> Result<T, WorkerGone> {
         self.send(command)?.wait()
     }
 
     /// Have a command applied while other workers apply theirs.
     fn send<T>(
         &self,
-        command: impl FnOnce(Sender<T>) -> Command,
+        command: impl FnOnce(Sender<T>) -> WorkerCommand,
     ) -> Result<Acknowledgement<T>, WorkerGone> {
         let (done, answer) = bounded(1);
         self.commands.send(command(done)).map_err(|_| WorkerGone)?;

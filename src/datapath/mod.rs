@@ -1,16 +1,16 @@
 //! DATAPATH: where packets move. One [`Worker`] is one pinned thread that owns its rings and
 //! AF_XDP sockets outright; nothing mutable is shared with it but counters and mailboxes.
 //!
-//! A packet from a guest: `from_guest` takes it from its ring, `outlet` checks its header, `decision`
-//! says where it goes, and it is copied once: into a frame of the uplink's socket, or into another
-//! guest's buffers. A packet to a guest: `from_uplink` takes it from a socket, `decision` names the
-//! port, and it is copied once into receive buffers. What a receiver does not do itself (checksums,
-//! segmentation), `complete` does in software. A ring that belongs to another worker gets its packet
-//! through that worker's [`Inbox`].
+//! A packet from a guest: `from_guest` takes it from its ring, `outlet` checks its header,
+//! `decision` says where it goes, and it is copied once: into a frame of the uplink's socket, or
+//! into another guest's buffers. A packet to a guest: `from_uplink` takes it from a socket,
+//! `decision` names the port, and it is copied once into receive buffers. What a receiver does not
+//! do itself (checksums, segmentation), `complete` does in software. A ring that belongs to another
+//! worker gets its packet through that worker's [`Inbox`].
 //!
-//! All changes ([`Command`]) reach a worker through its mailbox, are applied between two bursts, and
-//! are acknowledged. The import arrows: virtqueue, xdp, guest_memory, packet, device, metrics;
-//! never vhost_user.
+//! All changes ([`WorkerCommand`]) reach a worker through its mailbox, are applied between two
+//! bursts, and are acknowledged. The import arrows: virtqueue, xdp, guest_memory, packet, device,
+//! metrics; never vhost_user.
 //!
 //! The floors; a file imports from its own floor's earlier files and from the floors above:
 //!
@@ -84,13 +84,11 @@ pub use ids::{
 };
 pub use limits::{BURST, ETHERNET_BYTES, VLAN_BYTES, frame_max};
 pub use mailbox::{
-    Acknowledgement, Command, RingAtRest, SocketDescriptor, WorkerAtRest, WorkerGone, WorkerHandle,
+    Acknowledgement, RingAtRest, SocketDescriptor, WorkerAtRest, WorkerCommand, WorkerGone,
+    WorkerHandle,
 };
 pub use sockets::SocketReport;
 pub use survey::{PortSight, RingReport, RingSight, Sources};
 pub use turns::Turns;
 pub use watchdog::{Watchdog, Watched};
 pub use worker::{Setup, Worker};
-
-#[cfg(test)]
-mod tests;

@@ -9,7 +9,7 @@ use crate::metrics::PortCounter;
 use crate::packet::{FRAME_MAX, flow_hash};
 use crate::virtqueue::{Chain, RUN, RingKind};
 
-use super::decision::{Choice, Decision, Flood, Origin, choose_for_all, choose_pair, decide};
+use super::decision::{Choice, Decision, Flood, FrameOrigin, choose_for_all, choose_pair, decide};
 use super::dispatch::Dispatch;
 use super::forwarding::{Attachment, Receiver, Route};
 use super::frame::{CompleteFrame, FrameView, GuestPacket, Start};
@@ -21,21 +21,21 @@ use super::sockets::{Sending, WorkerSocket};
 /// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
 /// left for its next turn: one guest must not hold up the others' turns, nor send more at once than
 /// the uplink has frames for.
-pub(super) const COPIES_MAX: usize = 2 * BURST as usize;
+const COPIES_MAX: usize = 2 * BURST as usize;
 
 /// Bytes of packets after which a ring's burst ends: a copy of so many takes some 25 microseconds.
 /// Four of the longest packets, or a whole burst of the usual ones.
-pub(super) const BYTES_MAX: u64 = 256 << 10;
+const BYTES_MAX: u64 = 256 << 10;
 
 /// Packets taken from a guest.
-pub(super) enum Taken<'p, 'm> {
+pub(super) enum TakenPackets<'p, 'm> {
     /// Each in one piece.
     Run(&'p [(Chain, GuestSlice<'m>)]),
     /// One in any number of pieces.
     Single(&'p mut [GuestSlice<'m>]),
 }
 
-impl Taken<'_, '_> {
+impl TakenPackets<'_, '_> {
     pub fn count(&self) -> usize {
         match self {
             Self::Run(run) => run.len(),
@@ -110,13 +110,13 @@ impl<'w> Outlet<'w> {
 
     /// Forward packets, until enough frames were made of them. Answers how many.
     #[inline]
-    pub fn forward(&mut self, taken: Taken<'_, '_>) -> usize {
+    pub fn forward(&mut self, taken: TakenPackets<'_, '_>) -> usize {
         if self.has_done_enough() {
             return 0;
         }
         match taken {
-            Taken::Run(run) => self.forward_run(run),
-            Taken::Single(pieces) => {
+            TakenPackets::Run(run) => self.forward_run(run),
+            TakenPackets::Single(pieces) => {
                 self.forward_single(pieces);
                 1
             }
@@ -183,7 +183,7 @@ impl<'w> Outlet<'w> {
     /// Where a frame of this guest goes.
     #[inline]
     fn decide(&self, destination: [u8; 6]) -> Decision<'w> {
-        decide(self.dispatch.table, Origin::Guest(self.port, self.route), destination)
+        decide(self.dispatch.table, FrameOrigin::Guest(self.port, self.route), destination)
     }
 
     /// Deliver packets to a port, up to the first that is not of the usual kind.
@@ -303,8 +303,8 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// A frame in the name of the port: to the wire, and to all others. Answers how many copies were
-    /// made.
+    /// Send a frame in the name of the port: to the wire, and to all others. Answers how many copies
+    /// were made.
     pub fn announce(mut self, frame: &FrameView<'_>) -> usize {
         match self.route.attachment {
             Attachment::Wire { .. } => {

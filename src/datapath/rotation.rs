@@ -1,7 +1,7 @@
 //! The order in which a worker looks at the rings it takes packets from: busy ones every turn,
 //! quiet ones now and then, so that a worker of many idle guests is as fast as one of none.
 //!
-//! A quiet ring asks for kicks and goes on asking; nothing has to be told to it before the worker
+//! A quiet ring asks for kicks all the time; nothing has to be told to it before the worker
 //! sleeps or after it wakes. While the worker is busy it looks at a share of the quiet rings each
 //! turn; when nothing else is to be done, at all of them.
 
@@ -17,7 +17,7 @@ const TURNS_PER_ROUND: usize = 16;
 /// The rings to take packets from.
 #[derive(Debug, Default)]
 pub(super) struct Rotation {
-    busy: Vec<Busy>,
+    busy: Vec<BusyRing>,
     /// The busy ring that is looked at first in this turn: another in each, since who comes first
     /// finds most of what all share.
     first: usize,
@@ -27,7 +27,7 @@ pub(super) struct Rotation {
 }
 
 #[derive(Debug)]
-struct Busy {
+struct BusyRing {
     ring: RingId,
     empty_turns: u32,
 }
@@ -35,7 +35,7 @@ struct Busy {
 impl Rotation {
     /// Add a ring, which is busy until it proves quiet.
     pub fn add(&mut self, ring: RingId) {
-        self.busy.push(Busy { ring, empty_turns: 0 });
+        self.busy.push(BusyRing { ring, empty_turns: 0 });
     }
 
     /// Forget a ring.

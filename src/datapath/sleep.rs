@@ -132,8 +132,8 @@ impl Sleeper {
         }
     }
 
-    /// A socket whose NIC is gone reports an error for ever: wait for it no more. The control plane
-    /// asks for such.
+    /// Wait no more for a socket that reports an error for ever, since its NIC is gone. The control
+    /// plane asks for such.
     #[cold]
     fn stop_waiting_for(&self, plane: &mut Plane, place: u32) {
         let place = &mut plane.sockets.places[place as usize];

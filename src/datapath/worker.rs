@@ -16,7 +16,7 @@ use super::from_uplink::Arrivals;
 use super::handover::{Inbox, PacketPool};
 use super::idle::Idle;
 use super::ids::{PortId, RingId, UplinkId, WorkerId, is_from_guest};
-use super::mailbox::{Command, RingAtRest, SocketDescriptor, WorkerAtRest};
+use super::mailbox::{RingAtRest, SocketDescriptor, WorkerAtRest, WorkerCommand};
 use super::plane::{Plane, PlaneSetup};
 use super::sleep::Sleeper;
 use super::sockets::WorkerSocket;
@@ -40,7 +40,7 @@ pub struct Setup {
     /// Where the control plane's buffers go back to.
     pub pool: PacketPool,
     /// Its commands.
-    pub mailbox: Receiver<Command>,
+    pub mailbox: Receiver<WorkerCommand>,
     /// Where it tells of ports whose front-end took the memory away; their session must end.
     pub lost: Sender<PortId>,
 }
@@ -51,7 +51,7 @@ pub struct Worker {
     plane: Plane,
     /// Scratch of a receive burst.
     arrivals: Arrivals,
-    mailbox: Receiver<Command>,
+    mailbox: Receiver<WorkerCommand>,
     sleeper: Sleeper,
     idle: Idle,
     turns: u64,
@@ -61,7 +61,7 @@ pub struct Worker {
     busy: Duration,
     published: Arc<Turns>,
     /// Only commands and what other workers hand over.
-    resting: bool,
+    paused: bool,
     stopping: bool,
 }
 
@@ -84,18 +84,18 @@ impl Worker {
             turned: Instant::now(),
             busy: Duration::ZERO,
             published: Arc::default(),
-            resting: false,
+            paused: false,
             stopping: false,
         })
     }
 
-    /// The same, but it takes nothing before it is told to [go on](Command::Resume).
+    /// Start paused: take nothing before [`WorkerCommand::Resume`].
     #[must_use]
     pub fn at_rest(self) -> Self {
-        Self { resting: true, ..self }
+        Self { paused: true, ..self }
     }
 
-    /// The same, with places for the sockets of uplinks that are away, by their queues.
+    /// Have places for the sockets of uplinks that are away, by their queues.
     #[must_use]
     pub fn expecting(mut self, sockets: impl IntoIterator<Item = (UplinkId, u32)>) -> Self {
         sockets.into_iter().for_each(|(uplink, queue)| self.plane.sockets.expect(uplink, queue));
@@ -133,15 +133,15 @@ impl Worker {
         let mut work = self.apply_commands();
         let before = self.plane.accepted;
         work += from_inbox::burst(&mut self.plane);
-        if !self.resting {
+        if !self.paused {
             for place in 0..self.plane.sockets.places.len() {
                 work += from_uplink::burst(&mut self.plane, &mut self.arrivals, place);
             }
             work += from_guest::bursts(&mut self.plane, work == 0);
         }
         self.plane.ports.publish_and_notify();
-        // Once a resting worker has reported, its sockets may be another process's.
-        if !self.resting || self.plane.accepted > before {
+        // Once a paused worker has reported, its sockets may be another process's.
+        if !self.paused || self.plane.accepted > before {
             self.plane.flush_sockets();
         }
         self.count_turn(work > 0);
@@ -184,7 +184,7 @@ impl Worker {
             self.sleeps += 1;
             self.publish_counters();
             self.published.waiting.store(true, Ordering::Relaxed);
-            self.sleeper.wait(&mut self.plane, self.resting);
+            self.sleeper.wait(&mut self.plane, self.paused);
             self.published.waiting.store(false, Ordering::Relaxed);
             self.turned = Instant::now();
         }
@@ -192,9 +192,9 @@ impl Worker {
         inbox.set_sleeping(false);
     }
 
-    /// A resting worker's rings ask for kicks all the time.
+    /// A paused worker's rings ask for kicks all the time.
     fn want_busy_kicks(&mut self, wanted: bool) {
-        if !self.resting {
+        if !self.paused {
             self.plane.want_busy_kicks(wanted);
         }
     }
@@ -216,15 +216,15 @@ impl Worker {
 
     /// Apply one command and acknowledge it. A caller that no longer waits is of no concern.
     #[cold]
-    fn apply(&mut self, command: Command) {
+    fn apply(&mut self, command: WorkerCommand) {
         match command {
-            Command::SetForwarding { table, done } => {
+            WorkerCommand::SetForwarding { table, done } => {
                 let _ = done.send(self.plane.set_table(table));
             }
-            Command::AddPort { port, name, done } => {
+            WorkerCommand::AddPort { port, name, done } => {
                 let _ = done.send(self.plane.ports.add(port, name));
             }
-            Command::RemovePort { port, done } => {
+            WorkerCommand::RemovePort { port, done } => {
                 let rings = self.plane.ports.report(port);
                 let rings = rings
                     .iter()
@@ -233,68 +233,68 @@ impl Worker {
                 self.plane.ports.remove(port);
                 let _ = done.send(rings);
             }
-            Command::Give { port, index, ring, done } => {
+            WorkerCommand::Give { port, index, ring, done } => {
                 self.give(RingId { port, index }, ring);
                 let _ = done.send(());
             }
-            Command::Take { port, index, done } => {
+            WorkerCommand::Take { port, index, done } => {
                 let _ = done.send(self.take(RingId { port, index }));
             }
-            Command::Exchange { ring, kind, event, done } => {
+            WorkerCommand::Exchange { ring, kind, event, done } => {
                 let _ = done.send(self.exchange(ring, kind, event));
             }
-            Command::Relocate { ring, setup, memory, done } => {
+            WorkerCommand::Relocate { ring, setup, memory, done } => {
                 let _ = done.send(self.relocate(ring, setup, &memory));
             }
-            Command::Inspect { port, done } => {
+            WorkerCommand::Inspect { port, done } => {
                 self.publish_all();
                 let _ = done.send(self.plane.ports.report(port));
             }
-            Command::InspectAll { done } => {
+            WorkerCommand::InspectAll { done } => {
                 self.publish_all();
                 let _ = done.send(self.plane.ports.report_all());
             }
-            Command::Survey { ports, done } => {
+            WorkerCommand::Survey { ports, done } => {
                 let survey = |(port, kicks)| self.plane.ports.survey(port, kicks);
                 let _ = done.send(ports.into_iter().map(survey).collect());
             }
-            Command::TakeSockets { uplink, done } => self.plane.sockets.take(uplink, done),
-            Command::GiveSockets { uplink, sockets, done } => {
+            WorkerCommand::TakeSockets { uplink, done } => self.plane.sockets.take(uplink, done),
+            WorkerCommand::GiveSockets { uplink, sockets, done } => {
                 let given = self.plane.sockets.give(uplink, sockets);
                 self.plane.divide_sockets();
                 let _ = done.send(given);
             }
-            Command::SetMemory { uplink, umem, done } => {
+            WorkerCommand::SetMemory { uplink, umem, done } => {
                 let _ = done.send(std::mem::replace(&mut self.plane.umems[uplink.index()], umem));
             }
-            Command::Examine { done } => {
+            WorkerCommand::Examine { done } => {
                 let _ = done.send(self.plane.sockets.report());
             }
-            Command::Sockets { done } => {
+            WorkerCommand::Sockets { done } => {
                 let _ = done.send(self.duplicate_sockets());
             }
-            Command::Rest { done } => {
-                self.rest();
+            WorkerCommand::Pause { done } => {
+                self.pause();
                 let _ = done.send(self.plane.accepted);
             }
-            Command::Report { done } => {
+            WorkerCommand::Report { done } => {
                 let _ = done.send(self.report());
             }
-            Command::Adopt { sockets, done } => {
+            WorkerCommand::Adopt { sockets, done } => {
                 let _ = done.send(self.adopt(&sockets));
             }
-            Command::Resume { done } => {
+            WorkerCommand::Resume { done } => {
                 self.resume();
                 let _ = done.send(());
             }
-            Command::Stop => self.stopping = true,
+            WorkerCommand::Stop => self.stopping = true,
         }
     }
 
     fn give(&mut self, id: RingId, mut ring: Box<Ring>) {
         // Awake, we poll; before sleeping we ask for kicks on the rings we take packets from. A
         // guest's new receive buffers are of no news to us.
-        ring.queue.ring_mut().want_kicks(self.resting && is_from_guest(id.index));
+        ring.queue.ring_mut().want_kicks(self.paused && is_from_guest(id.index));
         if is_from_guest(id.index) {
             self.plane.rotation.add(id);
         }
@@ -307,7 +307,7 @@ impl Worker {
     /// driver looks for what it was told of by the old one.
     fn exchange(&mut self, id: RingId, kind: EventKind, event: Option<EventFd>) -> Option<EventFd> {
         self.wait_for_kicks(id, false);
-        // Of a ring that is not there, the new one is not used.
+        // Without such a ring the new descriptor goes back to the caller.
         let before = match self.plane.ports.ring(id) {
             Some(ring) => ring.set_event(kind, event),
             None => event,
@@ -326,7 +326,7 @@ impl Worker {
         memory: &Arc<GuestMemory>,
     ) -> Option<Queue> {
         // As before: nobody else tells a quiet ring's driver to kick once the worker sleeps.
-        let wanted = is_from_guest(id.index) && (self.resting || self.plane.rotation.is_quiet(id));
+        let wanted = is_from_guest(id.index) && (self.paused || self.plane.rotation.is_quiet(id));
         let ring = self.plane.ports.ring(id)?;
         let before = ring.relocate(setup, memory).ok()?;
         ring.queue.ring_mut().want_kicks(wanted);
@@ -352,7 +352,7 @@ impl Worker {
     }
 }
 
-// ---- resting, for another process to go on ------------------------------------------------------
+// ---- paused, for another process to take over ---------------------------------------------------
 
 impl Worker {
     fn duplicate_sockets(&self) -> std::io::Result<Vec<SocketDescriptor>> {
@@ -364,11 +364,11 @@ impl Worker {
         bound.map(duplicate).collect()
     }
 
-    fn rest(&mut self) {
-        if !self.resting {
-            // Kicks stay in their eventfds, for whoever goes on.
+    fn pause(&mut self) {
+        if !self.paused {
+            // Kicks stay in their eventfds, for whoever takes over.
             self.plane.want_busy_kicks(true);
-            self.resting = true;
+            self.paused = true;
         }
     }
 
@@ -410,9 +410,9 @@ impl Worker {
     }
 
     fn resume(&mut self) {
-        self.resting = false;
-        // Another process may have tried to go on, with journals of its own, and asked for kicks
-        // otherwise.
+        self.paused = false;
+        // Another process may have tried to take over: with journals of its own, and with other
+        // requests for kicks.
         self.plane.ports.rings_mut().for_each(|ring| ring.queue.ring_mut().reclaim());
         for id in self.plane.rotation.quiet() {
             if let Some(ring) = self.plane.ports.ring(id) {

@@ -9,7 +9,7 @@ use crate::metrics::{Counters, PortCounter, Published};
 use crate::virtqueue::{Fault, Ring, settle};
 
 use super::complete::Completer;
-use super::deliver::{Refusal, WALK_MAX, deliver, deliver_run};
+use super::deliver::{Undelivered, WALK_MAX, deliver, deliver_run};
 use super::flood_budget::FloodBudget;
 use super::frame::{CompleteFrame, FrameView};
 use super::guest_signals::{Signaller, Signalling};
@@ -31,7 +31,7 @@ struct FloodReceiver {
 struct WorkerPort {
     name: Arc<str>,
     rings: Vec<Option<Box<Ring>>>,
-    /// Of each ring: what walking its descriptors has cost.
+    /// What walking each ring's descriptors has cost.
     walks: Vec<Walk>,
     signalling: Signalling,
     counters: Counters<PortCounter>,
@@ -70,7 +70,7 @@ impl Walk {
 
 /// The ports and rings of a worker, apart from its sockets so that both can be borrowed at once.
 #[derive(Debug)]
-pub(super) struct Ports {
+pub(super) struct WorkerPorts {
     slots: Vec<Option<Box<WorkerPort>>>,
     /// Rings with completions that their guests have not been shown.
     to_publish: Vec<RingId>,
@@ -87,7 +87,7 @@ pub(super) struct Ports {
     for_removed: Vec<(UplinkId, u64)>,
 }
 
-impl Ports {
+impl WorkerPorts {
     /// None yet. Ports whose memory is gone are told of through `lost`.
     ///
     /// # Errors
@@ -230,7 +230,7 @@ impl Ports {
         if first && ring.queue.parts().1.has_unpublished() {
             self.to_publish.push(id);
         }
-        if let Err(Refusal::Fault(fault)) = result {
+        if let Err(Undelivered::Fault(fault)) = result {
             self.break_ring(id, fault);
         }
         frames
@@ -452,7 +452,7 @@ impl Ports {
         })
     }
 
-    /// The same, to change them.
+    /// All rings, to change them.
     pub fn rings_mut(&mut self) -> impl Iterator<Item = &mut Ring> {
         let slots = self.slots.iter_mut().filter_map(|slot| slot.as_deref_mut());
         slots.flat_map(|slot| slot.rings.iter_mut().filter_map(|ring| ring.as_deref_mut()))
@@ -493,16 +493,16 @@ fn put(
     counters: &mut Counters<PortCounter>,
     frame: &FrameView<'_>,
     walk: &mut usize,
-) -> Result<(), Refusal> {
+) -> Result<(), Undelivered> {
     let result = deliver(ring, frame, walk);
     match result {
         Ok(()) => {
             counters.add(PortCounter::ToGuestPackets, 1);
             counters.add(PortCounter::ToGuestBytes, u64::from(frame.len()));
         }
-        Err(Refusal::NoBuffers) => counters.add(PortCounter::ToGuestDroppedNoBuffers, 1),
-        Err(Refusal::BufferSize) => counters.add(PortCounter::ToGuestDroppedBufferSize, 1),
-        Err(Refusal::Fault(_)) => counters.add(PortCounter::ToGuestDroppedNotReady, 1),
+        Err(Undelivered::NoBuffers) => counters.add(PortCounter::ToGuestDroppedNoBuffers, 1),
+        Err(Undelivered::BufferSize) => counters.add(PortCounter::ToGuestDroppedBufferSize, 1),
+        Err(Undelivered::Fault(_)) => counters.add(PortCounter::ToGuestDroppedNotReady, 1),
     }
     result
 }
