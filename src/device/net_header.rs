@@ -60,7 +60,7 @@ pub struct NetHeader {
 }
 
 impl NetHeader {
-    /// Of its first ten bytes. The header's length field is a hint that we do not take.
+    /// Read its first ten bytes. The header's length field is a hint that we do not take.
     #[inline]
     #[must_use]
     pub fn parse(bytes: &[u8; LEN_LEGACY]) -> Self {

@@ -91,7 +91,7 @@ impl DirtyLog {
         Self::map_in(&MappingBudget::new(MemoryFiles::Shared), file, LogRange { size, offset })
     }
 
-    /// The same, within the budget of a port.
+    /// Map it within the budget of a port.
     ///
     /// # Errors
     /// As [`map`](Self::map).

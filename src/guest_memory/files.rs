@@ -7,12 +7,12 @@ use super::map_error::MapError;
 /// What files a front-end may share as its guest's memory, and as its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemoryFiles {
-    /// Of memory only: memfd, tmpfs (`/dev/shm`), hugetlbfs. Their pages come from the kernel
+    /// Files of memory only: memfd, tmpfs (`/dev/shm`), hugetlbfs. Their pages come from the kernel
     /// alone, so that no access to them waits for anybody.
     #[default]
     Shared,
-    /// Of any file system. Each access waits for it as long as it likes: a worker, and with it all
-    /// of its guests; and so does a close(2).
+    /// Files of any file system. Each access, and each close(2), waits for that file system as long
+    /// as it takes: a worker does so with all of its guests.
     Any,
 }
 

@@ -29,7 +29,7 @@ pub struct MappingBudget {
 }
 
 impl MappingBudget {
-    /// Of a port with nothing mapped.
+    /// The budget of a port with nothing mapped.
     #[must_use]
     pub fn new(files: MemoryFiles) -> Arc<Self> {
         Self::within(files, &COMMON)
@@ -69,7 +69,7 @@ impl MappingBudget {
     ///
     /// # Errors
     /// [`MapError::NoRoom`].
-    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<Taken, MapError> {
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<TakenBytes, MapError> {
         let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
         let no_room = MapError::NoRoom { bytes, mapped: *mapped };
         let Some(after) = mapped.checked_add(bytes) else { return Err(no_room) };
@@ -81,7 +81,7 @@ impl MappingBudget {
             return Err(no_room);
         }
         *mapped = after;
-        Ok(Taken { budget: Arc::clone(self), bytes })
+        Ok(TakenBytes { budget: Arc::clone(self), bytes })
     }
 }
 
@@ -91,12 +91,12 @@ fn beyond_share(bytes: u64) -> u64 {
 
 /// MappingBudget for one mapping, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct TakenBytes {
     budget: Arc<MappingBudget>,
     bytes: u64,
 }
 
-impl Drop for Taken {
+impl Drop for TakenBytes {
     fn drop(&mut self) {
         let mut mapped = self.budget.mapped.lock().unwrap_or_else(PoisonError::into_inner);
         let after = *mapped - self.bytes;

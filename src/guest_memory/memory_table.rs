@@ -69,7 +69,7 @@ impl Span {
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Arc<Region>>,
-    /// Of each region what a translation needs, side by side: it is looked up for every buffer.
+    /// What a translation needs of each region, side by side: it is looked up for every buffer.
     spans: Vec<Span>,
     /// Where writes are logged, if they are.
     log: Option<Arc<DirtyLog>>,

@@ -10,7 +10,7 @@ use vm_memory::mmap::MmapRegion;
 use super::addresses::{FrontendAddress, GuestAddress};
 use super::files::MemoryFiles;
 use super::map_error::{MapError, PAGE_BYTES};
-use super::mapping_budget::{MappingBudget, Taken};
+use super::mapping_budget::{MappingBudget, TakenBytes};
 use super::sigbus::Watch;
 
 /// The largest huge page of any architecture, bytes.
@@ -40,7 +40,7 @@ pub struct Region {
     /// Where in the mapping its first byte is.
     start: usize,
     // After `mapping`: the budget has its bytes again when it is unmapped.
-    _taken: Taken,
+    _taken: TakenBytes,
 }
 
 impl Region {
@@ -52,8 +52,8 @@ impl Region {
         Self::map_in(&MappingBudget::new(MemoryFiles::Shared), spec, file)
     }
 
-    /// The same, within the budget of a port. Each address of it has the alignment here that it has in
-    /// the guest and in the front-end, down to a page.
+    /// Map it within the budget of a port. Each address has the alignment here that it has in the
+    /// guest and in the front-end, down to a page.
     ///
     /// # Errors
     /// [`MapError`], before anything is mapped unless the kernel itself refuses.
@@ -70,7 +70,7 @@ impl Region {
         Self::map_bytes(budget, spec, file)
     }
 
-    /// The same of what is no guest's memory and read and written in single bytes.
+    /// Map what is no guest's memory, and is read and written in single bytes: of any alignment.
     pub(super) fn map_bytes(
         budget: &Arc<MappingBudget>,
         spec: RegionSpec,
@@ -133,7 +133,7 @@ struct Extent {
 }
 
 impl Extent {
-    /// Of a file that was looked at: to stat it asks nobody.
+    /// The extent in a file that was checked before, so that fstat(2) waits for no file system.
     fn of(spec: &RegionSpec, file: &File) -> Result<Self, MapError> {
         let RegionSpec { guest, frontend, size, file_offset } = *spec;
         if size == 0 {

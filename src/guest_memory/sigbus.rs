@@ -21,7 +21,7 @@ use super::map_error::MapError;
 const WATCHES_MAX: usize = 16384;
 
 /// One watched mapping; free while `len` is 0 and `claimed` is not set.
-struct Slot {
+struct WatchSlot {
     claimed: AtomicBool,
     /// Odd while the slot changes; never the same twice.
     generation: AtomicUsize,
@@ -30,8 +30,8 @@ struct Slot {
     faulted: AtomicBool,
 }
 
-static SLOTS: [Slot; WATCHES_MAX] = [const {
-    Slot {
+static SLOTS: [WatchSlot; WATCHES_MAX] = [const {
+    WatchSlot {
         claimed: AtomicBool::new(false),
         generation: AtomicUsize::new(0),
         base: AtomicUsize::new(0),
@@ -40,7 +40,7 @@ static SLOTS: [Slot; WATCHES_MAX] = [const {
     }
 }; WATCHES_MAX];
 
-impl Slot {
+impl WatchSlot {
     /// Watch `len` bytes at `base` from now on. Only whoever has claimed the slot may change it.
     fn set(&self, base: usize, len: usize) {
         self.generation.fetch_add(1, Ordering::Relaxed);
@@ -75,7 +75,7 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(base: *mut u8, len: usize) -> Result<Self, MapError> {
-        let free = |slot: &Slot| {
+        let free = |slot: &WatchSlot| {
             slot.claimed.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
         let slot = SLOTS.iter().position(free).ok_or(MapError::TooMany(WATCHES_MAX))?;
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn base_and_length_that_are_read_together_belong_together() {
         const READS: usize = 1_000_000;
-        let slot = Slot {
+        let slot = WatchSlot {
             claimed: AtomicBool::new(true),
             generation: AtomicUsize::new(0),
             base: AtomicUsize::new(0),

@@ -79,8 +79,8 @@ impl<'m> GuestSlice<'m> {
         prefetch(self.last_of(len));
     }
 
-    /// The same for a write: the line is taken from the core that has it at once, not first shared
-    /// with it.
+    /// As [`prefetch`](Self::prefetch), for a write: the line is taken from the core that has it at
+    /// once, not first shared with it.
     #[inline]
     pub fn prefetch_for_write(&self, len: usize) {
         let last = self.last_of(len);
@@ -99,8 +99,8 @@ impl<'m> GuestSlice<'m> {
         }
     }
 
-    /// Of the first `len` bytes, or what there is of them, the last that is in the first line or
-    /// the second.
+    /// The last of the first `len` bytes, or of those that there are, that is in the first cache
+    /// line or the second.
     #[inline]
     fn last_of(&self, len: usize) -> *mut u8 {
         self.ptr.wrapping_add(len.min(self.len).saturating_sub(1).min(CACHE_LINE))

@@ -18,14 +18,14 @@ static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
 /// How many descriptors there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct OpenFileLimit {
     /// RLIMIT_NOFILE: every number is below it.
     pub limit: u64,
     /// The highest of these numbers are for control.
     pub reserved: u64,
 }
 
-impl Room {
+impl OpenFileLimit {
     /// By the limit that is in force now.
     #[must_use]
     pub fn now() -> Self {
@@ -69,6 +69,9 @@ impl Room {
     }
 }
 
+/// The name that other rooms have for it.
+pub use OpenFileLimit as Room;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,14 +80,14 @@ mod tests {
     fn the_highest_numbers_are_reserved() {
         let file = std::fs::File::open("/dev/null").unwrap();
         let number = u64::try_from(file.as_raw_fd()).unwrap();
-        assert!(!Room { limit: number + 10, reserved: 9 }.is_reserved(&file));
-        assert!(Room { limit: number + 10, reserved: 10 }.is_reserved(&file));
+        assert!(!OpenFileLimit { limit: number + 10, reserved: 9 }.is_reserved(&file));
+        assert!(OpenFileLimit { limit: number + 10, reserved: 10 }.is_reserved(&file));
     }
 
     #[test]
     fn of_a_low_limit_a_quarter_is_reserved_and_never_more_than_is_of_use() {
-        assert_eq!(Room::of(96).unreserved(), 72);
-        assert_eq!(Room::of(65536).unreserved(), 65536 - RESERVED_MAX);
-        assert_eq!(Room::of(0).unreserved(), 0);
+        assert_eq!(OpenFileLimit::of(96).unreserved(), 72);
+        assert_eq!(OpenFileLimit::of(65536).unreserved(), 65536 - RESERVED_MAX);
+        assert_eq!(OpenFileLimit::of(0).unreserved(), 0);
     }
 }

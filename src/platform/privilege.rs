@@ -2,7 +2,7 @@
 
 use caps::{CapSet, Capability};
 
-/// Of those that we need, the ones this process lacks, as setpriv(1) and systemd have them:
+/// The capabilities that we need and this process lacks, as setpriv(1) and systemd name them:
 /// CAP_NET_RAW to make `sockets`, CAP_NET_ADMIN and CAP_BPF to put our `program` on a NIC.
 #[must_use]
 pub fn missing(sockets: bool, program: bool) -> Vec<String> {

@@ -73,7 +73,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
-    // Of a process that was killed, or of another user: not ours to write into.
+    // It is of a process that was killed, or of another user: not ours to write into.
     let _ = std::fs::remove_file(&new);
     let written = write_new(&new, content).and_then(|()| std::fs::rename(&new, path));
     if let Err(error) = written {

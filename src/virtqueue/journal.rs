@@ -51,14 +51,14 @@ pub const TAKEN_MAX: usize = 64;
 /// One ring's slot. Only its ring writes to it; atomics, because the next process maps it too.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(super) struct Slot {
+pub(super) struct JournalSlot {
     state: AtomicU64,
     setup: AtomicU64,
     addresses: [AtomicU64; 3],
     completions: [AtomicU64; COMPLETIONS_MAX],
 }
 
-impl Slot {
+impl JournalSlot {
     /// A slot of no ring, as it is in a new file.
     pub(super) fn new() -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Slot {
 
 /// A slot's first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct JournalState {
     /// Where the driver has seen us, as in SET_VRING_BASE.
     pub position: u16,
     /// Completions from there on that are being published.
@@ -81,8 +81,8 @@ pub(super) struct State {
     pub mark: u16,
 }
 
-impl State {
-    /// Of a slot whose ring runs, or ran when we ended.
+impl JournalState {
+    /// In the word of a slot whose ring runs, or ran when we ended.
     const OPEN: u64 = 1 << 48;
 
     fn to_word(self) -> u64 {
@@ -98,7 +98,7 @@ impl State {
 
 /// A chain that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Completion {
+pub(super) struct NotedCompletion {
     /// The buffer's id.
     pub id: u16,
     /// Descriptors of the chain.
@@ -115,7 +115,7 @@ fn fields(word: u64) -> [u16; 4] {
 
 /// The handle to one ring's slot.
 pub struct Journal {
-    slot: *const Slot,
+    slot: *const JournalSlot,
     /// Keeps the slot where it is.
     _keep: Arc<dyn Any + Send + Sync>,
 }
@@ -130,8 +130,8 @@ impl fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// The same journal again, for a ring that continues in other memory: the ring before writes
-    /// in it no more.
+    /// Another handle to the slot, for a ring that continues in other memory: the ring before
+    /// writes to it no more.
     pub(super) fn again(&self) -> Self {
         Self { slot: self.slot, _keep: Arc::clone(&self._keep) }
     }
@@ -139,19 +139,19 @@ impl Journal {
     /// A journal that ends with us: for rings that no other process continues with.
     #[must_use]
     pub fn private() -> Self {
-        let slot = Arc::new(Slot::new());
+        let slot = Arc::new(JournalSlot::new());
         // SAFETY: the Arc keeps the slot, and its address stays.
         unsafe { Self::new(Arc::as_ptr(&slot), slot) }
     }
 
     /// # Safety
     /// `slot` must be valid for shared access as long as `keep` lives.
-    pub(super) unsafe fn new(slot: *const Slot, keep: Arc<dyn Any + Send + Sync>) -> Self {
+    pub(super) unsafe fn new(slot: *const JournalSlot, keep: Arc<dyn Any + Send + Sync>) -> Self {
         Self { slot, _keep: keep }
     }
 
     #[inline]
-    fn slot(&self) -> &Slot {
+    fn slot(&self) -> &JournalSlot {
         // SAFETY: valid while `_keep` lives, as `new` was promised; all of it is atomic.
         unsafe { &*self.slot }
     }
@@ -160,7 +160,7 @@ impl Journal {
 
     /// Where the ring of this setup was left, if the slot is of that very ring: one in whose memory
     /// there is `mark`.
-    pub(super) fn left(&self, setup: &QueueSetup, mark: u16) -> Option<State> {
+    pub(super) fn left(&self, setup: &QueueSetup, mark: u16) -> Option<JournalState> {
         let state = self.state()?;
         let slot = self.slot();
         let [size, base, ..] = fields(slot.setup.load(Ordering::Relaxed));
@@ -185,7 +185,7 @@ impl Journal {
         for (word, address) in slot.addresses.iter().zip(addresses_of(setup)) {
             word.store(address, Ordering::Relaxed);
         }
-        self.store(State { position: setup.base, count: 0, mark });
+        self.store(JournalState { position: setup.base, count: 0, mark });
     }
 
     /// The front-end knows where the ring is, and is to be believed when it begins again.
@@ -207,14 +207,14 @@ impl Journal {
 
     // ---- per burst ------------------------------------------------------------------------------
 
-    fn state(&self) -> Option<State> {
-        State::from_word(self.slot().state.load(Ordering::Acquire))
+    fn state(&self) -> Option<JournalState> {
+        JournalState::from_word(self.slot().state.load(Ordering::Acquire))
     }
 
     /// One store, that no other of ours is moved across: a process that is killed has done all that
     /// came before it and nothing that comes after.
     #[inline]
-    pub(super) fn store(&self, state: State) {
+    pub(super) fn store(&self, state: JournalState) {
         self.slot().state.store(state.to_word(), Ordering::Release);
         compiler_fence(Ordering::SeqCst);
     }
@@ -224,21 +224,21 @@ impl Journal {
     /// # Panics
     /// More than [`TAKEN_MAX`] chains were taken at once: our own bug.
     #[inline]
-    pub(super) fn note(&self, place: usize, completion: Completion) {
-        let Completion { id, descriptors, written } = completion;
+    pub(super) fn note(&self, place: usize, completion: NotedCompletion) {
+        let NotedCompletion { id, descriptors, written } = completion;
         let word = u64::from(id) | u64::from(descriptors) << 16 | u64::from(written) << 32;
         self.slot().completions[place].store(word, Ordering::Relaxed);
     }
 
     /// What was noted.
     #[inline]
-    pub(super) fn completion(&self, place: usize) -> Completion {
+    pub(super) fn completion(&self, place: usize) -> NotedCompletion {
         let word = self.slot().completions[place].load(Ordering::Relaxed);
         let [id, descriptors, ..] = fields(word);
         // The upper half.
         #[allow(clippy::cast_possible_truncation)]
         let written = (word >> 32) as u32;
-        Completion { id, descriptors, written }
+        NotedCompletion { id, descriptors, written }
     }
 }
 
@@ -269,15 +269,15 @@ mod tests {
     fn left_at(position: u16, count: u16) -> Journal {
         let journal = Journal::private();
         journal.open(&SETUP, 7);
-        journal.note(0, Completion { id: 1, descriptors: 2, written: 3 });
-        journal.store(State { position, count, mark: 7 });
+        journal.note(0, NotedCompletion { id: 1, descriptors: 2, written: 3 });
+        journal.store(JournalState { position, count, mark: 7 });
         journal
     }
 
     #[test]
     fn a_ring_is_found_where_it_was_left() {
         let left = left_at(0x8003, 1).left(&SETUP, 7);
-        assert_eq!(left, Some(State { position: 0x8003, count: 1, mark: 7 }));
+        assert_eq!(left, Some(JournalState { position: 0x8003, count: 1, mark: 7 }));
     }
 
     #[test]
@@ -304,9 +304,9 @@ mod tests {
     fn a_ring_that_begins_elsewhere_is_found_by_the_base_that_the_front_end_knows() {
         let journal = Journal::private();
         journal.open(&QueueSetup { base: 0x8005, ..SETUP }, 7);
-        let found = Some(State { position: 0x8005, count: 0, mark: 7 });
+        let found = Some(JournalState { position: 0x8005, count: 0, mark: 7 });
         assert_eq!(journal.left(&SETUP, 7), found);
-        journal.store(State { position: 0x8006, count: 0, mark: 7 });
+        journal.store(JournalState { position: 0x8006, count: 0, mark: 7 });
         assert!(journal.left(&SETUP, 7).is_some());
         let by_position = QueueSetup { base: 0x8005, ..SETUP };
         assert_eq!(journal.left(&by_position, 7), None, "nobody was told of that one");
@@ -318,10 +318,10 @@ mod tests {
         assert_eq!(left_at(0x8000, 129).left(&SETUP, 7), None, "more than there is room for");
         let journal = left_at(0x8000, 2);
         for descriptors in [0, 9] {
-            journal.note(1, Completion { id: 0, descriptors, written: 0 });
+            journal.note(1, NotedCompletion { id: 0, descriptors, written: 0 });
             assert_eq!(journal.left(&SETUP, 7), None, "a chain of {descriptors}");
         }
-        journal.note(1, Completion { id: 0, descriptors: 8, written: 0 });
+        journal.note(1, NotedCompletion { id: 0, descriptors: 8, written: 0 });
         assert!(journal.left(&SETUP, 7).is_some());
     }
 

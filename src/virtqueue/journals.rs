@@ -21,11 +21,11 @@ use sha2::{Digest, Sha256};
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
-use super::journal::{Journal, Slot};
+use super::journal::{Journal, JournalSlot};
 
 /// "isonring" as it lies in the file.
 const MAGIC: u64 = u64::from_le_bytes(*b"isonring");
-/// Of the slots' layout; what another version has left is not read.
+/// Version of the slots' layout. A file of another version is not read.
 const VERSION: u32 = 1;
 /// Where the slots begin, bytes.
 const SLOTS: usize = 4096;
@@ -77,8 +77,8 @@ impl Journals {
         Self::map(path, file, rings)
     }
 
-    /// The same while another process owns the port: nothing changes at `path`. A file that is to
-    /// take its place is made as `aside`, and [put there](SetAside::put_back) by the next owner.
+    /// Map the file while another process owns the port: nothing changes at `path`. A file that is
+    /// to take its place is made as `aside`, and [put there](SetAside::put_back) by the next owner.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -97,7 +97,8 @@ impl Journals {
         Ok((journals, Some(next)))
     }
 
-    /// The same without a file, for which there is no room: for as long as this process lives.
+    /// Keep the journals in memory, where there is no room for a file: for as long as this process
+    /// lives.
     ///
     /// # Errors
     /// [`JournalError::Map`].
@@ -164,8 +165,8 @@ impl Journals {
     #[must_use]
     pub fn ring(&self, index: u16) -> Journal {
         assert!(index < self.rings, "ring {index} of {}", self.rings);
-        let offset = SLOTS + usize::from(index) * size_of::<Slot>();
-        let slot = self.mapping.as_ptr().wrapping_add(offset).cast::<Slot>();
+        let offset = SLOTS + usize::from(index) * size_of::<JournalSlot>();
+        let slot = self.mapping.as_ptr().wrapping_add(offset).cast::<JournalSlot>();
         // SAFETY: inside the mapping, which is as long as all slots, starts at a page and lives as
         // long as the Arc; a slot is made of atomics, of which any bits are valid.
         unsafe { Journal::new(slot, Arc::clone(&self.mapping) as _) }
@@ -182,7 +183,7 @@ impl Journals {
 }
 
 fn length(rings: u16) -> usize {
-    SLOTS + usize::from(rings) * size_of::<Slot>()
+    SLOTS + usize::from(rings) * size_of::<JournalSlot>()
 }
 
 fn header(owner: &str, rings: u16) -> [u8; 24] {
@@ -266,7 +267,7 @@ fn make(path: &Path, header: &[u8], length: usize) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::journal::State;
+    use super::super::journal::JournalState;
     use super::*;
     use crate::guest_memory::FrontendAddress;
     use crate::virtqueue::{QueueAddresses, QueueOptions, QueueSetup};
@@ -287,7 +288,7 @@ mod tests {
     fn leave(journals: &Journals, index: u16) {
         let journal = journals.ring(index);
         journal.open(&SETUP, 7);
-        journal.store(State { position: 0x8000 | index, count: 0, mark: 7 });
+        journal.store(JournalState { position: 0x8000 | index, count: 0, mark: 7 });
     }
 
     fn left(journals: &Journals, index: u16) -> Option<u16> {

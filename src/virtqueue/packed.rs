@@ -24,7 +24,7 @@ use super::chain::{
     indirect_table, only_piece, read_entry,
 };
 use super::fault::Fault;
-use super::journal::{COMPLETIONS_MAX, Completion, Journal, State, TAKEN_MAX};
+use super::journal::{COMPLETIONS_MAX, Journal, JournalState, NotedCompletion, TAKEN_MAX};
 use super::layout::{Glance, Layout};
 use super::ring_log::{RingLog, runs};
 use super::setup::QueueSetup;
@@ -269,12 +269,12 @@ impl PackedRing {
     }
 
     /// Finish a publication that was announced, unless it was done but for the last store.
-    fn resume(&mut self, left: State) {
+    fn resume(&mut self, left: JournalState) {
         self.published = Cursor::from_base(left.position);
         self.used = self.published;
         self.noted = usize::from(left.count);
         for place in 0..self.noted {
-            let Completion { descriptors, .. } = self.journal.completion(place);
+            let NotedCompletion { descriptors, .. } = self.journal.completion(place);
             self.used.advance(descriptors, self.size);
         }
         if self.noted > 0 {
@@ -295,7 +295,11 @@ impl PackedRing {
         // At most COMPLETIONS_MAX, which `note` sees to.
         #[allow(clippy::cast_possible_truncation)]
         let count = self.noted as u16;
-        self.journal.store(State { position: self.published.to_base(), count, mark: self.mark });
+        self.journal.store(JournalState {
+            position: self.published.to_base(),
+            count,
+            mark: self.mark,
+        });
         self.mark_used();
         self.settle();
         true
@@ -308,7 +312,7 @@ impl PackedRing {
         let (first, mut cursor) = (self.published, self.published);
         let mut first_flags = 0;
         for place in 0..self.noted {
-            let Completion { id, descriptors, written } = self.journal.completion(place);
+            let NotedCompletion { id, descriptors, written } = self.journal.completion(place);
             self.write_used(cursor.index, id, written);
             let used = if cursor.wrap { AVAILABLE | USED } else { 0 };
             let flags = used | if written > 0 { flag::WRITE } else { 0 };
@@ -331,7 +335,11 @@ impl PackedRing {
         if let Some(log) = &self.log {
             self.log_published(log, self.published.index);
         }
-        self.journal.store(State { position: self.used.to_base(), count: 0, mark: self.mark });
+        self.journal.store(JournalState {
+            position: self.used.to_base(),
+            count: 0,
+            mark: self.mark,
+        });
         (self.published, self.noted) = (self.used, 0);
     }
 
@@ -517,7 +525,7 @@ impl Layout for PackedRing {
     #[inline]
     fn complete(&mut self, chain: Chain, written: u32) {
         let Chain { id, descriptors } = chain;
-        self.journal.note(self.noted, Completion { id, descriptors, written });
+        self.journal.note(self.noted, NotedCompletion { id, descriptors, written });
         self.noted += 1;
         self.used.advance(descriptors, self.size);
         if let Some(undecided) = &mut self.undecided {

@@ -58,7 +58,7 @@ impl EventFd {
         Ok(Self(Arc::new(file)))
     }
 
-    /// The same event, for whoever else has to do with it.
+    /// Another descriptor of this event, for another thread or process.
     ///
     /// # Errors
     /// No descriptor left.
@@ -119,7 +119,7 @@ pub struct RingKind {
 }
 
 impl Default for RingKind {
-    /// Of a modern driver without any offload.
+    /// The kind of a modern driver without any offload.
     fn default() -> Self {
         Self { header_len: net_header::LEN, mergeable: false, offloads: Offloads::NONE }
     }
@@ -167,8 +167,8 @@ impl Ring {
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Result<Queue, ActivateError> {
-        // Of a packed ring's two positions the one that available entries are taken from: nothing
-        // is taken and not yet used between two bursts.
+        // A packed ring has two positions. Between two bursts nothing is taken and not yet used, so
+        // the one that available entries are taken from is enough.
         let [low, high, ..] = self.queue.ring().position().to_le_bytes();
         let base = u16::from_le_bytes([low, high]);
         let queue = QueueSetup { base, ..setup }.activate(memory, self.queue.journal())?;

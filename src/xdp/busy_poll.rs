@@ -107,13 +107,13 @@ enum Former {
 
 /// Interrupts that give way to polling, until this is dropped.
 #[derive(Debug)]
-pub struct Deferred {
+pub struct DeferredInterrupts {
     interface: String,
     former: Former,
     note: Option<PathBuf>,
 }
 
-impl Deferred {
+impl DeferredInterrupts {
     /// Defer the interrupts of a NIC whose sockets are bound: that may have made new instances.
     pub(super) fn start(interface: &Interface, wish: &BusyPoll) -> Result<Self, BusyPollError> {
         let name = || interface.name.clone();
@@ -140,7 +140,7 @@ impl Deferred {
     }
 }
 
-impl Drop for Deferred {
+impl Drop for DeferredInterrupts {
     fn drop(&mut self) {
         put_back(&self.former, &self.interface);
         if let Some(note) = &self.note {
@@ -196,7 +196,7 @@ impl Former {
         text_file::replace(note, text.as_bytes())
     }
 
-    /// The same with these settings.
+    /// All of them with these settings.
     fn replaced_by(&self, deferral: Deferral) -> Self {
         match self {
             Self::Instances(instances) => {

@@ -101,8 +101,8 @@ impl HostDevice {
         let skeleton = open.load().map_err(HostDeviceError::Load)?;
         let programs = &skeleton.progs;
 
-        let device = Target { interface: &name, index };
-        let target = Target { interface: &nic.name, index: nic.index };
+        let device = AttachTarget { interface: &name, index };
+        let target = AttachTarget { interface: &nic.name, index: nic.index };
         let (ingress, egress) = (libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS);
         let admit = attach("isonic_admit", programs.isonic_admit.as_fd(), device, egress)?;
         let deliver = attach("isonic_deliver", programs.isonic_deliver.as_fd(), device, ingress)?;
@@ -204,7 +204,7 @@ fn bring_up(index: u32, mtu: u32) -> io::Result<()> {
 
 /// An interface that a program is attached to.
 #[derive(Clone, Copy)]
-struct Target<'n> {
+struct AttachTarget<'n> {
     interface: &'n str,
     index: u32,
 }
@@ -213,7 +213,7 @@ struct Target<'n> {
 fn attach(
     program: &'static str,
     fd: BorrowedFd<'_>,
-    Target { interface, index }: Target<'_>,
+    AttachTarget { interface, index }: AttachTarget<'_>,
     direction: libbpf_sys::bpf_attach_type,
 ) -> Result<OwnedFd, HostDeviceError> {
     let options = libbpf_sys::bpf_link_create_opts {

@@ -29,7 +29,7 @@ pub enum Handed {
 
 /// Why there is no map.
 #[derive(Debug, thiserror::Error)]
-pub enum MapError {
+pub enum SocketMapError {
     /// Not there, or not for us.
     #[error("cannot open the pinned map {}", path.display())]
     Pinned {
@@ -78,8 +78,8 @@ pub(super) struct SocketMap(OwnedFd);
 
 impl SocketMap {
     /// One that is pinned.
-    pub fn pinned(path: &Path) -> Result<Self, MapError> {
-        let failed = |source| MapError::Pinned { path: path.to_owned(), source };
+    pub fn pinned(path: &Path) -> Result<Self, SocketMapError> {
+        let failed = |source| SocketMapError::Pinned { path: path.to_owned(), source };
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| failed(e.into()))?;
         // SAFETY: the name ends in a zero and outlives the call.
         let fd = unsafe { libbpf_sys::bpf_obj_get(name.as_ptr()) };
@@ -91,7 +91,7 @@ impl SocketMap {
     }
 
     /// Keys and values of other sizes would have the kernel read beyond ours.
-    fn checked(map: OwnedFd) -> Result<Self, MapError> {
+    fn checked(map: OwnedFd) -> Result<Self, SocketMapError> {
         let mut info = libbpf_sys::bpf_map_info::default();
         let mut len = u32::try_from(size_of_val(&info)).expect("a hundred bytes");
         // SAFETY: the answer is as long as `len` says, and both outlive the call.
@@ -99,11 +99,11 @@ impl SocketMap {
             libbpf_sys::bpf_map_get_info_by_fd(map.as_raw_fd(), &raw mut info, &raw mut len)
         };
         let is_map = result == 0 && info.type_ == libbpf_sys::BPF_MAP_TYPE_XSKMAP;
-        if is_map { Ok(Self(map)) } else { Err(MapError::NoSocketMap) }
+        if is_map { Ok(Self(map)) } else { Err(SocketMapError::NoSocketMap) }
     }
 
     /// What arrives on the queue is the socket's. It is so no more when the socket is closed.
-    pub fn set(&self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), MapError> {
+    pub fn set(&self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SocketMapError> {
         let value = socket.as_raw_fd();
         // SAFETY: keys and values of an XSKMAP have four bytes (`xsk_map_alloc` of
         // net/xdp/xskmap.c), and these outlive the call.
@@ -115,7 +115,8 @@ impl SocketMap {
                 0,
             )
         };
-        let failed = || MapError::Queue { queue, source: io::Error::from_raw_os_error(-result) };
+        let failed =
+            || SocketMapError::Queue { queue, source: io::Error::from_raw_os_error(-result) };
         if result == 0 { Ok(()) } else { Err(failed()) }
     }
 }
@@ -139,8 +140,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl SocketMap {
     /// The map of the NIC `interface` from the device plugin, which knows the pod by its host name.
-    pub fn from_device_plugin(path: &Path, interface: &str) -> Result<Self, MapError> {
-        let failed = |source: io::Error| MapError::Plugin { path: path.to_owned(), source };
+    pub fn from_device_plugin(path: &Path, interface: &str) -> Result<Self, SocketMapError> {
+        let failed = |source: io::Error| SocketMapError::Plugin { path: path.to_owned(), source };
         let plugin = connect_to(path).map_err(failed)?;
         let system = rustix::system::uname();
         let pod = system.nodename().to_string_lossy();
@@ -149,12 +150,12 @@ impl SocketMap {
             if answer == wanted {
                 return Ok(fd);
             }
-            Err(MapError::Refused { path: path.to_owned(), request, answer })
+            Err(SocketMapError::Refused { path: path.to_owned(), request, answer })
         };
         ask(format!("{CONNECT}, {pod}"), HOST_OK)?;
         let map = ask(format!("{MAP_FD}, {interface}"), FD_ACK)?;
         ask(FIN.to_owned(), FIN_ACK)?;
-        Self::checked(map.ok_or(MapError::NoSocketMap)?)
+        Self::checked(map.ok_or(SocketMapError::NoSocketMap)?)
     }
 }
 

@@ -7,10 +7,11 @@
 //! - `umem`: the frame memory.
 //! - `xdp_attachment`: how a NIC is attached; `census`: what is counted of a socket.
 //! - `program`: our XDP program on the NIC, which decides what comes to us.
-//! - `netdev`: a netlink family; `nic`: what can be known of a NIC; `uplink_interface`: what must be,
-//!   to open it; `link_watch`: what becomes of it.
+//! - `netdev`: a netlink family; `nic`: what can be known of a NIC; `uplink_interface`: what must
+//!   be known to open it; `link_watch`: what becomes of it.
 //! - `xdp_socket`: one queue of a NIC, with its four rings and its frames.
-//! - `launcher`: what a privileged launcher does in our place; `usable`: whether the kernel lets us.
+//! - `launcher`: what a privileged launcher does in our place; `usable`: whether the kernel lets us
+//!   use AF_XDP.
 //! - `open_sockets`: the sockets of all queues; `mode_fallback`: zero-copy, or what else they get.
 //! - `multicast`: the copies of broadcast and multicast; `host_device`: joins the host to its VMs.
 //! - `napi`, `busy_poll`: the workers' calls drive the NIC.
@@ -42,10 +43,11 @@ mod xdp_socket;
 mod xsk_calls;
 pub mod xsk_ring;
 
-pub use busy_poll::{BusyPoll, BusyPollError, Deferred, recover as recover_interrupts};
+pub use busy_poll::DeferredInterrupts as Deferred;
+pub use busy_poll::{BusyPoll, BusyPollError, DeferredInterrupts, recover as recover_interrupts};
 pub use census::{FrameCensus, KernelStatistics, SocketProgress};
 pub use host_device::{HostDevice, HostDeviceError};
-pub use launcher::{Handed, MapError};
+pub use launcher::{Handed, SocketMapError};
 pub use link_watch::{Link, LinkNews, Links};
 pub use multicast::{MulticastTap, TapError};
 pub use napi::{Deferral, Napi, instances as napi_instances};

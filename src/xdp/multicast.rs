@@ -5,7 +5,7 @@
 //! brings us what passed. It is a system call per frame, on a control thread: right for the
 //! trickle that multicast is on a switched uplink. A VM that lives on multicast takes a wire port.
 //!
-//! The same socket makes the NIC promiscuous for as long as we live (PACKET_ADD_MEMBERSHIP ends
+//! This socket also makes the NIC promiscuous for as long as we live (PACKET_ADD_MEMBERSHIP ends
 //! with the socket), since frames for the VMs' MACs must not be filtered in the NIC.
 
 use std::io;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use serde::{Deserialize, Serialize};
 
-use super::netdev::{Message, ask};
+use super::netdev::{NetdevMessage, ask};
 
 /// What decides how long interrupts stay off after a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ const NAPI_IRQ_SUSPEND_TIMEOUT: u16 = 7;
 /// # Errors
 /// The kernel's, for a NIC that is not there say.
 pub fn instances(index: u32) -> io::Result<Vec<Napi>> {
-    let question = Message::new(NAPI_GET, &[(NAPI_IFINDEX, index.into())]);
+    let question = NetdevMessage::new(NAPI_GET, &[(NAPI_IFINDEX, index.into())]);
     let answers = ask(question, NLM_F_DUMP)?;
     Ok(answers.iter().filter_map(napi).collect())
 }
@@ -58,7 +58,7 @@ pub fn instances(index: u32) -> io::Result<Vec<Napi>> {
 /// Give an instance these settings. It takes CAP_NET_ADMIN.
 pub(super) fn set_instance(napi: Napi) -> io::Result<()> {
     let Deferral { defer_hard_irqs, gro_flush_timeout, irq_suspend_timeout } = napi.deferral;
-    let request = Message::new(
+    let request = NetdevMessage::new(
         NAPI_SET,
         &[
             (NAPI_ID, napi.id),
@@ -70,7 +70,7 @@ pub(super) fn set_instance(napi: Napi) -> io::Result<()> {
     ask(request, NLM_F_ACK).map(drop)
 }
 
-fn napi(answer: &Message) -> Option<Napi> {
+fn napi(answer: &NetdevMessage) -> Option<Napi> {
     let deferral = Deferral {
         defer_hard_irqs: answer.number(NAPI_DEFER_HARD_IRQS)?,
         gro_flush_timeout: answer.number(NAPI_GRO_FLUSH_TIMEOUT)?,
@@ -121,9 +121,9 @@ mod tests {
         ];
         let deferral =
             Deferral { defer_hard_irqs: 2, gro_flush_timeout: 9, irq_suspend_timeout: 11 };
-        let answer = Message::new(NAPI_GET, &numbers);
+        let answer = NetdevMessage::new(NAPI_GET, &numbers);
         assert_eq!(napi(&answer), Some(Napi { id: 8193, deferral }));
         // Linux before 6.13 names its instances and no settings of theirs.
-        assert_eq!(napi(&Message::new(NAPI_GET, &numbers[..1])), None);
+        assert_eq!(napi(&NetdevMessage::new(NAPI_GET, &numbers[..1])), None);
     }
 }

@@ -15,26 +15,31 @@ const CONTROLLER: u16 = 16;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
-/// Of messages in a datagram (NLMSG_ALIGNTO of linux/netlink.h).
+/// Alignment of messages in a datagram (NLMSG_ALIGNTO of linux/netlink.h).
 const ALIGNMENT: u32 = 4;
 
 /// All answers to a question.
 ///
 /// Over a socket of its own: the kernel does not mark this family's answers as parts of several
 /// (NLM_F_MULTI), so netlink-proto takes the first for all of them.
-pub(super) fn ask(question: Message, flags: u16) -> io::Result<Vec<Message>> {
+pub(super) fn ask(question: NetdevMessage, flags: u16) -> io::Result<Vec<NetdevMessage>> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let name = DefaultNla::new(FAMILY_NAME, b"netdev\0".to_vec());
-    let whose = Message { command: GET_FAMILY, attributes: vec![name] };
+    let whose = NetdevMessage { command: GET_FAMILY, attributes: vec![name] };
     let families = exchange(&socket, CONTROLLER, whose, NLM_F_ACK)?;
     let family = families.first().and_then(|family| family.number(FAMILY_ID));
     let family = family.and_then(|id| u16::try_from(id).ok()).ok_or(io::ErrorKind::InvalidData)?;
     exchange(&socket, family, question, flags)
 }
 
-fn exchange(socket: &Socket, family: u16, question: Message, how: u16) -> io::Result<Vec<Message>> {
+fn exchange(
+    socket: &Socket,
+    family: u16,
+    question: NetdevMessage,
+    how: u16,
+) -> io::Result<Vec<NetdevMessage>> {
     let mut message = GenlMessage::from_payload(question);
     message.set_resolved_family_id(family);
     let mut request = NetlinkMessage::from(message);
@@ -48,7 +53,7 @@ fn exchange(socket: &Socket, family: u16, question: Message, how: u16) -> io::Re
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
-            let answer = NetlinkMessage::<GenlMessage<Message>>::deserialize(rest)
+            let answer = NetlinkMessage::<GenlMessage<NetdevMessage>>::deserialize(rest)
                 .map_err(io::Error::other)?;
             let length = answer.header.length.next_multiple_of(ALIGNMENT) as usize;
             rest = rest.get(length..).unwrap_or_default();
@@ -65,12 +70,12 @@ fn exchange(socket: &Socket, family: u16, question: Message, how: u16) -> io::Re
 
 /// A message of the family: a command, and its attributes as they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Message {
+pub(super) struct NetdevMessage {
     command: u8,
     attributes: Vec<DefaultNla>,
 }
 
-impl Message {
+impl NetdevMessage {
     /// With these numbers.
     pub fn new(command: u8, numbers: &[(u16, u64)]) -> Self {
         let attribute = |&(kind, number): &(u16, u64)| {
@@ -95,7 +100,7 @@ impl Message {
     }
 }
 
-impl GenlFamily for Message {
+impl GenlFamily for NetdevMessage {
     fn family_name() -> &'static str {
         "netdev"
     }
@@ -109,7 +114,7 @@ impl GenlFamily for Message {
     }
 }
 
-impl Emitable for Message {
+impl Emitable for NetdevMessage {
     fn buffer_len(&self) -> usize {
         self.attributes.as_slice().buffer_len()
     }
@@ -119,7 +124,7 @@ impl Emitable for Message {
     }
 }
 
-impl ParseableParametrized<[u8], GenlHeader> for Message {
+impl ParseableParametrized<[u8], GenlHeader> for NetdevMessage {
     fn parse_with_param(bytes: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
         let attributes = NlasIterator::new(bytes).map(|attribute| DefaultNla::parse(&attribute?));
         Ok(Self { command: header.cmd, attributes: attributes.collect::<Result<_, _>>()? })
@@ -134,10 +139,11 @@ mod tests {
     #[test]
     fn a_message_is_the_same_after_a_way_over_the_wire() {
         let hour = 3_600_000_000_000;
-        let sent = Message::new(7, &[(1, 8193), (6, hour)]);
+        let sent = NetdevMessage::new(7, &[(1, 8193), (6, hour)]);
         let mut bytes = vec![0; sent.buffer_len()];
         sent.emit(&mut bytes);
-        let read = Message::parse_with_param(&bytes, GenlHeader { cmd: 7, version: 1 }).unwrap();
+        let read =
+            NetdevMessage::parse_with_param(&bytes, GenlHeader { cmd: 7, version: 1 }).unwrap();
         assert_eq!(read, sent);
         assert_eq!([1, 6, 2].map(|kind| read.number(kind)), [Some(8193), Some(hour), None]);
     }

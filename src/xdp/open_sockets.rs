@@ -157,7 +157,7 @@ fn equip(fd: BorrowedFd<'_>) -> io::Result<SocketParts> {
     xsk_calls::map_rings(fd, RING_ENTRIES)
 }
 
-/// Of the first socket of a UMEM; the kernel takes them over for the others that share it.
+/// Flags for the first socket of a UMEM. The kernel uses them for the others that share it too.
 fn bind_flags(Binding { mode, frames }: Binding) -> SocketAddrXdpFlags {
     let copy = match mode {
         Some(BindMode::ZeroCopy) => SocketAddrXdpFlags::XDP_ZEROCOPY,

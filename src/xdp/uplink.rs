@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::busy_poll::{BusyPoll, BusyPollError, Deferred};
+use super::busy_poll::{BusyPoll, BusyPollError, DeferredInterrupts};
 use super::host_device::{HostDevice, HostDeviceError};
-use super::launcher::{Handed, MapError, SocketMap};
+use super::launcher::{Handed, SocketMap, SocketMapError};
 use super::mode_fallback::{open_best, open_handed};
 use super::multicast::MulticastTap;
 use super::nic::InterfaceError;
@@ -41,7 +41,7 @@ pub struct Uplink {
     /// How it is attached.
     pub attachment: XdpAttachment,
     /// While it is busy polled. Goes before the program, whose end may end NAPI instances.
-    pub deferred: Option<Deferred>,
+    pub deferred: Option<DeferredInterrupts>,
     /// The program; None where it is a launcher's.
     pub redirect: Option<Redirect>,
     /// Broadcast and multicast; None where the program is a launcher's and decides on them too.
@@ -162,15 +162,15 @@ fn poll_busily(
     interface: &Interface,
     sockets: &mut [Socket],
     wish: &BusyPoll,
-) -> Result<Deferred, BusyPollError> {
+) -> Result<DeferredInterrupts, BusyPollError> {
     for socket in sockets {
         socket.poll_busily(wish.budget, wish.suspend).map_err(BusyPollError::Socket)?;
     }
-    Deferred::start(interface, wish)
+    DeferredInterrupts::start(interface, wish)
 }
 
 /// The map that our sockets are to be put into; None where a launcher has put its own into one.
-fn map_of(handed: &Handed, interface: &str) -> Result<Option<SocketMap>, MapError> {
+fn map_of(handed: &Handed, interface: &str) -> Result<Option<SocketMap>, SocketMapError> {
     Ok(match handed {
         Handed::Sockets(_) => None,
         Handed::Map(path) => Some(SocketMap::pinned(path)?),
@@ -233,6 +233,6 @@ fn attach(
         }
         error => error.into(),
     })?;
-    // Told is what the kernel did, whatever was asked of it.
+    // The mode that is reported is the one that the kernel chose, whatever was asked of it.
     Ok((program::attached(interface.index).unwrap_or(mode), reason))
 }

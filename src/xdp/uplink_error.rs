@@ -5,7 +5,7 @@ use std::io;
 
 use super::busy_poll::BusyPollError;
 use super::host_device::HostDeviceError;
-use super::launcher::MapError;
+use super::launcher::SocketMapError;
 use super::multicast::TapError;
 use super::nic::{self, AttachedProgram, InterfaceError, SteeringError, Unfit};
 use super::open_sockets::SocketError;
@@ -20,7 +20,7 @@ pub enum UplinkError {
     /// Not there.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
-    /// Of a kind that cannot carry guests' frames.
+    /// Its kind of device cannot carry guests' frames.
     #[error(transparent)]
     Unfit(#[from] Unfit),
     /// The mode asked for would run a program where its sockets do not get the frames.
@@ -57,7 +57,7 @@ pub enum UplinkError {
     NoProgram(String),
     /// A launcher's map.
     #[error(transparent)]
-    Map(#[from] MapError),
+    Map(#[from] SocketMapError),
     /// The program is not in place.
     #[error(transparent)]
     Program(#[from] ProgramError),

@@ -112,7 +112,7 @@ impl Socket {
         Self::new(queue, umem, parts, frames, packet_max(BindMode::Copy, FRAGMENTS_MAX))
     }
 
-    /// The same with its descriptor, by which the kernel is called.
+    /// Give it its descriptor, by which the kernel is called.
     pub(super) fn with_descriptor(mut self, fd: OwnedFd) -> Self {
         self.call_batch = widen_call_batch(fd.as_fd());
         self.fd = Some(fd);

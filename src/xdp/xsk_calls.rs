@@ -164,7 +164,7 @@ pub(super) fn set_transmit_budget(socket: BorrowedFd<'_>, frames: u32) -> io::Re
 /// Have the socket's calls drive the NIC, which takes at most `budget` packets at each: busy
 /// polling (`xsk_recvmsg` of net/xdp/xsk.c).
 pub(super) fn set_busy_poll(socket: BorrowedFd<'_>, budget: u16) -> io::Result<()> {
-    // Of asm-generic/socket.h; neither rustix nor libc has these two.
+    // From asm-generic/socket.h; neither rustix nor libc has these two.
     const SO_PREFER_BUSY_POLL: libc::c_int = 69;
     const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
     /// µs that a call polls which blocks. To ours, which do not, it says that they may poll at all.

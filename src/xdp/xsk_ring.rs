@@ -147,7 +147,7 @@ impl<T: Copy> View<T> {
 /// An entry of the rx and tx rings: struct xdp_desc of linux/if_xdp.h.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Descriptor {
+struct XdpDescriptor {
     address: u64,
     len: u32,
     options: u32,
@@ -200,7 +200,7 @@ impl Fill {
 
 /// Packets the kernel has received.
 #[derive(Debug)]
-pub struct Rx(View<Descriptor>);
+pub struct Rx(View<XdpDescriptor>);
 
 impl Rx {
     /// # Safety
@@ -227,8 +227,8 @@ impl Rx {
         self.0.filled()
     }
 
-    /// Whether a packet continues after the frame so many places after the next one, which `acquire`
-    /// has counted.
+    /// Whether a packet continues after the frame so many places after the next one. `acquire` has
+    /// counted that frame.
     #[inline]
     #[must_use]
     pub fn continues(&self, ahead: u32) -> bool {
@@ -238,7 +238,7 @@ impl Rx {
     /// Take one of the frames that `acquire` counted.
     #[inline]
     pub fn take(&mut self) -> Received {
-        let Descriptor { address, len, options } = self.0.read();
+        let XdpDescriptor { address, len, options } = self.0.read();
         Received { frame: Frame::at(address), len, more: options & CONTINUED != 0 }
     }
 
@@ -251,7 +251,7 @@ impl Rx {
 
 /// Packets we give the kernel to transmit.
 #[derive(Debug)]
-pub struct Tx(View<Descriptor>);
+pub struct Tx(View<XdpDescriptor>);
 
 impl Tx {
     /// # Safety
@@ -278,7 +278,7 @@ impl Tx {
     #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
     pub fn put(&mut self, frame: Frame, len: u32, more: bool) {
         let options = if more { CONTINUED } else { 0 };
-        self.0.write(Descriptor { address: frame.address(), len, options });
+        self.0.write(XdpDescriptor { address: frame.address(), len, options });
     }
 
     /// Show the kernel what was put: whole packets.

@@ -42,7 +42,7 @@ pub struct LinkFacts {
     pub addresses: Vec<String>,
     /// The XDP program on it.
     pub program: Option<AttachedProgram>,
-    /// Of a veth: the index of the other end, and the identifier of its namespace if that is
+    /// The index of a veth's other end, and the identifier of its namespace if that is
     /// another one.
     #[serde(skip)]
     pub other_end: Option<(u32, Option<i32>)>,

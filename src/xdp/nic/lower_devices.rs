@@ -29,9 +29,9 @@ pub struct Device {
     pub kind: String,
     /// What its frames are.
     pub link_layer: LinkLayer,
-    /// Of a macvlan or macvtap: its mode.
+    /// The mode of a macvlan or macvtap.
     pub macvlan: Option<Macvlan>,
-    /// Of a bridge: whether it knows VLANs.
+    /// Whether a bridge knows VLANs.
     pub vlan_filtering: bool,
     /// A station or an access point.
     pub wireless: bool,
@@ -84,7 +84,7 @@ pub struct Lower {
 }
 
 impl Device {
-    /// Of this link.
+    /// Ask about this link.
     pub(crate) async fn read(name: &str, link: &LinkMessage) -> Self {
         let mut device = Self {
             interface: name.to_owned(),

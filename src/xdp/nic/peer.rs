@@ -72,7 +72,7 @@ async fn find_namespace(handle: &Handle, id: i32) -> Option<(PathBuf, File)> {
     let processes = paths_in("/proc").filter(numeric).map(|process| process.join("ns/net"));
     let mut seen = BTreeSet::new();
     for path in named.chain(processes.take(PROCESSES_MAX)) {
-        // Of another user's process we may not know; one may have ended.
+        // Another user's process is hidden from us, and one may have ended.
         let Ok(file) = File::open(&path) else { continue };
         let Ok(metadata) = file.metadata() else { continue };
         if seen.insert(metadata.ino()) && identifier(handle.clone(), &file).await == Some(id) {

@@ -34,7 +34,7 @@ pub(super) fn number(interface: &str, file: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Of the device on the bus. A virtio device lies on another one, which knows.
+/// The NUMA node of the device on the bus. A virtio device lies on another one, which knows.
 pub(super) fn numa_node(interface: &str) -> Option<u32> {
     number(interface, "device/numa_node")
         .or_else(|| number(interface, "device/../numa_node"))

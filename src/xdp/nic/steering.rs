@@ -69,7 +69,7 @@ const FIELDS: [(&str, u32); 6] = [
 const DROPS: u64 = u64::MAX;
 
 impl Steering {
-    /// Of the NIC `interface`; empty where it does not say.
+    /// Ask the NIC `interface`; empty where it does not say.
     #[must_use]
     pub fn read(interface: &str) -> Self {
         let hashed = FLOWS.into_iter().filter_map(|(flow, number)| {

@@ -3,7 +3,7 @@
 use rtnetlink::packet_core::NLM_F_ACK;
 use serde::Serialize;
 
-use crate::xdp::netdev::{Message, ask};
+use crate::xdp::netdev::{NetdevMessage, ask};
 
 /// What a driver says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,11 +53,12 @@ const XSK_TX_LAUNCH_TIME: u64 = 1 << 2;
 
 /// Ask about the NIC with this index. None where the kernel does not know the question.
 pub(crate) fn xdp_features(index: u32) -> Option<XdpFeatures> {
-    let answers = ask(Message::new(DEV_GET, &[(DEV_IFINDEX, index.into())]), NLM_F_ACK).ok()?;
+    let answers =
+        ask(NetdevMessage::new(DEV_GET, &[(DEV_IFINDEX, index.into())]), NLM_F_ACK).ok()?;
     answers.first().map(features)
 }
 
-fn features(answer: &Message) -> XdpFeatures {
+fn features(answer: &NetdevMessage) -> XdpFeatures {
     let has = |kind, bit| answer.number(kind).unwrap_or(0) & bit != 0;
     let frames = answer.number(DEV_XDP_ZC_MAX_SEGS).unwrap_or(0);
     XdpFeatures {
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     fn said(numbers: &[(u16, u64)]) -> XdpFeatures {
-        features(&Message::new(DEV_GET, numbers))
+        features(&NetdevMessage::new(DEV_GET, numbers))
     }
 
     #[test]

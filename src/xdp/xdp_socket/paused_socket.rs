@@ -19,9 +19,9 @@ pub struct SocketAtRest {
     /// The queue.
     pub queue: u32,
     /// The frames that are in none of the rings.
-    free: Vec<u64>,
+    pub(super) free: Vec<u64>,
     receiving: u64,
-    transmitting: u64,
+    pub(super) transmitting: u64,
     cutting: bool,
 }
 

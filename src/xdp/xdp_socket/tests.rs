@@ -3,6 +3,7 @@
 use super::paused_socket::SocketAtRest;
 use super::*;
 use crate::test_support::ring_pair::{Wire, ring_pair};
+use crate::xdp::umem_frame::FRAME_PACKET_MAX;
 use crate::xdp::xsk_ring::{Completion, Fill, Rx, Tx};
 
 const FRAMES: u32 = 64;
@@ -71,7 +72,7 @@ fn successor(socket: &Socket) -> Socket {
 }
 
 #[test]
-fn another_process_goes_on_where_a_socket_rests() {
+fn another_process_resumes_where_a_socket_was_paused() {
     let (mut first, mut wire) = ring_pair(0, FRAMES);
     for seed in 0..100 {
         assert!(wire.arrive(&bytes(60, seed)));
