@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::raise_open_files;
 use isonic::config::{Attach, PortConfig, SocketMode};
 use isonic::control::api::{
     Deleted, HealthView, PortState, PortView, ProfileChange, ProfileView, Stats, Upgrade, Upgraded,
@@ -118,6 +119,7 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        raise_open_files();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");
         let Claimed { listener, file } = unix_socket::claim(&path).unwrap();

@@ -1,6 +1,7 @@
 //! One guest, its neighbours' time and room: whatever a guest does, the work of a turn is bounded,
 //! and what is shared has a part for each port that no other can take. Work is counted, not timed.
 
+use crate::raise_open_files;
 use etherparse::PacketBuilder;
 use isonic::datapath::{Attachment, PortId, Route, Target, UplinkId, WorkerId};
 use isonic::device::features::{CSUM, HOST_TSO4};
@@ -258,6 +259,7 @@ fn fill(guest: &mut RigGuest) {
 
 #[test]
 fn multicast_of_the_control_plane_counts_its_copies_in_a_turn() {
+    raise_open_files();
     const GUESTS: u8 = 200;
     let mut rig = Rig::new(1);
     let mut guests: Vec<_> =

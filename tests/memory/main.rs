@@ -20,3 +20,11 @@ mod session_state;
 mod session_succession;
 mod virtqueue;
 mod virtqueue_packed;
+
+/// For tests that open more than the 1024 descriptors that a shell gives, as the daemon does. They
+/// call it first, or a test of another thread would lack what they have taken.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::raise_open_files;
 use etherparse::PacketBuilder;
 use isonic::datapath::{Attachment, PortId, Route, UplinkId, WorkerId, frame_max};
 use isonic::metrics::PortCounter;
@@ -18,18 +19,11 @@ use isonic::test_support::live_port::LivePort;
 use isonic::test_support::rig::Rig;
 use isonic::test_support::rig_guest::{OUTSIDE, each_layout, frame, mac};
 use isonic::virtqueue::QueueOptions;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const PAIRS: u16 = 128;
 const RINGS: u32 = 256;
 /// Entries of each ring.
 const RING_SIZE: u16 = 16;
-
-/// As the daemon does: a port of 256 rings has more descriptors than a shell gives.
-fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-}
 
 fn v3() -> Profile {
     Catalog::embedded().get("org.isonic.net.v3").unwrap().as_ref().clone()
