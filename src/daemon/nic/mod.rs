@@ -10,7 +10,7 @@
 //! - `pump`, `host_pump`: the threads that bring multicast, and what joins the host to its VMs.
 //! - `nic_in_use`, `nics`: one NIC, and all of them.
 //! - `nic_control`: what a life sees and has done.
-//! - `nic_life`: what is to be done when a link goes down, a NIC goes away or a socket stands still.
+//! - `nic_life`: what is to be done when a link goes down, a NIC goes away, a socket stands still.
 //! - `nic_watch`: the thread that looks.
 
 mod host_pump;

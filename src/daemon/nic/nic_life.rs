@@ -9,9 +9,9 @@
 //!    └─ stands still, has more queues or no program: closed and opened ─▶ (tried again)
 //! ```
 //!
-//! While the uplink is not Up its sockets are kept by its [`Nic`] and not by the workers: what guests
-//! send there is dropped and counted, and nobody polls for it. Down, they are kept as they are; Gone,
-//! they are closed, and their memory is given back before there is other.
+//! While the uplink is not Up its sockets are kept by its [`Nic`] and not by the workers: what
+//! guests send there is dropped and counted, and nobody polls for it. Down, they are kept as they
+//! are; Gone, they are closed, and their memory is given back before there is other.
 //!
 //! Decisions only: what is seen and done goes through [`NicControl`].
 

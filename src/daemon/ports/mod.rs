@@ -14,8 +14,8 @@
 //! - `port`: one port, served or refused.
 //! - `registry`: which there are, and what of them is kept.
 //! - `make_port`: a port is made whole or not at all.
-//! - `change_ports`, `restore_ports`, `end_sessions`: what is asked for, what was there before, what
-//!   this process ends of itself.
+//! - `change_ports`, `restore_ports`, `end_sessions`: what is asked for, what was there before,
+//!   what this process ends of itself.
 //! - `diagnosis`, `port_watch`: what is wrong with a port, and the thread that looks.
 
 mod change_ports;

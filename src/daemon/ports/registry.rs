@@ -91,8 +91,8 @@ pub(super) struct StateEntry<'p> {
 impl Registry {
     /// An empty one.
     pub fn new(setup: RegistrySetup) -> Self {
-        let RegistrySetup { config, catalog, nics, workers, ownership, problems, state, inherited } =
-            setup;
+        let RegistrySetup { config, catalog, nics, workers, .. } = setup;
+        let RegistrySetup { ownership, problems, state, inherited, .. } = setup;
         for (problem, reason) in state.iter().flat_map(|state| state.problems()) {
             problems.set(*problem, Some(reason.clone()));
         }
@@ -181,7 +181,7 @@ impl Registry {
         Some(id)
     }
 
-    // ---- the process before this one, and the one after ------------------------------------------
+    // ---- the process before this one, and the one after -----------------------------------------
 
     fn inherited(&self) -> MutexGuard<'_, Option<InheritedPorts>> {
         self.inherited.lock().unwrap_or_else(PoisonError::into_inner)

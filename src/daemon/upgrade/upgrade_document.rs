@@ -41,9 +41,11 @@ pub(super) struct Foundation {
     #[serde(default)]
     pub runtime_lock: Option<DescriptorIndex>,
     pub listeners: Vec<ListenerPart>,
-    /// All ports, each a [`PortRecord`](crate::daemon::ports::PortRecord). Whoever sends them waits for [`SuccessorAnswer::Prepared`] and not
-    /// for [`SuccessorAnswer::Ready`], which is all that older versions know.
+    /// All ports, each a [`PortRecord`]. Whoever sends them waits for
+    /// [`SuccessorAnswer::Prepared`] and not for [`SuccessorAnswer::Ready`], which is all that
+    /// older versions know.
     ///
+    /// [`PortRecord`]: crate::daemon::ports::PortRecord
     /// [`SuccessorAnswer::Prepared`]: super::successor_answer::SuccessorAnswer::Prepared
     /// [`SuccessorAnswer::Ready`]: super::successor_answer::SuccessorAnswer::Ready
     #[serde(default)]
