@@ -12,7 +12,7 @@ use crate::control::api::{HealthView, VersionView};
 use crate::control::client::Client;
 use crate::doctor::{self, Candidate, DaemonFacts, Facts, Finding, Promise, Report, Status};
 use crate::platform::directory::Directory;
-use crate::platform::host::HostFacts;
+use crate::platform::host_facts::HostFacts;
 use crate::profile::{Catalog, Profile};
 use crate::report::chain;
 use crate::xdp::nic::physical_interfaces;

@@ -16,7 +16,7 @@ use crate::metrics::sum;
 use crate::profile::{Catalog, fingerprint};
 use crate::report::chain;
 use crate::vhost_user::SessionBinding;
-use crate::xdp::{AttachMode, SocketMode};
+use crate::xdp::{AttachMode, BindMode};
 
 use super::nic::{Nic, NicState, Nics};
 use super::ownership::{DaemonBusy, Ownership};
@@ -216,8 +216,8 @@ impl DaemonService {
                 AttachMode::Generic => XdpMode::Generic,
             },
             socket_mode: match attachment.socket_mode {
-                SocketMode::ZeroCopy => SocketKind::Zerocopy,
-                SocketMode::Copy => SocketKind::Copy,
+                BindMode::ZeroCopy => SocketKind::Zerocopy,
+                BindMode::Copy => SocketKind::Copy,
             },
             reason: attachment.reason.clone(),
             multi_buffer: attachment.multi_buffer(),
@@ -372,7 +372,7 @@ mod tests {
     use crate::daemon::watches::Watches;
     use crate::daemon::workers::WorkersSetup;
     use crate::vhost_user::{Connection, PortSocket, SessionEnd, SocketSource};
-    use crate::xdp::SocketMode;
+    use crate::xdp::BindMode;
 
     const OLD: &str = "org.isonic.net.v1";
     const NEW: &str = "org.isonic.net.v2,ring_packed=off";
@@ -399,7 +399,7 @@ mod tests {
                 mtu: 1500,
                 packet_max: 3840,
                 attach_mode: AttachMode::Native,
-                socket_mode: SocketMode::Copy,
+                socket_mode: BindMode::Copy,
                 queues: vec![0],
             };
             let known = BTreeMap::from([("isonic-away".to_owned(), known)]);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::platform::descriptors::Room;
+use crate::platform::descriptors::OpenFileLimit;
 use crate::profile::Catalog;
 use crate::report::chain;
 
@@ -67,7 +67,7 @@ impl Upkeep {
             started => started?,
         }
         let list = kept.profiles_file.clone().map(PublishedList::new).map(Mutex::new);
-        let refused = AtomicU64::new(Room::refusals());
+        let refused = AtomicU64::new(OpenFileLimit::refusals());
         kept.registry.look_at_positions();
         let upkeep = Self { kept, list, refused };
         upkeep.record();
@@ -99,9 +99,9 @@ impl Upkeep {
         registry.remake_sockets();
         registry.serve_refused();
         registry.look_at_positions();
-        let refused = Room::refusals();
+        let refused = OpenFileLimit::refusals();
         let since = self.refused.swap(refused, Ordering::Relaxed) != refused;
-        let full = since || Room::now().is_full();
+        let full = since || OpenFileLimit::now().is_full();
         problems.set(HostProblem::OpenFiles, full.then(no_room));
         self.record();
     }
@@ -134,7 +134,7 @@ impl Upkeep {
 
 /// Why front-ends are refused while nothing but reserved descriptors is left.
 fn no_room() -> String {
-    let Room { limit, reserved } = Room::now();
+    let OpenFileLimit { limit, reserved } = OpenFileLimit::now();
     format!(
         "all but {reserved} of {limit} file descriptors are open: no front-end is served beyond \
          those that are; raise LimitNOFILE"

@@ -10,8 +10,8 @@ use crossbeam::channel::{Receiver, unbounded};
 
 use crate::datapath::{
     Acknowledgement, Attachment, Forwarding, ForwardingBuilder, Handover, Inbox, Packet,
-    PacketPool, PortId, PortSight, RingReport, Route, Setup, SocketDescriptor, SocketReport,
-    Target, Turns, UplinkId, Watchdog, Watched, Worker, WorkerAtRest, WorkerGone, WorkerHandle,
+    PacketPool, PausedWorker, PortId, PortSight, RingReport, Route, Setup, SocketDescriptor,
+    SocketReport, Target, Turns, UplinkId, Watchdog, Watched, Worker, WorkerGone, WorkerHandle,
     WorkerId,
 };
 use crate::device::groups::ForwardGroups;
@@ -21,7 +21,7 @@ use crate::packet::Offload;
 use crate::platform::interrupt::InterruptibleThread;
 use crate::platform::log_queue;
 use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
-use crate::xdp::{FRAMES_PER_SOCKET, Socket, SocketAtRest, Umem};
+use crate::xdp::{FRAMES_PER_SOCKET, PausedSocket, Socket, Umem};
 
 use super::host_port::{HostNic, HostPort};
 
@@ -157,7 +157,7 @@ impl Workers {
             let lost = lost.clone();
             let worker = Worker::new(Setup { id, sockets, umems, inboxes, pool, mailbox, lost })?;
             let worker = worker.expecting(expected(&uplinks, id));
-            let worker = if paused { worker.at_rest() } else { worker };
+            let worker = if paused { worker.paused() } else { worker };
             counters.extend(worker.socket_counters());
             let turns = worker.turns();
             let cpu = cpus.get(id.index()).copied();
@@ -340,7 +340,7 @@ impl Workers {
     ///
     /// # Errors
     /// [`PauseError`]; the workers must be [resumed](Self::resume) all the same.
-    pub fn pause(&self) -> Result<Vec<WorkerAtRest>, PauseError> {
+    pub fn pause(&self) -> Result<Vec<PausedWorker>, PauseError> {
         let deadline = Instant::now() + PAUSE_WAIT_MAX;
         loop {
             // Nothing waits, and nothing was being done when we saw that: no later count differs.
@@ -369,14 +369,14 @@ impl Workers {
 
     /// How many packets the workers, which pause from now on, ever took of those handed over.
     fn handled(&self) -> Result<Vec<u64>, WorkerGone> {
-        self.tell_all(WorkerHandle::rest)
+        self.tell_all(WorkerHandle::pause)
     }
 
     /// Have the sockets continue where another process paused them; false if that cannot be.
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn adopt(&self, sockets: Vec<(UplinkId, SocketAtRest)>) -> Result<bool, WorkerGone> {
+    pub fn adopt(&self, sockets: Vec<(UplinkId, PausedSocket)>) -> Result<bool, WorkerGone> {
         let sockets = Arc::new(sockets);
         let adopted = self.tell_all(|worker| worker.adopt(&sockets))?;
         Ok(adopted.into_iter().all(|adopted| adopted))
@@ -474,7 +474,7 @@ impl Workers {
         let RingPlace { worker, port, index } = at;
         let worker = &self.entries[worker.index()].handle;
         if self.paused.load(Ordering::Acquire) {
-            worker.give_at_rest(port, index, ring)
+            worker.give_paused(port, index, ring)
         } else {
             worker.give(port, index, ring)
         }

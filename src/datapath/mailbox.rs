@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{PortCounter, Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
-use crate::xdp::{Socket, SocketAtRest, Umem};
+use crate::xdp::{PausedSocket, Socket, Umem};
 
 use super::forwarding::Forwarding;
 use super::handover::Inbox;
@@ -27,7 +27,7 @@ pub type SocketDescriptor = (UplinkId, u32, OwnedFd);
 
 /// A ring of a paused worker: what its session does not know of it.
 #[derive(Debug)]
-pub struct RingAtRest {
+pub struct PausedRing {
     /// The port.
     pub port: PortId,
     /// Ring number.
@@ -47,11 +47,11 @@ pub struct RingAtRest {
 /// All that a paused worker has. Nothing of it moves any more, so another process may take it over,
 /// if this worker never resumes.
 #[derive(Debug)]
-pub struct WorkerAtRest {
+pub struct PausedWorker {
     /// The sockets.
-    pub sockets: Vec<(UplinkId, SocketAtRest)>,
+    pub sockets: Vec<(UplinkId, PausedSocket)>,
     /// The rings, with descriptors of their events.
-    pub rings: Vec<RingAtRest>,
+    pub rings: Vec<PausedRing>,
 }
 
 /// A change to a worker. Each is acknowledged by its `done`, after which it is true.
@@ -191,13 +191,13 @@ pub enum WorkerCommand {
     /// and say where all is.
     Report {
         /// The report.
-        done: Sender<io::Result<WorkerAtRest>>,
+        done: Sender<io::Result<PausedWorker>>,
     },
     /// While paused: have these sockets where another process left them. Answers whether that can
     /// be.
     Adopt {
         /// Those that another process had; not all need be this worker's.
-        sockets: Arc<Vec<(UplinkId, SocketAtRest)>>,
+        sockets: Arc<Vec<(UplinkId, PausedSocket)>>,
         /// Acknowledged.
         done: Sender<bool>,
     },
@@ -298,7 +298,7 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn give_at_rest(&self, port: PortId, index: u16, ring: Ring) -> Result<(), WorkerGone> {
+    pub fn give_paused(&self, port: PortId, index: u16, ring: Ring) -> Result<(), WorkerGone> {
         self.send(|done| WorkerCommand::Give { port, index, ring: Box::new(ring), done }).map(drop)
     }
 
@@ -411,7 +411,7 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub fn rest(&self) -> Result<Acknowledgement<u64>, WorkerGone> {
+    pub fn pause(&self) -> Result<Acknowledgement<u64>, WorkerGone> {
         self.send(|done| WorkerCommand::Pause { done })
     }
 
@@ -419,7 +419,7 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// [`WorkerGone`]; inside, no descriptor left.
-    pub fn report(&self) -> Result<Acknowledgement<io::Result<WorkerAtRest>>, WorkerGone> {
+    pub fn report(&self) -> Result<Acknowledgement<io::Result<PausedWorker>>, WorkerGone> {
         self.send(|done| WorkerCommand::Report { done })
     }
 
@@ -430,7 +430,7 @@ impl WorkerHandle {
     /// [`WorkerGone`].
     pub fn adopt(
         &self,
-        sockets: &Arc<Vec<(UplinkId, SocketAtRest)>>,
+        sockets: &Arc<Vec<(UplinkId, PausedSocket)>>,
     ) -> Result<Acknowledgement<bool>, WorkerGone> {
         let sockets = Arc::clone(sockets);
         self.send(|done| WorkerCommand::Adopt { sockets, done })

@@ -84,7 +84,7 @@ pub use ids::{
 };
 pub use limits::{BURST, ETHERNET_BYTES, VLAN_BYTES, frame_max};
 pub use mailbox::{
-    Acknowledgement, RingAtRest, SocketDescriptor, WorkerAtRest, WorkerCommand, WorkerGone,
+    Acknowledgement, PausedRing, PausedWorker, SocketDescriptor, WorkerCommand, WorkerGone,
     WorkerHandle,
 };
 pub use sockets::SocketReport;

@@ -10,13 +10,13 @@ use crossbeam::channel::{Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::metrics::{Published, SocketCounter};
 use crate::virtqueue::{EventFd, EventKind, Queue, QueueSetup, Ring};
-use crate::xdp::{Socket, SocketAtRest, Umem};
+use crate::xdp::{PausedSocket, Socket, Umem};
 
 use super::from_uplink::Arrivals;
 use super::handover::{Inbox, PacketPool};
 use super::idle::Idle;
 use super::ids::{PortId, RingId, UplinkId, WorkerId, is_from_guest};
-use super::mailbox::{RingAtRest, SocketDescriptor, WorkerAtRest, WorkerCommand};
+use super::mailbox::{PausedRing, PausedWorker, SocketDescriptor, WorkerCommand};
 use super::plane::{Plane, PlaneSetup};
 use super::sleep::Sleeper;
 use super::sockets::WorkerSocket;
@@ -91,7 +91,7 @@ impl Worker {
 
     /// Start paused: take nothing before [`WorkerCommand::Resume`].
     #[must_use]
-    pub fn at_rest(self) -> Self {
+    pub fn paused(self) -> Self {
         Self { paused: true, ..self }
     }
 
@@ -372,14 +372,14 @@ impl Worker {
         }
     }
 
-    fn report(&mut self) -> std::io::Result<WorkerAtRest> {
+    fn report(&mut self) -> std::io::Result<PausedWorker> {
         self.plane.ports.publish_and_notify();
         let rest = |of: &mut WorkerSocket| Some((of.uplink, of.socket.as_mut()?.rest()));
         let sockets = self.plane.sockets.places.iter_mut().filter_map(rest).collect();
         let duplicate =
             |event: &Option<EventFd>| event.as_ref().map(EventFd::duplicate).transpose();
         let ring = |(RingId { port, index }, ring): (RingId, &Ring)| {
-            Ok(RingAtRest {
+            Ok(PausedRing {
                 port,
                 index,
                 position: ring.queue.ring().position(),
@@ -390,13 +390,13 @@ impl Worker {
             })
         };
         let rings = self.plane.ports.rings().map(ring).collect::<std::io::Result<_>>()?;
-        Ok(WorkerAtRest { sockets, rings })
+        Ok(PausedWorker { sockets, rings })
     }
 
-    fn adopt(&mut self, at_rest: &[(UplinkId, SocketAtRest)]) -> bool {
+    fn adopt(&mut self, at_rest: &[(UplinkId, PausedSocket)]) -> bool {
         for place in &mut self.plane.sockets.places {
             let at = (place.uplink, place.queue);
-            let own = |(of, left): &&(UplinkId, SocketAtRest)| (*of, left.queue) == at;
+            let own = |(of, left): &&(UplinkId, PausedSocket)| (*of, left.queue) == at;
             if let Some((_, left)) = at_rest.iter().find(own)
                 && let Some(socket) = &mut place.socket
                 && !socket.resume(left)

@@ -3,7 +3,7 @@
 use crate::config::{Attach, Handed, UplinkConfig};
 use crate::control::api::{ProblemView, UplinkView};
 use crate::platform::directory::Directory;
-use crate::platform::host::HostFacts;
+use crate::platform::host_facts::HostFacts;
 use crate::xdp::NicFacts;
 
 /// All that is known when the doctor is asked.

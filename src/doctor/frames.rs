@@ -7,7 +7,7 @@ use super::subject::Subject;
 use crate::config::UplinkMode;
 use crate::control::api::{SocketKind, XdpMode};
 use crate::xdp::nic::Offloads;
-use crate::xdp::{RING_ENTRIES, SocketMode, packet_max};
+use crate::xdp::{BindMode, RING_ENTRIES, packet_max};
 
 /// Bytes of a frame beyond its MTU: an Ethernet header and two VLAN tags.
 const FRAME_OVERHEAD: u32 = 14 + 8;
@@ -205,14 +205,14 @@ fn mtu(subject: &Subject<'_>) -> Finding {
 fn long_packets(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
     let (id, mtu) = ("long-packets", subject.nic.link.mtu);
     let frame_max = mtu + FRAME_OVERHEAD;
-    let one = packet_max(SocketMode::Copy, 1);
+    let one = packet_max(BindMode::Copy, 1);
     let longest = match (subject.served, mode.zero_copy) {
         (Some(view), _) => view.packet_max,
         (None, true) => {
             let frames = subject.nic.xdp.as_ref().map_or(1, |xdp| xdp.zero_copy_frames);
-            packet_max(SocketMode::ZeroCopy, frames as usize)
+            packet_max(BindMode::ZeroCopy, frames as usize)
         }
-        (None, false) => packet_max(SocketMode::Copy, COPY_FRAMES),
+        (None, false) => packet_max(BindMode::Copy, COPY_FRAMES),
     };
     // In the kernel a native program must say that it takes packets in several buffers, as ours
     // does, and the driver that it gives such.

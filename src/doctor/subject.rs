@@ -1,7 +1,7 @@
 //! One interface, and what all checks ask of it.
 
 use crate::control::api::UplinkView;
-use crate::platform::host::HostFacts;
+use crate::platform::host_facts::HostFacts;
 use crate::xdp::NicFacts;
 
 use super::facts::{Candidate, Facts};

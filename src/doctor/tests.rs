@@ -4,7 +4,7 @@ use super::*;
 use crate::config::{Attach, Handed, UplinkConfig, UplinkMode, UplinkSteering};
 use crate::control::api::{ProblemView, UplinkView};
 use crate::platform::directory::Directory;
-use crate::platform::host::HostFacts;
+use crate::platform::host_facts::HostFacts;
 use crate::xdp::NicFacts;
 use crate::xdp::nic::{
     AttachedProgram, Channels, Device, FlowRule, Holder, LinkFacts, LinkLayer, Lower, Macvlan,

@@ -39,7 +39,7 @@ pub use addresses::{FrontendAddress, GuestAddress};
 pub use dirty_log::{DirtyLog, LOG_BYTES_MAX, LOG_PAGE_BYTES, LogError, LogRange};
 pub use files::MemoryFiles;
 pub use map_error::{COMMON_BYTES, MapError, SHARE_BYTES};
-pub use mapping_budget::MappingBudget as Room;
+pub use mapping_budget::MappingBudget;
 pub use memory_table::{GuestMemory, REGIONS_MAX, TableError};
 pub use region::{Region, RegionSpec};
 pub use sigbus::install_handler as install_fault_handler;

@@ -69,9 +69,6 @@ impl OpenFileLimit {
     }
 }
 
-/// The name that other rooms have for it.
-pub use OpenFileLimit as Room;
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,5 +14,4 @@ pub mod text_file;
 pub mod unix_socket;
 
 pub use eventfd_counter::signals;
-pub use host_facts as host;
 pub use machine_id::machine_id;

@@ -30,7 +30,9 @@ use crate::device::features::{
     PROTOCOL_IMPLEMENTED, VERSION_1,
 };
 use crate::profile::Profile;
-use crate::vhost_user::{HostError, MemoryPolicy, PortHost, SessionBinding, SessionEnd, serve};
+use crate::vhost_user::{
+    MemoryPolicy, PortBackend, PortBackendError, SessionBinding, SessionEnd, serve,
+};
 use crate::virtqueue::{EventFd, EventKind, Ring};
 
 /// Request numbers (vhost-user, "Front-end message types").
@@ -212,7 +214,7 @@ pub struct Frontend {
 impl Frontend {
     /// Connect to a new session with this profile and host.
     #[must_use]
-    pub fn connect(profile: Profile, host: Arc<dyn PortHost>) -> Self {
+    pub fn connect(profile: Profile, host: Arc<dyn PortBackend>) -> Self {
         let (stream, theirs) = UnixStream::pair().unwrap();
         let session =
             std::thread::spawn(move || serve(&theirs, Arc::new(profile), host, "isonic-test"));
@@ -397,18 +399,18 @@ impl RecordingHost {
     }
 }
 
-impl PortHost for RecordingHost {
+impl PortBackend for RecordingHost {
     fn memory_policy(&self) -> MemoryPolicy {
         self.memory
     }
 
-    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), PortBackendError> {
         assert!(self.rings().insert(index, ring).is_none(), "ring {index} was given twice");
         self.moves.lock().unwrap().push((index, true));
         Ok(())
     }
 
-    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+    fn take(&self, index: u16) -> Result<Option<Ring>, PortBackendError> {
         let ring = self.rings().remove(&index);
         if ring.is_some() {
             self.moves.lock().unwrap().push((index, false));
@@ -421,7 +423,7 @@ impl PortHost for RecordingHost {
         index: u16,
         kind: EventKind,
         event: Option<EventFd>,
-    ) -> Result<(), HostError> {
+    ) -> Result<(), PortBackendError> {
         let mut rings = self.rings();
         rings.get_mut(&index).expect("the ring runs").set_event(kind, event);
         Ok(())

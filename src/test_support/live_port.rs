@@ -13,7 +13,7 @@ use crate::datapath::{
     Worker, WorkerHandle, WorkerId, frame_max, is_from_guest, pair_of,
 };
 use crate::guest_memory::GuestMemory;
-use crate::vhost_user::{HostError, PortHost, SessionBinding};
+use crate::vhost_user::{PortBackend, PortBackendError, SessionBinding};
 use crate::virtqueue::{EventFd, EventKind, QueueSetup, Ring};
 
 use super::ring_pair::{Wire, ring_pair};
@@ -98,15 +98,15 @@ impl LivePort {
     }
 }
 
-impl PortHost for LivePort {
-    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+impl PortBackend for LivePort {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), PortBackendError> {
         let ready = ring.enabled && ring.broken.is_none();
         self.handle.give(PORT, index, ring).unwrap();
         self.set_ready(index, ready);
         Ok(())
     }
 
-    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+    fn take(&self, index: u16) -> Result<Option<Ring>, PortBackendError> {
         self.set_ready(index, false);
         Ok(self.handle.take(PORT, index).unwrap())
     }
@@ -116,7 +116,7 @@ impl PortHost for LivePort {
         index: u16,
         kind: EventKind,
         event: Option<EventFd>,
-    ) -> Result<(), HostError> {
+    ) -> Result<(), PortBackendError> {
         self.handle.exchange((PORT, index), kind, event).unwrap();
         Ok(())
     }
@@ -126,7 +126,7 @@ impl PortHost for LivePort {
         index: u16,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
-    ) -> Result<bool, HostError> {
+    ) -> Result<bool, PortBackendError> {
         Ok(self.handle.relocate((PORT, index), setup, memory).unwrap().is_some())
     }
 

@@ -22,5 +22,4 @@ pub mod ring_pair;
 mod stop_on_drop;
 pub mod vm;
 
-pub use log_file as dirty_log;
 pub use stop_on_drop::StopOnDrop;

@@ -17,14 +17,14 @@ use crate::device::features::{
     EVENT_IDX, FeatureSet, INDIRECT_DESC, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK,
     RING_PACKED, TRANSPORT, VERSION_1,
 };
-use crate::guest_memory::{DirtyLog, GuestMemory, RegionSpec, Room};
+use crate::guest_memory::{DirtyLog, GuestMemory, MappingBudget, RegionSpec};
 use crate::profile::Profile;
 use crate::virtqueue::QueueOptions;
 
 use super::deferred_close::DeferredClose;
 use super::device_state::{DeviceState, DeviceStateError, LastRun, state_of};
 use super::outage::{Outage, RingsChange, StartedRings};
-use super::port_backend::{MemoryPolicy, PortHost, SessionBinding};
+use super::port_backend::{MemoryPolicy, PortBackend, SessionBinding};
 use super::refusal::Refusal;
 use super::requests::RequestRule;
 use super::ring_state::RingState;
@@ -40,7 +40,7 @@ const FEATURES_OK: u8 = 8;
 /// See the module's header.
 pub(super) struct Device {
     pub(super) profile: Arc<Profile>,
-    pub(super) backend: Arc<dyn PortHost>,
+    pub(super) backend: Arc<dyn PortBackend>,
     /// SET_FEATURES; None before the first and after a reset.
     pub(super) acknowledged: Option<FeatureSet>,
     /// SET_PROTOCOL_FEATURES.
@@ -61,7 +61,7 @@ pub(super) struct Device {
     /// for a failure.
     pub(super) backend_channel: Option<DeferredClose<OwnedFd>>,
     /// What the port may map, and has mapped.
-    pub(super) room: Arc<Room>,
+    pub(super) room: Arc<MappingBudget>,
     /// Bytes that its regions may have.
     pub(super) memory_max: u64,
     /// Regions that were removed one by one, and not added again.
@@ -76,7 +76,7 @@ pub(super) struct Device {
 
 impl Device {
     /// A device as a front-end finds it when it connects.
-    pub fn new(profile: Arc<Profile>, backend: Arc<dyn PortHost>) -> Self {
+    pub fn new(profile: Arc<Profile>, backend: Arc<dyn PortBackend>) -> Self {
         let rings = (usize::from(profile.queue_pairs_max) * 2).min(RINGS_MAX);
         let MemoryPolicy { files, max } = backend.memory_policy();
         let mut device = Self {
@@ -92,7 +92,7 @@ impl Device {
             last_run: LastRun::default(),
             outage: Outage::default(),
             backend_channel: None,
-            room: Room::new(files),
+            room: MappingBudget::new(files),
             memory_max: max,
             removed: Vec::new(),
             features_refused: false,

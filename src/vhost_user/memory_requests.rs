@@ -15,8 +15,8 @@ use vhost::vhost_user::message::{
 };
 
 use crate::guest_memory::{
-    FrontendAddress, GuestAddress, GuestMemory, MapError, REGIONS_MAX, Region, RegionSpec, Room,
-    TableError,
+    FrontendAddress, GuestAddress, GuestMemory, MapError, MappingBudget, REGIONS_MAX, Region,
+    RegionSpec, TableError,
 };
 
 use super::deferred_close::DeferredClose;
@@ -28,7 +28,7 @@ use super::transport::Message;
 /// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
 /// waits, and asked nothing before.
 pub(super) fn memory_file(
-    room: &Room,
+    room: &MappingBudget,
     descriptor: DeferredClose<OwnedFd>,
 ) -> Result<File, MapError> {
     room.check(&*descriptor)?;

@@ -3,7 +3,7 @@
 //! A [`PortSocket`] gets connections and calls [`serve_connection`] for each. A session reads one
 //! message at a time, looks it up in the table of requests, checks it, and answers it. Request
 //! numbers, message types and limits are the `vhost` crate's. What the front-end has said is
-//! gathered in a `Device`. A ring is given to the [`PortHost`] when all of it has been said, and
+//! gathered in a `Device`. A ring is given to the [`PortBackend`] when all of it has been said, and
 //! taken back before anything that it depends on changes.
 //!
 //! A request that breaks a rule is refused: a failed acknowledgement where one is asked for, and a
@@ -53,14 +53,12 @@ mod transport;
 mod wake_event;
 
 pub use deferred_close::DeferredClose;
-pub use deferred_close::DeferredClose as Deferred;
 pub use device_state::{DeviceStateError, Difference};
-pub use outage::Took;
-pub use pause::{Connection, InheritedSession, SessionAtRest};
-pub use port_backend::{HostError, MemoryPolicy, PortHost, SessionBinding};
+pub use outage::OutageTimes;
+pub use pause::{Connection, ContinuedSession, PausedSession};
+pub use port_backend::{MemoryPolicy, PortBackend, PortBackendError, SessionBinding};
 pub use port_socket::{Ended, PendingPause, PortSocket, SocketSource};
 pub use refusal::Refusal;
 pub use session::{SessionEnd, serve, serve_connection};
-pub use session_record::{RecordedMessage as Said, SessionRecord as Record};
-pub use session_record::{RecordedMessage, SessionRecord, WorkerRing, started};
+pub use session_record::{RecordedMessage, SessionRecord, WorkerRing};
 pub use transport::TransportError;

@@ -16,12 +16,12 @@ pub(super) struct Outage {
     phase: OutagePhase,
     /// In this phase so far.
     spent: Duration,
-    took: Took,
+    took: OutageTimes,
 }
 
 /// What the last stop and the last start took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Took {
+pub struct OutageTimes {
     /// From the first GET_VRING_BASE until no ring was started any more; of a device of one pair,
     /// QEMU stops both rings at once, by SET_STATUS.
     pub stopping: Option<Duration>,
@@ -87,7 +87,7 @@ impl Outage {
     }
 
     /// What the last stop and the last start took.
-    pub fn took(&self) -> Took {
+    pub fn took(&self) -> OutageTimes {
         self.took
     }
 }
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(note(FrontendReq::SET_VRING_KICK, (0, 2)), Some(RingsChange::Started(2 * MS)));
         assert_eq!(note(FrontendReq::SET_STATUS, (2, 0)), Some(RingsChange::Stopped(MS)));
         assert_eq!(note(FrontendReq::GET_VRING_BASE, (0, 0)), None);
-        let took = Took { stopping: Some(MS), starting: Some(2 * MS) };
+        let took = OutageTimes { stopping: Some(MS), starting: Some(2 * MS) };
         assert_eq!(outage.took(), took);
     }
 }

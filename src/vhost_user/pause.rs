@@ -1,6 +1,6 @@
 //! Pausing a session, so that another process can take its connection over.
 //!
-//! A session pauses between two messages. Whoever asked gets its record ([`SessionAtRest`]) and a
+//! A session pauses between two messages. Whoever asked gets its record ([`PausedSession`]) and a
 //! sender. The session resumes when that sender is dropped; if this process ends it never does.
 
 #![forbid(unsafe_code)]
@@ -20,7 +20,7 @@ use super::wake_event::WakeEvent;
 
 /// A session that is paused between two messages.
 #[derive(Debug)]
-pub struct SessionAtRest {
+pub struct PausedSession {
     /// The connection.
     pub stream: OwnedFd,
     /// What was said on it.
@@ -29,7 +29,7 @@ pub struct SessionAtRest {
 
 /// A session that began with another process.
 #[derive(Debug)]
-pub struct InheritedSession {
+pub struct ContinuedSession {
     /// The connection.
     pub stream: UnixStream,
     /// What was said on it.

@@ -7,11 +7,11 @@ use crate::device::features::FeatureSet;
 use crate::guest_memory::{GuestMemory, MemoryFiles};
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
-use super::outage::Took;
+use super::outage::OutageTimes;
 
 /// The port could not do what a valid request asked for.
 #[derive(Debug, thiserror::Error)]
-pub enum HostError {
+pub enum PortBackendError {
     /// The worker that should answer has ended: the daemon is stopping.
     #[error("the worker is gone; the daemon is stopping")]
     Stopping,
@@ -34,7 +34,7 @@ pub struct SessionBinding {
     /// Queue pairs with both rings started and enabled.
     pub queue_pairs: u16,
     /// What it took us to stop and to start the rings.
-    pub took: Took,
+    pub took: OutageTimes,
     /// Regions of its guest's memory that the front-end shares.
     pub regions: usize,
     /// The request that was refused last, and why.
@@ -59,29 +59,29 @@ impl Default for MemoryPolicy {
 
 /// The port behind a session. A call returns when what it says is true: for `give`, `take`,
 /// `exchange` and `relocate`, when the worker has acknowledged.
-pub trait PortHost: Send + Sync {
+pub trait PortBackend: Send + Sync {
     /// Hand ring `index` (even: to the guest, odd: from the guest) to its worker.
     ///
     /// # Errors
-    /// [`HostError`]; the ring is dropped then.
-    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError>;
+    /// [`PortBackendError`]; the ring is dropped then.
+    fn give(&self, index: u16, ring: Ring) -> Result<(), PortBackendError>;
 
     /// Take ring `index` back from its worker, which has finished with it; None if it has none.
     ///
     /// # Errors
-    /// [`HostError`].
-    fn take(&self, index: u16) -> Result<Option<Ring>, HostError>;
+    /// [`PortBackendError`].
+    fn take(&self, index: u16) -> Result<Option<Ring>, PortBackendError>;
 
     /// Use another event descriptor for ring `index`, which is with its worker and stays there.
     ///
     /// # Errors
-    /// [`HostError`].
+    /// [`PortBackendError`].
     fn exchange(
         &self,
         index: u16,
         kind: EventKind,
         event: Option<EventFd>,
-    ) -> Result<(), HostError>;
+    ) -> Result<(), PortBackendError>;
 
     /// Continue with ring `index` in `memory`, as `setup` says but from where it is. False if it
     /// cannot run there, or is not with its worker; nothing has changed then.
@@ -90,13 +90,13 @@ pub trait PortHost: Send + Sync {
     /// back and gives it again, which is enough where no frames are forwarded.
     ///
     /// # Errors
-    /// [`HostError`].
+    /// [`PortBackendError`].
     fn relocate(
         &self,
         index: u16,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
-    ) -> Result<bool, HostError> {
+    ) -> Result<bool, PortBackendError> {
         let Some(mut ring) = self.take(index)? else { return Ok(false) };
         let moved = ring.relocate(setup, memory).is_ok();
         self.give(index, ring)?;

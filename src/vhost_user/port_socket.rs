@@ -5,8 +5,8 @@
 //! first, since a front-end that lost us listens again at once, then every half second. Both take
 //! any number of disconnects and reconnects, whoever starts first.
 //!
-//! It can pause (`ask_to_rest`), so that another process takes its session over. It can begin
-//! paused (`start_at_rest`), to continue a session that another process had (`inherit`). A session
+//! It can pause (`ask_to_pause`), so that another process takes its session over. It can begin
+//! paused (`start_paused`), to continue a session that another process had (`inherit`). A session
 //! that does not pause in time is cut: whoever takes over has all of a port, or its front-end
 //! connects anew.
 //!
@@ -33,10 +33,10 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::platform::descriptors::Room;
+use crate::platform::descriptors::OpenFileLimit;
 
 use super::deferred_close::{DeferredClose, DescriptorCloser};
-use super::pause::{Connection, Continuation, InheritedSession, PauseHandle, SessionAtRest};
+use super::pause::{Connection, Continuation, ContinuedSession, PauseHandle, PausedSession};
 use super::session::SessionEnd;
 use super::wake_event::WakeEvent;
 
@@ -88,13 +88,13 @@ type Serve = Arc<dyn Fn(&mut Connection) -> SessionEnd + Send + Sync>;
 /// What the waiting thread is told.
 enum SocketCommand {
     Stop,
-    Pause { until: Instant, done: Sender<Option<SessionAtRest>>, resumed: Receiver<Resumption> },
+    Pause { until: Instant, done: Sender<Option<PausedSession>>, resumed: Receiver<Resumption> },
 }
 
 /// How a socket that is paused resumes.
 struct Resumption {
     /// With this session of another process's.
-    session: Option<(InheritedSession, Sender<()>)>,
+    session: Option<(ContinuedSession, Sender<()>)>,
     /// When the other's sender is gone.
     ours: Receiver<()>,
 }
@@ -136,13 +136,13 @@ impl PortSocket {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_at_rest(
+    pub fn start_paused(
         source: SocketSource,
         name: &str,
         serve: impl Fn(&mut Connection) -> SessionEnd + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let (mut socket, socket_thread) = Self::new(name, Arc::new(serve))?;
-        socket.ask_to_rest(Instant::now());
+        socket.ask_to_pause(Instant::now());
         socket.begin(socket_thread, source)
     }
 
@@ -215,7 +215,7 @@ impl PortSocket {
     /// another process can take over both. A session that does not before the deadline ends: it is
     /// in half a message, say. Returns at once, so that all ports are asked before any is waited
     /// for.
-    pub fn ask_to_rest(&mut self, until: Instant) -> PendingPause {
+    pub fn ask_to_pause(&mut self, until: Instant) -> PendingPause {
         let (done, paused) = bounded(1);
         let (resume, resumed) = bounded(1);
         self.resume = Some(resume);
@@ -233,7 +233,7 @@ impl PortSocket {
     /// receiver tells that the session is followed, or has ended because it could not be.
     pub fn inherit(
         &mut self,
-        session: Option<InheritedSession>,
+        session: Option<ContinuedSession>,
         ours: Receiver<()>,
     ) -> Receiver<()> {
         let (followed, outcome) = bounded(1);
@@ -273,14 +273,14 @@ impl PortSocket {
 /// A port's socket that was asked to pause.
 #[derive(Debug)]
 pub struct PendingPause {
-    paused: Receiver<Option<SessionAtRest>>,
+    paused: Receiver<Option<PausedSession>>,
     until: Instant,
 }
 
 impl PendingPause {
     /// The session, if there is one that stands still. Waits for the deadline, and little more.
     #[must_use]
-    pub fn wait(self) -> Option<SessionAtRest> {
+    pub fn wait(self) -> Option<PausedSession> {
         // A socket that has stopped has none. One whose thread does not answer hands over nothing:
         // it pauses before it accepts again.
         self.paused.recv_deadline(self.until + 2 * CUT_WAIT_MAX).ok().flatten()
@@ -422,7 +422,7 @@ impl SocketThread {
             stream.set_nonblocking(false)?;
             Ok(stream)
         }) {
-            Ok(stream) if Room::now().is_reserved(&stream) => self.refuse(&no_room()),
+            Ok(stream) if OpenFileLimit::now().is_reserved(&stream) => self.refuse(&no_room()),
             Ok(stream) => {
                 let stream = DeferredClose::new(stream, &self.closer);
                 self.waiting = Some((stream, Instant::now() + PATIENCE));
@@ -548,7 +548,7 @@ impl SocketThread {
     fn pause(
         &mut self,
         until: Instant,
-        done: &Sender<Option<SessionAtRest>>,
+        done: &Sender<Option<PausedSession>>,
         resumed: &Receiver<Resumption>,
     ) {
         let (session, resumes) = self.live.as_ref().and_then(|live| live.pause(until)).unzip();
@@ -564,7 +564,7 @@ impl SocketThread {
         // Whoever asked may only want to have it resume later.
         let _ = done.send(session);
         if let Ok(Resumption { session, ours }) = resumed.recv() {
-            if let Some((InheritedSession { stream, record }, followed)) = session {
+            if let Some((ContinuedSession { stream, record }, followed)) = session {
                 let stream = DeferredClose::new(stream, &self.closer);
                 let ours = ours.clone();
                 self.begin(stream, Some(Continuation { record, followed, ours }));
@@ -692,10 +692,10 @@ impl Drop for SignalOnDrop {
 
 impl RunningSession {
     /// Have the session stand still until what comes with it is dropped; None if it does not.
-    fn pause(&self, until: Instant) -> Option<(SessionAtRest, Sender<()>)> {
+    fn pause(&self, until: Instant) -> Option<(PausedSession, Sender<()>)> {
         let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
         let (record, resumes) = self.pause_handle.pause(until)?;
-        Some((SessionAtRest { stream, record }, resumes))
+        Some((PausedSession { stream, record }, resumes))
     }
 
     /// End the connection. The session gives its rings back meanwhile, but one that is stuck holds
@@ -710,8 +710,8 @@ impl RunningSession {
 
 /// Why a connection that is there is closed: it would take what is reserved.
 fn no_room() -> io::Error {
-    Room::note_refusal();
-    let Room { limit, reserved } = Room::now();
+    OpenFileLimit::note_refusal();
+    let OpenFileLimit { limit, reserved } = OpenFileLimit::now();
     io::Error::other(format!(
         "all but {reserved} of {limit} file descriptors are open, and these are reserved; raise \
          the limit of open files (LimitNOFILE)"
@@ -725,5 +725,5 @@ fn connect_to(path: &Path) -> io::Result<UnixStream> {
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
-    if Room::now().is_reserved(&stream) { Err(no_room()) } else { Ok(stream) }
+    if OpenFileLimit::now().is_reserved(&stream) { Err(no_room()) } else { Ok(stream) }
 }

@@ -10,7 +10,7 @@ use crate::guest_memory::{LogError, MapError, TableError};
 use crate::virtqueue::{ActivateError, EventFdError};
 
 use super::device_state::DeviceStateError;
-use super::port_backend::HostError;
+use super::port_backend::PortBackendError;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -224,7 +224,7 @@ pub enum Refusal {
     State(#[from] DeviceStateError),
     /// The daemon cannot do it.
     #[error("the daemon cannot do it")]
-    Host(#[from] HostError),
+    Host(#[from] PortBackendError),
 }
 
 impl Refusal {

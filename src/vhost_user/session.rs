@@ -26,7 +26,7 @@ use super::device_state::{DeviceState, DeviceStateError};
 use super::handler::Answer;
 use super::outage::RingsChange;
 use super::pause::{Connection, Continuation};
-use super::port_backend::PortHost;
+use super::port_backend::PortBackend;
 use super::refusal::Refusal;
 use super::session_record::SessionRecord;
 use super::state_transfer::Transfer;
@@ -91,7 +91,7 @@ impl From<TransportError> for SessionEnd {
 pub fn serve(
     stream: &UnixStream,
     profile: Arc<Profile>,
-    backend: Arc<dyn PortHost>,
+    backend: Arc<dyn PortBackend>,
     name: &str,
 ) -> SessionEnd {
     Session::new(stream, None, profile, backend, name).run()
@@ -102,7 +102,7 @@ pub fn serve(
 pub fn serve_connection(
     connection: &mut Connection,
     profile: Arc<Profile>,
-    backend: Arc<dyn PortHost>,
+    backend: Arc<dyn PortBackend>,
     name: &str,
 ) -> SessionEnd {
     let continued = connection.take_continuation();
@@ -147,7 +147,7 @@ impl<'s> Session<'s> {
         stream: &'s UnixStream,
         connection: Option<&'s Connection>,
         profile: Arc<Profile>,
-        backend: Arc<dyn PortHost>,
+        backend: Arc<dyn PortBackend>,
         port: &'s str,
     ) -> Self {
         let device = Device::new(profile, backend);
@@ -172,7 +172,7 @@ impl<'s> Session<'s> {
         self.device.room.keep();
         let limit = std::mem::replace(&mut self.device.memory_max, u64::MAX);
         self.device.known_bases = record.named;
-        for said in record.said {
+        for said in record.messages {
             let mut message = said.into_message(&self.closer);
             let followed = self.answer(&mut message);
             followed.map_err(|source| SessionEnd::Inherited { request: message.name(), source })?;

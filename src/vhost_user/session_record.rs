@@ -45,7 +45,7 @@ pub struct RecordedMessage {
 #[derive(Debug)]
 pub struct SessionRecord {
     /// What makes it what it is, in order.
-    pub said: Vec<RecordedMessage>,
+    pub messages: Vec<RecordedMessage>,
     /// Entries of each ring that ran last, which a stopped device tells in its state.
     pub ran: Vec<Option<u16>>,
     /// The base that the front-end knows of each ring that is said to be elsewhere, as in
@@ -89,14 +89,6 @@ impl RecordedMessage {
             descriptors.into_iter().map(|fd| DeferredClose::new(fd, closer)).collect();
         Message { code, flags: VERSION, body, descriptors, descriptors_cut: false }
     }
-}
-
-/// See [`WorkerRing::messages`].
-pub fn started(
-    (index, position, broken): (u16, u32, bool),
-    events: [Option<OwnedFd>; 3],
-) -> impl Iterator<Item = RecordedMessage> {
-    WorkerRing { index, position, broken, events }.messages()
 }
 
 /// What only the worker of a started ring knows of it.
@@ -160,7 +152,7 @@ impl Device {
         // Where a ring is that runs, only its worker knows.
         let elsewhere = |ring: &RingState| ring.started || ring.named != ring.base;
         let named = |ring: &RingState| elsewhere(ring).then_some(ring.named);
-        Ok(SessionRecord { said: messages, ran, named: self.rings.iter().map(named).collect() })
+        Ok(SessionRecord { messages, ran, named: self.rings.iter().map(named).collect() })
     }
 
     fn feature_messages(&self) -> Vec<RecordedMessage> {

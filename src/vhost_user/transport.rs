@@ -23,7 +23,7 @@ use rustix::net::{
 use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserHeaderFlag};
 use vm_memory::ByteValued;
 
-use crate::platform::descriptors::Room;
+use crate::platform::descriptors::OpenFileLimit;
 
 use super::deferred_close::{DeferredClose, DescriptorCloser};
 
@@ -204,10 +204,10 @@ impl MessageReader<'_> {
         // The kernel takes the lowest number that is free, and drops what has none: nothing else
         // is cut.
         let lost = received.flags.contains(ReturnFlags::CTRUNC);
-        let (new, room) = (&self.descriptors[before..], Room::now());
+        let (new, room) = (&self.descriptors[before..], OpenFileLimit::now());
         if lost || new.iter().any(|descriptor| room.is_reserved(&**descriptor)) {
-            let Room { limit, reserved } = room;
-            Room::note_refusal();
+            let OpenFileLimit { limit, reserved } = room;
+            OpenFileLimit::note_refusal();
             return Err(TransportError::NoDescriptor { limit, reserved });
         }
         // A body read byte by byte could bring descriptors with every byte.

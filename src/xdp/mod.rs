@@ -43,7 +43,6 @@ mod xdp_socket;
 mod xsk_calls;
 pub mod xsk_ring;
 
-pub use busy_poll::DeferredInterrupts as Deferred;
 pub use busy_poll::{BusyPoll, BusyPollError, DeferredInterrupts, recover as recover_interrupts};
 pub use census::{FrameCensus, KernelStatistics, SocketProgress};
 pub use host_device::{HostDevice, HostDeviceError};
@@ -60,8 +59,7 @@ pub use uplink::{InheritedUplink, Uplink};
 pub use uplink_error::UplinkError;
 pub use uplink_interface::Interface;
 pub use usable::{Unusable, check_program, check_sockets};
-pub use xdp_attachment::BindMode as SocketMode;
 pub use xdp_attachment::{AttachMode, BindMode, ModeWish, XdpAttachment, packet_max};
-pub use xdp_socket::paused_socket::SocketAtRest;
+pub use xdp_socket::paused_socket::PausedSocket;
 pub use xdp_socket::{FRAMES_PER_SOCKET, RING_ENTRIES, Socket};
 pub use xsk_ring::SocketParts;

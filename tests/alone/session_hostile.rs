@@ -12,7 +12,7 @@ use isonic::test_support::frontend::{
     Frontend, GuestFile, NEED_REPLY, RING_SIZE, RecordingHost, addresses, code, event, pair,
     profile,
 };
-use isonic::vhost_user::PortHost;
+use isonic::vhost_user::PortBackend;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use rand_source::Source;
 
@@ -66,7 +66,7 @@ mod rand_source {
 
 fn connect() -> (Frontend, Arc<RecordingHost>) {
     let host = Arc::new(RecordingHost::default());
-    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortHost>), host)
+    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortBackend>), host)
 }
 
 /// One message of a start: request, body, descriptor.

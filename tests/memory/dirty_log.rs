@@ -14,14 +14,14 @@ use isonic::device::features::{
 };
 use isonic::guest_memory::GuestMemory;
 use isonic::profile::Profile;
-use isonic::test_support::dirty_log::LogFile;
 use isonic::test_support::frontend::{
     Frontend, GuestFile, NEED_REPLY, RecordingHost, addresses_logged, code, event, pair, profile,
 };
 use isonic::test_support::guest_driver::{BUFFER_BYTES, Driver, FRONTEND_BASE, GuestRam};
 use isonic::test_support::live_port::LivePort;
+use isonic::test_support::log_file::LogFile;
 use isonic::test_support::rig::Rig;
-use isonic::vhost_user::{HostError, PortHost, Refusal, SessionBinding, SessionEnd};
+use isonic::vhost_user::{PortBackend, PortBackendError, Refusal, SessionBinding, SessionEnd};
 use isonic::virtqueue::{EventFd, EventKind, QueueOptions, QueueSetup, Ring};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -228,8 +228,8 @@ impl Stepped {
     }
 }
 
-impl PortHost for Stepped {
-    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+impl PortBackend for Stepped {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), PortBackendError> {
         let mut rig = self.rig.lock().unwrap();
         rig.give(0, self.port, index, ring);
         if index == 0 {
@@ -238,7 +238,7 @@ impl PortHost for Stepped {
         Ok(())
     }
 
-    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+    fn take(&self, index: u16) -> Result<Option<Ring>, PortBackendError> {
         Ok(self.rig.lock().unwrap().take(0, self.port, index))
     }
 
@@ -247,7 +247,7 @@ impl PortHost for Stepped {
         index: u16,
         kind: EventKind,
         event: Option<EventFd>,
-    ) -> Result<(), HostError> {
+    ) -> Result<(), PortBackendError> {
         self.rig.lock().unwrap().exchange(0, (self.port, index), kind, event);
         Ok(())
     }
@@ -257,7 +257,7 @@ impl PortHost for Stepped {
         index: u16,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
-    ) -> Result<bool, HostError> {
+    ) -> Result<bool, PortBackendError> {
         Ok(self.rig.lock().unwrap().relocate(0, (self.port, index), setup, memory))
     }
 
@@ -321,7 +321,7 @@ struct Run {
 impl Run {
     fn new(guest: Guest) -> Self {
         let host = Stepped::new();
-        let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+        let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
         let frontend = Frontend::connect(logging_profile(), port_host);
         guest.negotiate(&frontend);
         guest.start_rings(&frontend);
@@ -395,7 +395,7 @@ impl Run {
         self.guest.stop_rings(&self.frontend);
         self.copy();
         if reconnect {
-            let port_host = Arc::clone(&self.host) as Arc<dyn PortHost>;
+            let port_host = Arc::clone(&self.host) as Arc<dyn PortBackend>;
             self.frontend = Frontend::connect(logging_profile(), port_host);
             self.guest.negotiate(&self.frontend);
         }
@@ -470,7 +470,7 @@ fn the_mirror_is_the_memory_after_a_migration_under_load() {
         let options = QueueOptions { event_idx: true, packed, ..QueueOptions::NONE };
         let mut guest = Guest::new(options, false, Some(0));
         let port = Arc::new(LivePort::start(1500));
-        let port_host = Arc::clone(&port) as Arc<dyn PortHost>;
+        let port_host = Arc::clone(&port) as Arc<dyn PortBackend>;
         let frontend = Frontend::connect(logging_profile(), port_host);
         guest.negotiate(&frontend);
         guest.start_rings(&frontend);
@@ -503,7 +503,7 @@ fn no_frame_is_lost_while_logging_begins_and_ends() {
         let options = QueueOptions { event_idx: true, packed, ..QueueOptions::NONE };
         let mut guest = Guest::new(options, false, Some(0));
         let port = Arc::new(LivePort::start(1500));
-        let port_host = Arc::clone(&port) as Arc<dyn PortHost>;
+        let port_host = Arc::clone(&port) as Arc<dyn PortBackend>;
         let frontend = Frontend::connect(logging_profile(), port_host);
         guest.negotiate(&frontend);
         guest.start_rings(&frontend);
@@ -558,7 +558,7 @@ fn running() -> (Guest, Arc<RecordingHost>, Frontend) {
     let options = QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
     let guest = Guest::new(options, true, None);
     let host = Arc::new(RecordingHost::default());
-    let frontend = Frontend::connect(logging_profile(), Arc::clone(&host) as Arc<dyn PortHost>);
+    let frontend = Frontend::connect(logging_profile(), Arc::clone(&host) as Arc<dyn PortBackend>);
     guest.negotiate(&frontend);
     guest.start_rings(&frontend);
     (guest, host, frontend)

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RecordingHost, code, event, profile, signalled,
 };
-use isonic::vhost_user::{HostError, PortHost, SessionBinding};
+use isonic::vhost_user::{PortBackend, PortBackendError, SessionBinding};
 use isonic::virtqueue::{EventFd, EventKind, Ring};
 
 const FRONTEND: u64 = 0x7f00_0000_0000;
@@ -22,7 +22,7 @@ fn memory() -> GuestFile {
 
 fn connect() -> (Frontend, Arc<RecordingHost>) {
     let host = Arc::new(RecordingHost::default());
-    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortHost>), host)
+    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortBackend>), host)
 }
 
 /// The used index as the ring that runs sees it.
@@ -183,12 +183,12 @@ impl BusyHost {
     }
 }
 
-impl PortHost for BusyHost {
-    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+impl PortBackend for BusyHost {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), PortBackendError> {
         self.rings.lock().unwrap().insert(index, ring);
         Ok(())
     }
-    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+    fn take(&self, index: u16) -> Result<Option<Ring>, PortBackendError> {
         Ok(self.rings.lock().unwrap().remove(&index))
     }
     fn exchange(
@@ -196,7 +196,7 @@ impl PortHost for BusyHost {
         index: u16,
         kind: EventKind,
         event: Option<EventFd>,
-    ) -> Result<(), HostError> {
+    ) -> Result<(), PortBackendError> {
         if let Some(ring) = self.rings.lock().unwrap().get_mut(&index) {
             ring.set_event(kind, event);
         }
@@ -210,7 +210,7 @@ impl PortHost for BusyHost {
 #[test]
 fn memory_changes_under_a_worker_that_never_rests() {
     let (host, worker) = BusyHost::new();
-    let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+    let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
     let frontend = Frontend::connect(profile(), port_host);
     frontend.start(&memory(), 4);
     for _ in 0..100 {

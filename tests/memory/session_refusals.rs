@@ -12,12 +12,12 @@ use isonic::test_support::frontend::{
     Frontend, GuestFile, NEED_REPLY, RING_SIZE, RecordingHost, addresses, code, event, lingering,
     pair, profile,
 };
-use isonic::vhost_user::{PortHost, Refusal, SessionEnd, TransportError};
+use isonic::vhost_user::{PortBackend, Refusal, SessionEnd, TransportError};
 
 /// A session with ring 0 running and ring 1 untouched.
 fn running() -> (Frontend, Arc<RecordingHost>, GuestFile) {
     let host = Arc::new(RecordingHost::default());
-    let frontend = Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortHost>);
+    let frontend = Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortBackend>);
     let memory = GuestFile::new(0x4000_0000, 0x7f00_0000_0000, 0x40_0000);
     frontend.start(&memory, 1);
     host.moves.lock().unwrap().clear();

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RecordingHost, code, lingering, profile,
 };
-use isonic::vhost_user::{Ended, PortHost, PortSocket, SessionEnd, SocketSource, serve};
+use isonic::vhost_user::{Ended, PortBackend, PortSocket, SessionEnd, SocketSource, serve};
 
 fn start(source: SocketSource) -> (PortSocket, Arc<RecordingHost>) {
     let host = Arc::new(RecordingHost::default());
-    let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+    let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
     let profile = Arc::new(profile());
     let socket = PortSocket::start(source, "isonic-test", move |stream| {
         serve(stream, Arc::clone(&profile), Arc::clone(&port_host), "isonic-test")

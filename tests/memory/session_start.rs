@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use isonic::device::features::{FeatureSet, MRG_RXBUF, NOTIFY_ON_EMPTY, RING_PACKED, VERSION_1};
 use isonic::profile::Profile;
-use isonic::test_support::dirty_log::LogFile;
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RING_SIZE, RecordingHost, addresses, code, event, pair, profile,
 };
-use isonic::vhost_user::{PortHost, SessionBinding, SessionEnd, serve};
+use isonic::test_support::log_file::LogFile;
+use isonic::vhost_user::{PortBackend, SessionBinding, SessionEnd, serve};
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 
@@ -24,7 +24,7 @@ fn memory() -> GuestFile {
 
 fn connect() -> (Frontend, Arc<RecordingHost>) {
     let host = Arc::new(RecordingHost::default());
-    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortHost>), host)
+    (Frontend::connect(profile(), Arc::clone(&host) as Arc<dyn PortBackend>), host)
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn the_crates_own_frontend_agrees_with_every_answer() {
     use std::os::fd::AsRawFd;
     let host = Arc::new(RecordingHost::default());
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+    let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
     let session =
         std::thread::spawn(move || serve(&theirs, Arc::new(profile()), port_host, "isonic-test"));
     let memory = memory();
@@ -219,7 +219,7 @@ fn a_ring_starts_anew_elsewhere_and_of_another_size_while_the_others_run() {
         let packed = if packed { 1 << RING_PACKED } else { 0 };
         let features = FeatureSet(profile().features.0 | packed);
         let host = Arc::new(RecordingHost::default());
-        let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+        let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
         let frontend = Frontend::connect(Profile { features, ..profile() }, port_host);
         let memory = memory();
         frontend.start(&memory, 4);
@@ -330,7 +330,7 @@ fn a_transitional_profile_serves_drivers_from_before_virtio_1_and_no_other_does(
         (&transitional, transitional.features.0 & !(1 << MRG_RXBUF), Some(12)),
     ] {
         let host = Arc::new(RecordingHost::default());
-        let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+        let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
         let frontend = Frontend::connect(profile.clone(), port_host);
         let memory = memory();
         frontend.negotiate();

@@ -11,7 +11,7 @@ use isonic::profile::Profile;
 use isonic::test_support::frontend::{
     Frontend, GuestFile, RING_SIZE, RecordingHost, code, pair, profile,
 };
-use isonic::vhost_user::PortHost;
+use isonic::vhost_user::PortBackend;
 use serde_json::{Value, json};
 
 const SAVE: u32 = 0;
@@ -20,7 +20,7 @@ const LOAD: u32 = 1;
 const REFUSED: u64 = 0x101;
 
 fn connect(profile: Profile) -> Frontend {
-    let host = Arc::new(RecordingHost::default()) as Arc<dyn PortHost>;
+    let host = Arc::new(RecordingHost::default()) as Arc<dyn PortBackend>;
     let frontend = Frontend::connect(profile, host);
     frontend.negotiate();
     frontend
@@ -330,7 +330,7 @@ fn a_transfer_against_the_rules_is_refused_with_a_number_and_no_descriptor() {
 
 #[test]
 fn without_the_protocol_feature_there_is_no_transfer() {
-    let host = Arc::new(RecordingHost::default()) as Arc<dyn PortHost>;
+    let host = Arc::new(RecordingHost::default()) as Arc<dyn PortBackend>;
     let offered = profile().protocol_features.without(FeatureSet(1 << PROTOCOL_DEVICE_STATE));
     for protocol_features in [profile().protocol_features, offered] {
         let profile = Profile { protocol_features, ..profile() };

@@ -17,8 +17,8 @@ use isonic::test_support::frontend::{
     Frontend, GuestFile, RecordingHost, addresses, code, event, pair, profile,
 };
 use isonic::vhost_user::{
-    Connection, InheritedSession, MemoryPolicy, PortHost, PortSocket, SessionAtRest,
-    SessionBinding, SocketSource, Took, serve_connection, started,
+    Connection, ContinuedSession, MemoryPolicy, OutageTimes, PausedSession, PortBackend,
+    PortSocket, SessionBinding, SocketSource, WorkerRing, serve_connection,
 };
 
 fn with_log() -> Profile {
@@ -33,7 +33,7 @@ fn serving(
     let mut host = RecordingHost::default();
     host.memory = memory;
     let host = Arc::new(host);
-    let (profile, port_host) = (Arc::new(profile), Arc::clone(&host) as Arc<dyn PortHost>);
+    let (profile, port_host) = (Arc::new(profile), Arc::clone(&host) as Arc<dyn PortBackend>);
     let serve = move |connection: &mut Connection| {
         serve_connection(connection, Arc::clone(&profile), Arc::clone(&port_host), "isonic-test")
     };
@@ -64,21 +64,23 @@ fn successor(profile: Profile) -> (PortSocket, Arc<RecordingHost>) {
 fn successor_with(profile: Profile, memory: MemoryPolicy) -> (PortSocket, Arc<RecordingHost>) {
     let (host, serve) = serving(profile, memory);
     let source = SocketSource::Inherited;
-    (PortSocket::start_at_rest(source, "isonic-test", serve).unwrap(), host)
+    (PortSocket::start_paused(source, "isonic-test", serve).unwrap(), host)
 }
 
 /// What another process gets of a session whose rings are with the host.
-fn left(session: SessionAtRest, host: &RecordingHost) -> InheritedSession {
-    let SessionAtRest { stream, mut record } = session;
+fn left(session: PausedSession, host: &RecordingHost) -> ContinuedSession {
+    let PausedSession { stream, mut record } = session;
     for (&index, ring) in host.rings().iter() {
         let event = |event: &Option<isonic::virtqueue::EventFd>| -> Option<OwnedFd> {
             event.as_ref().map(|event| event.duplicate().unwrap())
         };
         let events = [event(&ring.kick), event(&ring.call), event(&ring.err)];
         let position = ring.queue.ring().position();
-        record.said.extend(started((index, position, ring.broken.is_some()), events));
+        record.messages.extend(
+            WorkerRing { index, position, broken: ring.broken.is_some(), events }.messages(),
+        );
     }
-    InheritedSession { stream: UnixStream::from(stream), record }
+    ContinuedSession { stream: UnixStream::from(stream), record }
 }
 
 #[test]
@@ -102,7 +104,8 @@ fn another_process_has_what_was_said_and_the_front_end_notices_nothing() {
     after.inherit(Some(session), ours).recv().expect("it is followed");
     assert_eq!(next.indices(), [0, 1]);
     // What it took to start the rings is the other's.
-    let bound = SessionBinding { took: Took::default(), ..host.binding.lock().unwrap().clone() };
+    let bound =
+        SessionBinding { took: OutageTimes::default(), ..host.binding.lock().unwrap().clone() };
     assert_eq!(*next.binding.lock().unwrap(), bound);
     let enabled = |host: &RecordingHost| [0, 1].map(|ring| host.rings()[&ring].enabled);
     assert_eq!((enabled(&next), enabled(&host)), ([true, false], [true, false]));
@@ -146,8 +149,8 @@ fn the_base_that_the_front_end_knows_goes_on_to_every_process_after() {
     sockets.into_iter().for_each(std::mem::forget);
 }
 
-fn rest(socket: &mut PortSocket) -> Option<SessionAtRest> {
-    socket.ask_to_rest(Instant::now() + Duration::from_millis(500)).wait()
+fn rest(socket: &mut PortSocket) -> Option<PausedSession> {
+    socket.ask_to_pause(Instant::now() + Duration::from_millis(500)).wait()
 }
 
 fn marks(log: &File) -> Vec<u8> {

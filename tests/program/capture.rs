@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use isonic::profile::{Catalog, Profile};
 use isonic::test_support::frontend::{Frontend, GuestFile, RecordingHost, code};
-use isonic::vhost_user::{PortHost, PortSocket, SocketSource, serve};
+use isonic::vhost_user::{PortBackend, PortSocket, SocketSource, serve};
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -43,7 +43,7 @@ fn v1() -> Arc<Profile> {
 /// A port of ours with the profile v1.
 fn port(source: SocketSource) -> (PortSocket, Arc<RecordingHost>) {
     let host = Arc::new(RecordingHost::default());
-    let port_host = Arc::clone(&host) as Arc<dyn PortHost>;
+    let port_host = Arc::clone(&host) as Arc<dyn PortBackend>;
     let profile = v1();
     let socket = PortSocket::start(source, "isonic-test", move |stream| {
         serve(stream, Arc::clone(&profile), Arc::clone(&port_host), "isonic-test")

@@ -16,8 +16,8 @@ use crate::profile::UplinkFacts;
 use crate::report::chain;
 use crate::xdp::nic::{Caution, Device};
 use crate::xdp::{
-    Deferred, HostDevice, InheritedUplink, Interface, Link, ModeWish, MulticastTap, ProgramError,
-    Redirect, Socket, Umem, Uplink, UplinkError, Verdicts, XdpAttachment,
+    DeferredInterrupts, HostDevice, InheritedUplink, Interface, Link, ModeWish, MulticastTap,
+    ProgramError, Redirect, Socket, Umem, Uplink, UplinkError, Verdicts, XdpAttachment,
 };
 
 use super::host_pump;
@@ -62,7 +62,7 @@ pub struct Nic {
 struct Inner {
     status: NicStatus,
     /// While it is busy polled. Goes before the program, whose end may end NAPI instances.
-    deferred: Option<Deferred>,
+    deferred: Option<DeferredInterrupts>,
     /// None while it is not open, and where the program is a launcher's.
     redirect: Option<Redirect>,
     /// MACs in the program, so that only differences are written.

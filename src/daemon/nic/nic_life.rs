@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::datapath::{SocketReport, UplinkId, WorkerGone};
 use crate::metrics::SocketCounter;
-use crate::xdp::{Link, LinkNews, ModeWish, SocketMode};
+use crate::xdp::{BindMode, Link, LinkNews, ModeWish};
 
 use super::nic_control::{NicControl, NotOpened, Reopening};
 use super::nic_in_use::Nic;
@@ -326,7 +326,7 @@ impl NicLife {
     /// A zero-copy socket has stood still.
     fn distrust_zero_copy(&mut self, nic: &dyn NicControl) {
         let socket_mode = nic.status().attachment.socket_mode;
-        if socket_mode != SocketMode::ZeroCopy || self.wish != ModeWish::Auto {
+        if socket_mode != BindMode::ZeroCopy || self.wish != ModeWish::Auto {
             return;
         }
         self.zero_copy.stalled(Instant::now());
@@ -656,11 +656,11 @@ mod tests {
     #[test]
     fn a_queue_that_stands_still_has_its_uplink_opened_again_and_the_third_time_without_zero_copy()
     {
-        for socket_mode in [SocketMode::ZeroCopy, SocketMode::Copy] {
+        for socket_mode in [BindMode::ZeroCopy, BindMode::Copy] {
             let (mut life, nic) = (life(), FakeNic::new());
             nic.status.borrow_mut().attachment.socket_mode = socket_mode;
             for mode in [ModeWish::Auto, ModeWish::Auto, ModeWish::Copy] {
-                let mode = if socket_mode == SocketMode::Copy { ModeWish::Auto } else { mode };
+                let mode = if socket_mode == BindMode::Copy { ModeWish::Auto } else { mode };
                 let done = stall(&mut life, &nic);
                 assert_eq!(done, ["TxStalls", "close", &format!("open {mode:?}"), "give"]);
             }
@@ -670,7 +670,7 @@ mod tests {
     #[test]
     fn a_socket_that_has_failed_is_no_reason_to_distrust_its_mode() {
         let (mut life, nic) = (life(), FakeNic::new());
-        nic.status.borrow_mut().attachment.socket_mode = SocketMode::ZeroCopy;
+        nic.status.borrow_mut().attachment.socket_mode = BindMode::ZeroCopy;
         for _failure in 0..5 {
             let progress = SocketProgress::default();
             let report = SocketReport { uplink: ID, queue: 0, failed: true, progress };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::datapath::WorkerId;
 use crate::device::mac::MacAddress;
 use crate::xdp::nic::Caution;
-use crate::xdp::{AttachMode, Interface, SocketMode, UplinkError, XdpAttachment};
+use crate::xdp::{AttachMode, BindMode, Interface, UplinkError, XdpAttachment};
 
 /// A NIC that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ pub struct KnownUplink {
     /// Where the program ran.
     pub attach_mode: AttachMode,
     /// How packets moved.
-    pub socket_mode: SocketMode,
+    pub socket_mode: BindMode,
     /// Its queues with a socket.
     pub queues: Vec<u32>,
 }
@@ -130,7 +130,7 @@ impl NicStatus {
             },
             attachment: XdpAttachment {
                 attach_mode: AttachMode::Native,
-                socket_mode: SocketMode::Copy,
+                socket_mode: BindMode::Copy,
                 reason: "old driver".into(),
                 packet_max: crate::xdp::FRAME_PACKET_MAX,
             },

@@ -213,7 +213,7 @@ impl Registry {
             end
         };
         if self.is_successor() {
-            PortSocket::start_at_rest(source, &config.name, serve)
+            PortSocket::start_paused(source, &config.name, serve)
         } else {
             PortSocket::start(source, &config.name, serve)
         }

@@ -5,7 +5,7 @@ use crate::config::{Attach, PortConfig};
 use crate::daemon::nic::{Nic, NicStatus};
 use crate::datapath::{Attachment, PortId, Route, WorkerId, frame_max};
 use crate::profile::Profile;
-use crate::xdp::{SocketMode, XdpAttachment};
+use crate::xdp::{BindMode, XdpAttachment};
 
 use super::port_error::PortError;
 
@@ -35,8 +35,8 @@ fn check_frame_size(profile: &Profile, uplink: &str, status: &NicStatus) -> Resu
         packet_max: *packet_max,
         reason: reason.clone(),
         way_out: match socket_mode {
-            SocketMode::ZeroCopy => "give the uplink `mode = \"copy\"`",
-            SocketMode::Copy => "use Linux 6.6 or later",
+            BindMode::ZeroCopy => "give the uplink `mode = \"copy\"`",
+            BindMode::Copy => "use Linux 6.6 or later",
         },
     })
 }
@@ -103,14 +103,14 @@ mod tests {
             status.attachment.socket_mode = mode;
             check_frame_size(&profile.profile, "eth0", &status)
         };
-        for mode in [SocketMode::ZeroCopy, SocketMode::Copy] {
+        for mode in [BindMode::ZeroCopy, BindMode::Copy] {
             check(3818, mode).unwrap();
         }
-        let refused = check(3819, SocketMode::ZeroCopy).unwrap_err().to_string();
+        let refused = check(3819, BindMode::ZeroCopy).unwrap_err().to_string();
         for word in ["3819", "eth0", "3818", "old driver", "mode = \"copy\""] {
             assert!(refused.contains(word), "{word} is not in: {refused}");
         }
-        let refused = check(9000, SocketMode::Copy).unwrap_err().to_string();
+        let refused = check(9000, BindMode::Copy).unwrap_err().to_string();
         assert!(refused.contains("Linux 6.6"), "{refused}");
     }
 }

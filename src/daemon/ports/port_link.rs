@@ -10,7 +10,9 @@ use crate::datapath::{PortId, Target, WorkerGone, WorkerId, is_from_guest, pair_
 use crate::device::offloads::Offloads;
 use crate::guest_memory::GuestMemory;
 use crate::packet::Offload;
-use crate::vhost_user::{Connection, Deferred, HostError, MemoryPolicy, PortHost, SessionBinding};
+use crate::vhost_user::{
+    Connection, DeferredClose, MemoryPolicy, PortBackend, PortBackendError, SessionBinding,
+};
 use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 
 use super::rarp;
@@ -20,7 +22,7 @@ use crate::daemon::workers::{ControlFrame, RingPlace, Workers};
 #[derive(Debug, Default)]
 struct SessionState {
     /// The connection, to end it.
-    stream: Option<Arc<Deferred<UnixStream>>>,
+    stream: Option<Arc<DeferredClose<UnixStream>>>,
     /// Number of the session that is served, or of the last one. What an earlier one asks for,
     /// which was left behind, is not done: rings of that number may be another's by then.
     session: u64,
@@ -189,32 +191,34 @@ impl SessionLink {
     }
 
     /// The port's link, if this session is still the one that is served.
-    fn link(&self) -> Result<&PortLink, HostError> {
+    fn link(&self) -> Result<&PortLink, PortBackendError> {
         let current = self.link.state().session == self.session;
-        current.then_some(&*self.link).ok_or(HostError::CutOff)
+        current.then_some(&*self.link).ok_or(PortBackendError::CutOff)
     }
 
     /// With the worker of a ring.
-    fn served(&self, index: u16) -> Result<(&PortLink, WorkerId), HostError> {
+    fn served(&self, index: u16) -> Result<(&PortLink, WorkerId), PortBackendError> {
         let link = self.link()?;
-        Ok((link, link.worker(index).ok_or(HostError::Stopping)?))
+        Ok((link, link.worker(index).ok_or(PortBackendError::Stopping)?))
     }
 }
 
-impl PortHost for SessionLink {
-    fn give(&self, index: u16, ring: Ring) -> Result<(), HostError> {
+impl PortBackend for SessionLink {
+    fn give(&self, index: u16, ring: Ring) -> Result<(), PortBackendError> {
         let (link, worker) = self.served(index)?;
         let ready = ring.enabled && ring.broken.is_none();
         let ready = ready.then_some(ring.kind.offloads);
         let given = link.workers.give(link.ring_at(worker, index), ring);
-        given.and_then(|()| link.set_ready(index, ready)).map_err(|WorkerGone| HostError::Stopping)
+        given
+            .and_then(|()| link.set_ready(index, ready))
+            .map_err(|WorkerGone| PortBackendError::Stopping)
     }
 
-    fn take(&self, index: u16) -> Result<Option<Ring>, HostError> {
+    fn take(&self, index: u16) -> Result<Option<Ring>, PortBackendError> {
         let (link, worker) = self.served(index)?;
         link.set_ready(index, None)
             .and_then(|()| link.workers.take(link.ring_at(worker, index)))
-            .map_err(|WorkerGone| HostError::Stopping)
+            .map_err(|WorkerGone| PortBackendError::Stopping)
     }
 
     fn exchange(
@@ -222,10 +226,10 @@ impl PortHost for SessionLink {
         index: u16,
         kind: EventKind,
         event: Option<EventFd>,
-    ) -> Result<(), HostError> {
+    ) -> Result<(), PortBackendError> {
         let (link, worker) = self.served(index)?;
         let exchanged = link.workers.exchange(link.ring_at(worker, index), kind, event);
-        exchanged.map_err(|WorkerGone| HostError::Stopping)
+        exchanged.map_err(|WorkerGone| PortBackendError::Stopping)
     }
 
     fn relocate(
@@ -233,10 +237,10 @@ impl PortHost for SessionLink {
         index: u16,
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
-    ) -> Result<bool, HostError> {
+    ) -> Result<bool, PortBackendError> {
         let (link, worker) = self.served(index)?;
         let before = link.workers.relocate(link.ring_at(worker, index), setup, memory);
-        before.map(|before| before.is_some()).map_err(|WorkerGone| HostError::Stopping)
+        before.map(|before| before.is_some()).map_err(|WorkerGone| PortBackendError::Stopping)
     }
 
     fn announce(&self, mac: [u8; 6]) {

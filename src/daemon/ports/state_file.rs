@@ -288,7 +288,7 @@ mod tests {
     use crate::daemon::ports::port_record::BoundProfile;
     use crate::daemon::ports::state_text::is_whole;
     use crate::device::mac::MacAddress;
-    use crate::xdp::{AttachMode, SocketMode};
+    use crate::xdp::{AttachMode, BindMode};
 
     fn port(name: &str) -> PortConfig {
         let text =
@@ -309,7 +309,7 @@ mod tests {
             mtu: 1500,
             packet_max: 3840,
             attach_mode: AttachMode::Native,
-            socket_mode: SocketMode::Copy,
+            socket_mode: BindMode::Copy,
             queues: vec![0, 1],
         };
         Kept {

@@ -13,8 +13,8 @@ use crossbeam::channel::{Receiver, bounded};
 use crate::datapath::{UplinkId, WorkerGone};
 use crate::platform::unix_socket::FileIdentity;
 use crate::report::{chain, one_line};
-use crate::vhost_user::InheritedSession;
-use crate::xdp::{InheritedUplink, ProgramError, SocketAtRest};
+use crate::vhost_user::ContinuedSession;
+use crate::xdp::{InheritedUplink, PausedSocket, ProgramError};
 
 use super::ownership_token::Token;
 use super::successor_answer::{PREDECESSOR_VARIABLE, Running, SuccessorAnswer};
@@ -324,13 +324,13 @@ impl Predecessor {
 fn join(
     sessions: Vec<serde_json::Value>,
     mut descriptors: Descriptors,
-) -> BTreeMap<String, InheritedSession> {
+) -> BTreeMap<String, ContinuedSession> {
     let mut joined = BTreeMap::new();
     for session in sessions {
         let part = serde_json::from_value::<SessionPart>(session).ok();
         match part.and_then(|part| part.join(&mut descriptors)) {
             Some((port, stream, record)) => {
-                joined.insert(port, InheritedSession { stream: UnixStream::from(stream), record });
+                joined.insert(port, ContinuedSession { stream: UnixStream::from(stream), record });
             }
             None => tracing::error!("a session is not understood: its front-end connects anew"),
         }
@@ -342,7 +342,7 @@ fn join(
 /// anew.
 fn follow(
     registry: &Registry,
-    mut sessions: BTreeMap<String, InheritedSession>,
+    mut sessions: BTreeMap<String, ContinuedSession>,
     ours: &Receiver<()>,
 ) -> (usize, Vec<String>) {
     let mut ports = registry.ports();
@@ -376,8 +376,8 @@ fn end_sessions(registry: &Registry, lost: &[String]) {
     }
 }
 
-fn by_number(nics: &Nics, sockets: Vec<(String, SocketAtRest)>) -> Vec<(UplinkId, SocketAtRest)> {
+fn by_number(nics: &Nics, sockets: Vec<(String, PausedSocket)>) -> Vec<(UplinkId, PausedSocket)> {
     let number =
-        |(interface, socket): (String, SocketAtRest)| Some((nics.by_name(&interface)?.id, socket));
+        |(interface, socket): (String, PausedSocket)| Some((nics.by_name(&interface)?.id, socket));
     sockets.into_iter().filter_map(number).collect()
 }

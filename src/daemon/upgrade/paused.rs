@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::daemon::nic::Nics;
 use crate::daemon::ports::{LockedPorts, Port};
 use crate::daemon::workers::Workers;
-use crate::datapath::{PortId, RingAtRest, WorkerAtRest};
+use crate::datapath::{PausedRing, PausedWorker, PortId};
 use crate::report::chain;
-use crate::vhost_user::{SessionAtRest, started};
+use crate::vhost_user::{PausedSession, WorkerRing};
 
 use super::upgrade_document::{Descriptors, SaidPart, SessionPart, Traffic, VERSION, now};
 use super::upgrade_error::UpgradeError;
@@ -55,7 +55,7 @@ impl<'r> Paused<'r> {
         // What the workers had for the host, whose thread has stopped.
         self.nics.iter().for_each(|nic| nic.finish_host(self.workers));
         let (mut sockets, mut rings) = (Vec::new(), Vec::new());
-        for WorkerAtRest { sockets: own, rings: of } in workers {
+        for PausedWorker { sockets: own, rings: of } in workers {
             for (uplink, socket) in own {
                 let nic = self.nics.iter().find(|nic| nic.id == uplink);
                 let interface = nic.map(|nic| nic.config.interface.clone());
@@ -67,7 +67,7 @@ impl<'r> Paused<'r> {
         let mut descriptors = Descriptors::default();
         let mut parts = Vec::new();
         for (id, port, session) in sessions {
-            let (own, others) = rings.into_iter().partition(|ring: &RingAtRest| ring.port == id);
+            let (own, others) = rings.into_iter().partition(|ring: &PausedRing| ring.port == id);
             rings = others;
             let part = session_part(port, session, own, &mut descriptors);
             parts.push(
@@ -82,11 +82,11 @@ impl<'r> Paused<'r> {
 
     /// Have all sessions pause, within one deadline for all of them: those that do, and the ports
     /// whose front-ends have to connect anew.
-    fn pause(&mut self) -> (Vec<(PortId, String, SessionAtRest)>, Vec<String>) {
+    fn pause(&mut self) -> (Vec<(PortId, String, PausedSession)>, Vec<String>) {
         let until = Instant::now() + PAUSE_WAIT_MAX;
         let ask = |(name, port): (&String, &mut Port)| {
             let connected = port.link.session().is_some();
-            (port.id, name.clone(), connected, port.socket.ask_to_rest(until))
+            (port.id, name.clone(), connected, port.socket.ask_to_pause(until))
         };
         let asked: Vec<_> = self.ports.iter_mut().map(ask).collect();
         let (mut sessions, mut reconnecting) = (Vec::new(), Vec::new());
@@ -127,15 +127,15 @@ impl Drop for Paused<'_> {
 /// A session with its rings, which its workers had.
 fn session_part(
     port: String,
-    SessionAtRest { stream, record }: SessionAtRest,
-    rings: Vec<RingAtRest>,
+    PausedSession { stream, record }: PausedSession,
+    rings: Vec<PausedRing>,
     descriptors: &mut Descriptors,
 ) -> SessionPart {
     let of_rings = rings.into_iter().flat_map(|ring| {
-        let RingAtRest { index, position, broken, kick, call, err, .. } = ring;
-        started((index, position, broken), [kick, call, err])
+        let PausedRing { index, position, broken, kick, call, err, .. } = ring;
+        WorkerRing { index, position, broken, events: [kick, call, err] }.messages()
     });
-    let said = record.said.into_iter().chain(of_rings);
+    let said = record.messages.into_iter().chain(of_rings);
     let said = said.map(|said| SaidPart::part(said, descriptors)).collect();
     let stream = descriptors.put(stream);
     SessionPart { port, stream, said, ran: record.ran, named: record.named }

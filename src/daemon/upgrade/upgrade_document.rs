@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::platform::unix_socket::FileIdentity;
-use crate::vhost_user::{Record, Said};
-use crate::xdp::{InheritedUplink, SocketAtRest, XdpAttachment};
+use crate::vhost_user::{RecordedMessage, SessionRecord};
+use crate::xdp::{InheritedUplink, PausedSocket, XdpAttachment};
 
 /// Of both documents.
 pub(super) const VERSION: u32 = 1;
@@ -84,7 +84,7 @@ pub(super) struct Traffic {
     /// When, by CLOCK_MONOTONIC, nanoseconds.
     pub stopped_at: u64,
     /// By interface.
-    pub sockets: Vec<(String, SocketAtRest)>,
+    pub sockets: Vec<(String, PausedSocket)>,
     /// When sessions were asked to pause, by the same clock; 0 if that is not told.
     #[serde(default)]
     pub asked_at: u64,
@@ -164,25 +164,29 @@ impl UplinkPart {
 
 impl SaidPart {
     /// Apart from its descriptors.
-    pub fn part(said: Said, descriptors: &mut Descriptors) -> Self {
-        let Said { code, body, descriptors: own } = said;
+    pub fn part(said: RecordedMessage, descriptors: &mut Descriptors) -> Self {
+        let RecordedMessage { code, body, descriptors: own } = said;
         let places = own.into_iter().map(|own| descriptors.put(own)).collect();
         Self { code, body, descriptors: places }
     }
 
-    fn join(self, descriptors: &mut Descriptors) -> Option<Said> {
+    fn join(self, descriptors: &mut Descriptors) -> Option<RecordedMessage> {
         let own = self.descriptors.into_iter().map(|place| descriptors.take(place));
-        Some(Said { code: self.code, body: self.body, descriptors: own.collect::<Option<_>>()? })
+        Some(RecordedMessage {
+            code: self.code,
+            body: self.body,
+            descriptors: own.collect::<Option<_>>()?,
+        })
     }
 }
 
 impl SessionPart {
     /// With its descriptors: the port, the connection and what was said on it.
-    pub fn join(self, descriptors: &mut Descriptors) -> Option<(String, OwnedFd, Record)> {
+    pub fn join(self, descriptors: &mut Descriptors) -> Option<(String, OwnedFd, SessionRecord)> {
         let stream = descriptors.take(self.stream)?;
         let said = self.said.into_iter().map(|said| said.join(descriptors));
         let said = said.collect::<Option<_>>()?;
-        let record = Record { said, ran: self.ran, named: self.named };
+        let record = SessionRecord { messages: said, ran: self.ran, named: self.named };
         Some((self.port, stream, record))
     }
 }

@@ -2,7 +2,7 @@
 //! warns, and for the doctor, which tells it beforehand.
 //!
 //! Pure. `docs/operations.md`, "Kinds of interface", has the table, which was measured
-//! (`tests/uplink_kinds.rs`, `tests/uplink_kinds_inner.rs`). Three things about the kernel explain
+//! (`tests/machine/uplink_kinds.rs`, `tests/machine/uplink_kinds_inner.rs`). Three things about the kernel explain
 //! all of it:
 //!
 //! - AF_XDP takes a frame only from the device and queue that the socket is bound to

@@ -15,7 +15,7 @@ use crate::xdp::xsk_ring::SocketParts;
 
 /// A socket between two turns, for another process to resume: what is not in its rings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketAtRest {
+pub struct PausedSocket {
     /// The queue.
     pub queue: u32,
     /// The frames that are in none of the rings.
@@ -45,11 +45,11 @@ impl Socket {
 
     /// Show the kernel everything, and say where the frames are. Another process may resume now, if
     /// this one does nothing more with the socket.
-    pub fn rest(&mut self) -> SocketAtRest {
+    pub fn rest(&mut self) -> PausedSocket {
         self.unflushed = true;
         self.flush();
         let FrameCensus { receiving, transmitting, .. } = self.census;
-        SocketAtRest {
+        PausedSocket {
             queue: self.queue,
             free: self.free.iter().map(Frame::address).collect(),
             receiving,
@@ -60,8 +60,8 @@ impl Socket {
 
     /// Resume where another process has left it. False, and nothing is done, if what is said of its
     /// frames cannot be.
-    pub fn resume(&mut self, at_rest: &SocketAtRest) -> bool {
-        let SocketAtRest { receiving, transmitting, cutting, .. } = *at_rest;
+    pub fn resume(&mut self, at_rest: &PausedSocket) -> bool {
+        let PausedSocket { receiving, transmitting, cutting, .. } = *at_rest;
         let Some(free) = self.umem.adopt(&at_rest.free) else { return false };
         if free.len() as u64 + receiving + transmitting != self.frames {
             return false;

@@ -1,6 +1,6 @@
 //! A socket over rings in memory, with a wire at their other side.
 
-use super::paused_socket::SocketAtRest;
+use super::paused_socket::PausedSocket;
 use super::*;
 use crate::test_support::ring_pair::{Wire, ring_pair};
 use crate::xdp::umem_frame::FRAME_PACKET_MAX;
@@ -101,7 +101,7 @@ fn another_process_resumes_where_a_socket_was_paused() {
 fn frames_that_cannot_be_where_they_are_said_to_be_are_not_gone_on_with() {
     let (mut socket, _wire) = ring_pair(0, FRAMES);
     let at_rest = socket.rest();
-    let wrong = |change: fn(&mut SocketAtRest)| {
+    let wrong = |change: fn(&mut PausedSocket)| {
         let mut changed = at_rest.clone();
         change(&mut changed);
         changed
