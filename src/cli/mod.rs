@@ -1,8 +1,8 @@
 //! CLI: arguments → one request or one configuration → what is printed.
 //!
-//! `isonic run` becomes a [`Config`](crate::config::Config) for the daemon; every other command is
-//! one `Request` to a running one, printed as a table, or with `--json` as the API has it. This module starts no
-//! daemon itself: [`run`] says in an [`Action`] what is left to do.
+//! `isonic run` becomes a [`Config`](crate::config::Config) for the daemon. Every other command is
+//! one `Request` to a running one, printed as a table, or with `--json` as the API has it. This
+//! module starts no daemon itself: [`run`] says in an [`Action`] what is left to do.
 //!
 //! Its files, each above those that it imports: `cli_error`; `failure` (how one is told),
 //! `standard_streams` and `text_table`; `api_arguments` (which daemon is asked); `show` and
