@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::common::{
     Bed, Configuration, Daemon, Finished, NIC, PortSpec, Process, ping, run_to_end, wait_for,
 };
-use isonic::test_support::frontend::{Frontend, GuestFile, code};
+use isonic::test_support::frontend::{Frontend, GuestFile, NEED_REPLY, code};
 
 /// One port on the bed's first uplink.
 fn one_port(bed: &Bed) -> Configuration {
@@ -313,8 +313,12 @@ fn a_front_end_whose_descriptors_do_not_close_holds_up_nobody() {
     let mut kept = Vec::new();
     for _ in 0..3 {
         let (descriptor, keeps) = blocking_descriptor();
-        hostile.refused(code::SET_OWNER, &[], &[&descriptor]);
+        let header = [code::SET_OWNER, NEED_REPLY, 0].map(u32::to_ne_bytes).concat();
+        assert!(hostile.send_bytes(&header[..8], &[&descriptor]));
+        // Before the message is whole: who closes it last waits, and that is not us.
         drop(descriptor);
+        assert!(hostile.send_bytes(&header[8..], &[]));
+        assert_eq!(hostile.reply(code::SET_OWNER), Some(1_u64.to_ne_bytes().to_vec()));
         kept.push(keeps);
     }
     hostile.ok(code::SET_OWNER, &[], &[]);

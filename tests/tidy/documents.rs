@@ -1,11 +1,14 @@
-//! What the documents quote is in the source: commands with their options.
+//! What the documents quote is in the source: commands with their options, log lines, structs, the
+//! paths of tests.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use isonic::cli::Arguments;
 
-use crate::{assert_none, files_of, read, root};
+use crate::code::lex;
+use crate::{assert_none, files_of, read, root, sources};
 
 /// README.md, CONTRIBUTING.md and docs/, but for the history.
 fn documents() -> Vec<(PathBuf, String)> {
@@ -75,4 +78,114 @@ fn mistake(words: &[&str]) -> Option<String> {
         }
     }
     None
+}
+
+#[test]
+fn every_quoted_log_line_is_logged() {
+    const TABLE: &str = "\n| line | level | what |\n";
+    let strings: Vec<String> =
+        sources().iter().flat_map(|source| lex(&source.text).strings).collect();
+    let documents = documents();
+    let tables = documents.iter().flat_map(|(_, text)| text.split(TABLE).skip(1));
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for row in tables.flat_map(|table| table.lines().take_while(|line| line.starts_with('|'))) {
+        for line in row.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2) {
+            seen += 1;
+            let line = line.trim_start_matches("… ");
+            if !strings.iter().any(|string| string.contains(line)) {
+                wrong.push(format!("`{line}`"));
+            }
+        }
+    }
+    assert!(seen > 40, "only {seen} log lines are quoted: the reader is broken");
+    assert_none(&wrong, "log lines that nobody logs");
+}
+
+#[test]
+fn quoted_tests_exist() {
+    let mut wrong = Vec::new();
+    for (path, text) in documents() {
+        let words: Vec<&str> = text
+            .split(|letter: char| letter.is_whitespace() || "`(),:;".contains(letter))
+            .collect();
+        let files = words.iter().filter(|word| word.starts_with("tests/") && word.ends_with(".rs"));
+        let gone = files.filter(|file| !root().join(file).exists());
+        wrong.extend(gone.map(|file| format!("{}: no {file}", path.display())));
+        for pair in words.windows(2).filter(|pair| pair[0] == "--test") {
+            let program = Path::new("tests").join(pair[1]);
+            let there = [program.join("main.rs"), program.with_extension("rs")];
+            if !there.iter().any(|file| root().join(file).exists()) {
+                wrong.push(format!("{}: no test program {}", path.display(), pair[1]));
+            }
+        }
+    }
+    assert_none(&wrong, "tests that do not exist");
+}
+
+#[test]
+fn quoted_structs_are_those_of_the_source() {
+    let defined: Vec<(String, BTreeSet<String>)> =
+        sources().iter().flat_map(|source| structs(&lex(&source.text).code)).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in documents() {
+        for block in text.split("```rust\n").skip(1) {
+            let block = block.split("```").next().unwrap_or_default();
+            for (name, fields) in structs(&lex(block).code) {
+                let of_name = || defined.iter().filter(|(defined, _)| *defined == name);
+                if of_name().any(|(_, defined)| defined.is_superset(&fields)) {
+                    continue;
+                }
+                let known: BTreeSet<&String> = of_name().flat_map(|(_, fields)| fields).collect();
+                let missing: Vec<&str> = fields
+                    .iter()
+                    .filter(|field| !known.contains(field))
+                    .map(String::as_str)
+                    .collect();
+                wrong.push(format!("{}: {name} has no {}", path.display(), missing.join(", ")));
+            }
+        }
+    }
+    assert_none(&wrong, "structs are quoted that are otherwise");
+}
+
+/// The structs in code, with their fields as `name:Type`.
+fn structs(code: &str) -> Vec<(String, BTreeSet<String>)> {
+    let mut found = Vec::new();
+    for after in code.split("struct ").skip(1) {
+        let name: String = after.chars().take_while(|letter| letter.is_alphanumeric()).collect();
+        let Some((head, body)) = after.split_once('{') else { continue };
+        if name.is_empty() || head.contains([';', '(']) {
+            continue;
+        }
+        let body = body.split('}').next().unwrap_or_default();
+        found.push((name, fields(body)));
+    }
+    found
+}
+
+fn fields(body: &str) -> BTreeSet<String> {
+    let (mut depth, mut parts) = (0_i32, vec![String::new()]);
+    for letter in body.replace("->", "").chars() {
+        match letter {
+            '<' | '(' | '[' => depth += 1,
+            '>' | ')' | ']' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push(letter);
+        }
+    }
+    parts.iter().map(|part| field(part)).filter(|field| field.contains(':')).collect()
+}
+
+/// `#[attribute] pub(super) name: Type<A, B>` → `name:Type<A,B>`.
+fn field(text: &str) -> String {
+    let mut words = text
+        .split_whitespace()
+        .skip_while(|word| word.starts_with('#') || *word == "pub" || word.starts_with("pub("));
+    words.by_ref().collect()
 }
