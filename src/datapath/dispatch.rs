@@ -32,7 +32,7 @@ pub(super) struct Dispatch<'w> {
 impl Dispatch<'_> {
     /// Bring a frame to a port. Answers how many frames it became here, at least one.
     #[inline]
-    pub fn to_port(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
+    pub fn deliver(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
         let choice = choose(receiver.route, self.here, frame, || flow_hash(frame.start()));
         self.carry_out(choice, receiver, frame)
     }

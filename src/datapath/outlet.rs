@@ -303,8 +303,8 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// Send a frame in the name of the port: to the wire, and to all others. Answers how many copies
-    /// were made.
+    /// Send a frame in the name of the port: to the wire, and to all others. Answers how many
+    /// copies were made.
     pub fn announce(mut self, frame: &FrameView<'_>) -> usize {
         match self.route.attachment {
             Attachment::Wire { .. } => {
@@ -350,7 +350,7 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn send_to_port(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) {
-        self.copies += self.dispatch.to_port(receiver, frame).saturating_sub(1);
+        self.copies += self.dispatch.deliver(receiver, frame).saturating_sub(1);
     }
 
     #[inline]

@@ -225,13 +225,7 @@ impl Worker {
                 let _ = done.send(self.plane.ports.add(port, name));
             }
             WorkerCommand::RemovePort { port, done } => {
-                let rings = self.plane.ports.report(port);
-                let rings = rings
-                    .iter()
-                    .filter_map(|ring| self.take(RingId { port, index: ring.index }))
-                    .collect();
-                self.plane.ports.remove(port);
-                let _ = done.send(rings);
+                let _ = done.send(self.remove_port(port));
             }
             WorkerCommand::Give { port, index, ring, done } => {
                 self.give(RingId { port, index }, ring);
@@ -289,6 +283,15 @@ impl Worker {
             }
             WorkerCommand::Stop => self.stopping = true,
         }
+    }
+
+    /// Its rings go back with it.
+    fn remove_port<Rings: FromIterator<Box<Ring>>>(&mut self, port: PortId) -> Rings {
+        let left = self.plane.ports.report(port);
+        let take = |ring: &RingReport| self.take(RingId { port, index: ring.index });
+        let rings = left.iter().filter_map(take).collect();
+        self.plane.ports.remove(port);
+        rings
     }
 
     fn give(&mut self, id: RingId, mut ring: Box<Ring>) {
@@ -393,11 +396,11 @@ impl Worker {
         Ok(PausedWorker { sockets, rings })
     }
 
-    fn adopt(&mut self, at_rest: &[(UplinkId, PausedSocket)]) -> bool {
+    fn adopt(&mut self, paused: &[(UplinkId, PausedSocket)]) -> bool {
         for place in &mut self.plane.sockets.places {
             let at = (place.uplink, place.queue);
             let own = |(of, left): &&(UplinkId, PausedSocket)| (*of, left.queue) == at;
-            if let Some((_, left)) = at_rest.iter().find(own)
+            if let Some((_, left)) = paused.iter().find(own)
                 && let Some(socket) = &mut place.socket
                 && !socket.resume(left)
             {

@@ -46,12 +46,12 @@ fn ip_ends(start: &[u8]) -> Option<(u64, u64)> {
 
 #[inline]
 fn ports(start: &[u8], network: Network, at: usize) -> Option<[u64; 2]> {
-    let behind = headers::behind(start, network, at)?;
-    if behind.fragment {
+    let upper = headers::upper_layer(start, network, at)?;
+    if upper.fragment {
         return None;
     }
-    Transport::from_protocol(behind.protocol)?;
-    let [a, b, c, d] = *start.get(behind.at..)?.first_chunk()?;
+    Transport::from_protocol(upper.protocol)?;
+    let [a, b, c, d] = *start.get(upper.at..)?.first_chunk()?;
     Some([u16::from_be_bytes([a, b]).into(), u16::from_be_bytes([c, d]).into()])
 }
 

@@ -94,22 +94,22 @@ impl Headers {
     pub fn parse(start: &[u8]) -> Option<Self> {
         let start = clip(start);
         let (network, network_at) = network(start)?;
-        let behind = behind(start, network, network_at)?;
-        let transport = Transport::from_protocol(behind.protocol)?;
+        let upper = upper_layer(start, network, network_at)?;
+        let transport = Transport::from_protocol(upper.protocol)?;
         let header_len = match transport {
-            Transport::Tcp => usize::from(start.get(behind.at + 12)? >> 4) * 4,
+            Transport::Tcp => usize::from(start.get(upper.at + 12)? >> 4) * 4,
             Transport::Udp => UDP_LEN,
         };
         let too_short = transport == Transport::Tcp && header_len < TCP_LEN;
-        let payload_at = behind.at + header_len;
-        if behind.fragment || too_short || payload_at > start.len() {
+        let payload_at = upper.at + header_len;
+        if upper.fragment || too_short || payload_at > start.len() {
             return None;
         }
         Some(Self {
             network,
             network_at: u16::try_from(network_at).ok()?,
             transport,
-            transport_at: u16::try_from(behind.at).ok()?,
+            transport_at: u16::try_from(upper.at).ok()?,
             payload_at: u16::try_from(payload_at).ok()?,
         })
     }
@@ -157,7 +157,7 @@ impl PartialChecksum {
 }
 
 /// What an IP header says of what comes behind it.
-pub(super) struct Behind {
+pub(super) struct UpperLayer {
     pub protocol: u8,
     pub at: usize,
     /// It is only a part of it.
@@ -202,22 +202,22 @@ pub fn tag_bytes(start: &[u8]) -> u32 {
 
 /// What comes behind the IP header at `at` and its options or extension headers.
 #[inline]
-pub(super) fn behind(start: &[u8], network: Network, at: usize) -> Option<Behind> {
+pub(super) fn upper_layer(start: &[u8], network: Network, at: usize) -> Option<UpperLayer> {
     match network {
-        Network::Ipv4 => behind_ipv4(start, at),
-        Network::Ipv6 => behind_ipv6(start, at),
+        Network::Ipv4 => after_ipv4(start, at),
+        Network::Ipv6 => after_ipv6(start, at),
     }
 }
 
 #[inline]
-fn behind_ipv4(start: &[u8], at: usize) -> Option<Behind> {
+fn after_ipv4(start: &[u8], at: usize) -> Option<UpperLayer> {
     let header: &[u8; IPV4_LEN] = start.get(at..)?.first_chunk()?;
     let len = usize::from(header[0] & 0xf) * 4;
     if header[0] >> 4 != 4 || len < IPV4_LEN || at + len > start.len() {
         return None;
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
-    Some(Behind {
+    Some(UpperLayer {
         protocol: header[9],
         at: at + len,
         fragment: fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0,
@@ -225,7 +225,7 @@ fn behind_ipv4(start: &[u8], at: usize) -> Option<Behind> {
 }
 
 #[inline]
-fn behind_ipv6(start: &[u8], at: usize) -> Option<Behind> {
+fn after_ipv6(start: &[u8], at: usize) -> Option<UpperLayer> {
     let header: &[u8; IPV6_LEN] = start.get(at..)?.first_chunk()?;
     if header[0] >> 4 != 6 {
         return None;
@@ -233,7 +233,7 @@ fn behind_ipv6(start: &[u8], at: usize) -> Option<Behind> {
     let (mut protocol, mut at) = (header[6], at + IPV6_LEN);
     for _ in 0..=EXTENSIONS_MAX {
         if !matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION) {
-            return Some(Behind { protocol, at, fragment: protocol == FRAGMENT });
+            return Some(UpperLayer { protocol, at, fragment: protocol == FRAGMENT });
         }
         let extension = start.get(at..at + 2)?;
         protocol = extension[0];

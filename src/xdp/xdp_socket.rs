@@ -544,8 +544,8 @@ mod tests {
         assert!(send(&mut first, &bytes(70, 8)));
         // It is there before the first one rests, and touches nothing.
         let mut second = successor(&first);
-        let at_rest = first.rest();
-        assert!(second.resume(&at_rest));
+        let paused = first.rest();
+        assert!(second.resume(&paused));
         assert_eq!(second.census().total(), u64::from(FRAMES));
         assert_eq!(receive(&mut second, 8), [bytes(9000, 7)]);
         assert_eq!(wire.departed(), [bytes(70, 8)]);
@@ -558,9 +558,9 @@ mod tests {
     #[test]
     fn frames_that_cannot_be_where_they_are_said_to_be_are_not_gone_on_with() {
         let (mut socket, _wire) = ring_pair(0, FRAMES);
-        let at_rest = socket.rest();
+        let paused = socket.rest();
         let wrong = |change: fn(&mut PausedSocket)| {
-            let mut changed = at_rest.clone();
+            let mut changed = paused.clone();
             change(&mut changed);
             changed
         };
@@ -573,7 +573,7 @@ mod tests {
         ] {
             assert!(!socket.resume(&wrong), "{wrong:?}");
         }
-        assert!(socket.resume(&at_rest));
+        assert!(socket.resume(&paused));
     }
 
     #[test]

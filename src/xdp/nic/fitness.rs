@@ -1,9 +1,9 @@
 //! What a kind of device is good for as an uplink: decided here, for the daemon, which refuses or
 //! warns, and for the doctor, which tells it beforehand.
 //!
-//! Pure. `docs/operations.md`, "Kinds of interface", has the table, which was measured
-//! (`tests/machine/uplink_kinds.rs`, `tests/machine/uplink_kinds_inner.rs`). Three things about the kernel explain
-//! all of it:
+//! Pure. `docs/operations/uplinks.md`, "Kinds of interface", has the table, which was measured
+//! (`tests/machine/uplink_kinds.rs`, `tests/machine/uplink_kinds_inner.rs`). Three things about the
+//! kernel explain all of it:
 //!
 //! - AF_XDP takes a frame only from the device and queue that the socket is bound to
 //!   (`xsk_rcv_check` of net/xdp/xsk.c). A bond, and a Hyper-V NIC with a VF, give a native program

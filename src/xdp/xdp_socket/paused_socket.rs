@@ -60,9 +60,9 @@ impl Socket {
 
     /// Resume where another process has left it. False, and nothing is done, if what is said of its
     /// frames cannot be.
-    pub fn resume(&mut self, at_rest: &PausedSocket) -> bool {
-        let PausedSocket { receiving, transmitting, cutting, .. } = *at_rest;
-        let Some(free) = self.umem.adopt(&at_rest.free) else { return false };
+    pub fn resume(&mut self, paused: &PausedSocket) -> bool {
+        let PausedSocket { receiving, transmitting, cutting, .. } = *paused;
+        let Some(free) = self.umem.adopt(&paused.free) else { return false };
         if free.len() as u64 + receiving + transmitting != self.frames {
             return false;
         }
