@@ -43,7 +43,8 @@ pub(super) enum Decision<'t> {
 ///
 /// Flow control is not seen here, since it has no address of its own: whoever reads a guest's frame
 /// drops that first.
-#[inline]
+// Each caller has one origin, so that one arm is left when this is inlined: 70 instructions a run.
+#[inline(always)]
 pub(super) fn decide<'t>(
     table: &'t Forwarding,
     origin: FrameOrigin<'t>,

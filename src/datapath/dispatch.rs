@@ -30,9 +30,9 @@ pub(super) struct Dispatch<'w> {
 }
 
 impl Dispatch<'_> {
-    /// Bring a frame to a port. Answers how many frames it became here, at least one.
+    /// Forward a frame to a port. Answers how many frames it became here, at least one.
     #[inline]
-    pub fn deliver(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
+    pub fn forward_to(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
         let choice = choose(receiver.route, self.here, frame, || flow_hash(frame.start()));
         self.carry_out(choice, receiver, frame)
     }
@@ -60,7 +60,7 @@ impl Dispatch<'_> {
         1
     }
 
-    /// Bring a frame to all ports of a flood: deliver it to those that this worker serves, and hand
+    /// Forward a frame to all ports of a flood: deliver it to those that this worker serves, and hand
     /// it over once to each other worker that serves some. Answers how many copies were made here.
     pub fn flood(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
         for &worker in self.table.receivers(flood.uplink) {

@@ -72,7 +72,7 @@ fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
         return drop(SocketCounter::RxDroppedRunt);
     }
     match decide(dispatch.table, FrameOrigin::ControlPlane(uplink), frame.destination()) {
-        Decision::Port(receiver) => dispatch.deliver(receiver, frame),
+        Decision::Port(receiver) => dispatch.forward_to(receiver, frame),
         Decision::Flood => dispatch.flood(Flood { uplink, from: None, by: dispatch.here }, frame),
         Decision::Reserved => drop(SocketCounter::RxDroppedReserved),
         Decision::NoPort | Decision::Wire | Decision::Own => drop(SocketCounter::RxDroppedNoPort),

@@ -286,6 +286,6 @@ impl Inlet<'_> {
         self.dispatch.ports.count(port, PortCounter::ToGuestCoalesced, beyond);
         let (headers, offload) = train.headers();
         let frame = FrameView::of_pieces(headers, &payload).with_offload(offload);
-        self.dispatch.deliver(receiver, &frame);
+        self.dispatch.forward_to(receiver, &frame);
     }
 }

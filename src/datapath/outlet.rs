@@ -151,13 +151,14 @@ impl<'w> Outlet<'w> {
     /// Read packets up to the first that has something left to do, or another destination.
     #[inline]
     fn read_alike<'m>(&self, run: &[(Chain, GuestSlice<'m>)], alike: &mut Alike<'m>) {
-        let to_wire = matches!(self.route.attachment, Attachment::Wire { .. });
+        let Self { kind, route, run_max, .. } = *self;
+        let to_wire = matches!(route.attachment, Attachment::Wire { .. });
         let mut destination = None;
-        for (_, piece) in run {
-            let Some(packet) = GuestPacket::read(*piece, self.kind.header_len) else { return };
+        for (_, piece) in &run[..run.len().min(run_max)] {
+            let Some(packet) = GuestPacket::read(*piece, kind.header_len) else { return };
             let to = mac::number(packet.destination());
             let same = to_wire || *destination.get_or_insert(to) == to;
-            if !packet.is_within(self.route.frame_max) || !same || alike.len() == self.run_max {
+            if !packet.is_within(route.frame_max) || !same {
                 return;
             }
             alike.push(packet);
@@ -350,7 +351,7 @@ impl<'w> Outlet<'w> {
 
     #[inline]
     fn send_to_port(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) {
-        self.copies += self.dispatch.deliver(receiver, frame).saturating_sub(1);
+        self.copies += self.dispatch.forward_to(receiver, frame).saturating_sub(1);
     }
 
     #[inline]
