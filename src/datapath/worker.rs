@@ -225,7 +225,9 @@ impl Worker {
                 let _ = done.send(self.plane.ports.add(port, name));
             }
             WorkerCommand::RemovePort { port, done } => {
-                let _ = done.send(self.remove_port(port));
+                let rings = self.take_rings(port).collect();
+                self.plane.ports.remove(port);
+                let _ = done.send(rings);
             }
             WorkerCommand::Give { port, index, ring, done } => {
                 self.give(RingId { port, index }, ring);
@@ -285,13 +287,9 @@ impl Worker {
         }
     }
 
-    /// Its rings go back with it.
-    fn remove_port<Rings: FromIterator<Box<Ring>>>(&mut self, port: PortId) -> Rings {
+    fn take_rings(&mut self, port: PortId) -> impl Iterator<Item = Box<Ring>> {
         let left = self.plane.ports.report(port);
-        let take = |ring: &RingReport| self.take(RingId { port, index: ring.index });
-        let rings = left.iter().filter_map(take).collect();
-        self.plane.ports.remove(port);
-        rings
+        left.into_iter().filter_map(move |ring| self.take(RingId { port, index: ring.index }))
     }
 
     fn give(&mut self, id: RingId, mut ring: Box<Ring>) {
