@@ -304,8 +304,8 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// Send a frame in the name of the port: to the wire, and to all others. Answers how many copies
-    /// were made.
+    /// Send a frame in the name of the port: to the wire, and to all others. Answers how many
+    /// copies were made.
     pub fn announce(mut self, frame: &FrameView<'_>) -> usize {
         match self.route.attachment {
             Attachment::Wire { .. } => {
