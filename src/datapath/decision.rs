@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn mac_of(port: PortId) -> [u8; 6] {
-        mac(port.0 as u8)
+        mac(u8::try_from(port.0).unwrap())
     }
 
     fn route(attachment: Attachment, ready: Vec<u16>, workers: &[u16]) -> Route {

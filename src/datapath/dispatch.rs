@@ -60,8 +60,9 @@ impl Dispatch<'_> {
         1
     }
 
-    /// Forward a frame to all ports of a flood: deliver it to those that this worker serves, and hand
-    /// it over once to each other worker that serves some. Answers how many copies were made here.
+    /// Forward a frame to all ports of a flood: deliver it to those that this worker serves, and
+    /// hand it over once to each other worker that serves some. Answers how many copies were made
+    /// here.
     pub fn flood(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
         for &worker in self.table.receivers(flood.uplink) {
             if worker != self.here {
