@@ -380,6 +380,7 @@ mod tests {
     /// A daemon whose one uplink is away, with one port added at run time.
     struct Served {
         service: DaemonService,
+        watches: Arc<Watches>,
         directory: TempDir,
     }
 
@@ -433,14 +434,14 @@ mod tests {
                 workers: Arc::clone(&workers),
                 ownership: Arc::clone(&ownership),
                 problems: Arc::clone(&problems),
-                watches,
+                watches: Arc::clone(&watches),
                 state,
                 runtime_lock: None,
             };
             let upgrader = Arc::new(Upgrader::new(OwnProgram::new(None).unwrap(), exported));
             let service =
                 DaemonService { registry, nics, workers, catalog, ownership, problems, upgrader };
-            let served = Self { service, directory };
+            let served = Self { service, watches, directory };
             served.service.call(Request::AddPort(served.port(OLD))).unwrap();
             served
         }
@@ -618,5 +619,20 @@ mod tests {
         assert_eq!(kept, [port.profile]);
         assert_eq!(served.saved_again(), kept);
         assert_eq!(served.registry().check_settled(&served.registry().ports()), Ok(()));
+    }
+
+    #[test]
+    fn threads_are_started_again_by_the_owner_alone_and_not_with_the_ports_locked() {
+        let Served { service, watches, .. } = &Served::start();
+        service.ownership.prepare().unwrap();
+        assert!(watches.start_again().is_none());
+        drop(service.ownership.undecided());
+        {
+            // Whoever stops a thread waits for it, and it may wait for the ports.
+            let _ports = service.registry.ports();
+            watches.start_again().unwrap().unwrap();
+        }
+        watches.leave_ports();
+        watches.leave_nics();
     }
 }
