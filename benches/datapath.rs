@@ -1,11 +1,13 @@
 //! The cost of a packet in the whole datapath, without a NIC and without a kernel.
 //!
-//! One iteration is a burst of 64 packets; criterion's `elem/s` are packets per second. Timed is
-//! the device's work alone: ours is one turn of a worker (commands, inbox, sockets, rings, the MAC
-//! lookup of a switch, counters, publication, the notification decision), the reference device's
-//! its ring loop and the notification decision. The guest's driver, and what plays the kernel at
-//! the other end of the AF_XDP rings, work before and after, with the clock stopped; so the packet
-//! is in the cache, and what a second core's cache lines would cost is not in the numbers.
+//! One iteration is a burst of 64 packets; criterion's `elem/s` are packets per second. The clock
+//! runs for the device's work alone. Ours is one turn of a worker: commands, inbox, sockets, rings,
+//! the MAC lookup of a switch, counters, publication, the notification decision. The reference
+//! device's is its ring loop and the notification decision.
+//!
+//! The guest's driver, and the stand-in for the kernel at the other end of the AF_XDP rings, work
+//! before and after, with the clock stopped. The packet is therefore in the cache, and the numbers
+//! leave out the cost of a second core's cache lines.
 
 mod common;
 
@@ -21,7 +23,7 @@ use common::{BURST, OPTIONS, RING_SIZE, memory, queue, ram, time};
 
 /// Frame lengths.
 const LENGTHS: [usize; 2] = [64, 1500];
-/// What Linux posts for frames of up to 1518 bytes.
+/// The buffer that Linux posts for frames of up to 1518 bytes.
 const BUFFER: usize = 1536;
 const OUTSIDE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];
 
@@ -108,7 +110,7 @@ struct Theirs {
     to_guest: Queue,
     from_guest: Queue,
     frame: Vec<u8>,
-    /// What is on the wire: a frame's memory for each packet of a burst, as in a UMEM.
+    /// The wire: a frame's memory for each packet of a burst, as in a UMEM.
     wire: Vec<[u8; 2048]>,
     lens: Vec<usize>,
 }

@@ -1,7 +1,7 @@
 //! The cost of frames as bytes: checksums, segmentation, coalescing, flows.
 //!
-//! No payload is copied: what it costs to bring a segment to where it goes is in the bench
-//! `datapath`. The bytes are in the cache.
+//! No payload is copied: the cost of carrying a segment to its place is in the bench `datapath`.
+//! The bytes are in the cache.
 
 use std::hint::black_box;
 
@@ -41,7 +41,7 @@ fn coalesce(frames: &[Vec<u8>]) -> Train {
     train
 }
 
-/// The merged frame, and what is left to do with it.
+/// The merged frame, and the offload that remains.
 fn merged(frames: &[Vec<u8>]) -> (Vec<u8>, Offload) {
     let mut train = coalesce(frames);
     assert_eq!(train.pieces().len(), frames.len());

@@ -1,8 +1,7 @@
-//! The cost of the ring alone: to take a packet's chain, resolve its buffers, and complete it.
-//!
-//! One iteration is a burst of 64 packets; criterion's `elem/s` are packets per second. No byte
-//! of a packet is touched. Timed is the device's side; the driver offers and takes back with the
-//! clock stopped.
+//! The cost of the ring alone: to take a packet's chain, resolve its buffers, and complete it. One
+//! iteration is a burst of 64 packets; criterion's `elem/s` are packets per second. No byte of a
+//! packet is touched. The clock runs for the device's side alone; it stands while the driver offers
+//! and takes back.
 
 mod common;
 

@@ -14,8 +14,8 @@
 //!
 //! # Four structures
 //!
-//! - **Session** ([`vhost_user::serve`]): one connection of a front-end; gathers what it says of
-//!   its device and never sees a packet.
+//! - **Session** ([`vhost_user::serve`]): one connection of a front-end; gathers the front-end's
+//!   settings of its device and never sees a packet.
 //! - **Profile** ([`profile::Profile`]): the guest-visible interface, bound to each session.
 //! - **Ring** ([`virtqueue::Ring`]): one virtqueue with its event descriptors; belongs to its
 //!   session or to one worker, never both.
@@ -30,14 +30,14 @@
 //! - [`guest_memory`]: guests' memory, and the only translation of their addresses.
 //! - [`packet`]: frames as bytes: headers, checksums, segmentation and coalescing, flows.
 //! - [`device`]: feature bits, MAC addresses and the virtio-net header, as pure data.
-//! - [`metrics`]: what is counted.
+//! - [`metrics`]: the counters.
 //!
-//! And those it never meets:
+//! Modules that a packet never meets:
 //!
-//! - [`vhost_user`]: sessions: what front-ends say, checked.
-//! - [`profile`]: profiles: files, lists of values, digests, what stands against one on a host.
+//! - [`vhost_user`]: sessions: front-ends' messages, checked.
+//! - [`profile`]: profiles: files, lists of values, digests, and blockers of a profile on a host.
 //! - [`capture`]: another backend's interface, measured, as a profile.
-//! - [`config`]: `isonic.toml`, and what ports may share.
+//! - [`config`]: `isonic.toml`, and the rules for what ports may share.
 //! - [`toml_document`]: reading TOML so that all mistakes are told at once, with their lines.
 //! - [`daemon`]: where sessions, workers and sockets meet; owns all that lives long.
 //! - [`doctor`]: whether ports can be served on a host, and what would mend it if not.
@@ -45,7 +45,7 @@
 //! - [`libvirt`]: domain XML: a profile stored with its VM, and the hook that binds it.
 //! - [`cli`]: the command line.
 //! - [`report`]: an error and its causes as one text, for people.
-//! - [`platform`]: what the operating system asks of a well-behaved process.
+//! - [`platform`]: the duties of a well-behaved process to its operating system.
 //! - `reference`: the plain device that ours is compared with, for tests and benches only.
 //! - `test_support`: the other sides, for tests and benches only.
 #![warn(missing_docs)]

@@ -1,5 +1,5 @@
-//! REPORT: an error and its causes on one line, for the log, the API and the command line; and
-//! what others have chosen, as it may be shown.
+//! REPORT: an error and its causes on one line, for the log, the API and the command line. It also
+//! makes texts that others have chosen safe to show.
 
 #![forbid(unsafe_code)]
 
@@ -18,14 +18,14 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// What a text may have of one word, characters.
+/// The most of one word that a text may have, characters.
 const WORD_MAX: usize = 256;
-/// What is shown of a longer one.
+/// The characters shown of a longer word.
 const WORD_SHOWN: usize = 64;
-/// What an error may have in all: a list of a thousand ports.
+/// The most that an error may have in all, characters: a list of a thousand ports.
 const TEXT_MAX: usize = 128 << 10;
 
-/// An error's text without what somebody else has made long: nobody reads a name of 30 000 letters.
+/// An error's text with the long words of others cut: a name of 30 000 letters is of no use.
 #[must_use]
 pub fn bounded(text: &str) -> String {
     let mut all = String::with_capacity(text.len());
@@ -51,14 +51,14 @@ pub fn one_line(text: &str) -> String {
     lines.join("; ")
 }
 
-/// What cannot move a terminal's cursor, begin a line or turn the reading direction, from what
-/// others have chosen: the rest is escaped.
+/// A text that others have chosen, without characters that move a terminal's cursor, begin a line
+/// or turn the reading direction. Those are escaped.
 #[must_use]
 pub fn printable(text: &str) -> String {
     escape_all_but(text, is_harmless)
 }
 
-/// The same of lines, which may end.
+/// As [`printable`], for text whose lines may end.
 #[must_use]
 pub fn printable_lines(text: &str) -> String {
     escape_all_but(text, |letter| letter == '\n' || is_harmless(letter))

@@ -1,8 +1,8 @@
 //! TOML read by hand, so that a file with five mistakes is answered with five lines.
 //!
 //! serde stops at the first mistake and loses the place of the others. Here a [`Section`] is asked
-//! for its keys one by one; whatever is wrong is noted with its line, and reading continues. Keys
-//! nobody asked for are reported when the section ends, with the name that was probably meant.
+//! for its keys one by one. A mistake is noted with its line, and reading continues. When the
+//! section ends, keys that were not asked for are reported, with the name that was probably meant.
 //!
 //! Used by configuration and profiles. It does no I/O and knows no key by itself.
 
@@ -23,7 +23,7 @@ use crate::report::printable;
 pub struct Problem {
     /// Line, counted from 1.
     pub line: usize,
-    /// What is wrong and what would be right.
+    /// The mistake, and what would be right.
     pub message: String,
 }
 
@@ -64,7 +64,7 @@ pub struct Located<T> {
 pub enum Unreadable {
     /// Another kind of value is wanted, such as "a string".
     Kind(&'static str),
-    /// The kind is right and the value is not; says what would be.
+    /// The kind is right and the value is not; says which values are right.
     Value(String),
 }
 

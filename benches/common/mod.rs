@@ -1,4 +1,5 @@
-//! What the benches share: a guest's rings as the reference device sees them, and the clock.
+//! The parts that the benches share: a guest's rings as the reference device sees them, and the
+//! clock.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 pub const BURST: u16 = 64;
 /// Entries of every ring.
 pub const RING_SIZE: u16 = 256;
-/// What Linux negotiates. No driver here asks for an interrupt, so none is sent within a burst.
+/// The options that Linux negotiates. No driver here asks for an interrupt, so none is sent within
+/// a burst.
 pub const OPTIONS: QueueOptions =
     QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
 /// Bytes of a guest's memory.
@@ -23,7 +25,7 @@ pub fn ram() -> GuestRam {
     GuestRam::new(RAM_BYTES as u64)
 }
 
-/// The same memory, for the reference device.
+/// The guest's memory, for the reference device.
 #[must_use]
 pub fn memory(ram: &GuestRam) -> GuestMemoryMmap {
     let file = FileOffset::new(ram.file.try_clone().unwrap(), 0);

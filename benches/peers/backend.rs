@@ -1,4 +1,4 @@
-//! What is measured: isonic or a peer, serving the vhost-user sockets of a run.
+//! The measured backend: isonic or a peer, serving the vhost-user sockets of a run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,7 +52,7 @@ pub struct Reading {
     calls_when_idle: bool,
 }
 
-/// What a backend's core did between two readings.
+/// The work of a backend's core between two readings.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
     /// Busy cycles per packet, the kernel's part included.
@@ -70,7 +70,7 @@ impl Reading {
         Self { at: Instant::now(), busy_cycles, packets, threads, calls_when_idle: false }
     }
 
-    /// What happened since an earlier one.
+    /// The cost since an earlier reading.
     pub fn since(&self, before: &Self) -> Cost {
         #[allow(clippy::cast_precision_loss, reason = "counters of seconds")]
         let packets = (self.packets - before.packets).max(1) as f64;
@@ -85,9 +85,10 @@ impl Reading {
         let (user, system) = spent.max_by_key(|(user, system)| user + system).unwrap_or((0, 0));
         #[allow(clippy::cast_precision_loss, reason = "ticks of seconds")]
         let (user, system) = (user as f64, system as f64);
-        // Two estimates, neither of them too high: as of all its time, idle turns included; and all
-        // its system time, which is right for who calls the kernel in busy turns only, and as long
-        // as nobody interrupts those.
+        // Neither of these two estimates is too high. The first applies the system share of all its
+        // time, idle turns included, to the busy cycles. The second takes all its system time. It
+        // is right for a backend that calls the kernel in busy turns only, while nobody interrupts
+        // those turns.
         let by_share = cycles * system / (user + system).max(1.0);
         let all = if self.calls_when_idle { 0.0 } else { system * clock::hertz() / TICKS };
         let in_kernel = by_share.max(all);
@@ -201,7 +202,8 @@ impl<'bed> Backend<'bed> {
                 (testpmd.id(), cycles, stats.packets)
             }
         };
-        // Who asks shares a CPU with a front-end that polls, and is held up before and after.
+        // The asking thread shares a CPU with a front-end that polls, and is held up before and
+        // after.
         let at = asked + asked.elapsed() / 2;
         let threads = threads(process);
         // DPDK's AF_XDP driver asks the kernel for packets when it finds none.
@@ -209,13 +211,13 @@ impl<'bed> Backend<'bed> {
         Some(Reading { at, busy_cycles, packets, threads, calls_when_idle })
     }
 
-    /// What it has dropped.
+    /// The packets it has dropped.
     pub fn drops(&mut self) -> Drops {
         let mut drops = Drops::new();
         match self {
             Self::Isonic(daemon, _) => {
                 let stats = daemon.json(&["stats"]);
-                // What the kernel dropped, the NIC has counted too.
+                // The NIC also counts the kernel's drops.
                 for part in [&stats["ports"], &stats["uplinks"]] {
                     for (name, value) in all_counters(part) {
                         if name.contains("_dropped_") && !name.starts_with("kernel_") {
@@ -236,7 +238,7 @@ impl<'bed> Backend<'bed> {
     pub fn may_keep(&self) -> u64 {
         match self {
             Self::Isonic(..) | Self::Reference { .. } => 0,
-            // Its AF_XDP driver wakes the kernel only when it sends: the last bursts stay in the
+            // Its AF_XDP driver wakes the kernel only when it sends. The last bursts stay in the
             // transmit ring if the kernel had no time.
             Self::Dpdk(_) => 2048,
         }

@@ -1,4 +1,4 @@
-//! What packets do in a run, over which rings.
+//! The ways of packets in a run, and the rings that they take.
 
 use crate::common::PROFILE;
 use crate::wire::FarEnd;
@@ -28,7 +28,7 @@ pub enum Rings {
 }
 
 impl Rings {
-    /// Of isonic's port.
+    /// The profile of isonic's port.
     pub fn profile(self) -> &'static str {
         match self {
             Self::Split => PROFILE,
@@ -103,7 +103,7 @@ impl Case {
         if self.scenario == Scenario::GuestToGuest { 2 } else { 1 }
     }
 
-    /// What the far end of the wire does; None where the front-end has it.
+    /// The work of the far end of the wire; None where the front-end has it.
     pub fn far_end(&self) -> Option<FarEnd> {
         match self.scenario {
             Scenario::GuestToGuest | Scenario::GuestToWire => Some(FarEnd::Sink),

@@ -1,5 +1,5 @@
-//! What no backend can beat here: bare AF_XDP sockets on the same wire, and memcpy of the same
-//! bytes.
+//! Bounds that no backend can beat here: bare AF_XDP sockets on the same wire, and memcpy of the
+//! same bytes.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,7 +24,7 @@ const WINDOW: u32 = 256;
 /// Frames of a socket: each is filled once.
 const FRAMES: u64 = 4096;
 
-/// Runs the ceiling of a scenario; its name and what it reached.
+/// Runs the ceiling of a scenario; its name and result.
 pub fn run(scenario: Scenario, len: usize) -> (&'static str, Sample) {
     match scenario {
         Scenario::GuestToGuest => ("memcpy", copy(len)),
@@ -58,8 +58,8 @@ fn frame(len: usize) -> Vec<u8> {
     frame
 }
 
-/// Opens the NIC's one queue, all frames ours, and lets `work` run on the backend's CPU for the
-/// time: called again and again, it returns the packets it moved.
+/// Opens the NIC's one queue, all frames ours, and calls `work` again and again on the backend's
+/// CPU for the time. `work` returns the packets it moved.
 fn with_socket(bed: &Bed, mut work: impl FnMut(&mut Socket) -> u64 + Send) -> Sample {
     let settings = Settings::get();
     bed.host.enter(|| {
@@ -114,7 +114,7 @@ fn transmit(len: usize) -> Sample {
     })
 }
 
-/// Sends back what comes, which the far end reflects.
+/// Sends back all frames that come, which the far end reflects.
 fn go_around(len: usize) -> Sample {
     let bed = Bed::new(1, 1);
     let _wire = Wire::attach(&bed, FarEnd::Reflect);

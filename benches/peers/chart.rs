@@ -1,5 +1,5 @@
-//! Bar charts in SVG: a group of bars for each frame length, a bar for each who was measured, with
-//! the least and the most as a whisker.
+//! Bar charts in SVG. A group is a frame length, a bar is a peer, and a whisker shows the least and
+//! the most.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 280.0;
 /// Around the bars: left, top, right, bottom.
 const MARGINS: [f64; 4] = [56.0, 40.0, 12.0, 56.0];
-/// For those who are measured, in order; told apart without colour vision too.
+/// Colours of the peers, in order; they can be told apart without colour vision too.
 const COLOURS: [&str; 5] = ["#0072b2", "#e69f00", "#999999", "#009e73", "#cc79a7"];
 
 /// A group: its label, and its bars by place in the legend.
@@ -81,7 +81,7 @@ pub fn bars(title: &str, unit: &str, legend: &[&str], groups: &[Group]) -> Strin
     svg + "</svg>\n"
 }
 
-/// A round number of which five reach this high.
+/// A round number such that five of it reach this high.
 fn step(highest: f64) -> f64 {
     let power = 10f64.powf((highest / 5.0).max(1e-6).log10().floor());
     let steps = [1.0, 2.0, 2.5, 5.0, 10.0];

@@ -1,5 +1,5 @@
-//! A front-end of our own on a thread of its own: for request and response, and to be connected
-//! and idle.
+//! A front-end of our own on a thread of its own. It sends requests and awaits responses, or is
+//! connected and idle.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use isonic::virtqueue::QueueOptions;
 const RING_SIZE: u16 = 256;
 /// Bytes of its memory: two rings with a page for each entry, and room.
 const RAM_BYTES: u64 = 4 << 20;
-/// Bytes of its receive buffers: what Linux posts for frames of up to 1518 bytes.
+/// Bytes of its receive buffers, as Linux posts them for frames of up to 1518 bytes.
 const BUFFER: usize = 1536;
 /// vhost-user protocol features: MQ and REPLY_ACK.
 const PROTOCOL: u64 = 1 << 0 | 1 << 3;

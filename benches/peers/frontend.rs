@@ -35,7 +35,7 @@ impl Frontend {
             Scenario::GuestToGuest => "io",
             Scenario::GuestToWire => "txonly",
             Scenario::WireToGuest => {
-                // The wire's far end: what arrives there is dropped before it.
+                // The wire's far end: frames that arrive there are dropped before it.
                 let (object, peer) = (wire::compile(bed), &bed.uplinks[0].peer);
                 let object = object.display();
                 devices.push(format!("net_af_xdp0,iface={peer},xdp_prog={object}"));
@@ -86,8 +86,8 @@ impl Frontend {
         self.testpmd.ports(self.ports)
     }
 
-    /// Sends no more, and receives what is on the way. Packets sent and received on the backend's
-    /// ports, since it was started.
+    /// Stops sending, and receives the packets under way. Returns the packets sent and received on
+    /// the backend's ports since it was started.
     pub fn drain(&mut self) -> (u64, u64) {
         self.pause();
         self.testpmd.command("set fwd rxonly");
@@ -99,7 +99,7 @@ impl Frontend {
         (count("TX-packets"), count("RX-packets"))
     }
 
-    /// What it sent into the wire from the far end.
+    /// Packets it sent into the wire from the far end.
     pub fn sent_from_far_end(&mut self) -> u64 {
         let ports = self.testpmd.ports(self.ports + 1);
         ports[self.ports].get("TX-packets")

@@ -1,4 +1,4 @@
-//! What isonic is to reach, and whether it does.
+//! The goals for isonic, and whether it reaches them.
 
 use crate::case::{Case, Rings, Scenario};
 use crate::clock;
@@ -9,15 +9,15 @@ use crate::settings::Settings;
 
 /// One goal.
 pub struct Goal {
-    /// What is measured.
+    /// The measured quantity.
     pub what: String,
-    /// What is wanted: "≥ 1.20".
+    /// The goal: "≥ 1.20".
     pub wanted: String,
-    /// What was measured.
+    /// The measured values.
     pub reached: Spread,
     /// Whether the median is good enough.
     pub met: bool,
-    /// What must be known with it.
+    /// A remark to read with the result.
     pub remark: String,
 }
 
@@ -39,7 +39,7 @@ impl Limit {
     }
 }
 
-/// All goals of which something was measured; none of a short run, which measures nothing.
+/// All goals with a measurement; none for a short run, which is too short to judge.
 pub fn goals(report: &Report) -> Vec<Goal> {
     let mut goals = Vec::new();
     if Settings::get().short {
@@ -75,7 +75,7 @@ fn between_guests(report: &Report) -> Vec<Goal> {
         |len, number: fn(&Sample) -> f64| ratio(of(len, "isonic"), of(len, "dpdk"), number);
     let mut small =
         Limit::AtLeast(1.2).goal("guest to guest, 64: packets / DPDK's", compared(64, packets));
-    // Where isonic's core is not fully busy, the front-end limits the packets: the reader must know.
+    // If isonic's core is not fully busy, the front-end limits the packets: the reader must know.
     let busy = of(64, "isonic").iter().filter_map(|sample| Some(sample.cost?.busy));
     if let (Some(goal), Some(busy)) = (&mut small, Spread::of(busy)) {
         goal.remark = format!("isonic's core is {:.0} % busy", busy.median * 100.0);

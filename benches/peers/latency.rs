@@ -76,7 +76,7 @@ pub fn after_pauses(client: &mut Client) -> Vec<Duration> {
     (0..count).map(after_pause).collect()
 }
 
-/// What this many of a thousand take at most, in microseconds.
+/// The most that this many of a thousand take, in microseconds.
 pub fn percentile(taken: &mut [Duration], per_mille: usize) -> f64 {
     taken.sort_unstable();
     let rank = |count: usize| count * per_mille / 1000;

@@ -1,4 +1,4 @@
-//! Where and with what was measured.
+//! The machine of a measurement, and its software.
 
 use std::fs;
 use std::process::Command;

@@ -1,10 +1,10 @@
 //! isonic beside its peers: the same front-end, the same wire, in one run on one machine.
 //!
 //! `scripts/bench-peers` prepares the machine and runs this. Each round runs every peer once, one
-//! after the other, so that what the machine does beside it meets all alike; what is compared are
-//! the medians. Each run makes its own namespaces and ends its own processes
-//! (`tests/machine/common`), and fails if a packet that was sent was neither received nor counted as
-//! dropped.
+//! after the other, so that other load on the machine meets all alike. The medians are compared.
+//!
+//! Each run makes its own namespaces and ends its own processes (`tests/machine/common`). It fails
+//! if a packet that was sent was neither received nor counted as dropped.
 
 #[path = "../../tests/machine/common/mod.rs"]
 mod common;
@@ -78,7 +78,7 @@ fn main() {
     publish(&report);
 }
 
-/// One round of all peers, and of what bounds them.
+/// One round of all peers and ceilings.
 fn throughput(case: &Case, report: &mut Report) {
     let plain = case.pairs == 1 && case.rings == Rings::Split;
     // It has no wire but its own, and split rings.

@@ -22,7 +22,7 @@ pub fn run(case: &Case, peer: Peer) -> Vec<(usize, Sample)> {
     run_lengths(case, peer, Settings::get().frames())
 }
 
-/// The same for these frame lengths.
+/// A case with a peer, once, for these frame lengths.
 pub fn run_lengths(case: &Case, peer: Peer, lengths: &[usize]) -> Vec<(usize, Sample)> {
     let settings = Settings::get();
     let bed = Bed::new(1, 1);
@@ -84,7 +84,7 @@ fn account(
 ) {
     let (sent, received) = match (case.scenario, wire) {
         (Scenario::GuestToWire, Some(wire)) => (from_guests, wire.frames()),
-        // What guests send there dies in the far end's program, and is no part of the account.
+        // Packets from guests die in the far end's program here, and are no part of the account.
         (Scenario::WireToGuest, _) => (frontend.sent_from_far_end(), to_guests),
         _ => (from_guests, to_guests),
     };
@@ -101,7 +101,7 @@ fn account(
     assert!(received > 0, "{}: no packet arrived", case.name());
 }
 
-/// What the veth pair counts as lost: on its way out, and on its way to us.
+/// The losses that the veth pair counts: on its way out, and on its way to us.
 fn lost_by_the_wire(bed: &Bed) -> Drops {
     let lost = ["tx_dropped", "rx_dropped"].map(|name| {
         let count = bed.host.run(&["cat", &format!("/sys/class/net/{NIC}/statistics/{name}")]);

@@ -1,5 +1,5 @@
-//! Where the time of a packet from a guest to the wire goes in user space: all of a worker's turn,
-//! and its parts by themselves, on AF_XDP rings in memory and with everything in this core's cache.
+//! The user-space time of a packet from a guest to the wire: all of a worker's turn, and its parts
+//! by themselves. The AF_XDP rings are in memory, and everything is in this core's cache.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::settings::Settings;
 
 /// Bytes of a frame.
 const LEN: usize = 64;
-/// The same for the AF_XDP rings.
+/// Bytes of a frame, for the AF_XDP rings.
 const LEN_U32: u32 = 64;
 
 /// One round.

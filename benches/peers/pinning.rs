@@ -3,7 +3,7 @@
 /// The CPU of the backend's one worker.
 pub const CPU: usize = 1;
 
-/// Keeps this thread on a CPU, for what is measured in this process.
+/// Keeps this thread on a CPU, for measurements in this process.
 pub fn pin_to(cpu: usize) {
     assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "no CPU {cpu}");
 }

@@ -1,5 +1,5 @@
-//! The reference device as a peer: two of it in a process of their own, with a loop between them
-//! that carries what leaves one to the other.
+//! The reference device as a peer: two of it in a process of their own. A loop between them carries
+//! each one's packets to the other.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub fn start(bed: &Bed, sockets: [PathBuf; 2]) -> Process {
     Process::start("reference", bed.host.name(), &command_line, &bed.path("reference.log"))
 }
 
-/// What that process does, until it is killed.
+/// The work of that process, until it is killed.
 pub fn serve(sockets: &[PathBuf]) -> ! {
     pinning::pin();
     let listeners: Vec<Listener> = sockets

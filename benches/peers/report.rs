@@ -1,4 +1,4 @@
-//! What was measured, round by round, and what is asked of it.
+//! The measured values, round by round, and the numbers made from them.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use crate::sample::Sample;
 
 /// A scenario and a frame length.
 pub type Row = (String, usize);
-/// What a number is, and its unit.
+/// The name of a number, and its unit.
 pub type Quantity = (String, &'static str);
-/// By who was measured; the entries are rounds.
+/// Values by peer; the entries are rounds.
 pub type ByPeer<T> = BTreeMap<&'static str, Vec<T>>;
 
 /// All samples and numbers, in the order in which they came first.
@@ -23,7 +23,7 @@ pub struct Report {
 /// The middle one, the least and the most.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spread {
-    /// Of an even number the mean of the two in the middle.
+    /// The middle value; for an even count, the mean of the two in the middle.
     pub median: f64,
     /// Least.
     pub min: f64,
@@ -32,7 +32,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of these values; None of none.
+    /// The spread of these values; None if there are none.
     pub fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
@@ -72,7 +72,7 @@ impl Report {
     }
 }
 
-/// The ratio in each round, and the spread of those: what the machine did in a round met both.
+/// The spread of the ratios of each round: other load on the machine in a round meets both.
 pub fn ratio<T>(of: &[T], to: &[T], number: impl Fn(&T) -> f64) -> Option<Spread> {
     Spread::of(of.iter().zip(to).map(|(of, to)| number(of) / number(to)))
 }

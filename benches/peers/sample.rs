@@ -9,7 +9,7 @@ use crate::backend::Cost;
 pub struct Sample {
     /// Packets per second at the receiver; between guests, both ways together.
     pub packets: f64,
-    /// What the backend's core did; None for a ceiling.
+    /// The work of the backend's core; None for a ceiling.
     pub cost: Option<Cost>,
 }
 

@@ -1,4 +1,4 @@
-//! What VMs cost that are connected and do nothing.
+//! The cost of VMs that are connected and idle.
 
 use std::fs;
 use std::time::Duration;
@@ -20,10 +20,10 @@ const LEN: usize = 64;
 
 /// Processor time with idle VMs.
 pub const IDLE_CPU: &str = "64 idle VMs: CPU, % of a core";
-/// What the first packet among idle VMs takes.
+/// The latency of the first packet among idle VMs.
 pub const FIRST_AMONG_IDLE: &str = "64 idle VMs: latency of the first packet, median, µs";
 
-/// VMs that are connected, of which the first ones are active.
+/// Numbers of connected VMs, of which the first ones are active.
 pub fn counts() -> &'static [usize] {
     if Settings::get().short { &[1, 16] } else { &[1, 16, 64, 256] }
 }
@@ -45,7 +45,7 @@ pub fn name(scenario: Scenario, connected: usize) -> String {
     format!("{}, {connected} connected", Case::new(scenario, Rings::Split, 1).name())
 }
 
-/// Processor time and memory of idle VMs, and what the first packet among them takes.
+/// Processor time and memory of idle VMs, and the latency of the first packet among them.
 pub fn idle(report: &mut Report) {
     let case = Case { idle: IDLE - 1, ..Case::new(Scenario::RoundTrip, Rings::Split, 1) };
     let bed = Bed::new(1, 1);
@@ -73,8 +73,8 @@ pub fn idle(report: &mut Report) {
     report.value((FIRST_AMONG_IDLE, "µs"), "isonic", percentile(&mut taken, 500));
 }
 
-/// Resident memory of a process that is its own, in KiB: pages of guests that it has touched are
-/// the guests'.
+/// A process's own resident memory, in KiB (RssAnon). Touched pages of guests' memory are not in
+/// it.
 fn memory(process: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("status");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));

@@ -1,4 +1,4 @@
-//! What is run, and how long.
+//! The measurements to run, and their length.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -53,7 +53,7 @@ impl Settings {
         })
     }
 
-    /// Of each measurement.
+    /// The time of each measurement.
     pub fn time(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
     }

@@ -102,7 +102,7 @@ fn in_order<T>(peers: &ByPeer<T>) -> impl Iterator<Item = (&'static str, &Vec<T>
     WHO.into_iter().filter_map(|who| Some((who, peers.get(who)?)))
 }
 
-/// Of one row of the throughput table, after its place.
+/// The cells of one row of the throughput table, after its place.
 fn cells(who: &str, isonic: &[Sample], samples: &[Sample]) -> [String; 5] {
     let none = || "–".to_owned();
     let packets = Spread::of(samples.iter().map(|sample| sample.packets / 1e6));
@@ -164,7 +164,7 @@ fn as_json(report: &Report) -> Value {
 
 // ---- plots --------------------------------------------------------------------------------------
 
-/// Of each scenario that was measured: packets, and cycles of the backend.
+/// The plots of each measured scenario: packets, and cycles of the backend.
 fn plots(report: &Report) -> Vec<(String, String)> {
     let scenarios =
         [Scenario::GuestToGuest, Scenario::GuestToWire, Scenario::WireToGuest, Scenario::RoundTrip];

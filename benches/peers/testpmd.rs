@@ -23,7 +23,7 @@ impl PortStats {
     }
 }
 
-/// What `show fwd stats all` says over all ports.
+/// The totals of `show fwd stats all` over all ports.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardStats {
     /// Cycles of turns that moved packets.

@@ -7,7 +7,7 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, Object, ObjectBuilder};
 
 use crate::common::{Bed, repository, run};
 
-/// What happens to a frame at the far end.
+/// The fate of a frame at the far end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FarEnd {
     /// Counted and dropped.

@@ -1,9 +1,9 @@
 //! TCP with and without what isonic does for it, in one run on one machine: `scripts/bench-tcp`.
 //!
 //! Two Linux guests and the wire, iperf3 between them. Each round measures every case once with and
-//! once without, one after the other, so that what the machine does beside it meets both alike; what
-//! is compared are the ratios within the rounds. Under emulation the guests are what bounds the rate, so there is
-//! also what a gigabit costs isonic.
+//! once without, one after the other, so that other load on the machine meets both alike. The
+//! ratios within the rounds are compared. Under emulation the guests bound the rate, so isonic's
+//! cost of a gigabit is told too.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/machine/common/mod.rs"]
@@ -21,7 +21,7 @@ const PROFILE: &str = "org.isonic.net.v3,ring_packed=off";
 const ROUNDS: usize = 9;
 const SECONDS: u32 = 3;
 
-/// Who sends to whom, and what is switched.
+/// The ends of a transfer. Each variant names the setting that is switched on and off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Case {
     /// The sender's segmentation offload.
@@ -171,7 +171,7 @@ fn report(samples: &Samples) {
     }
 }
 
-/// With to without, round by round: the median, and the least and the most.
+/// The ratio of with to without, round by round: the median, the least and the most.
 fn ratio([with, without]: [&[Sample]; 2], value: fn(&Sample) -> f64) -> String {
     let rounds = with.iter().zip(without);
     let ratios = sorted(rounds.map(|(with, without)| value(with) / value(without)));

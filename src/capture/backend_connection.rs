@@ -1,7 +1,7 @@
 //! The front-end's end of a connection: whole requests out, whole replies in, within a time.
 //!
-//! The `vhost` crate's `Frontend` would do most of it, but it waits for ever (a read that times
-//! out is tried again at once), and it takes protocol features that it does not know for an error.
+//! The `vhost` crate's `Frontend` would do most of it, but it waits for ever: it retries a read
+//! that times out. It also takes unknown protocol features for an error.
 
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -95,7 +95,7 @@ impl<'t> BackendSocket<'t> {
     }
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome<T> {
     /// It was answered.
@@ -147,8 +147,8 @@ impl BackendConnection {
         }
     }
 
-    /// Send a request that asks for an acknowledgement: whether it was done. The backend must have
-    /// REPLY_ACK.
+    /// Send a request that asks for an acknowledgement, and tell whether it was done. The backend
+    /// must have REPLY_ACK.
     pub fn acknowledged(
         &mut self,
         code: FrontendReq,

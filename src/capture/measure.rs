@@ -1,4 +1,4 @@
-//! What is asked, in which order, and what is tried.
+//! The requests and trials of a measurement, in their order.
 //!
 //! The order is QEMU's (`vhost_user_backend_init` in its `hw/virtio/vhost-user.c`): features,
 //! protocol features, queue pairs, memory slots, owner, memory, and then one ring.
@@ -29,7 +29,7 @@ use super::target::{CaptureError, CaptureTarget};
 /// How often a connection is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// What we agree to: no more than is needed to measure.
+/// The features that we agree to: no more than a measurement needs.
 const DEVICE_WANTED: FeatureSet = FeatureSet(1 << MTU | 1 << PROTOCOL_FEATURES | 1 << VERSION_1);
 const PROTOCOL_WANTED: FeatureSet = FeatureSet(
     1 << PROTOCOL_MQ
@@ -84,7 +84,7 @@ pub fn capture(target: &CaptureTarget, name: &str) -> Result<Capture, CaptureErr
     Ok(Capture { profile, measured, text })
 }
 
-/// A backend, and the connection that is in use: one that closes the connection to refuse gets a
+/// A backend, and the present connection. If the backend closes it to refuse a request, there is a
 /// new one.
 struct MeasuredBackend<'t> {
     backend_socket: BackendSocket<'t>,
@@ -146,7 +146,7 @@ impl<'t> MeasuredBackend<'t> {
         count.ok_or(CaptureError::Absurd { request: code, value })
     }
 
-    /// What a front-end does before it sets rings up: owner, features, memory.
+    /// The steps of a front-end before it sets rings up: owner, features, memory.
     fn settle(&mut self) -> Result<(), CaptureError> {
         self.connection.tell(FrontendReq::SET_OWNER, &[], None)?;
         let agreed = self.features.0 & DEVICE_WANTED.0;
@@ -170,8 +170,8 @@ impl<'t> MeasuredBackend<'t> {
         Ok(())
     }
 
-    /// Whether a request is done. Without REPLY_ACK a refusal shows only if the backend closes the
-    /// connection, which the next answer tells.
+    /// Whether a request is done. Without REPLY_ACK, the only sign of a refusal is that the backend
+    /// closes the connection. The next request then finds it closed.
     fn request(
         &mut self,
         code: FrontendReq,
@@ -187,8 +187,8 @@ impl<'t> MeasuredBackend<'t> {
         Ok(self.connection.answer(FrontendReq::GET_FEATURES)?.map(|_features| true))
     }
 
-    /// As [`Self::request`], for requests that may be refused; a backend that closes the
-    /// connection to refuse is connected to again.
+    /// As [`Self::request`], for requests that may be refused. It connects again to a backend that
+    /// closes the connection to refuse.
     fn takes(&mut self, code: FrontendReq, body: &[u8]) -> Result<bool, CaptureError> {
         match self.request(code, body, None)? {
             Outcome::Answer(done) => Ok(done),
@@ -227,7 +227,7 @@ impl<'t> MeasuredBackend<'t> {
         if self.takes_ring(1 << (RING_EXPONENT_MAX + 1))? {
             return Ok((1 << RING_EXPONENT_MAX, HowFound::EverythingAcknowledged));
         }
-        // What is taken is taken up to some exponent: `taken` is the number of those.
+        // All exponents below some limit are taken: `taken` counts those known to be.
         let (mut taken, mut refused) = (0, RING_EXPONENT_MAX + 1);
         while taken < refused {
             let exponent = taken.midpoint(refused);
@@ -286,7 +286,7 @@ impl<'t> MeasuredBackend<'t> {
     }
 }
 
-/// What a new connection is offered; agrees to the protocol features that we use.
+/// The features that a new connection is offered; agrees to the protocol features that we use.
 fn offers(connection: &mut BackendConnection) -> Result<(FeatureSet, FeatureSet), CaptureError> {
     let offered = FeatureSet(connection.number(FrontendReq::GET_FEATURES)?);
     named("features", offered, FEATURES.iter().map(|feature| feature.bit).collect())?;

@@ -1,4 +1,4 @@
-//! What was found of an interface, and how.
+//! The values found of an interface, and how each was found.
 
 use crate::device::features::FeatureSet;
 
@@ -7,24 +7,24 @@ use crate::device::features::FeatureSet;
 pub enum HowFound {
     /// The backend said so.
     Told,
-    /// It takes this and refuses what is beyond.
+    /// The backend takes this value and refuses larger ones.
     Tried,
-    /// It acknowledges everything, so nothing was learnt.
+    /// The backend acknowledges everything, so nothing was learnt.
     EverythingAcknowledged,
-    /// It has no message to ask with.
+    /// The protocol has no message to ask with.
     NotAskable,
 }
 
 /// How the numbers of a profile were found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// Of `ring_size_max`.
+    /// How `ring_size_max` was found.
     pub ring_size: HowFound,
-    /// Of `queue_pairs_max`.
+    /// How `queue_pairs_max` was found.
     pub queue_pairs: HowFound,
-    /// Of `mtu`.
+    /// How `mtu` was found.
     pub mtu: HowFound,
-    /// Of `memory_slots`.
+    /// How `memory_slots` was found.
     pub memory_slots: HowFound,
 }
 

@@ -1,17 +1,17 @@
 //! CAPTURE: another backend's interface, measured from the front-end's side, as a profile.
 //!
-//! [`capture`] connects to any vhost-user backend (DPDK, Open vSwitch, another isonic), asks what
-//! it offers, and finds by trying what it only shows by refusing. It shares memory of its own and
-//! sets a ring up, but never kicks one, so no packet moves; what it changed ends with the
-//! connection. Every wait has a time limit.
+//! [`capture`] connects to any vhost-user backend (DPDK, Open vSwitch, another isonic) and asks
+//! what it offers. It finds by trying the limits that a backend shows only by refusing. It shares
+//! memory of its own and sets a ring up, but never kicks one, so no packet moves. Its changes end
+//! with the connection. Every wait has a time limit.
 //!
-//! A file is made only of what was found: a bit that this version cannot name ends the capture,
-//! because a profile without it would describe another interface. What no backend tells (the
-//! front-end's own bits, and the MTU where every one is acknowledged) is filled in by a rule that
-//! the file states.
+//! The file holds only values that were found. A bit that this version cannot name ends the
+//! capture, because a profile without it would describe another interface. No backend tells the
+//! front-end's own bits, nor the MTU where every one is acknowledged. A rule fills these in, and
+//! the file states it.
 //!
-//! Its files, each above those that it imports: `target` (what to capture, and why not), `measured`
-//! (what was found), `profile_text`, `backend_connection`, `measure`.
+//! Its files, each above those that it imports: `target` (the backend to capture, and the errors),
+//! `measured` (the values found), `profile_text`, `backend_connection`, `measure`.
 
 #![forbid(unsafe_code)]
 

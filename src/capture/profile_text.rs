@@ -1,4 +1,4 @@
-//! The profile file: what was found, and how, for the person who reads it.
+//! The profile file: the values found, and how, for the person who reads it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,7 +9,8 @@ use crate::profile::{self, Profile};
 use super::measured::{HowFound, MeasuredInterface};
 use super::target::CaptureError;
 
-/// What virtio-net-pci shows whatever the backend offers (QEMU 7.2 to 11.1, its defaults).
+/// The features that virtio-net-pci shows whatever the backend offers (QEMU 7.2 to 11.1, its
+/// defaults).
 const FRONTEND_DEFAULTS: [&str; 7] =
     ["mac", "status", "ctrl_vq", "ctrl_rx", "ctrl_vlan", "ctrl_rx_extra", "ctrl_mac_addr"];
 /// Shown by default, and of use only where the guest has offloads to turn off.

@@ -1,4 +1,4 @@
-//! What to capture, and why there may be no profile of it.
+//! The backend to capture, and the reasons why there may be no profile of it.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub enum Side {
     Listen,
 }
 
-/// What to capture.
+/// The backend to capture, and how.
 #[derive(Clone, Debug)]
 pub struct CaptureTarget {
     /// The vhost-user socket.
@@ -76,7 +76,7 @@ pub enum CaptureError {
     /// The connection was closed on a request that every backend has to serve.
     #[error("the backend closed the connection on {0:?}")]
     Closed(FrontendReq),
-    /// The backend refused what every front-end needs.
+    /// The backend refused a request that every front-end needs.
     #[error("the backend refused {0:?}, without which no front-end can use it")]
     Refused(FrontendReq),
     /// Bytes that are no answer.
@@ -84,7 +84,7 @@ pub enum CaptureError {
     NotVhostUser {
         /// The request.
         request: FrontendReq,
-        /// What came instead.
+        /// The answer that came instead.
         found: String,
     },
     /// The kernel's word.
@@ -110,7 +110,7 @@ pub enum CaptureError {
         /// The answer.
         value: u64,
     },
-    /// What was measured is no profile that this version can hold.
+    /// The measured interface is no profile that this version can hold.
     #[error(
         "what the backend offers cannot be a profile: {}",
         .0.list.iter().map(|problem| problem.message.as_str()).collect::<Vec<_>>().join("; ")

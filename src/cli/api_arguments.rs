@@ -68,8 +68,8 @@ impl ApiArguments {
         self.print(&answer, show)
     }
 
-    /// The same, and what is wrong with the host, which a reader of a list should know, on standard
-    /// error.
+    /// Ask as `ask` does, and print on standard error what is wrong with the host: a reader of a
+    /// list should know.
     pub(super) fn ask_with_health<T: DeserializeOwned + Serialize>(
         &self,
         request: &Request,

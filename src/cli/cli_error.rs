@@ -95,7 +95,7 @@ pub enum CliError {
         path: PathBuf,
         /// The command that makes such a file.
         command: &'static str,
-        /// In what it differs.
+        /// The difference.
         #[source]
         source: serde_json::Error,
     },
@@ -114,7 +114,7 @@ pub enum CliError {
     /// The domain must not run here.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// What the port has is not known by its name any more.
+    /// The daemon no longer knows the port's profile by its name.
     #[error(
         "port \"{port}\" has the profile {profile} with digest {digest}, which the daemon cannot \
          show any more; see `isonic port show {port}`"

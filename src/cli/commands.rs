@@ -51,7 +51,7 @@ enum Command {
     Upgrade(daemon_commands::UpgradeArguments),
 }
 
-/// Do what the arguments say, short of running a daemon.
+/// Run the command of these arguments, short of running a daemon.
 ///
 /// # Errors
 /// [`CliError`].

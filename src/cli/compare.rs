@@ -1,7 +1,7 @@
-//! What differs between two profiles, two ports, or several hosts, from a guest's side.
+//! The differences between two profiles, two ports, or several hosts, from a guest's side.
 //!
-//! Works on the API's answers, as the daemon gives them or as files that `--json` made on other
-//! hosts; asks no daemon by itself.
+//! Works on the API's answers, from the daemon or from files that `--json` made on other hosts. It
+//! asks no daemon by itself.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,9 +149,9 @@ pub(super) struct PortFiles {
 /// The answer of `port compare`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct PortDifference {
-    /// Whether a guest would notice nothing if it came from one to the other.
+    /// Whether a guest that moved from one to the other would notice nothing.
     same: bool,
-    /// Whether both had a front-end connected; if not, what they promise is compared.
+    /// Whether both had a front-end connected; if not, the profiles' promises are compared.
     sessions: bool,
     changes: Vec<Change>,
 }
@@ -168,7 +168,7 @@ impl PortDifference {
             let none = BTreeSet::new();
             let sets = |of: &BitsView| names(of);
             let agreed = [sets(&from.acknowledged), sets(&to.acknowledged)];
-            // What is between front-end and backend: a front-end may log pages at one end only.
+            // Bits between front-end and backend: a front-end may log pages at one end only.
             let transport = ["log_all", "protocol_features"].map(str::to_owned).into();
             changes.note_bits("acknowledged", [&agreed[0], &agreed[1], &transport], true);
             let protocol = [sets(&from.protocol_features), sets(&to.protocol_features)];

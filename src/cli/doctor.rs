@@ -95,7 +95,7 @@ fn daemon(client: &Client) -> Option<DaemonFacts> {
     Some(DaemonFacts { version, uplinks: client.call(&Request::ListUplinks).ok()?, problems })
 }
 
-/// What a port may get here: the profile asked for, or every released one.
+/// The profiles that a port may get here: the one asked for, or every released one.
 fn promises(arguments: &DoctorArguments, catalog: &Catalog) -> Result<Vec<Promise>, CliError> {
     if let Some(profile) = &arguments.profile {
         return Ok(vec![promise(catalog, profile, None)?]);
@@ -116,8 +116,8 @@ fn promise(catalog: &Catalog, text: &str, port: Option<&str>) -> Result<Promise,
     Ok(Promise { profile: profile.name.clone(), mtu: profile.mtu, port })
 }
 
-/// The interfaces that were named, else those of the configuration, else what looks like a NIC and
-/// what a running daemon has.
+/// The interfaces that were named, else those of the configuration. Without either, all physical
+/// ones and those of a running daemon.
 fn candidates(
     arguments: &DoctorArguments,
     config: Option<&Config>,
@@ -186,7 +186,7 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-/// What was found, then what it means and what to do, then each interface in a line.
+/// A table of the findings, then the meaning and remedy of each, then a line for each interface.
 fn show(report: &Report) -> String {
     let of_host = report.host.iter().map(|finding| ("host", finding));
     let of_uplinks = report.uplinks.iter().flat_map(|uplink| {

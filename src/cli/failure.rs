@@ -1,5 +1,5 @@
-//! How a failure is told: a line for each reason on standard error, or with `--json` an object like
-//! the API's; and the exit status.
+//! The report of a failure: a line for each reason on standard error, or with `--json` an object
+//! like the API's; and the exit status.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -14,11 +14,11 @@ use super::cli_error::CliError;
 
 /// The exit status of a wrong command line, which is clap's too.
 pub const USAGE_STATUS: u8 = 2;
-/// That of everything else.
+/// The exit status of every other failure.
 pub const FAILURE_STATUS: u8 = 1;
 
-/// Whether errors are to be JSON. Asked of the words themselves, so that it is known of a command
-/// line that is wrong.
+/// Whether errors are to be JSON. It reads the words themselves, so that it also works for a wrong
+/// command line.
 #[must_use]
 pub fn wants_json(words: &[OsString]) -> bool {
     words.iter().take_while(|word| *word != "--").any(|word| word == "--json")
@@ -50,7 +50,7 @@ pub fn status(error: &(dyn Error + 'static)) -> u8 {
     }
 }
 
-/// The same of a command line that clap refuses.
+/// As [`tell`], for a command line that clap refuses. Answers its exit status.
 #[must_use]
 pub fn tell_usage(error: &clap::Error, json: bool) -> u8 {
     let is_answer = error.exit_code() == 0;

@@ -143,7 +143,7 @@ fn of_port(name: &str, arguments: &XmlArguments) -> Result<(Profile, DeviceAttac
     let daemon = arguments.api.client();
     let port: PortView = daemon.call(&Request::ShowPort(name.to_owned()))?;
     let profile: ProfileView = daemon.call(&Request::ShowProfile(port.profile.clone()))?;
-    // What the port has is what is on record of it, whatever the name may mean by now.
+    // The port's digest decides: its profile's name may have come to mean another interface.
     let profile = profile.profile().filter(|profile| profile.digest() == port.profile_digest);
     let profile = profile.ok_or_else(|| CliError::PortProfile {
         port: port.name.clone(),

@@ -26,7 +26,7 @@ const HEAD: &str = "#!/bin/sh\n# Made by `isonic libvirt install-hook`, which ma
 /// Largest file that can be ours, bytes.
 const DROP_IN_BYTES_MAX: u64 = 64 << 10;
 
-/// What is said once for all domains of a host.
+/// The settings that are given once for all domains of a host.
 #[derive(Clone, Debug, Args)]
 struct HostArguments {
     #[command(flatten)]
@@ -100,7 +100,7 @@ impl HostArguments {
         }
     }
 
-    /// The same arguments, as words.
+    /// These arguments as words of a command line.
     fn words(&self) -> Vec<String> {
         let path = |path: &PathBuf| path.display().to_string();
         let mut words = Vec::new();
@@ -149,8 +149,8 @@ fn call(arguments: &HookArguments) -> Result<(), CliError> {
     answer.changed.map_or(Ok(()), |changed| print_data(&changed))
 }
 
-/// The drop-in: calls this binary with these arguments. It lets other domains start when isonic has
-/// been removed, and never fails where libvirt would kill a VM for it.
+/// The drop-in: calls this binary with these arguments. Without the binary, it lets all domains
+/// start. It never fails for `reconnect`, where libvirt would kill a VM for it.
 fn drop_in(binary: &Path, words: &[String]) -> String {
     let mut text = HEAD.to_owned();
     let binary = quoted(&binary.display().to_string());

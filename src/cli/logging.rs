@@ -1,4 +1,4 @@
-//! What is logged, and in which colours.
+//! The log: its level, its form and its colours.
 
 use std::env;
 use std::error::Error;
@@ -18,18 +18,19 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use crate::platform::log_queue::{self, LogLine};
 use crate::report::{chain, printable};
 
-/// The level of what no directive names.
+/// The level of modules that no directive names.
 const DEFAULT: &str = "info";
-/// The environment's way to say what is logged.
+/// The environment variable with the log's directives.
 const VARIABLE: &str = "RUST_LOG";
 
-/// Log on standard error: as `--log-level` says, else as RUST_LOG does. A mistake in the latter,
-/// which may be meant for other programs too, is told and changes nothing.
-/// A daemon's lines are queued, so that none of its threads waits for whoever reads them; those of
+/// Log on standard error: as `--log-level` says, else as RUST_LOG does. RUST_LOG may be meant for
+/// other programs too: a mistake in it is told and changes nothing.
+///
+/// A daemon's lines are queued, so that none of its threads waits for a reader of the log. Those of
 /// other commands are written at once.
 ///
 /// # Errors
-/// What is wrong with `--log-level`.
+/// The mistake in `--log-level`, in words.
 pub fn start(level: Option<&str>, queued: bool) -> Result<(), String> {
     let (filter, mistake) = match level {
         Some(level) => (filter(level).map_err(|mistake| format!("--log-level {mistake}"))?, None),
@@ -69,8 +70,8 @@ fn lost_line(lost: u64) -> String {
     format!("{time}  WARN {}: log lines are lost: nobody took them lost={lost}\n", module_path!())
 }
 
-/// Puts the fields of a log line on one line whatever they contain: a front-end chooses the name of
-/// a file that is quoted there, and must not write lines of ours.
+/// Puts the fields of a log line on one line whatever they contain. A front-end chooses the name of
+/// a quoted file, and must not write log lines of ours.
 struct OneLine;
 
 impl<'w> FormatFields<'w> for OneLine {
@@ -123,9 +124,9 @@ fn wants_colours(no_color: Option<&OsStr>, is_terminal: bool) -> bool {
     is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
-/// What these directives ask for. The library takes a word that is no level for the name of a
-/// module and logs nothing else; so such a word has to be one of ours, and what is named nowhere is
-/// logged as if nothing had been said.
+/// The filter of these directives. The library takes a word that is no level for a module's name,
+/// and then logs nothing else. So such a word must be one of our modules. Without a level among
+/// them, modules that are not named have the default one.
 fn filter(text: &str) -> Result<EnvFilter, String> {
     let directives: Vec<&str> =
         text.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect();

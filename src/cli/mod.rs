@@ -1,13 +1,18 @@
-//! CLI: arguments → one request or one configuration → what is printed.
+//! CLI: arguments → one request or one configuration → printed output.
 //!
 //! `isonic run` becomes a [`Config`](crate::config::Config) for the daemon. Every other command is
 //! one `Request` to a running one, printed as a table, or with `--json` as the API has it. This
-//! module starts no daemon itself: [`run`] says in an [`Action`] what is left to do.
+//! module starts no daemon itself: [`run`] returns the remaining work as an [`Action`].
 //!
-//! Its files, each above those that it imports: `cli_error`; `failure` (how one is told),
-//! `standard_streams` and `text_table`; `api_arguments` (which daemon is asked); `show` and
-//! `compare` (answers as text); a file for each command or family of commands; `commands` (which
-//! there are). `logging` is for the binary.
+//! Its files, each above those that it imports:
+//! - `cli_error`;
+//! - `failure` (how an error is told), `standard_streams` and `text_table`;
+//! - `api_arguments`: the daemon to ask;
+//! - `show` and `compare`: answers as text;
+//! - a file for each command or family of commands;
+//! - `commands`: the list of commands.
+//!
+//! `logging` is for the binary.
 
 #![forbid(unsafe_code)]
 

@@ -142,9 +142,9 @@ impl ProfileSource {
         })
     }
 
-    /// The daemon's answer, or this binary's own where no daemon is asked or none is there; which
-    /// of the two is said on standard error. A daemon named by argument or environment must be
-    /// there: its profiles may be others.
+    /// The daemon's answer, or this binary's own where no daemon is asked or none is there. A note
+    /// on standard error says when the binary answers for an absent daemon. A daemon named by
+    /// argument or environment must be there: its profiles may be others.
     fn find<T: DeserializeOwned>(
         &self,
         request: &Request,

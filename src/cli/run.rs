@@ -16,7 +16,7 @@ use crate::profile::Catalog;
 use super::cli_error::CliError;
 use super::standard_streams::{print, print_json};
 
-/// The commands there are. What clap would make of the options is none that is accepted.
+/// The commands that exist. clap would combine the options into a line that is not accepted.
 pub(super) const USAGE: &str = "isonic run --config <FILE> [--check-config]
        isonic run --socket-path <PATH> --uplink <INTERFACE> --profile <PROFILE> [OPTIONS]
        isonic run --fd <NUMBER> --uplink <INTERFACE> --profile <PROFILE> [OPTIONS]
@@ -82,7 +82,7 @@ pub(super) struct RunArguments {
     api_socket: Option<PathBuf>,
 }
 
-/// What is left to do when the arguments are dealt with.
+/// The work that remains once the arguments are processed.
 #[derive(Debug)]
 pub enum Action {
     /// Nothing: the answer is printed.
@@ -137,9 +137,9 @@ fn report(file: &Path, config: &Config) -> Result<(), CliError> {
     print(&format!("{file}: ok: uplinks {uplinks}, ports {ports}, workers {workers}\n"))
 }
 
-/// What a vhost-user backend program says of itself, its profiles being those that it can keep and
-/// that are no drafts: `type` and `features` are QEMU's
-/// (docs/interop/vhost-user.json), which has no features for `net`; the rest is ours.
+/// A vhost-user backend program's description of itself. Its profiles are those that it can keep
+/// and that are no drafts. `type` and `features` are QEMU's (docs/interop/vhost-user.json), which
+/// has no features for `net`. The other fields are ours.
 #[derive(Debug, Serialize)]
 struct Capabilities {
     #[serde(rename = "type")]
@@ -222,8 +222,8 @@ fn socket(arguments: &RunArguments) -> Result<PathBuf, CliError> {
     }
 }
 
-/// A name for a port that was given none: that of its socket, so that the address derived from
-/// it differs from port to port.
+/// A name for a port that was given none: its socket's. The derived address then differs from port
+/// to port.
 fn port_name(socket: &Path) -> String {
     let stem = socket.file_stem().unwrap_or_default().to_string_lossy();
     let fitting = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);

@@ -86,7 +86,7 @@ pub(super) fn ports(ports: &[PortView]) -> String {
     table.render()
 }
 
-/// What keeps a port from working, each in one phrase; notes are in `port show`.
+/// The problems that keep a port from working, each in one phrase; notes are in `port show`.
 fn problems(port: &PortView) -> Vec<String> {
     let broken = |ring: &RingView| {
         let fault = ring.broken.as_ref()?;
@@ -249,7 +249,7 @@ fn uplink_state(uplink: &UplinkView) -> String {
     format!("{word} for {} s", since.elapsed().unwrap_or_default().as_secs())
 }
 
-/// What is wrong with it, else why it is used as it is.
+/// The uplink's problem, or else the reason for its mode.
 fn why(uplink: &UplinkView) -> String {
     let mut why = vec![uplink.problem.as_ref().unwrap_or(&uplink.reason).clone()];
     if !uplink.unserved_queues.is_empty() {
@@ -303,7 +303,7 @@ fn usable(profile: &ProfileView) -> String {
     }
 }
 
-/// What stands against it, a line for each reason; nothing if nothing does.
+/// The blockers of a profile, a line for each reason; empty if there are none.
 fn against(profile: &ProfileView) -> String {
     let name = &profile.name;
     let mut text = String::new();
@@ -311,7 +311,7 @@ fn against(profile: &ProfileView) -> String {
         text.push_str(&format!("{name}: {blocker}\n"));
     }
     for (uplink, blockers) in &profile.uplinks {
-        // What stands against every uplink is told already.
+        // Blockers on every uplink are listed already.
         for blocker in blockers.iter().filter(|blocker| !profile.blockers.contains(blocker)) {
             text.push_str(&format!("{name} on {uplink}: {blocker}\n"));
         }

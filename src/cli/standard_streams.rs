@@ -7,15 +7,15 @@ use crate::report::printable_lines;
 
 use super::cli_error::CliError;
 
-/// Whether anybody reads what is printed.
+/// Whether the output still has a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OutputReader {
     Present,
     Gone,
 }
 
-/// Write to standard output, to the letter. A reader that has gone (`isonic port list | head`) is
-/// no failure.
+/// Write to standard output, to the letter. If the reader has gone (`isonic port list | head`),
+/// that is no failure.
 pub(super) fn write_out(text: &str) -> Result<OutputReader, CliError> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {

@@ -1,4 +1,4 @@
-//! `isonic stats`: what is counted, a line for each port, uplink and worker.
+//! `isonic stats`: the counters, a line for each port, uplink and worker.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ fn select(stats: Stats, names: &[String]) -> Result<Stats, CliError> {
     Ok(Stats { ports, uplinks, workers: Vec::new(), problems })
 }
 
-/// What was added a second between two answers, and the present value of what is no sum.
+/// The increase a second of each counter between two answers, and the present value of each gauge.
 fn rates(before: &Stats, after: &Stats, elapsed: Duration) -> Stats {
     let each = |before: &BTreeMap<String, Counters>, after: &BTreeMap<String, Counters>| {
         let of = |(name, counters): (&String, &Counters)| {
@@ -132,7 +132,7 @@ fn rate(before: u64, after: u64, elapsed: Duration) -> u64 {
     u64::try_from((added * 1000 + millis / 2) / millis).unwrap_or(u64::MAX)
 }
 
-/// What is shown beside the counters that are not zero.
+/// The counters to show beside those that are not zero.
 #[derive(Clone, Copy)]
 struct Shown {
     /// Those that are.

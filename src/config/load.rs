@@ -21,20 +21,21 @@ use super::types::{
 
 const API_SOCKET: &str = "/run/isonic/isonic.sock";
 const STATE_DIR: &str = "/var/lib/isonic";
-/// Where what outlives the process is, if nothing is said.
+/// The default directory of state that outlives the process.
 pub const RUNTIME_DIR: &str = "/run/isonic";
-/// What all ports together may map beyond their shares, GiB (`guest_memory::COMMON_BYTES`).
+/// The most that all ports together may map beyond their shares, GiB
+/// (`guest_memory::COMMON_BYTES`).
 const MEMORY_MAX_GIB_MOST: i64 = 32 << 10;
 /// Within the state directory.
 const PROFILES_FILE: &str = "profiles.json";
 /// Largest configuration file that is read, bytes: some ten thousand ports.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// Most workers: more threads than CPUs of one machine help nobody.
+/// Most workers: more threads than one machine has CPUs are of no use.
 const WORKERS_MAX: i64 = 1024;
 /// Highest queue number of an uplink, well above any NIC's.
 const QUEUE_MAX: i64 = 65535;
-/// Packets of one busy poll where the file does not say: what drivers are made for
-/// (NAPI_POLL_WEIGHT of linux/netdevice.h).
+/// Default packets of one busy poll: the number that drivers are made for (NAPI_POLL_WEIGHT of
+/// linux/netdevice.h).
 const BUDGET: u16 = 64;
 /// Most that the kernel takes.
 const BUDGET_MAX: i64 = 65535;
@@ -225,7 +226,7 @@ fn forward_groups(section: &Section<'_>) -> ForwardGroups {
     groups.into_iter().fold(ForwardGroups::NONE, |all, group| all | group.value)
 }
 
-/// What a launcher hands in: one thing, if any.
+/// The resource that a launcher hands in: one thing, if any.
 fn handed(section: &Section<'_>) -> Option<Located<Handed>> {
     let path = |key, make: fn(PathBuf) -> Handed| {
         let path = directory(section, key)?;
@@ -328,13 +329,13 @@ fn port(section: &Section<'_>) -> Option<LocatedPort> {
         queues: queues.map(|queues| queues.value),
         socket_group,
         socket_permissions,
-        // Of a port in the file it is the file.
+        // The file itself owns the ports in it.
         owner: None,
     };
     Some(LocatedPort { config, lines })
 }
 
-/// Each port against those before it, so that a conflict is told once, where it arises.
+/// Checks each port against those before it, so that a conflict is told once, where it arises.
 fn check_ports(root: &Section<'_>, ports: &[LocatedPort], uplinks: &[UplinkConfig]) {
     let configs: Vec<PortConfig> = ports.iter().map(|port| port.config.clone()).collect();
     for (port, before) in ports.iter().zip(0..) {

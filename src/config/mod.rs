@@ -1,11 +1,11 @@
 //! CONFIG: what the administrator wants: `isonic.toml`, or one port from the command line.
 //!
 //! Everything is checked before anything is touched, and all mistakes are told at once, each with
-//! its line ([`load`]). What ports may share is checked here too ([`port_problems`]), by the same
-//! function for a file and for a port added at run time.
+//! its line ([`load`]). One function checks what ports may share, in a file and when a port is
+//! added at run time ([`port_problems`]).
 //!
-//! Pure but for the reading of the file and of the profile directory it names. It does not look
-//! at the host: whether an interface or a queue exists is the daemon's to find out.
+//! Pure but for the reading of the file and of the profile directory it names. It does not look at
+//! the host: the daemon finds out whether an interface or a queue exists.
 //!
 //! Its files, each above those that it imports: `types`, `rules` (what a port must be, and may
 //! share), `load` (the file).

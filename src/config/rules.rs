@@ -1,4 +1,4 @@
-//! What a port must be, and what it may share with the others.
+//! The rules for a port, and for what it may share with the others.
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -36,7 +36,7 @@ pub enum PortProblem {
     SocketTaken {
         /// The path.
         path: PathBuf,
-        /// Who has it.
+        /// The port that has it.
         other: String,
     },
     /// The address is a group's, or zero.
@@ -47,10 +47,10 @@ pub enum PortProblem {
     MacTaken {
         /// The address.
         mac: MacAddress,
-        /// Who has it.
+        /// The port that has it.
         other: String,
     },
-    /// The host has the address: what is for the host would be the guest's.
+    /// The host has the address: the guest would get the host's packets.
     #[error(
         "mac {mac} is the host's own, of its interface {interface}, and the host would be cut \
          off; give the port another one, and QEMU's device the same (`mac=`)"
@@ -69,7 +69,7 @@ pub enum PortProblem {
         /// Those there are.
         known: Vec<String>,
     },
-    /// Where the program is a launcher's, nothing tells ports apart but queues.
+    /// With a launcher's program, only queues tell ports apart.
     #[error("uplink \"{0}\" has a launcher's program, which is for attach = \"wire\"")]
     NotWire(String),
     /// The owner is no word.
@@ -89,7 +89,7 @@ pub enum PortProblem {
         /// The uplink.
         uplink: String,
     },
-    /// The same queue twice in one list.
+    /// One queue listed twice.
     #[error("queue {0} is listed twice")]
     QueueTwice(u32),
     /// Two ports want one queue, at least one of them for itself alone.
@@ -99,10 +99,10 @@ pub enum PortProblem {
         queue: u32,
         /// The uplink.
         uplink: String,
-        /// Who has it.
+        /// The port that has it.
         other: String,
     },
-    /// A wire port without `queues` leaves nothing for anybody else.
+    /// A wire port without `queues` leaves no queue for other ports.
     #[error(
         "ports \"{port}\" and \"{other}\" share uplink \"{uplink}\", and \"{greedy}\" is a wire \
          port that takes all its queues; give that one queues = [...]"
@@ -140,8 +140,8 @@ pub enum PortProblem {
 }
 
 impl PortProblem {
-    /// Whether the port can never be as it is described, whatever else there is on this host and
-    /// whatever becomes of that: the request is to be changed.
+    /// Whether the description itself is wrong, whatever else is on this host or changes there. The
+    /// request must then be changed.
     #[must_use]
     pub const fn is_of_the_port_itself(&self) -> bool {
         matches!(
@@ -160,8 +160,8 @@ impl PortProblem {
     }
 }
 
-/// The profile that `port` asks for, if some uplink of this host may keep it, which is to be asked
-/// of [`crate::profile::Profile::blockers`].
+/// The profile that `port` asks for, if this host can keep it.
+/// [`crate::profile::Profile::blockers`] tells whether a given uplink can.
 ///
 /// # Errors
 /// Every reason why no uplink could.
@@ -177,8 +177,8 @@ pub fn resolve_profile(port: &PortConfig, catalog: &Catalog) -> Result<Chosen, V
     if problems.is_empty() { Ok(chosen) } else { Err(problems) }
 }
 
-/// In what `wanted` is another port than `present`, each difference in words; empty if in nothing.
-/// What is left out of either stands for its default.
+/// The differences of `wanted` from `present`, each in words; empty if there are none. A setting
+/// that either leaves out stands for its default.
 #[must_use]
 pub fn port_differences(present: &PortConfig, wanted: &PortConfig) -> Vec<String> {
     let mut differences = Vec::new();
@@ -235,7 +235,7 @@ pub fn port_problems(
 }
 
 /// Whether `port` has the address of one of the host's `interfaces`, each with its own. A wire port
-/// may have it: what its queues bring is its own, whatever the address.
+/// may: every packet of its queues is its own, whatever the address.
 #[must_use]
 pub fn host_address_problem(
     port: &PortConfig,
@@ -247,13 +247,13 @@ pub fn host_address_problem(
     (port.attach == Attach::Switch).then_some(problem)
 }
 
-/// What is wrong with what an uplink is to have from a launcher.
+/// A mistake in the resource that an uplink is to have from a launcher.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandedProblem {
     /// An uplink without a queue would move nothing.
     #[error("socket_fds is empty; leave it out to have isonic make the sockets")]
     None,
-    /// As many as queues, each the next one's.
+    /// The number of sockets must be that of queues: each is for the next queue.
     #[error("socket_fds has {fds} descriptors for {queues} queues")]
     Count {
         /// Descriptors.
@@ -267,12 +267,12 @@ pub enum HandedProblem {
     /// The program is the launcher's.
     #[error("mode = \"generic\" is for isonic's own program, and here it is a launcher's")]
     Generic,
-    /// Who tells the host's frames from VMs' is our program.
+    /// Our program is needed to tell the host's frames from VMs'.
     #[error("host = true is for isonic's own program, and here it is a launcher's")]
     Host,
 }
 
-/// All that is wrong with what an uplink is to have from a launcher.
+/// All mistakes in the resource that an uplink is to have from a launcher.
 #[must_use]
 pub fn uplink_problems(uplink: &UplinkConfig) -> Vec<HandedProblem> {
     let Some(handed) = &uplink.handed else { return Vec::new() };
@@ -333,8 +333,8 @@ fn is_graphic(byte: u8) -> bool {
     byte.is_ascii_graphic()
 }
 
-/// Whether a file could have this path: it ends in a name, and has no zero byte, with which the
-/// kernel's strings end.
+/// Whether a file could have this path: it ends in a name, and has no zero byte, which ends the
+/// kernel's strings.
 #[must_use]
 pub fn names_a_file(path: &Path) -> bool {
     let bytes = path.as_os_str().as_bytes();
@@ -407,8 +407,8 @@ fn check_queues(
     }
 }
 
-/// Whether there is a switch port and no queue but those of wire ports; unknown, and so false,
-/// while the uplink's queues are left to the host to say.
+/// Whether there is a switch port and no queue but those of wire ports. While the host decides the
+/// uplink's queues, that is unknown, and the answer is false.
 fn leaves_no_queue(ports: &[&PortConfig], uplink: &UplinkConfig) -> bool {
     let Some(queues) = &uplink.queues else { return false };
     let wired = |queue: &u32| {

@@ -1,5 +1,5 @@
-//! The configuration, typed. The same [`PortConfig`] is a `[[ports]]` table of the file, the body
-//! of an API request, and a line of the state file.
+//! The configuration, typed. A [`PortConfig`] is a `[[ports]]` table of the file, the body of an
+//! API request, and a line of the state file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -118,7 +118,7 @@ impl FromStr for UplinkMode {
     }
 }
 
-/// What is done about queues that receive and have no socket.
+/// The treatment of queues that receive and have no socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UplinkSteering {
@@ -170,7 +170,7 @@ impl FromStr for MemoryFiles {
 pub struct SocketPermissions(pub u32);
 
 impl SocketPermissions {
-    /// What a socket file has if nothing is said.
+    /// A socket file's permissions by default.
     pub const OWNER_ONLY: Self = Self(0o600);
 }
 
@@ -230,7 +230,7 @@ pub struct PortConfig {
     /// The guest's address; [`PortConfig::mac`] has the one in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
-    /// Of a wire port: the uplink's queues that are its own; all if None.
+    /// For a wire port, the uplink's queues that are its own; all if None.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<Vec<u32>>,
     /// The group that owns the socket file, by name or number; unchanged if None.
@@ -239,8 +239,8 @@ pub struct PortConfig {
     /// The socket file's permissions; 0600 if None.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_permissions: Option<SocketPermissions>,
-    /// Who made the port and will remove it, such as a VM's UUID. It means nothing to us: whoever
-    /// manages ports knows its own by it.
+    /// The owner, which made the port and will remove it, such as a VM's UUID. It means nothing to
+    /// us: a manager of ports knows its own ports by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
@@ -280,13 +280,13 @@ pub struct UplinkConfig {
     pub busy_poll: Option<u16>,
     /// Keep the NIC's interrupts off for longer while it is polled and has packets.
     pub irq_suspend: bool,
-    /// What is done about queues that receive and have no socket.
+    /// The treatment of queues that receive and have no socket.
     pub steering: UplinkSteering,
-    /// What a launcher hands in whose XDP program is on the NIC; None if ours is.
+    /// The resource that a launcher hands in whose XDP program is on the NIC; None if ours is.
     pub handed: Option<Handed>,
 }
 
-/// What a privileged launcher hands in.
+/// The resource that a privileged launcher hands in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handed {
     /// `socket_fds`: AF_XDP sockets made for `queues`, in their order, by their descriptors.
@@ -298,7 +298,7 @@ pub enum Handed {
 }
 
 impl UplinkConfig {
-    /// An uplink of which nothing but the interface is said.
+    /// An uplink with no setting but its interface.
     #[must_use]
     pub fn of(interface: &str) -> Self {
         Self {
@@ -324,8 +324,7 @@ impl UplinkConfig {
     }
 }
 
-/// GiB of memory that one port's front-end may share, if nothing is said: more than most hosts
-/// have.
+/// GiB of memory that one port's front-end may share by default: more than most hosts have.
 pub const MEMORY_MAX_GIB: u32 = 4096;
 
 /// All of it.
@@ -333,14 +332,14 @@ pub const MEMORY_MAX_GIB: u32 = 4096;
 pub struct Config {
     /// The API's socket; None for a daemon without one.
     pub api_socket: Option<PathBuf>,
-    /// Where ports added at run time are kept; None for a daemon that forgets them.
+    /// The directory of ports added at run time; None for a daemon that forgets them.
     pub state_dir: Option<PathBuf>,
-    /// Where what must outlive the process, but not the host, is kept; None for a daemon under
-    /// which packed rings do not survive a restart.
+    /// The directory of state that must outlive the process, but not the host. None for a daemon
+    /// under which packed rings do not survive a restart.
     pub runtime_dir: Option<PathBuf>,
     /// A directory of profiles beside the released ones.
     pub profile_dir: Option<PathBuf>,
-    /// Where the list of profiles is published; None for a daemon that does not.
+    /// The file in which the list of profiles is published; None for a daemon that does not.
     pub profiles_file: Option<PathBuf>,
     /// Threads that move packets.
     pub workers: usize,
@@ -356,17 +355,17 @@ pub struct Config {
     pub ports: Vec<PortConfig>,
 }
 
-/// Where it is written down, under the runtime directory, what the indirection table of an
-/// interface was before it was set.
+/// The file, under the runtime directory, that records an interface's indirection table as it was
+/// before it was set.
 #[must_use]
 pub fn steering_note(runtime_dir: &Path, interface: &str) -> PathBuf {
     runtime_dir.join("steering").join(interface)
 }
 
-/// What `isonic run` was told beside the configuration.
+/// The options of `isonic run` beside the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunOptions {
-    /// `--fd`: the inherited descriptor that is the only port's socket, listening or connected;
-    /// that port's `socket` is not a file then.
+    /// `--fd`: the inherited descriptor that is the only port's socket, listening or connected.
+    /// The port's `socket` is then no file.
     pub socket_fd: Option<i32>,
 }

@@ -7,7 +7,7 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     [node(subject), isolation(subject)].into_iter().flatten().collect()
 }
 
-/// Where the workers would be: as configured, else the last CPUs, as the daemon chooses.
+/// The workers' CPUs: as configured, else the last CPUs, as the daemon chooses.
 fn worker_cpus(subject: &Subject<'_>) -> Vec<usize> {
     let facts = subject.facts;
     let chosen = || facts.host.cpus.iter().rev().take(facts.workers).copied().collect();

@@ -1,15 +1,14 @@
-//! Drivers: since when they have native XDP and zero-copy AF_XDP, and what users ran into.
+//! Drivers: since when they have native XDP and zero-copy AF_XDP, and the problems of users.
 //!
-//! Linux says both since 6.3; before, this table does. A program is not attached to find out: many
-//! drivers reset the NIC for it, under the traffic of those who use it.
+//! Linux tells both since 6.3; for earlier kernels, this table does. No program is attached to find
+//! out: many drivers reset the NIC for it, under the traffic of its users.
 //!
-//! The first two columns are those of ebpf-docs
-//! (`docs/linux/program-type/BPF_PROG_TYPE_XDP.md`, as of Linux 6.19). Faults have no version where
-//! we could not find out which one fixed them.
+//! The first two columns are those of ebpf-docs (`docs/linux/program-type/BPF_PROG_TYPE_XDP.md`, as
+//! of Linux 6.19). Faults have no version where we could not find out which one fixed them.
 
 use super::kernel::Version;
 
-/// What is known of a driver.
+/// The known abilities of a driver.
 pub(super) struct Driver {
     /// As in sysfs.
     name: &'static str,
@@ -17,7 +16,7 @@ pub(super) struct Driver {
     native_since: Version,
     /// The Linux that it has had zero-copy AF_XDP since; None for one that has not.
     pub(super) zero_copy_since: Option<&'static str>,
-    /// What to look out for.
+    /// A problem that users ran into.
     pub(super) caveat: Option<&'static str>,
 }
 

@@ -12,20 +12,20 @@ use super::{cpus, frames, host_checks, interface_checks, queues};
 /// Version of the report's form; fields are added, never renamed or removed.
 const REPORT_VERSION: u32 = 1;
 
-/// What came of it.
+/// The result of an examination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Of this form.
+    /// The version of this form.
     pub version: u32,
     /// Whether a port can be served.
     pub can_serve: bool,
-    /// Of the host.
+    /// The findings of the host.
     pub host: Vec<Finding>,
-    /// Of each interface.
+    /// The results of each interface.
     pub uplinks: Vec<UplinkReport>,
 }
 
-/// What came of one interface.
+/// The result of one interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UplinkReport {
     /// Its name.
@@ -36,7 +36,7 @@ pub struct UplinkReport {
     pub summary: String,
     /// In the order of a frame's way.
     pub findings: Vec<Finding>,
-    /// What the kernel says of it.
+    /// The kernel's facts of it.
     pub nic: Option<NicFacts>,
 }
 

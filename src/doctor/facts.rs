@@ -1,4 +1,4 @@
-//! What is known when the doctor is asked.
+//! The facts that the doctor judges.
 
 use crate::config::{Attach, Handed, UplinkConfig};
 use crate::control::api::{ProblemView, UplinkView};
@@ -6,7 +6,7 @@ use crate::platform::directory::Directory;
 use crate::platform::host_facts::HostFacts;
 use crate::xdp::NicFacts;
 
-/// All that is known when the doctor is asked.
+/// All facts of one examination.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// The host.
@@ -38,14 +38,14 @@ pub struct DaemonFacts {
     pub version: String,
     /// Its uplinks.
     pub uplinks: Vec<UplinkView>,
-    /// What it says is wrong with the host.
+    /// The problems of the host that it reports.
     pub problems: Vec<ProblemView>,
 }
 
 /// An MTU that is promised to guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {
-    /// By the profile of this name.
+    /// The profile that promises it, by name.
     pub profile: String,
     /// Bytes.
     pub mtu: u16,
@@ -58,9 +58,9 @@ pub struct Promise {
 pub struct Candidate {
     /// How it would be used.
     pub wanted: UplinkConfig,
-    /// What it is, or why that is not known.
+    /// The NIC's facts, or why they are not known.
     pub nic: Result<NicFacts, String>,
-    /// What its ports promise.
+    /// The MTUs that its ports promise.
     pub promises: Vec<Promise>,
     /// The queues of its wire ports: all if a port's list is None.
     pub wires: Vec<Option<Vec<u32>>>,
@@ -78,8 +78,8 @@ impl Candidate {
     }
 }
 
-/// Whether we make the sockets of any of these, and whether our program goes on any: a launcher may
-/// do either for us.
+/// Whether we make the sockets of any of these, and whether our program is attached to any. A
+/// launcher may do either for us.
 #[must_use]
 pub fn our_part(candidates: &[Candidate]) -> (bool, bool) {
     let any = |ours: fn(&Option<Handed>) -> bool| {

@@ -16,16 +16,16 @@ pub enum Status {
     Problem,
 }
 
-/// What was found, what it means, and what to do.
+/// A check's result, its meaning, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at; it never changes.
+    /// The name of the check; it never changes.
     pub id: &'static str,
     /// How it is.
     pub status: Status,
-    /// What was found.
+    /// The observation.
     pub found: String,
-    /// What that means; empty if all is well.
+    /// The consequence; empty if all is well.
     pub meaning: String,
     /// A command, or a line of the configuration, that mends it or shows more.
     pub remedy: Option<String>,

@@ -1,4 +1,4 @@
-//! How frames would come and go: hooks, modes, lengths, and what the NIC does to them by itself.
+//! The ways of frames: hooks, modes, lengths, and the NIC's own changes to frames.
 
 use super::drivers;
 use super::facts::Promise;
@@ -14,7 +14,7 @@ const FRAME_OVERHEAD: u32 = 14 + 8;
 /// Most frames of a packet in copy mode, where the kernel takes several.
 const COPY_FRAMES: usize = 18;
 
-/// What the uplink has, or most likely would get.
+/// The mode that the uplink has, or most likely would get.
 pub(super) struct ExpectedMode {
     generic: bool,
     zero_copy: bool,
@@ -43,8 +43,8 @@ pub(super) fn mode(subject: &Subject<'_>) -> ExpectedMode {
     ExpectedMode { generic, zero_copy }
 }
 
-/// Whether it would take a native program that brings frames: by what the device is, by the
-/// driver's word, else by what is known of drivers of its name.
+/// Whether it would take a native program that brings frames. The kind of device decides, then the
+/// driver's word, then the table of drivers.
 fn takes_native(subject: &Subject<'_>) -> bool {
     if subject.nic.device.generic_only().is_some() {
         return false;
@@ -56,7 +56,7 @@ fn takes_native(subject: &Subject<'_>) -> bool {
     }
 }
 
-/// By the driver's word, else by what is known of drivers of its name.
+/// Whether it would have zero-copy: by the driver's word, else by the table of drivers.
 fn has_zero_copy(subject: &Subject<'_>) -> bool {
     match &subject.nic.xdp {
         Some(xdp) if xdp.native => xdp.zero_copy,
@@ -113,7 +113,7 @@ fn native(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
     }
 }
 
-/// What is known of a driver whose kernel does not say.
+/// The entry of a driver in the table, for a kernel that does not say.
 fn by_table(subject: &Subject<'_>) -> String {
     let driver = &subject.nic.link.driver;
     match drivers::find(driver).map(|driver| driver.native(subject.kernel())) {
@@ -158,14 +158,15 @@ fn zero_copy(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
 
 fn driver_caveat(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     let caveat = drivers::find(&subject.nic.link.driver)?.caveat?;
-    // Most are of zero-copy; what a virtio device needs for it matters where it has none.
+    // Most caveats are about zero-copy. A virtio device's says what it needs for zero-copy, which
+    // matters where it has none.
     (mode.zero_copy || !has_zero_copy(subject)).then(|| {
         let found = format!("known of {}", subject.nic.link.driver);
         Finding::note("driver-faults", found).means(caveat)
     })
 }
 
-/// Whether what is promised to guests fits.
+/// Whether the MTUs promised to guests fit.
 fn mtu(subject: &Subject<'_>) -> Finding {
     let (id, link, name) = ("mtu", &subject.nic.link, subject.name);
     let fits = |promise: &&Promise| u32::from(promise.mtu) <= link.mtu;
@@ -214,8 +215,8 @@ fn long_packets(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
         }
         (None, false) => packet_max(BindMode::Copy, COPY_FRAMES),
     };
-    // In the kernel a native program must say that it takes packets in several buffers, as ours
-    // does, and the driver that it gives such.
+    // The kernel wants a native program to say that it takes packets in several buffers, as ours
+    // does, and the driver to give such packets.
     let native_takes = subject.nic.xdp.as_ref().is_none_or(|xdp| xdp.multi_buffer);
     if frame_max > one && !mode.generic && !native_takes && subject.served.is_none() {
         return Finding::warning(id, format!("the driver gives XDP no packets beyond {one} bytes"))
@@ -230,7 +231,7 @@ fn long_packets(subject: &Subject<'_>, mode: &ExpectedMode) -> Finding {
     Finding::ok(id, format!("up to {longest} bytes, MTU {mtu}"))
 }
 
-/// A driver that starts with fewer frames than its ring has may never take the rest (ice, i40e:
+/// A driver that starts with fewer frames than its ring has may never take the others (ice, i40e:
 /// anza-xyz/agave#6836).
 fn ring_size(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     let (name, id) = (subject.name, "nic-rings");
@@ -259,7 +260,7 @@ fn vlan(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     if device.vlan_filtering {
         return Some(Finding::ok(id, "the bridge drops tagged frames of VLANs that it lacks"));
     }
-    // What a device above another offloads is done below it.
+    // The lower device does the offloads of a device above it.
     if !device.below.is_empty() {
         return Some(Finding::ok(id, "stay in the frames"));
     }
@@ -288,7 +289,7 @@ fn where_of(subject: &Subject<'_>) -> String {
     namespace.map(|path| format!(" (in {})", path.display())).unwrap_or_default()
 }
 
-/// What a veth calls an offload is left undone, and AF_XDP has nobody to do it.
+/// A veth leaves undone what it calls an offload, and with AF_XDP nobody completes it.
 fn checksum(subject: &Subject<'_>) -> Option<Finding> {
     let (id, peer) = ("checksum", subject.nic.peer.as_ref()?);
     let end = peer.interface.as_deref().unwrap_or("PEER");
@@ -336,7 +337,7 @@ fn merging(subject: &Subject<'_>, mode: &ExpectedMode) -> Option<Finding> {
     Some(Finding::ok(id, found))
 }
 
-/// What this check has to say of the kind of device.
+/// This check's caution for the kind of device.
 fn caution(subject: &Subject<'_>, mode: &ExpectedMode, id: &'static str) -> Option<Finding> {
     let cautions = subject.nic.device.cautions(mode.generic);
     let caution = cautions.into_iter().find(|caution| caution.check == id)?;

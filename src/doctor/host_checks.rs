@@ -1,4 +1,4 @@
-//! What holds for every interface: privileges, limits, the kernel.
+//! Checks that hold for every interface: privileges, limits, the kernel.
 
 use super::facts::{Candidate, Facts, our_part};
 use super::finding::{Finding, list};
@@ -78,7 +78,7 @@ fn sockets(facts: &Facts) -> Finding {
     }
 }
 
-/// Of all interfaces that are wanted; of the greediest where one is enough.
+/// The queues of all interfaces, if all are wanted; else those of the greediest.
 fn wanted_queues(facts: &Facts) -> u64 {
     let queues = |candidate: &Candidate| {
         let all = candidate.nic.as_ref().map_or(1, |nic| u64::from(nic.receive_queues()));
@@ -188,7 +188,7 @@ fn workers(facts: &Facts) -> Finding {
     Finding::ok(id, format!("{workers} of {} CPUs", cpus.len()))
 }
 
-/// Those that cannot be written to; one finding for all if there is none.
+/// The directories that cannot be written to; one finding for all if there is none.
 fn directories(facts: &Facts) -> Vec<Finding> {
     let (id, all) = ("directories", &facts.directories);
     let finding = |it: &Directory| {
@@ -237,11 +237,11 @@ fn problems(facts: &Facts) -> Vec<Finding> {
     problems.map(finding).collect()
 }
 
-/// Descriptors of the daemon itself and of a waiting port, of a connected front-end with a dozen
-/// regions, and of a queue pair, as QEMU starts it.
+/// Descriptors, as QEMU starts a device, of three things. The first is the daemon itself with a
+/// waiting port; then a connected front-end with a dozen regions; then a queue pair.
 const OPEN_FILES: [u64; 3] = [300, 25, 4];
 
-/// Against the ports of the configuration, all of one queue pair at least.
+/// Open files, against the ports of the configuration, all of one queue pair at least.
 fn open_files(facts: &Facts) -> Finding {
     let id = "open-files";
     let Some(limit) = facts.host.open_files else { return Finding::ok(id, "no limit") };

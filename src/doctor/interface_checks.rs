@@ -1,4 +1,4 @@
-//! Whether the interface can be had: its state, who else has it, what the host does on it.
+//! Checks of whether the interface can be had: its state, its users, and the host's work on it.
 
 use super::facts::Candidate;
 use super::finding::{Finding, list};
@@ -18,7 +18,7 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-/// What joins the host to its VMs (`host = true`).
+/// The parts that join the host to its VMs (`host = true`).
 fn host_sharing(subject: &Subject<'_>) -> Option<Finding> {
     let id = "host-sharing";
     if !subject.candidate.wanted.host {
@@ -62,7 +62,7 @@ fn kind(subject: &Subject<'_>) -> Finding {
     let Candidate { promises, wires, .. } = subject.candidate;
     let cautions = device.cautions(false);
     if let Some(caution) = cautions.into_iter().find(|caution| caution.check == id) {
-        // What is no wire port is a switch port.
+        // Every port that is no wire port is a switch port.
         let refused = device.own_mac_only() && promises.len() > wires.len();
         let of = if refused { Finding::problem } else { Finding::warning };
         return of(id, caution.found).means(caution.meaning).mend(caution.remedy);
@@ -75,7 +75,7 @@ fn kind(subject: &Subject<'_>) -> Finding {
     )
 }
 
-/// What the running isonic has come to with it.
+/// The uplink's state in the running isonic.
 fn state(subject: &Subject<'_>) -> Option<Finding> {
     let (id, view) = ("uplink-state", subject.served?);
     let problem = view.problem.as_deref().unwrap_or("no reason is known");
@@ -146,8 +146,8 @@ fn program(subject: &Subject<'_>) -> Finding {
         .mend(format!("bpftool net show dev {name}; then ip link set dev {name} xdp off"))
 }
 
-/// Whether the program on an interface is the one of the isonic that serves it. A version before
-/// this one does not tell its program's number; a name is only seen by those who may ask.
+/// Whether the program on an interface is the one of the isonic that serves it. An earlier version
+/// does not tell its program's number. A program's name needs privileges to see.
 fn is_its(view: &UplinkView, program: &AttachedProgram, handed: bool) -> bool {
     match view.program_id {
         Some(id) => program.ids.contains(&id),
@@ -184,7 +184,7 @@ fn uppers(subject: &Subject<'_>) -> Option<Finding> {
     Some(finding.means("their traffic passes to them, but for what a wire port takes"))
 }
 
-/// A wire port takes what comes, the host's own frames too.
+/// A wire port takes every frame that arrives, the host's own too.
 fn addresses(subject: &Subject<'_>) -> Option<Finding> {
     let addresses = &subject.nic.link.addresses;
     if addresses.is_empty() {

@@ -1,4 +1,4 @@
-//! Kernels: what their numbers say, what they have since when, and what is wrong with some.
+//! Kernels: their numbers, their features by version, and their known faults.
 //!
 //! The numbers are mainline's and those of the stable releases. Distributions carry features and
 //! fixes back under their own numbers, so that nothing here is more than a hint; what can be tried
@@ -53,7 +53,7 @@ pub(super) const HOST_SHARING: Version = Version::new(6, 6, 0);
 /// Oldest kernel that can suspend the interrupts of a queue.
 pub(super) const IRQ_SUSPENSION: Version = Version::new(6, 13, 0);
 
-/// What a kernel has that serves us, and since when.
+/// Kernel features that serve us, and since when there are.
 const FEATURES: [(Version, &str); 4] = [
     (Version::new(6, 3, 0), "drivers say whether they have zero-copy"),
     (Version::new(6, 6, 0), "packets longer than a frame (MTU above 3818)"),
@@ -61,7 +61,7 @@ const FEATURES: [(Version, &str); 4] = [
     (Version::new(6, 17, 0), "more than 32 frames to one call in copy mode"),
 ];
 
-/// What this kernel does not have, newest last.
+/// The features that this kernel does not have, newest last.
 pub(super) fn lacking(version: Version) -> Vec<String> {
     let lacking = FEATURES.iter().filter(|(since, _)| version < *since);
     lacking.map(|(since, what)| format!("{what} (Linux {}.{})", since.major, since.minor)).collect()
@@ -71,7 +71,7 @@ pub(super) fn lacking(version: Version) -> Vec<String> {
 pub(super) struct Fault {
     /// Its name.
     pub(super) id: &'static str,
-    /// What goes wrong.
+    /// The effect.
     pub(super) what: &'static str,
     /// Whether isonic itself can run into it.
     pub(super) concerns_us: bool,

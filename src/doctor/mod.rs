@@ -3,10 +3,15 @@
 //! Pure: [`Facts`] in, a [`Report`] out. `cli` gathers the facts from `xdp`, `platform`, the
 //! configuration and a daemon that may run; nothing is touched for it.
 //!
-//! Its files, each above those that it imports: `finding`; `kernel` and `drivers` (what is known
-//! beforehand); `facts`; `subject` (one interface); `host_checks`, which judges the host;
-//! `interface_checks`, `frames`, `queues` and `cpus`, which judge an interface, in a few functions
-//! of one finding each; `examination`, which runs them all.
+//! Its files, each above those that it imports:
+//! - `finding`: one check's result;
+//! - `kernel` and `drivers`: facts known beforehand;
+//! - `facts`;
+//! - `subject`: one interface;
+//! - `host_checks`: the checks of the host;
+//! - `interface_checks`, `frames`, `queues` and `cpus`: those of an interface, in functions of one
+//!   finding each;
+//! - `examination`: runs them all.
 //!
 //! A finding that is no [`Status::Ok`] says what it means, and the command that mends it where
 //! there is one. Its `id` never changes.

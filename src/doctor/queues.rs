@@ -17,7 +17,7 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-/// That those which are wanted are there.
+/// Whether the wanted queues are there.
 fn queues(subject: &Subject<'_>) -> Finding {
     let (id, count) = ("queues", subject.nic.receive_queues());
     let absent: Vec<u32> = subject.queues.iter().copied().filter(|&queue| queue >= count).collect();
@@ -46,7 +46,7 @@ fn queues(subject: &Subject<'_>) -> Finding {
     Finding::ok(id, found)
 }
 
-/// That no frame arrives elsewhere.
+/// Whether every frame arrives at one of them.
 fn steering(subject: &Subject<'_>) -> Finding {
     let (id, name) = ("steering", subject.name);
     let (count, table) = (subject.nic.receive_queues(), &subject.nic.steering.table);
@@ -97,8 +97,8 @@ fn left(subject: &Subject<'_>) -> Option<Finding> {
     )
 }
 
-/// The command that has a NIC with `count` queues spread over these alone, or the option of ours
-/// that does.
+/// The command that spreads a NIC with `count` queues over these alone, or isonic's own option for
+/// it.
 #[must_use]
 pub fn spread_command(interface: &str, count: u32, entries: usize, queues: &[u32]) -> String {
     let ours = "or steering = \"set\"";
@@ -144,7 +144,7 @@ fn rules(subject: &Subject<'_>) -> Option<Finding> {
     )
 }
 
-/// What `irq_suspend` takes.
+/// The kernel that `irq_suspend` needs.
 fn suspension(subject: &Subject<'_>) -> Option<Finding> {
     let wanted = subject.candidate.wanted.irq_suspend;
     let kernel = subject.kernel().filter(|&kernel| wanted && kernel < IRQ_SUSPENSION)?;
@@ -155,7 +155,7 @@ fn suspension(subject: &Subject<'_>) -> Option<Finding> {
     )
 }
 
-/// Interrupts that somebody's busy polling left held back: a queue may then wait for ever
+/// Interrupts that an earlier program's busy polling left held back: a queue may then wait for ever
 /// (Linux 58e2330bd455).
 fn held_back(subject: &Subject<'_>) -> Option<Finding> {
     let (id, name) = ("held-interrupts", subject.name);

@@ -1,4 +1,4 @@
-//! One interface, and what all checks ask of it.
+//! One interface, and the facts that all checks need.
 
 use crate::control::api::UplinkView;
 use crate::platform::host_facts::HostFacts;
@@ -13,7 +13,7 @@ pub(super) struct Subject<'f> {
     pub candidate: &'f Candidate,
     pub nic: &'f NicFacts,
     pub name: &'f str,
-    /// What a running daemon says of it, if it has it.
+    /// A running daemon's view of it, if the daemon has it.
     pub served: Option<&'f UplinkView>,
     /// The queues that have a socket, or would have one.
     pub queues: Vec<u32>,

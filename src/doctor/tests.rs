@@ -1,4 +1,4 @@
-//! NICs as their drivers describe themselves, and what is said of them.
+//! NICs as their drivers describe themselves, and their findings.
 
 use super::*;
 use crate::config::{Attach, Handed, UplinkConfig, UplinkMode, UplinkSteering};
@@ -107,7 +107,7 @@ fn status(report: &Report, id: &str) -> Status {
     found(report, id).status
 }
 
-/// The report on a NIC of which nothing but this differs from the usual.
+/// The report on a NIC that differs from the usual in this change only.
 fn with(nic: NicFacts, change: impl FnOnce(&mut NicFacts)) -> Report {
     let mut nic = nic;
     change(&mut nic);
@@ -378,7 +378,7 @@ fn the_running_isonics_program_is_known_by_its_number_and_another_is_not_called_
     let report = served(view("up", None), attached(18, Some("pass")));
     assert_eq!(status(&report, "xdp-program"), Status::Problem);
     assert_eq!(status(&served(view("up", None), attached(18, None)), "xdp-program"), Status::Ok);
-    // Whoever's it is, it is not that of an uplink that could not be opened.
+    // An uplink that could not be opened has no program, so this one is somebody else's.
     let report = served(view("failed", None), attached(18, Some("pass")));
     assert_eq!(status(&report, "xdp-program"), Status::Problem);
     assert_eq!(status(&served(view("up", Some(17)), None), "xdp-program"), Status::Warning);
@@ -569,7 +569,7 @@ fn locked_memory_is_wanted_for_every_queue_of_every_uplink() {
     assert_eq!(status(&examine(&facts), "locked-memory"), Status::Ok);
     facts.host.locked_memory = Some(24 * (16 << 20) - 1);
     assert_eq!(status(&examine(&facts), "locked-memory"), Status::Problem);
-    // Where one is enough, the larger of them.
+    // If one interface is enough, the larger need counts.
     facts.all_wanted = false;
     assert_eq!(status(&examine(&facts), "locked-memory"), Status::Ok);
 }

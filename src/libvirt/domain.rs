@@ -1,5 +1,5 @@
-//! What a domain's XML says that concerns us: its vhost-user interfaces, and the profiles that are
-//! stored with it.
+//! The parts of a domain's XML that concern us: its vhost-user interfaces, and the profiles that
+//! are stored with it.
 //!
 //! ```xml
 //! <metadata>
@@ -10,9 +10,9 @@
 //! </metadata>
 //! ```
 //!
-//! libvirt keeps one element of each namespace there, whatever is in it, and sends it along with a
-//! migration (formatdomain.html, "General metadata"). The alias says which interface is meant:
-//! libvirt keeps those that users give, which begin with `ua-`.
+//! libvirt keeps one element of each namespace there, whatever its contents, and sends it along
+//! with a migration (formatdomain.html, "General metadata"). The alias says which interface is
+//! meant: libvirt keeps users' aliases, which begin with `ua-`.
 
 use std::path::Path;
 
@@ -25,49 +25,50 @@ use super::domain_xml::XmlError;
 use super::element::Element;
 use super::interface_element::QemuSocketMode;
 
-/// The namespace of what is stored. A format that could not be read as this one has another number.
+/// The namespace of stored metadata. A format that this one's readers cannot read has another
+/// number.
 pub(super) const ISONIC: &str = "http://isonic.org/xmlns/libvirt/1";
-/// What all its versions begin with.
+/// The common prefix of all its versions.
 const ISONIC_OF_ANY_VERSION: &str = "http://isonic.org/xmlns/libvirt/";
-/// What users' aliases begin with.
+/// The prefix of users' aliases.
 pub(super) const USER_ALIAS: &str = "ua-";
-/// What a record may say.
+/// The attributes that a record may have.
 const RECORD_ATTRIBUTES: [&str; 5] = ["alias", "profile", "digest", "draft", "uplink"];
 
 /// Why a domain's XML is not understood.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
-    /// It is no XML, or too much of it.
+    /// The text is no XML, or too much of it.
     #[error(transparent)]
     Xml(#[from] XmlError),
-    /// It is something else's.
+    /// The XML is of something other than a domain.
     #[error("the XML is that of a <{0}>, not of a <domain>")]
     NoDomain(String),
     /// Something is not there without which nothing can be done.
     #[error("the domain has no <{0}>; give libvirt's XML of it (virsh dumpxml)")]
     Missing(&'static str),
-    /// What is stored was written by a later version.
+    /// The stored metadata was written by a later version.
     #[error("the metadata in {0} is of a version that this isonic does not know; update isonic")]
     Version(String),
-    /// What is stored is incomplete, or says more than this version knows.
+    /// The stored record is incomplete, or says more than this version knows.
     #[error("the metadata of interface \"{alias}\" {problem}; stamp the domain anew")]
     Record {
         /// The interface, if it is named.
         alias: String,
-        /// What is wrong.
+        /// The mistake.
         problem: String,
     },
-    /// An interface is not what a vhost-user interface has to be.
+    /// An interface lacks something that a vhost-user interface must have, or has it wrong.
     #[error("interface {interface} {problem}")]
     Interface {
         /// Its alias, or its place.
         interface: String,
-        /// What is wrong, and what would do.
+        /// The mistake, and a way to mend it.
         problem: String,
     },
 }
 
-/// What is stored of one interface.
+/// The stored record of one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Which interface.
@@ -78,12 +79,12 @@ pub struct Record {
     pub digest: String,
     /// Whether the profile may still change.
     pub draft: bool,
-    /// What the domain calls its uplink; each host knows which of its NICs that is.
+    /// The uplink's name in the domain; each host knows which of its NICs that is.
     pub uplink: Option<String>,
 }
 
 impl Record {
-    /// It, as it is stored.
+    /// The record as it is stored.
     pub(super) fn element(&self) -> Element {
         Element::of(ISONIC, "isonic", "interface")
             .keyed("alias", self.alias.as_str())
@@ -199,7 +200,7 @@ impl<'d, 't> Interface<'d, 't> {
         )))
     }
 
-    /// What it can be meant by: alias, MAC address, socket.
+    /// The names that it can be meant by: alias, MAC address, socket.
     pub(super) fn names(&self) -> [Option<&'d str>; 3] {
         [self.alias(), self.mac(), self.socket().ok()]
     }
@@ -210,8 +211,8 @@ impl<'d, 't> Interface<'d, 't> {
         self.alias().map_or_else(place, |alias| format!("\"{alias}\""))
     }
 
-    /// What of it nobody does, each with what is not done. An element that says nothing asks for
-    /// nothing.
+    /// A warning for each of its elements that nobody acts on. An element that says nothing asks
+    /// for nothing.
     pub(super) fn ignored(&self) -> impl Iterator<Item = String> {
         let asked = |name: &str| {
             let element = child(self.node, name)?;
@@ -228,7 +229,8 @@ impl<'d, 't> Interface<'d, 't> {
     }
 }
 
-/// What a vhost-user interface may have that is for whoever is behind it, which is us.
+/// The elements of a vhost-user interface that the backend would have to act on, and that isonic
+/// ignores.
 const IGNORED: [(&str, &str); 6] = [
     ("bandwidth", "isonic limits no rate"),
     ("vlan", "isonic sets and removes no VLAN tag"),
@@ -301,7 +303,7 @@ impl<'d, 't> Domain<'d, 't> {
             .collect()
     }
 
-    /// The elements with what is stored, and the record in each.
+    /// The elements that hold records, and the record in each.
     pub(super) fn records(&self) -> Result<Vec<(Node<'d, 't>, Record)>, DomainError> {
         let Some(metadata) = child(self.root, "metadata") else { return Ok(Vec::new()) };
         let mut records = Vec::<(_, Record)>::new();
@@ -359,7 +361,7 @@ fn has_other_backend(interface: Node<'_, '_>) -> bool {
 pub(super) fn read_mac(text: &str) -> Result<MacAddress, MacAddressError> {
     let byte = |byte: &str| if byte.len() == 1 { format!("0{byte}") } else { byte.to_owned() };
     let padded = text.split(':').map(byte).collect::<Vec<_>>().join(":");
-    // Of one that is wrong the message has what was written.
+    // If the address is wrong, the message quotes it as it was written.
     padded.parse().or_else(|_wrong| text.parse())
 }
 

@@ -1,8 +1,8 @@
 //! Domain XML that is changed in places and otherwise left as it is, byte by byte.
 //!
-//! It is read into a tree by a library, with bounds: no document type (so no entities of its own),
-//! and none of the shapes that make reading slow. Changes are gathered by element and then written
-//! into the text, so that comments, white space, quotes and other people's parts stay.
+//! A library reads the XML into a tree, with bounds. There is no document type, so no entities of
+//! its own, and none of the shapes that make reading slow. Changes are gathered by element and then
+//! written into the text. Comments, white space, quotes and other people's parts stay.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use super::element::{Element, escaped};
 
 /// The largest domain XML, bytes: what libvirt lets through (`REMOTE_STRING_MAX`).
 pub const BYTES_MAX: usize = 4 << 20;
-/// Most namespace declarations, and most attributes of an element. Reading takes time with their
-/// square; no domain has a tenth of it.
+/// Most namespace declarations, and most attributes of an element. The time to read them grows with
+/// their square, and no domain has a tenth as many.
 const NAMESPACES_MAX: usize = 256;
 const ATTRIBUTES_MAX: usize = 4096;
 /// Most elements, comments and pieces of text.
@@ -32,7 +32,7 @@ pub enum XmlError {
     /// More than a domain has any use for.
     #[error("the XML has more than {limit} {what}, the most that are read")]
     TooMany {
-        /// Of what.
+        /// The kind of thing counted.
         what: &'static str,
         /// How many there may be.
         limit: usize,
@@ -62,7 +62,7 @@ pub fn parse(text: &str) -> Result<Document<'_>, XmlError> {
     Ok(Document::parse_with_options(text, bounds)?)
 }
 
-/// What one element becomes.
+/// The changes of one element.
 #[derive(Debug, Default)]
 struct Change {
     /// By name, in no namespace.
@@ -104,8 +104,8 @@ impl<'d, 't> Edits<'d, 't> {
         self.changes.entry(node.id().get()).or_default().removed = true;
     }
 
-    /// Make an element be as `wanted`: give it the attributes and children that are missing or
-    /// different. What it has beside them stays.
+    /// Make an element match `wanted`: give it the attributes and children that are missing or
+    /// different. Its others stay.
     pub fn merge(&mut self, node: Node<'d, 't>, wanted: &Element) {
         for (name, value) in &wanted.attributes {
             self.set(node, name, value);
@@ -128,8 +128,8 @@ impl<'d, 't> Edits<'d, 't> {
                 self.write(node, change, &mut pieces);
             }
         }
-        // Nothing is changed twice: an element's attributes, its end and its whole are apart. (What
-        // is inside of an element that is removed is not changed.)
+        // The ranges do not overlap: an element's attributes, its end and its whole are apart. (The
+        // inside of a removed element is not changed.)
         pieces.sort_by_key(|(range, _)| (range.start, range.end));
         let text = self.document.input_text();
         let (mut result, mut done) = (String::with_capacity(text.len()), 0);
@@ -218,20 +218,20 @@ impl<'d, 't> Edits<'d, 't> {
     }
 }
 
-/// What a line begins with after this white space.
+/// The start of a line that follows this white space.
 fn line_start(space: &str) -> &str {
     space.rsplit('\n').next().unwrap_or_default()
 }
 
-/// The prefix of a namespace where `node` is; none for the default one, since attributes could not
-/// tell.
+/// The prefix of a namespace where `node` is. The default namespace gives none, since attributes
+/// without a prefix are not in it.
 fn prefix_at(node: Node<'_, '_>, uri: &str) -> Option<String> {
     let named = |namespace: &&roxmltree::Namespace<'_>| {
         namespace.uri() == uri && namespace.name().is_some()
     };
     let namespace = node.namespaces().find(named)?;
     let prefix = namespace.name()?;
-    // It may be hidden by an inner one.
+    // An inner declaration may hide the prefix.
     (node.lookup_namespace_uri(Some(prefix)) == Some(uri)).then(|| prefix.to_owned())
 }
 
@@ -246,7 +246,7 @@ mod tests {
         let mut edits = Edits::new(&document);
         edits.merge(document.root_element(), wanted);
         let changed = edits.apply();
-        // What is as wanted is not changed again.
+        // A second merge of the same changes nothing.
         let document = parse(&changed).unwrap();
         let mut edits = Edits::new(&document);
         edits.merge(document.root_element(), wanted);
@@ -294,7 +294,7 @@ mod tests {
             changed("<d xmlns:z='urn:x'><z:o><z:p name='m' v='2'/></z:o></d>", &wanted),
             "<d xmlns:z='urn:x'><z:o><z:p name='m' v='2'/>\n<z:p name='n' v='1'/></z:o></d>"
         );
-        // The same name in another namespace, or in none, is something else.
+        // A like-named element in another namespace, or in none, is another element.
         let other = changed("<d><o/><q:o xmlns:q='urn:y'/></d>", &wanted);
         assert!(other.contains("<q:o xmlns:q='urn:x'>"), "{other}");
         let changed = changed("<d xmlns:z='urn:x'><z:o><z:p name='n' v='2'/></z:o></d>", &wanted);

@@ -1,4 +1,4 @@
-//! An element that is to be in a document: what is written, or what is looked for.
+//! An element that is to be in a document: it is written there, or looked for.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ struct Namespace {
     prefix: &'static str,
 }
 
-/// One element, with what is in it. Text is in attributes only, as libvirt has it.
+/// One element, with its attributes and children. Text is in attributes only, as libvirt has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
     namespace: Option<Namespace>,
@@ -85,8 +85,8 @@ impl Element {
                 .is_none_or(|(name, value)| node.attribute(*name) == Some(value.as_str()))
     }
 
-    /// Its XML, the lines after the first indented so. `prefix` knows the prefixes of namespaces
-    /// where it is going to be; the others are declared.
+    /// The element's XML; lines after the first have this indentation. `prefix` gives the prefixes
+    /// that namespaces have at its place; other namespaces are declared.
     pub(super) fn text(&self, indent: &str, prefix: &dyn Fn(&str) -> Option<String>) -> String {
         let (mut name, mut declaration) = (self.name.to_owned(), String::new());
         let mut declared = None;
@@ -120,7 +120,8 @@ impl Element {
     }
 }
 
-/// XML 1.0, 2.4 and 3.3.3: what a value in quotes of either kind cannot hold as it is.
+/// Escapes the characters that a value in quotes of either kind cannot hold (XML 1.0, 2.4 and
+/// 3.3.3).
 pub(super) fn escaped(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for letter in value.chars() {

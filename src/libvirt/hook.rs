@@ -1,5 +1,5 @@
-//! libvirt's hook of QEMU domains (hooks.html): a VM that is about to run here gets its ports, one
-//! that has gone gives them back, and one that this host cannot have is refused while it can still
+//! libvirt's hook of QEMU domains (hooks.html). A VM that is about to run here gets its ports, and
+//! one that has gone gives them back. A VM that this host cannot have is refused while it can still
 //! stay where it is.
 //!
 //! | operation | what is done |
@@ -11,11 +11,11 @@
 //! | `release` | the domain's ports are removed, whatever its XML has of them |
 //! | `reconnect` | libvirt was restarted: ports that are missing are made |
 //!
-//! A failed `reconnect` would have libvirt kill a running VM: whoever calls [`run`] must tell of it
-//! and go on. Ports are known as the domain's by their owner, `libvirt:UUID`: a domain that is
-//! refused is released as well, and must not take another's ports with it.
+//! A failed `reconnect` would have libvirt kill a running VM: the caller of [`run`] must report the
+//! failure and succeed. The owner `libvirt:UUID` marks a domain's ports. libvirt also releases a
+//! domain that was refused, and that must not remove another domain's ports.
 //!
-//! libvirt is never called; it waits for us. The daemon is asked over its API.
+//! libvirt is never called, because it waits for us. The daemon is asked over its API.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,19 +31,19 @@ use super::domain::{Domain, DomainError, Interface, Record};
 use super::domain_xml::{self, Edits};
 use super::interface_element::QemuSocketMode;
 
-/// How long libvirt is kept for a domain of which nothing says that it is ours.
+/// The longest time that libvirt waits for a domain that may not be ours.
 const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// What libvirt and people are told.
+/// The answer to libvirt, and the warnings for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// The XML that libvirt is to continue with, where that is another.
     pub changed: Option<String>,
-    /// What the XML asks for and does not get.
+    /// Settings that the XML asks for and does not get.
     pub warnings: Vec<String>,
 }
 
-/// What this host says of every domain.
+/// This host's settings for every domain.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Where sockets are on this host; None leaves them where they were.
@@ -57,7 +57,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Where the socket of a domain that comes from elsewhere is here.
+    /// The path on this host for the socket of a domain that comes from elsewhere.
     fn arriving(&self, socket: &str) -> String {
         let file = Path::new(socket).file_name().unwrap_or_default();
         match &self.socket_directory {
@@ -88,10 +88,10 @@ pub enum HookError {
     Profile {
         /// The interface.
         interface: String,
-        /// What the daemon says.
+        /// The daemon's reason.
         source: ClientError,
     },
-    /// It knows another one under the name.
+    /// This host has another interface under the profile's name.
     #[error(
         "interface {interface} has the profile {profile} with digest {stamped}, and this host has \
          another interface under that name, with digest {found}"
@@ -106,7 +106,7 @@ pub enum HookError {
         /// As it is here.
         found: String,
     },
-    /// It cannot keep it.
+    /// This host cannot keep the profile.
     #[error(
         "interface {interface} has the profile {profile}, which this host cannot keep on {uplink}: \
          {reasons}"
@@ -135,7 +135,7 @@ pub enum HookError {
         /// Those of the daemon.
         present: Vec<String>,
     },
-    /// It names none, and there is a choice.
+    /// The interface names no uplink, and there is a choice.
     #[error(
         "interface {interface} names no uplink, and this host has {}; stamp the domain with \
          --uplink",
@@ -154,7 +154,7 @@ pub enum HookError {
         port: String,
         /// The interface.
         interface: String,
-        /// What is the matter with it.
+        /// Why the port cannot be used.
         problem: String,
     },
     /// The daemon does not make its port.
@@ -164,15 +164,15 @@ pub enum HookError {
         port: String,
         /// The interface.
         interface: String,
-        /// What the daemon says.
+        /// The daemon's reason.
         source: ClientError,
     },
 }
 
-/// Do what `operation` asks for, for the domain with this XML.
+/// Perform `operation` for the domain with this XML.
 ///
 /// # Errors
-/// [`HookError`], which libvirt shows to whoever wanted the operation.
+/// [`HookError`], which libvirt shows to the caller of the operation.
 pub fn run(
     operation: &str,
     text: &str,
@@ -182,7 +182,7 @@ pub fn run(
     if operation == "release" {
         return release(text, daemon).map(|()| Answer::default());
     }
-    // Before it is read: what stands in the XML of others is none of our business.
+    // Checked before parsing: the XML of other domains is none of our business.
     if !may_be_ours(text) {
         return Ok(Answer::default());
     }
@@ -215,7 +215,7 @@ pub fn run(
         "reconnect" => hook.make(&stamped)?,
         "start" => hook.verify(&stamped, PortState::Waiting)?,
         "started" => hook.verify(&stamped, PortState::Running)?,
-        // `stopped`, `attach`, and what later versions may call.
+        // `stopped`, `attach`, and operations of later versions.
         _ => {}
     }
     Ok(Answer::default())
@@ -226,13 +226,13 @@ fn owner(domain: Domain<'_, '_>) -> Result<String, DomainError> {
     Ok(format!("libvirt:{}", domain.text("uuid")?))
 }
 
-/// Remove a domain's ports. Its interfaces may have been pulled out, and what was stored of them
-/// with them; ports may have been made for it by hand: so its UUID is all that counts.
+/// Remove a domain's ports. Only its UUID counts: an interface may have been pulled out with its
+/// record, and ports may have been made for the domain by hand.
 fn release(text: &str, daemon: &Client) -> Result<(), HookError> {
     let is_ours = may_be_ours(text);
     let daemon = if is_ours { daemon.clone() } else { daemon.within(STRANGERS_WAIT_MAX) };
     match remove(text, &daemon) {
-        // What stands in the XML of others is none of our business, and they need no daemon.
+        // Mistakes in the XML of others are none of our business, and they need no daemon.
         Err(HookError::Domain(_) | HookError::Daemon(ClientError::Unreachable { .. }))
             if !is_ours =>
         {
@@ -322,7 +322,7 @@ impl Hook<'_> {
         Ok(Some(name))
     }
 
-    /// What is where a port should be.
+    /// The state of the place where a port should be.
     fn place(
         &self,
         wanted: &PortConfig,
@@ -448,7 +448,7 @@ impl Hook<'_> {
         })
     }
 
-    /// The interface behind the port: what the domain's word for it means here, or the only one.
+    /// The interface behind the port: the one that the domain's word means here, or the only one.
     fn uplink(
         &self,
         interface: Interface<'_, '_>,
@@ -473,7 +473,7 @@ impl Hook<'_> {
     }
 }
 
-/// What is where a port should be.
+/// The state of the place where a port should be.
 enum PortPlace {
     /// Nothing.
     Free,

@@ -1,4 +1,4 @@
-//! A profile's interface in libvirt's words: the interface element, and what has no XML form.
+//! A profile's interface in libvirt's words: the interface element, and overrides for the others.
 //!
 //! libvirt, formatdomain.html, "vhost-user interface"; drvqemu.html, "Overriding properties of QEMU
 //! devices" (since libvirt 8.2).
@@ -8,7 +8,7 @@ use crate::profile::qemu_device::{HOST_MTU, Property, QemuDevice, QemuDeviceErro
 
 use super::element::Element;
 
-/// libvirt's namespace for what only QEMU knows.
+/// libvirt's namespace for properties that only QEMU knows.
 pub(super) const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
 /// The name of the only device of a fragment; `ua-` is for names that users give.
 const ALIAS: &str = "ua-isonic-net0";
@@ -36,7 +36,7 @@ impl QemuSocketMode {
     }
 }
 
-/// What of a VM's device is not in the profile.
+/// The properties of a VM's device that are not in the profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceAttachment {
     /// The port's socket.
@@ -110,8 +110,9 @@ fn driver(frontend: &QemuDevice) -> Element {
         }))
 }
 
-/// What has no XML form, of one device. `<mtu>` is one, but libvirt 9.0 wants to set it on a host
-/// interface too, which a vhost-user device has not, and then does not start the VM.
+/// The properties of one device that have no XML form, as overrides. `<mtu>` is among them: libvirt
+/// 9.0 also sets it on a host interface. A vhost-user device has no host interface, so libvirt then
+/// does not start the VM.
 ///
 /// # Errors
 /// [`QemuDeviceError`].
@@ -139,8 +140,8 @@ fn of_qemu(name: &'static str) -> Element {
     Element::of(QEMU, "qemu", name)
 }
 
-/// What a domain with one such device has to have: shared memory, the interface and the overrides,
-/// as a fragment of its XML.
+/// A domain's parts for one such device: shared memory, the interface and the overrides, as a
+/// fragment of its XML.
 ///
 /// # Errors
 /// [`QemuDeviceError`].
@@ -161,8 +162,8 @@ pub fn fragment(
     ))
 }
 
-/// The interface element alone, as `virsh attach-device` wants it. libvirt overrides nothing of
-/// what is plugged in, so it has no name that overrides could refer to.
+/// The interface element alone, as `virsh attach-device` wants it. It has no alias for overrides to
+/// refer to, because libvirt applies none to a plugged device.
 ///
 /// # Errors
 /// [`QemuDeviceError`].

@@ -1,8 +1,8 @@
-//! Stamping a domain: its vhost-user interfaces get a profile, for good, and all that QEMU and
-//! libvirt have to be told so that the guest sees it.
+//! Stamping a domain: its vhost-user interfaces get a profile for good, with all settings by which
+//! QEMU and libvirt make the guest see it.
 //!
-//! What is stamped keeps its profile; to give it another one has to be asked for. Stamping what is
-//! stamped changes nothing. Whatever is not ours to say stays as it is.
+//! A stamped interface keeps its profile; replacing it must be asked for. Stamping a stamped domain
+//! changes nothing. Settings that are not ours stay as they are.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,32 +17,32 @@ use super::domain_xml::{self, Edits};
 use super::element::Element;
 use super::interface_element::{self, DeviceAttachment, QEMU, QemuSocketMode};
 
-/// What a new device is called, before its number.
+/// The alias of a new device, before its number.
 const ALIAS: &str = "ua-isonic-net";
-/// Characters of a domain's name in that of a socket; more, or others, and a digest tells them
-/// apart.
+/// Characters of a domain's name in that of a socket. A name that is longer, or has other
+/// characters, gets a digest that tells it apart.
 const NAME_MAX: usize = 40;
 
-/// What is asked for.
+/// The wishes of a stamp.
 #[derive(Clone, Debug, Default)]
 pub struct Order {
-    /// The profile; None keeps what is stamped, and is the latest for what is not.
+    /// The profile. None keeps the stamped one, and gives the latest to an interface without one.
     pub profile: Option<String>,
-    /// Whether what is stamped may get another profile.
+    /// Whether a stamped interface may get another profile.
     pub replace_profile: bool,
     /// Whether it may be one that can still change.
     pub allow_draft: bool,
-    /// What the domain calls the uplink; None keeps what is stamped.
+    /// The uplink's name in the domain; None keeps the stamped one.
     pub uplink: Option<String>,
     /// The interfaces that are meant, each by alias, MAC address or socket; all if empty.
     pub only: Vec<String>,
     /// Whether to add an interface; one is added anyway where there is none.
     pub add: bool,
-    /// Of an interface that is added: its MAC address; libvirt chooses one if None.
+    /// The MAC address of an added interface; libvirt chooses one if None.
     pub mac: Option<String>,
-    /// Queue pairs; None keeps what is there, and is one for each CPU where nothing is.
+    /// Queue pairs; None keeps the present number, or else gives one for each CPU.
     pub queue_pairs: Option<u16>,
-    /// Of an interface that is added: where its socket is.
+    /// The directory of an added interface's socket.
     pub socket_directory: PathBuf,
 }
 
@@ -51,9 +51,9 @@ pub struct Order {
 pub struct Stamped {
     /// Its XML.
     pub text: String,
-    /// What is stored of the interfaces that were meant.
+    /// The stored records of the interfaces that were meant.
     pub records: Vec<Record>,
-    /// What the XML asks for and will not get.
+    /// Settings that the XML asks for and will not get.
     pub warnings: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ pub enum StampError {
     /// QEMU cannot show it.
     #[error(transparent)]
     Frontend(#[from] QemuDeviceError),
-    /// The profile may still change, and nobody allowed that.
+    /// The profile may still change, and the order does not allow drafts.
     #[error(
         "profile \"{0}\" is a draft, which may change under the guest; choose a released one, or \
          give --allow-draft"
@@ -202,7 +202,7 @@ fn by_hand(domain: Domain<'_, '_>) -> Option<String> {
     })
 }
 
-/// Take away what is stored of interfaces that are no more.
+/// Remove the stored records of interfaces that are no more.
 fn drop_left_over<'d, 't>(
     domain: Domain<'d, 't>,
     edits: &mut Edits<'d, 't>,
@@ -288,7 +288,7 @@ fn chosen<'d, 't>(
     Ok(interfaces.iter().filter(is_meant).copied().collect())
 }
 
-/// The profile of an interface: what is stamped, or what is asked for.
+/// The profile of an interface: the stamped one, or the one that is asked for.
 fn profile(
     alias: &str,
     stamped: Option<&Record>,
@@ -350,7 +350,7 @@ fn queue_pairs(
     order.queue_pairs.or_else(present).unwrap_or_else(one_each)
 }
 
-/// Every alias that is in use, if only in what is stored or overridden.
+/// Every alias that is in use, in records and overrides too.
 fn aliases(domain: Domain<'_, '_>) -> BTreeSet<String> {
     let named = |node: Node<'_, '_>| match node.has_tag_name("alias") {
         true => node.attribute("name").map(str::to_owned),
@@ -376,7 +376,7 @@ fn file_name(domain: &str) -> String {
     let fits = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     let plain = |letter: char| if fits(letter) { letter } else { '-' };
     let name: String = domain.chars().map(plain).take(NAME_MAX).collect();
-    // What is left out must not make two the same.
+    // Two names that differ only in the characters dropped here must not become one.
     if name == domain { name } else { format!("{name}-{}", &digest(domain)[..8]) }
 }
 
@@ -413,8 +413,8 @@ fn complete<'d, 't>(
         check_mtu(device, mtu.attribute("size").unwrap_or_default())?;
         edits.remove(mtu);
     }
-    // How often QEMU tries is the administrator's; and `virtio` is transitional where it is plugged
-    // into a slot for such devices.
+    // The administrator decides how often QEMU reconnects. The model `virtio` may also stay: it is
+    // transitional in a slot for such devices.
     let may_stay = |wanted: &Element, found: &str| match wanted.name() {
         "model" => profile.profile.is_transitional() && found == "virtio",
         _ => false,
@@ -465,7 +465,7 @@ fn drop_overrides<'d, 't>(
     Ok(())
 }
 
-/// What the domain has to have beside the interfaces.
+/// The parts of the domain beside the interfaces: metadata, shared memory and overrides.
 fn beside(domain: Domain<'_, '_>, devices: &[Device<'_, '_>]) -> Result<Element, StampError> {
     let mut overrides = Element::of(QEMU, "qemu", "override");
     let mut records = Element::of(ISONIC, "isonic", "domain");
@@ -583,7 +583,7 @@ mod tests {
         assert!(interface.socket().unwrap().starts_with("/run/isonic/vm-1-"));
         assert_eq!(child(interface.node, "driver").unwrap().attribute("queues"), Some("2"));
         assert_eq!(interface.mode().unwrap(), QemuSocketMode::Client);
-        // What was there is there, in its place and to the letter.
+        // The earlier lines are still there, in order and to the letter.
         let mut rest = text.as_str();
         for line in BARE.lines() {
             let (_, after) = rest.split_once(line).unwrap_or_else(|| panic!("{line} in\n{text}"));

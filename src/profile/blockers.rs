@@ -9,7 +9,7 @@ use crate::guest_memory::REGIONS_MAX;
 
 use super::definition::{Profile, bits_of};
 
-/// What an uplink can carry, as far as profiles depend on it.
+/// The properties of an uplink that profiles depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkFacts {
     /// The interface's name.
@@ -84,7 +84,8 @@ impl Profile {
     #[must_use]
     pub fn host_blockers(&self) -> Vec<Blocker> {
         let mut blockers = Vec::new();
-        // What the front-end implements takes nothing of a backend but the offer.
+        // The backend only offers the features that the front-end implements; it does nothing for
+        // them.
         let missing = self.features.without(IMPLEMENTED).without(bits_of(Provider::Frontend));
         if !missing.is_empty() {
             blockers.push(Blocker::NotImplemented(missing));

@@ -13,7 +13,7 @@ use super::definition::Profile;
 use super::lock::{self, LOCK_FILE, Listed, LockProblem};
 use super::parse::{Extension, ProfileFile, base_of, parse_file};
 
-/// Released profiles, of which none ever goes, and drafts.
+/// Drafts, and released profiles, which are never removed.
 const EMBEDDED: &[(&str, &str)] = &[
     ("profiles/org.dpdk.v22.11.toml", include_str!("../../profiles/org.dpdk.v22.11.toml")),
     ("profiles/org.isonic.net.v1.toml", include_str!("../../profiles/org.isonic.net.v1.toml")),
@@ -64,17 +64,17 @@ pub enum CatalogProblem {
     /// A file is no profile, to judge by its size or kind.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Two profiles have the same name, and nobody could tell which a VM was given.
+    /// Two profiles have the same name: it would be unclear which one a VM was given.
     #[error("{second}: the profile \"{name}\" is already in {first}; give it another name")]
     Duplicate {
         /// The name.
         name: String,
-        /// Where it was seen first.
+        /// The place where it was seen first.
         first: Source,
-        /// And where again.
+        /// The place where it was seen again.
         second: Source,
     },
-    /// Two names of one family stand for one interface: a version that changes nothing.
+    /// Two names of one family have the same interface: a version that changes nothing.
     #[error(
         "\"{second}\" and \"{first}\" are the same interface; a new version is made only when it \
          changes"
@@ -90,7 +90,7 @@ pub enum CatalogProblem {
     ExtendsDraft {
         /// The profile.
         name: String,
-        /// What it extends.
+        /// The profile that it extends.
         base: String,
     },
     /// A directory's list of released profiles and its files differ.
@@ -98,7 +98,7 @@ pub enum CatalogProblem {
     Lock {
         /// The list.
         path: PathBuf,
-        /// In what.
+        /// The difference.
         problem: LockProblem,
     },
 }
@@ -126,7 +126,7 @@ impl fmt::Display for CatalogError {
 
 impl std::error::Error for CatalogError {}
 
-/// A profile, and what is known of it beside its interface.
+/// A profile, and the facts about it that are not in its interface.
 #[derive(Clone, Debug)]
 struct Entry {
     profile: Arc<Profile>,
@@ -178,7 +178,7 @@ impl Catalog {
         catalog.read_all(unread, &mut problems);
         problems.extend(catalog.same_interfaces());
         problems.extend(catalog.extended_drafts());
-        // What could not be read would be missed once more.
+        // With unread files, the check would report the same files once more.
         if let Some(directory) = directory.filter(|_| problems.is_empty()) {
             catalog.check_lock(directory, &mut problems);
         }
@@ -197,8 +197,8 @@ impl Catalog {
                 waiting.into_iter().partition(|(base, _)| known(base));
             waiting = later;
             if ready.is_empty() {
-                // Nothing can become known any more: what they extend is not there, or is one of
-                // themselves. Reading them tells.
+                // No more bases can become known: each waiting file extends an absent profile, or a
+                // waiting one. Reading them reports it.
                 ready.append(&mut waiting);
             }
             for (_, file) in ready {
@@ -215,7 +215,8 @@ impl Catalog {
             Err(problems) => return found.push(problems.into()),
         };
         match self.entries.get(&profile.name) {
-            // What an operator had first, and then came with an update, is one profile.
+            // An update may bring a profile that the operator already had as a file: they are one
+            // profile.
             Some(first)
                 if first.source == Source::Embedded
                     && file.source != Source::Embedded
@@ -284,14 +285,14 @@ impl Catalog {
         entries.map(|(name, entry)| (name.as_str(), listed(entry))).collect()
     }
 
-    /// Those profiles only that this version can keep on some uplink.
+    /// Keep only the profiles that this version can keep on some uplink.
     #[must_use]
     pub fn usable(mut self) -> Self {
         self.entries.retain(|_, entry| entry.profile.host_blockers().is_empty());
         self
     }
 
-    /// Those profiles only that are final.
+    /// Keep only the profiles that are final.
     #[must_use]
     pub fn released(mut self) -> Self {
         self.entries.retain(|_, entry| !entry.draft);
@@ -316,7 +317,7 @@ impl Catalog {
         self.entries.get(name).is_some_and(|entry| entry.draft)
     }
 
-    /// What the profile of this name was made from.
+    /// The predecessor of the profile of this name, and why it was extended.
     #[must_use]
     pub fn extends(&self, name: &str) -> Option<&Extension> {
         self.entries.get(name).and_then(|entry| entry.extends.as_ref())
@@ -355,7 +356,7 @@ impl Catalog {
     }
 }
 
-/// The profile files of `directory`; what cannot be read is added to `found`.
+/// The profile files of `directory`; errors in reading are added to `found`.
 fn unread_files(directory: &Path, found: &mut Vec<CatalogProblem>) -> Vec<Unread> {
     let files = profile_files(directory).unwrap_or_else(|problem| {
         found.push(problem);

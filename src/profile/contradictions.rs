@@ -1,6 +1,6 @@
-//! What makes an interface one that a device may have: limits, and what bits need of each other.
+//! The rules for an interface that a device may have: limits, and the bits that each bit needs.
 //!
-//! The same for a profile file and for a list of values; each adds where the mistake is.
+//! Profile files and lists of values share these rules; each adds the place of the mistake.
 
 use std::ops::RangeInclusive;
 
@@ -51,8 +51,8 @@ pub enum Contradiction {
     /// A second queue pair needs the bit that announces it.
     #[error("queue_pairs_max is {0} without the feature mq")]
     QueuePairs(u16),
-    /// Front-ends ask for the number of queue pairs with that protocol feature (GET_QUEUE_NUM) and
-    /// take it for 1 else; QEMU that is to have more connects again and again.
+    /// Front-ends ask for the number of queue pairs with that protocol feature (GET_QUEUE_NUM), and
+    /// else take it for 1. A QEMU that is to have more pairs connects again and again.
     #[error(
         "queue_pairs_max is {0} without the protocol feature mq, by which front-ends learn the \
          number; leave it on, or make queue_pairs_max 1"
@@ -61,7 +61,7 @@ pub enum Contradiction {
 }
 
 impl Contradiction {
-    /// The bit that lacks what it needs, if it is that.
+    /// The bit that lacks a prerequisite, if that is the contradiction.
     pub(super) fn without_prerequisite(&self) -> Option<&'static str> {
         match self {
             Self::Backend { feature, .. } | Self::Frontend { feature, .. } => Some(feature),

@@ -1,4 +1,4 @@
-//! One profile: its values, its canonical form and digest, and what follows from its features.
+//! One profile: its values, its canonical form and digest, and the consequences of its features.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,26 +17,26 @@ pub struct Profile {
     pub name: String,
     /// One line for people.
     pub summary: String,
-    /// What the backend's GET_FEATURES answers, exactly (with bit 30).
+    /// The exact answer to GET_FEATURES (with bit 30).
     pub features: FeatureSet,
-    /// What the front-end adds by its own command line, so that the guest sees both.
+    /// The bits that the front-end's own command line adds, so that the guest sees both sets.
     pub frontend_features: FeatureSet,
-    /// What GET_PROTOCOL_FEATURES answers, exactly.
+    /// The exact answer to GET_PROTOCOL_FEATURES.
     pub protocol_features: FeatureSet,
     /// The largest SET_VRING_NUM, entries.
     pub ring_size_max: u16,
-    /// What GET_QUEUE_NUM answers, queue pairs.
+    /// The answer to GET_QUEUE_NUM, queue pairs.
     pub queue_pairs_max: u16,
     /// The MTU in the guest's configuration space, bytes.
     pub mtu: u16,
-    /// What GET_MAX_MEM_SLOTS answers.
+    /// The answer to GET_MAX_MEM_SLOTS.
     pub memory_slots: u16,
 }
 
 impl Profile {
-    /// What a list of values without a base starts from: virtio 1 and the MAC that every
-    /// front-end adds, one queue pair, rings of 256 entries, MTU 1500; and what no guest sees as
-    /// `org.isonic.net.v1` has it. It never changes: lists that were stored depend on it.
+    /// The interface that a list of values without a base starts from. It has virtio 1, the MAC
+    /// that every front-end adds, one queue pair, rings of 256 entries, and MTU 1500. Values that
+    /// no guest sees are those of `org.isonic.net.v1`. It never changes: stored lists depend on it.
     #[must_use]
     pub(crate) fn bare() -> Self {
         Self {
@@ -52,8 +52,8 @@ impl Profile {
         }
     }
 
-    /// What a guest sees: the backend's bits and the front-end's, without those that are
-    /// vhost-user's own and those that only a legacy driver is shown.
+    /// The bits that a guest sees: the backend's and the front-end's, without vhost-user's own and
+    /// those that only a legacy driver is shown.
     #[must_use]
     pub fn guest_features(&self) -> FeatureSet {
         let both = self.features.union(self.frontend_features);
@@ -67,9 +67,9 @@ impl Profile {
         self.features.without(LEGACY) != self.features
     }
 
-    /// What `ethtool -k` shows in a Linux guest of that which follows from the features
-    /// (`virtnet_probe` in Linux 6.1, `drivers/net/virtio_net.c`). `rx-checksumming` is not of it:
-    /// newer drivers show it on whatever the device says.
+    /// The lines of `ethtool -k` in a Linux guest that follow from the features (`virtnet_probe` in
+    /// Linux 6.1, `drivers/net/virtio_net.c`). `rx-checksumming` is left out: newer drivers show it
+    /// on whatever the device says.
     #[must_use]
     pub fn linux_offloads(&self) -> BTreeMap<&'static str, bool> {
         let seen = self.guest_features();
@@ -100,9 +100,8 @@ impl Profile {
         features::GUEST_OFFLOADS.into_iter().filter(|&bit| seen.has(bit)).collect()
     }
 
-    /// The interface in its canonical form, version [`CANONICAL_VERSION`]: one `key=value` line
-    /// for each thing that is pinned, in this order, the bits in hexadecimal. Name and summary
-    /// are not of it.
+    /// The interface in its canonical form, version [`CANONICAL_VERSION`]: one `key=value` line for
+    /// each pinned value, in this order, the bits in hexadecimal. Name and summary are left out.
     #[must_use]
     pub fn canonical(&self) -> String {
         format!(
@@ -145,9 +144,8 @@ pub fn family_of(name: &str) -> Option<(&str, Vec<u32>)> {
     numbers.map(|numbers| (family, numbers))
 }
 
-/// The fingerprint of a session: SHA-256 over the profile's digest, the device features that were
-/// acknowledged (without those that are vhost-user's own), the size of each started ring, and the
-/// queue pairs in use.
+/// The fingerprint of a session, a SHA-256. It covers the profile's digest, the acknowledged device
+/// features (without vhost-user's own), the size of each started ring, and the queue pairs in use.
 #[must_use]
 pub fn fingerprint(
     profile_digest: &str,
@@ -256,7 +254,7 @@ mod tests {
                 "tx-tcp-segmentation",
             ]
         );
-        // Linux drops what it finds without any segmentation to go with (`netdev_fix_features`).
+        // Linux drops offloads that lack the segmentation they belong to (`netdev_fix_features`).
         let ecn = FeatureSet(1 << features::CSUM | 1 << features::HOST_ECN);
         let ecn = Profile { features: ecn, frontend_features: FeatureSet(0), ..v1() };
         assert_eq!(on(&ecn), ["scatter-gather", "tx-checksumming"]);

@@ -1,7 +1,7 @@
-//! A profile as other programs want to have it: QEMU's arguments, a feature file of Node Feature
+//! A profile in the formats of other programs: QEMU's arguments, a feature file of Node Feature
 //! Discovery, a provider file of Nova.
 //!
-//! Pure text. What cannot be expressed is an error, never left out.
+//! Pure text. A value that cannot be expressed is an error, and is never left out.
 
 #![forbid(unsafe_code)]
 
@@ -36,7 +36,7 @@ pub enum ExportError {
         name: String,
         /// "a node label" or "a trait".
         what: &'static str,
-        /// What it may consist of.
+        /// The characters and length that are allowed.
         rule: &'static str,
     },
 }

@@ -1,9 +1,9 @@
 //! The list of released profiles, `released.sha256`: a digest and a name a line, as sha256sum(1)
 //! writes them.
 //!
-//! A profile that is in it is final: it may not be edited, and may not go away. A profile that is
-//! not in it is a draft, and must say so. It is one check for the profiles of the binary, which a
-//! test makes, and for a directory that has such a file, which is checked whenever it is loaded.
+//! A profile in the list is final: it may neither be edited nor removed. A profile that is not in
+//! it is a draft, and must say so. The check is the same for the profiles of the binary and for a
+//! directory that has such a file. A test checks the binary; each load checks the directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,18 +1,23 @@
 //! PROFILE: a named, immutable description of a guest-visible interface.
 //!
 //! Profiles are data: `profiles/*.toml`, embedded in the binary, and a directory that extends them
-//! at run time ([`Catalog`]). A released one never changes, which its [`Profile::digest`] lets
-//! anybody check, and the list of released digests makes sure of. A profile may ask for more than
-//! this version can do; it loads and is listed, and [`Profile::blockers`] says why no port can use
-//! it. Whoever names a profile may name it with changed values ([`Catalog::resolve`]).
+//! at run time ([`Catalog`]). A released profile never changes: its [`Profile::digest`] lets
+//! anybody check it, and the list of released digests enforces it. A profile may ask for more than
+//! this version can do. It loads and is listed, and [`Profile::blockers`] says why no port can use
+//! it. A profile may be named with changed values ([`Catalog::resolve`]).
 //!
 //! Pure but for the reading of profile files and of an uplink's MTU. It knows nothing of
 //! sessions: the session offers what the profile says.
 //!
-//! Its files, each above those that it imports: `definition` (one profile); `contradictions` (what
-//! no interface may be); `blockers` (what cannot be kept here); `parse` (a file); `lock` (the list
-//! of released ones); `catalog` (all there are); `values` (a name or list of values); and
-//! `qemu_device`, with `export_formats` above it, which write a profile for other programs.
+//! Its files, each above those that it imports:
+//! - `definition`: one profile;
+//! - `contradictions`: combinations that no interface may have;
+//! - `blockers`: reasons why this host cannot keep a profile;
+//! - `parse`: a profile file;
+//! - `lock`: the list of released profiles;
+//! - `catalog`: all profiles;
+//! - `values`: a name or list of values;
+//! - `qemu_device`, with `export_formats` above it: a profile written for other programs.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! A profile file → a [`Profile`], or all its mistakes with their lines.
 //!
-//! A file describes an interface in full, or extends another profile and says what it adds to it,
-//! and why.
+//! A file describes an interface in full, or extends another profile. An extension lists its
+//! additions, and says why it exists.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -19,23 +19,23 @@ const NAME_MAX: usize = 128;
 /// The last part of a name that stands for the newest version of a family, and so is no name.
 pub(super) const LATEST: &str = "latest";
 
-/// Backends offer bits that the front-end implements too, such as DPDK ctrl_vq; whether they do
-/// makes no difference to the guest, but it does to GET_FEATURES.
+/// Backends offer bits that the front-end implements too, such as DPDK ctrl_vq. The guest sees no
+/// difference, but GET_FEATURES has one.
 const OFFERED_BY_BACKENDS: [Provider; 3] =
     [Provider::Backend, Provider::Protocol, Provider::Frontend];
 
-/// What a profile file says.
+/// The contents of a profile file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProfileFile {
     /// The interface, with that of the predecessor filled in.
     pub(super) profile: Profile,
     /// Whether it may still change.
     pub(super) draft: bool,
-    /// What it was made from.
+    /// The predecessor, if there is one.
     pub(super) extends: Option<Extension>,
 }
 
-/// What a profile was made from, and why.
+/// The predecessor of a profile, and why it was extended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extension {
     /// The predecessor's name.
@@ -104,7 +104,7 @@ struct Bits {
     protocol: Located<FeatureSet>,
 }
 
-/// The profile, whose lists and limits are all there, or are those of `base` and what is added.
+/// The profile. Its lists and limits are all in the file, or are those of `base` with additions.
 fn profile(section: &Section<'_>, base: Option<&Profile>) -> Option<Profile> {
     let name = section.required::<String>("name");
     if let Some(name) = &name {
@@ -132,8 +132,8 @@ fn profile(section: &Section<'_>, base: Option<&Profile>) -> Option<Profile> {
         mtu: limit_of(&mtu),
         memory_slots: limit_of(&slots),
     };
-    // Some backends offer bits without what they need (DPDK host_ecn without host_tso4 and
-    // host_tso6): a profile that describes them has to name those bits.
+    // Some backends offer bits without their prerequisites (DPDK host_ecn without host_tso4 and
+    // host_tso6). A profile that describes them has to name those bits.
     let named = section.list::<String>("without_prerequisites").unwrap_or_default();
     let inherited = base.map(contradictions).unwrap_or_default();
     for contradiction in contradictions(&whole) {
@@ -153,7 +153,7 @@ fn profile(section: &Section<'_>, base: Option<&Profile>) -> Option<Profile> {
         section.note(line, contradiction);
     }
     check_named(section, &named, &whole);
-    // Only a profile of which everything was there is one.
+    // A profile needs every key, so a file that lacks one has no profile.
     (name.and(summary).is_some() && ring_size.and(pairs).and(mtu).and(slots).is_some())
         .then_some(whole)
 }
@@ -214,8 +214,8 @@ fn required(
 /// How the bits of a list are called.
 type Names = fn(FeatureSet) -> Vec<String>;
 
-/// What an extending profile adds to each list. It can take nothing away: what lacks a bit of its
-/// predecessor's is no extension of it, and is written in full.
+/// The bits that an extending profile adds to each list. It cannot remove any: a profile that lacks
+/// a bit of its predecessor is no extension, and is written in full.
 fn added_bits(section: &Section<'_>, base: &Profile) -> Bits {
     let join = |key, of_base: FeatureSet, added: Option<Located<FeatureSet>>, names: Names| {
         let line = added.as_ref().map_or(section.line(), |added| added.line);
@@ -247,8 +247,8 @@ fn added_bits(section: &Section<'_>, base: &Profile) -> Bits {
     }
 }
 
-/// Names travel through command lines, URLs and management's databases, and `,` and `=` are kept
-/// for lists of values.
+/// Checks a name. Names travel through command lines, URLs and management's databases. The
+/// characters `,` and `=` are kept for lists of values.
 fn check_name(section: &Section<'_>, name: &Located<String>) {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@+".contains(&byte);
     let length = name.value.len();

@@ -1,13 +1,13 @@
-//! QEMU's half of an interface: what it has to be told so that its guest sees the profile.
+//! QEMU's half of an interface: the settings by which QEMU's guest sees the profile.
 //!
-//! A guest's interface is made by two halves. The backend's is bound to its profile; QEMU's
-//! follows its own defaults, which differ between machine types, unless told otherwise. So every
-//! bit that QEMU decides, or could take away, is said: on what the profile has, off what it lacks.
+//! A guest's interface has two halves. The backend's half is bound to its profile. QEMU's half
+//! follows its own defaults, which differ between machine types, unless told otherwise. Every bit
+//! that QEMU decides, or could take away, is therefore said: on if the profile has it, else off.
 //! Properties are those of virtio-net-pci (QEMU 7.2, `hw/net/virtio-net.c` and
-//! `include/hw/virtio/virtio.h`); what came later is named only where a profile needs it on.
+//! `include/hw/virtio/virtio.h`). Later properties are named only where a profile needs them on.
 //!
-//! Pure data, written down by [`super::export_formats`] for QEMU and by `libvirt` for libvirt. What
-//! cannot be expressed is an error, never left out.
+//! Pure data, written down by [`super::export_formats`] for QEMU and by `libvirt` for libvirt. A
+//! value that cannot be expressed is an error, and is never left out.
 
 use crate::device::features::{self, FeatureSet};
 
@@ -154,7 +154,7 @@ pub struct QemuDevice {
 }
 
 impl QemuDevice {
-    /// What QEMU has to be told for this profile; `queue_pairs` is the profile's limit if None.
+    /// QEMU's settings for this profile; `queue_pairs` is the profile's limit if None.
     ///
     /// # Errors
     /// [`QemuDeviceError`].

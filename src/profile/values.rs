@@ -7,9 +7,10 @@
 //! latest, org.isonic.net.latest                  the newest that can be kept; as a base too
 //! ```
 //!
-//! It is resolved once, when a port is made ([`Catalog::resolve`]). What comes out is canonical:
-//! the same interface by the same base has one spelling, which holds no `latest` and leaves nothing
-//! to be looked up but the base. That is what is stored, and resolving it again changes nothing.
+//! The string is resolved once, when a port is made ([`Catalog::resolve`]). The result is
+//! canonical: the same interface by the same base has one spelling. It holds no `latest`, and only
+//! the base remains to be looked up. The canonical spelling is stored; resolving it again changes
+//! nothing.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -31,13 +32,13 @@ use super::parse::LATEST;
 const TEXT_MAX: usize = 2048;
 /// The family that `latest` alone means.
 const OWN_FAMILY: &str = "org.isonic.net";
-/// What a key of a protocol feature begins with: `mq`, `mtu` and `status` are device features too.
+/// Prefix of the keys of protocol features: `mq`, `mtu` and `status` are device features too.
 const PROTOCOL_PREFIX: &str = "protocol.";
 
 /// A profile that was asked for by a name or a list of values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// It; its name is the canonical string.
+    /// The resolved profile; its name is the canonical string.
     pub profile: Arc<Profile>,
     /// Whether it is, or is made from, a profile that may still change.
     pub draft: bool,
@@ -105,7 +106,7 @@ pub enum ValueProblem {
         key: String,
         /// As written.
         value: String,
-        /// What would be right.
+        /// The range of right values.
         range: RangeInclusive<i64>,
     },
     /// `mtu` is a bit and a limit, and this is neither.
@@ -118,7 +119,7 @@ pub enum ValueProblem {
         /// As written.
         value: String,
     },
-    /// The same thing twice.
+    /// One key given twice.
     #[error("{0} is given twice")]
     Twice(String),
     /// A bit that cannot be offered.
@@ -126,7 +127,7 @@ pub enum ValueProblem {
     Reserved {
         /// The key.
         key: String,
-        /// Who stands in the way.
+        /// The reason.
         why: &'static str,
     },
     /// The values do not go together.
@@ -149,7 +150,7 @@ pub struct ResolveError {
 
 impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A name that is unknown is told by its problem alone; of a list, which list it is.
+        // The problem of an unknown name tells the name; a list of values is quoted here.
         if self.text.contains('=') && self.text.len() <= TEXT_MAX {
             write!(f, "profile \"{}\": ", self.text)?;
         }
@@ -193,9 +194,10 @@ impl Catalog {
         }
         let mut profile = base.as_ref().map_or_else(Profile::bare, |it| (*it.profile).clone());
         apply(&mut profile, values, &mut problems);
-        // Values that could not be read would be found again as what they contradict.
+        // An unread value would be reported again, as a contradiction.
         if problems.is_empty() {
-            // What another backend's profile is known to contradict is no mistake of the list.
+            // Contradictions of another backend's profile are known, and are no mistake of the
+            // list.
             let known = base.as_ref().map(|it| contradictions(&it.profile)).unwrap_or_default();
             let mut found = contradictions(&profile);
             found.retain(|contradiction| !known.contains(contradiction));
@@ -316,7 +318,7 @@ impl Limit {
 }
 
 impl Key {
-    /// What `text` names; `number` decides where a word is both a bit and a limit.
+    /// The key that `text` names; `number` decides where a word is both a bit and a limit.
     fn find(text: &str, number: bool) -> Result<Self, ValueProblem> {
         let limit = |limit: &&Limit| limit.key() == text || limit.key_of_files() == text;
         if let Some(protocol) = text.strip_prefix(PROTOCOL_PREFIX)
@@ -351,7 +353,7 @@ impl Key {
         limits.chain(device).chain(protocol).collect()
     }
 
-    /// What tells it from the others, for repetitions.
+    /// A number that tells the key from the others, to find repetitions.
     fn number(self) -> u16 {
         match self {
             Self::Device(feature) => u16::from(feature.bit),
@@ -427,8 +429,9 @@ fn set(profile: &mut Profile, key: Key, name: &str, value: &str) -> Result<(), V
     Ok(())
 }
 
-/// The one spelling of `profile`: what differs from `base`; without one, all bits that are on or
-/// differ from the bare interface, and all limits, so that it can be read without knowing that.
+/// The one spelling of `profile`. With a base, it lists the differences from the base. Without one,
+/// it lists all limits, and all bits that are on or differ from the bare interface. A reader then
+/// need not know the bare interface.
 fn canonical(profile: &Profile, base: Option<&Profile>) -> String {
     let bare = Profile::bare();
     let from = base.unwrap_or(&bare);

@@ -22,8 +22,8 @@ use super::ring_loop::RingLoop;
 /// Bytes of a frame beyond its MTU: an Ethernet header and two VLAN tags.
 const FRAME_OVERHEAD: usize = 14 + 8;
 
-/// The protocol features that `vhost-user-backend` 0.24 can keep, of those that profiles have: it
-/// knows neither RARP, nor MTU, nor STATUS.
+/// The protocol features of profiles that `vhost-user-backend` 0.24 can keep. It has no RARP, MTU
+/// or STATUS.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
@@ -40,7 +40,7 @@ pub enum ReferenceError {
     Daemon(vhost_user_backend::Error),
 }
 
-/// What the device of one connection is made of.
+/// The state of one connection's device.
 struct Backend {
     profile: Arc<Profile>,
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
@@ -140,7 +140,7 @@ impl VhostUserBackendMut for Backend {
         } else if event % 2 == 1 {
             self.transmit(&vrings[usize::from(event)])
         } else {
-            // New receive buffers are of no news: what found none was dropped.
+            // New receive buffers need no action: packets without one were dropped.
             Ok(())
         };
         // An error here would end the thread, and with it every ring.
@@ -151,7 +151,7 @@ impl VhostUserBackendMut for Backend {
     }
 }
 
-/// The far end of the device: what left it, and what arrives at it.
+/// The far end of the device: the packets that left it, and those that arrive at it.
 #[derive(Debug)]
 pub struct ReferenceWire {
     departed: Receiver<Vec<u8>>,
@@ -168,7 +168,7 @@ impl ReferenceWire {
         let _ = self.arrival.notify();
     }
 
-    /// Take what the device has transmitted.
+    /// Take the frames that the device has transmitted.
     #[must_use]
     pub fn departed(&self) -> Vec<Vec<u8>> {
         self.departed.try_iter().collect()
@@ -190,7 +190,7 @@ impl std::fmt::Debug for ReferenceDevice {
 }
 
 impl ReferenceDevice {
-    /// Wait for a front-end at `listener` and serve it with what `profile` offers.
+    /// Wait for a front-end at `listener` and serve it with the interface of `profile`.
     ///
     /// # Errors
     /// [`ReferenceError`].

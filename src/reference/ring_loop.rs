@@ -10,7 +10,7 @@ const ETHERNET: usize = 14;
 /// Where `num_buffers` is in the header.
 const NUM_BUFFERS: usize = 10;
 
-/// The loop of one device: what it needs beside the rings, kept so that no packet allocates.
+/// The loop of one device: its state beside the rings, kept so that no packet allocates.
 #[derive(Debug)]
 pub struct RingLoop {
     /// VIRTIO_NET_F_MRG_RXBUF was negotiated.
@@ -73,7 +73,8 @@ impl RingLoop {
     /// Returns false, with the ring as it was, if there are not enough.
     ///
     /// # Errors
-    /// Of `virtio-queue`: a chain's head is outside the ring, or its buffer outside the memory.
+    /// Those of `virtio-queue`: a chain's head is outside the ring, or its buffer outside the
+    /// memory.
     pub fn to_guest(
         &mut self,
         queue: &mut Queue,

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::StopOnDrop;
 use super::vm::Vm;
 
-/// What changes places in an Ethernet frame with IPv4 and UDP: where in it, and how many bytes.
+/// The fields that change places in an Ethernet frame with IPv4 and UDP: two offsets, and the
+/// bytes.
 const SWAPPED: [(usize, usize, usize); 3] = [(0, 6, 6), (26, 30, 4), (34, 36, 2)];
 
 /// A VM that sends datagrams to its MAC back where they came from. Addresses and ports change
@@ -43,7 +44,7 @@ impl EchoVm {
         })
     }
 
-    /// Send back what is there.
+    /// Send back all received datagrams.
     pub fn turn(&mut self) {
         for mut frame in self.vm.received() {
             if frame[..6] != self.mac {

@@ -1,8 +1,8 @@
 //! A front-end that says exactly what a test tells it to, its guest's memory, and a host that
 //! remembers which rings it was given.
 //!
-//! Messages are written byte by byte, so that also those can be sent which no decent front-end
-//! would. Failures panic: this is for tests only.
+//! Messages are written byte by byte, so that tests can also send messages that no decent front-end
+//! would send. Failures panic: this is for tests only.
 
 #![forbid(unsafe_code)]
 
@@ -102,8 +102,8 @@ pub fn event() -> File {
     File::from(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
 }
 
-/// A socket whose close(2) waits for longer than any test, since not all that was written to it can
-/// be sent; and the end that does not read.
+/// A socket whose close(2) waits for longer than any test, and the end that does not read. Bytes
+/// written to the first cannot all be sent.
 #[must_use]
 pub fn lingering() -> (File, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -379,7 +379,7 @@ pub struct RecordingHost {
     pub announced: Mutex<Vec<[u8; 6]>>,
     /// The last binding.
     pub binding: Mutex<SessionBinding>,
-    /// What it lets guests have as their memory.
+    /// The memory that guests may have.
     pub memory: MemoryPolicy,
 }
 

@@ -1,8 +1,8 @@
-//! The driver side of virtqueues: what a guest does, and what a hostile one does.
+//! The driver side of virtqueues, for a well-behaved guest and for a hostile one.
 //!
 //! [`GuestRam`] is a guest's memory, a memfd mapped as one region. [`Driver`] is the driver of one
 //! ring in it. It keeps to the specification unless told otherwise: the `raw_*` functions write
-//! whatever they are given.
+//! their arguments unchecked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,7 +36,7 @@ pub struct GuestRam {
     pub file: File,
     /// The table with its one region.
     pub memory: Arc<GuestMemory>,
-    /// Of what is allocated.
+    /// The alignment of allocations.
     pub alignment: u64,
     next: u64,
     bytes: u64,
@@ -56,7 +56,7 @@ impl GuestRam {
         Self { file, memory, alignment: 64, next: 0x1000, bytes }
     }
 
-    /// Log what the guest itself writes from now on, as a hypervisor does while it migrates. Ask
+    /// Log the guest's own writes from now on, as a hypervisor does while it migrates. To be called
     /// before any driver is made.
     pub fn log_writes(&mut self, log: Arc<DirtyLog>) {
         self.memory = Arc::new(self.memory.logged(Some(log)));
@@ -162,21 +162,21 @@ pub struct Driver {
     parts: [u64; 3],
     /// Entries.
     pub size: u16,
-    /// What was negotiated.
+    /// The negotiated options.
     pub options: QueueOptions,
     /// Bytes of the virtio-net header: [`HEADER`], or 10 for a legacy driver that merges nothing.
     pub header: usize,
     /// The available index as last published (split), or chains offered (packed).
     pub available: u16,
     used_seen: u16,
-    /// Of a packed ring: where the next descriptor goes, and where the next used one is.
+    /// For a packed ring, the places of the next descriptor and of the next used one.
     offer: Place,
     used: Place,
     /// Each entry's buffer: one page per descriptor.
     buffers: u64,
     free: Vec<u16>,
-    /// Every chain that was offered, by what the device calls it: each descriptor's own number
-    /// and what it names.
+    /// Every chain that was offered, by the device's name for it: each descriptor's own number and
+    /// its piece.
     chains: BTreeMap<u16, Vec<(u16, Piece)>>,
     /// Those that the device has not given back, in the order they were offered.
     outstanding: Vec<u16>,
@@ -219,12 +219,12 @@ impl Driver {
         Self { memory: Arc::clone(&ram.memory), ..self.clone() }
     }
 
-    /// What the front-end would say of this ring.
+    /// The ring's setup as a front-end sends it.
     #[must_use]
     pub fn setup(&self) -> QueueSetup {
         let [descriptors, available, used] =
             self.parts.map(|part| FrontendAddress(FRONTEND_BASE + part));
-        // Of a packed ring, both wrap counters start at 1 (2.8.1).
+        // In a packed ring, both wrap counters start at 1 (2.8.1).
         let base = if self.options.packed { 0x8000 } else { 0 };
         QueueSetup {
             size: self.size,
@@ -274,8 +274,8 @@ impl Driver {
 
     // ---- raw: what a hostile driver may write ---------------------------------------------------
 
-    /// Write a descriptor of the ring's table; `last` is `next` in a split ring, and in a packed
-    /// one the buffer id, before flags that must then say themselves whether it is available.
+    /// Write a descriptor of the ring's table. In a split ring, `last` is `next`. In a packed ring
+    /// it is the buffer id; `flags` must then say whether the descriptor is available.
     #[allow(clippy::too_many_arguments, reason = "a descriptor's four fields and its place")]
     pub fn raw_descriptor(&self, index: u16, address: u64, len: u32, flags: u16, last: u16) {
         let at = self.parts[0] + 16 * u64::from(index);
@@ -371,8 +371,8 @@ impl Driver {
 
     // ---- well-behaved ---------------------------------------------------------------------------
 
-    /// Offer one packet to the device, the header and the frame cut into pieces of these lengths,
-    /// a descriptor each; what is left after the last goes into one more. Returns its id.
+    /// Offer one packet to the device, with the header and the frame cut into pieces of these
+    /// lengths, a descriptor each. One more descriptor takes the remainder. Returns its id.
     pub fn send(&mut self, frame: &[u8], pieces: &[usize]) -> u16 {
         self.send_with_header(&[0; HEADER][..self.header], frame, pieces)
     }
@@ -473,7 +473,7 @@ impl Driver {
         &self.outstanding
     }
 
-    /// Take back what the device has completed, in order, and free its descriptors.
+    /// Take back the chains that the device has completed, in order, and free their descriptors.
     pub fn completed(&mut self) -> Vec<Used> {
         let mut completed = Vec::new();
         while let Some(used) = self.next_used() {

@@ -1,5 +1,5 @@
-//! A port as the daemon makes one, with a worker on a thread of its own and an in-memory wire:
-//! what a session needs behind it for its packets to move.
+//! A port as the daemon makes one, with a worker on a thread of its own and an in-memory wire. A
+//! session needs both for its packets to move.
 
 #![forbid(unsafe_code)]
 
@@ -65,12 +65,12 @@ impl LivePort {
     /// As [`arrive`](Self::arrive); false if it was lost for want of a frame to receive into.
     pub fn try_arrive(&self, frame: &[u8]) -> bool {
         let arrived = self.wire().arrive(frame);
-        // A socket of memory wakes nobody.
+        // A socket in memory sends no wake-up.
         self.handle.inbox().wake();
         arrived
     }
 
-    /// Take what was transmitted.
+    /// Take the frames that were transmitted.
     #[must_use]
     pub fn departed(&self) -> Vec<Vec<u8>> {
         self.wire().departed()

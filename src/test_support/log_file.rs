@@ -32,7 +32,7 @@ impl LogFile {
         Self { file, memory, size }
     }
 
-    /// The log to write to, of whoever is not a session.
+    /// The log for a writer that is not a session.
     #[must_use]
     pub fn log(&self) -> Arc<DirtyLog> {
         Arc::new(DirtyLog::map(self.file.try_clone().unwrap(), self.size, 0).unwrap())
@@ -44,7 +44,7 @@ impl LogFile {
         [self.size, 0].map(u64::to_ne_bytes).concat()
     }
 
-    /// The numbers of the pages that are marked; they are no more.
+    /// The numbers of the marked pages; clears the marks.
     #[must_use]
     pub fn take(&self) -> Vec<usize> {
         let base = self.memory.translate(GuestAddress(0), self.size as u32).unwrap().as_ptr();
@@ -52,7 +52,7 @@ impl LogFile {
         for index in 0..self.size as usize {
             // SAFETY: inside the region, which `self` keeps mapped; all sides use atomics.
             let byte = unsafe { AtomicU8::from_ptr(base.add(index)) };
-            // The other side's marks come after what they stand for.
+            // The other side sets a mark after the write that it stands for.
             let marks = byte.swap(0, Ordering::AcqRel);
             pages.extend((0..8).filter(|bit| marks & 1 << bit != 0).map(|bit| 8 * index + bit));
         }

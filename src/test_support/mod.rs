@@ -4,9 +4,13 @@
 //! Behind the feature `test-support`, since `cfg(test)` is invisible to `tests/` and `benches/`.
 //! Nothing here is in the daemon.
 //!
-//! Its files, each above those that it imports: `stop_on_drop`, `log_file`, `guest_driver` (a
-//! guest's side of a ring) and `ring_pair` (the kernel's side of AF_XDP); `frontend`; `rig`
-//! (workers stepped by hand) and `live_port` (one that runs); `vm`, `rig_guest` and `echo_vm`.
+//! Its files, each above those that it imports:
+//! - `stop_on_drop` and `log_file`;
+//! - `guest_driver`: a guest's side of a ring;
+//! - `ring_pair`: the kernel's side of AF_XDP;
+//! - `frontend`;
+//! - `rig`, with workers stepped by hand, and `live_port`, with one that runs;
+//! - `vm`, `rig_guest` and `echo_vm`.
 
 // Test code asserts and indexes freely; sizes are chosen by tests.
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]

@@ -189,7 +189,7 @@ impl Rig {
         while self.workers.iter_mut().map(Worker::turn).sum::<usize>() > 0 {}
     }
 
-    /// What a port has counted, over all workers.
+    /// A counter of a port, over all workers.
     pub fn port_count(&mut self, port: PortId, counter: PortCounter) -> u64 {
         for worker in 0..self.handles.len() {
             self.inspect(worker, port);
@@ -197,7 +197,7 @@ impl Rig {
         self.ports[port.index()].iter().map(|counters| counters.get(counter)).sum()
     }
 
-    /// What a worker's socket has counted.
+    /// A counter of a worker's socket.
     pub fn socket_count(&mut self, worker: usize, counter: SocketCounter) -> u64 {
         self.inspect(worker, PortId(0));
         self.sockets[worker].get(counter)

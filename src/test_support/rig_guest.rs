@@ -10,7 +10,7 @@ use super::frontend::signalled;
 use super::guest_driver::{Driver, GuestRam};
 use super::rig::Rig;
 
-/// Every ring layout, with and without event index: what tests give their guests in turn.
+/// Every ring layout, with and without event index: tests give them to their guests in turn.
 pub const LAYOUTS: [QueueOptions; 4] = [
     QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE },
     QueueOptions { indirect: true, ..QueueOptions::NONE },
@@ -38,7 +38,7 @@ pub struct RigGuest {
     pub to_guest: Driver,
     /// The driver's side of its transmit ring.
     pub from_guest: Driver,
-    /// What the device signals for received packets.
+    /// The event that the device signals for received packets.
     pub call: File,
 }
 

@@ -120,8 +120,8 @@ pub fn ring_pair(queue: u32, frames: u32) -> (Socket, Wire) {
     let bytes = frames as usize * FRAME_BYTES as usize;
     let mut memory = vec![0u8; bytes].into_boxed_slice();
     let base = memory.as_mut_ptr();
-    // SAFETY: the box stays where it is while the UMEM owns it, and only frame tokens and the wire,
-    // which follows the ring protocol, reach it.
+    // SAFETY: the box stays where it is while the UMEM owns it. Only frame tokens reach it, and the
+    // wire, which follows the ring protocol.
     let umem = Arc::new(unsafe { Umem::new(base, bytes, Box::new(memory)) });
     let size = (frames / 2).next_power_of_two();
     let rings = [(); 4].map(|()| RingMemory::new(size));
@@ -176,7 +176,7 @@ impl Wire {
         true
     }
 
-    /// Take what was transmitted, its pieces joined, and give the frames back.
+    /// Take the transmitted packets, their pieces joined, and give the frames back.
     ///
     /// # Panics
     /// If a frame was shown without its last piece.

@@ -15,15 +15,15 @@ use super::guest_driver::{Driver, FRONTEND_BASE, GuestRam};
 const RAM_BYTES: u64 = 64 << 20;
 const RING_SIZE: u16 = 256;
 const BUFFER_BYTES: usize = 4096;
-/// Of virtio-net's header.
+/// The length of virtio-net's header.
 const HEADER_BYTES: usize = 12;
 /// The longest frame takes 17.
 const PIECES_MAX: usize = 20;
 /// How long a ring may be full.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A VM with some queue pairs. It listens to no interrupt, and looks when it is told to. It leaves
-/// no work to the device, and takes none.
+/// A VM with some queue pairs. It uses no interrupts, and looks at its rings when it is told to. It
+/// leaves no work to the device, and takes none.
 #[derive(Debug)]
 pub struct Vm {
     pairs: Vec<Pair>,
@@ -45,7 +45,7 @@ impl Vm {
         Self::start(socket, pairs, None)
     }
 
-    /// The same with one queue pair, by a front-end that maps its memory file privately: the file
+    /// Connect with one queue pair, as a front-end that maps its memory file privately. The file
     /// that it shares stays empty, whatever the driver writes.
     #[must_use]
     pub fn connect_unshared(socket: &Path) -> Self {

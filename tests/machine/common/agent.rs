@@ -38,7 +38,7 @@ impl Agent {
         self.try_run(command).unwrap_or_else(|error| panic!("{command:?} in the guest: {error}"))
     }
 
-    /// Runs a command: what it gave, if the guest answers.
+    /// Runs a command: its output and exit status, if the guest answers.
     pub fn try_run(&mut self, command: &str) -> io::Result<(String, i32)> {
         self.commands += 1;
         let line = format!("RUN {} {command}\n", self.commands);
@@ -55,7 +55,7 @@ impl Agent {
         }
     }
 
-    /// What has come.
+    /// The bytes that have come.
     fn receive(&mut self) -> io::Result<String> {
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {
@@ -75,7 +75,7 @@ impl Agent {
         output
     }
 
-    /// What the guest sees of its interface (`scripts/guest/guest-facts`).
+    /// The guest's view of its interface (`scripts/guest/guest-facts`).
     pub fn facts(&mut self) -> BTreeMap<String, String> {
         let facts = self.check("guest-facts");
         let pairs = facts.lines().filter_map(|line| line.split_once('='));

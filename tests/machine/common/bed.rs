@@ -1,4 +1,4 @@
-//! What every test stands on: two namespaces joined by veth pairs, and a directory.
+//! The base of every test: two namespaces joined by veth pairs, and a directory.
 //!
 //! ```text
 //!   namespace "host": isonic here            namespace "wire": the network
@@ -6,7 +6,7 @@
 //!   isonic-nic1  10.77.1.254  <── veth ──>  isonic-peer1  10.77.1.1
 //! ```
 //!
-//! Or of a [pair](Bed::pair), two hosts on one wire:
+//! A [pair](Bed::pair) has two hosts on one wire:
 //!
 //! ```text
 //!   "host" of the first                     "wire" of both
@@ -28,7 +28,7 @@ use super::process::Process;
 
 /// The first uplink's interface.
 pub const NIC: &str = "isonic-nic0";
-/// What joins the far ends of a pair's uplinks.
+/// The bridge that joins the far ends of a pair's uplinks.
 pub const BRIDGE: &str = "isonic-br0";
 
 /// One veth pair.
@@ -72,7 +72,7 @@ impl Bed {
         Self::with_mtu(uplinks, queues, 1500)
     }
 
-    /// The same with veth pairs of this MTU.
+    /// A bed with veth pairs of this MTU.
     pub fn with_mtu(uplinks: usize, queues: u32, mtu: u32) -> Self {
         let lock = only_one();
         let (host, wire) = (Netns::new("host"), Arc::new(Netns::new("wire")));
@@ -92,8 +92,8 @@ impl Bed {
         Self { host, wire, uplinks, directory: directory(), _lock: lock }
     }
 
-    /// Two hosts on one wire, each with an uplink of `queues` queues and a directory of its own:
-    /// what was told of a port on one goes for the same port on the other.
+    /// Two hosts on one wire, each with an uplink of `queues` queues and a directory of its own.
+    /// The description of a port on one serves the same port on the other.
     pub fn pair(queues: u32) -> [Self; 2] {
         let lock = only_one();
         let wire = Arc::new(Netns::new("wire"));
@@ -143,8 +143,8 @@ impl Bed {
 }
 
 /// Waits until no other test has the machine; it is this one's until the file is dropped. A test
-/// without a bed that starts processes takes it too: they would inherit what a launcher's test, in
-/// another thread, means for its own.
+/// without a bed that starts processes takes the machine too. Its processes would otherwise inherit
+/// descriptors that a launcher's test, in another thread, means for its own.
 pub fn take_machine() -> File {
     require_machine();
     let lock = File::create("/run/isonic-tests.lock").expect("lock file");
@@ -190,8 +190,8 @@ fn join(host: &Netns, wire: &Netns, uplink: &Uplink, options: &str) {
     address(host, nic, &uplink.host_address);
     for (namespace, interface) in [(host, nic), (wire, peer)] {
         ip(namespace, &format!("link set {interface} up"));
-        // A veth end that leaves checksums to the receiver's NIC sends frames over AF_XDP whose
-        // checksum nobody ever fills in: TCP would hang where ping works.
+        // A veth end may leave checksums to the receiver's NIC. Over AF_XDP, such a checksum is
+        // never filled in, and TCP would hang where ping works.
         namespace.run(&["ethtool", "-K", interface, "tx", "off"]);
     }
 }

@@ -1,4 +1,4 @@
-//! What was on the wire, recorded whole and judged by Wireshark, which knows nothing of ours.
+//! The frames on the wire, recorded whole and judged by Wireshark, which shares no code with ours.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ pub struct Capture {
     socket: PacketSocket,
 }
 
-/// That frame: to nobody, of the type for experiments (IEEE 802, 9.2.4).
+/// The frame that ends a recording: to nobody, of the type for experiments (IEEE 802, 9.2.4).
 const LAST: &[u8; 60] = b"\x02\xff\0\0\0\x01\x02\xff\0\0\0\x02\x88\xb5\
     no frame before this one is still under way...";
 
-/// What Wireshark says of one TCP segment.
+/// Wireshark's description of one TCP segment.
 #[derive(Clone, Debug)]
 pub struct TcpFrame {
     /// Who sent it.
@@ -33,7 +33,7 @@ pub struct TcpFrame {
     pub checksums: Checksums,
 }
 
-/// What was found when checksums were computed.
+/// The result of computing the checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksums {
     /// Right.
@@ -46,7 +46,7 @@ pub enum Checksums {
 }
 
 impl Capture {
-    /// Starts to record what passes `isonic-peerN`.
+    /// Starts to record the frames that pass `isonic-peerN`.
     pub fn start(bed: &Bed, uplink: usize) -> Self {
         let file = bed.path("wire.pcap");
         let _ = std::fs::remove_file(&file);

@@ -50,7 +50,7 @@ impl PortSpec {
         }
     }
 
-    /// The same with this profile, which may be a draft.
+    /// This configuration with another profile, which may be a draft.
     pub fn with_profile(self, profile: &str) -> Self {
         Self { profile: profile.to_owned(), allow_draft: true, ..self }
     }
@@ -167,7 +167,7 @@ impl Configuration {
 #[derive(Debug)]
 pub struct Daemon<'bed> {
     bed: &'bed Bed,
-    /// What starts it: a command that executes the one after it.
+    /// The launcher: a command that executes the one after it.
     launcher: Vec<String>,
     process: Process,
 }
@@ -180,7 +180,7 @@ impl<'bed> Daemon<'bed> {
         Self::start_by(bed, configuration, &launcher)
     }
 
-    /// The same with this pipe as its standard error.
+    /// Starts it with this pipe as its standard error, and waits until its API answers.
     pub fn start_logging_to(bed: &'bed Bed, configuration: &Configuration, log: &File) -> Self {
         let fd = log.as_raw_fd();
         let command = format!("exec \"$@\" 2>/proc/{}/fd/{fd}", std::process::id());
@@ -188,7 +188,7 @@ impl<'bed> Daemon<'bed> {
         Self::start_by(bed, configuration, &launcher)
     }
 
-    /// The same by a command that ends in the path of isonic's binary.
+    /// Starts it by a command that ends in the path of isonic's binary.
     pub fn start_by(bed: &'bed Bed, configuration: &Configuration, launcher: &[String]) -> Self {
         configuration.write(bed);
         Self { bed, launcher: launcher.to_vec(), process: Self::launch(bed, launcher) }
@@ -218,13 +218,13 @@ impl<'bed> Daemon<'bed> {
         Self::refused_by(bed, configuration, &[BINARY.to_owned()])
     }
 
-    /// The same of one beside another, with files of its own.
+    /// Runs one beside another, with files of its own, where it is expected to refuse.
     pub fn refused_beside(bed: &Bed, configuration: &Configuration) -> Finished {
         let own = [("api.sock", "api2.sock"), ("state", "state2"), ("run", "run2")];
         Self::refused_with(bed, configuration, &own)
     }
 
-    /// The same of one with these files in place of the other's.
+    /// Runs one with these files in place of the other's, where it is expected to refuse.
     pub fn refused_with(
         bed: &Bed,
         configuration: &Configuration,
@@ -241,7 +241,8 @@ impl<'bed> Daemon<'bed> {
         run_to_end(&mut bed.host.command(&["timeout", "10", BINARY, "run", "--config", &config]))
     }
 
-    /// The same by a command that ends in the path of isonic's binary.
+    /// Runs it by a command that ends in the path of isonic's binary, where it is expected to
+    /// refuse.
     pub fn refused_by(bed: &Bed, configuration: &Configuration, launcher: &[String]) -> Finished {
         let config = configuration.write(bed).display().to_string();
         let launcher: Vec<&str> = launcher.iter().map(String::as_str).collect();
@@ -256,13 +257,13 @@ impl<'bed> Daemon<'bed> {
         command
     }
 
-    /// What a client command with `--json` prints; panics unless it succeeds.
+    /// The answer that a client command prints with `--json`; panics unless it succeeds.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let text = run(&mut Self::client(self.bed, arguments));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
     }
 
-    /// What becomes of a client command with `--json`.
+    /// The outcome of a client command with `--json`.
     pub fn ask(bed: &Bed, arguments: &[&str]) -> Finished {
         run_to_end(&mut Self::client(bed, arguments))
     }
@@ -304,7 +305,7 @@ impl<'bed> Daemon<'bed> {
         });
     }
 
-    /// Has another process go on with everything; what the command answers.
+    /// Has another process take over everything; the answer of the command.
     pub fn upgrade(&mut self, arguments: &[&str]) -> Value {
         Process::adopt_orphans();
         let answer = self.json(&[&["upgrade"], arguments].concat());
@@ -334,12 +335,12 @@ impl<'bed> Daemon<'bed> {
         self.process.kill();
     }
 
-    /// The same, without waiting for more than the process.
+    /// Starts it again, without waiting for more than the process.
     pub fn launch_again(&mut self) {
         self.process = Self::spawn(self.bed, &self.launcher);
     }
 
-    /// Starts it as a service manager does, with what that keeps for it.
+    /// Starts it as a service manager does, with the descriptors that the manager keeps for it.
     pub fn start_as_service(
         bed: &'bed Bed,
         configuration: &Configuration,
@@ -350,13 +351,13 @@ impl<'bed> Daemon<'bed> {
         Self { bed, launcher, process: Self::spawn_as_service(bed, manager) }
     }
 
-    /// The same, again.
+    /// Starts it again as a service manager does.
     pub fn start_again_as_service(&mut self, manager: &mut ServiceManager) {
         self.process = Self::spawn_as_service(self.bed, manager);
     }
 
     fn spawn_as_service(bed: &Bed, manager: &mut ServiceManager) -> Process {
-        // What is kept comes as descriptor 3 (sd_listen_fds(3)), and stays kept meanwhile.
+        // The kept descriptor comes as number 3 (sd_listen_fds(3)); the manager keeps its copy.
         let kept = manager.kept.get("isonic").map(|kept| kept.try_clone().expect("descriptor"));
         let listen = if kept.is_some() { "LISTEN_FDS=1 LISTEN_FDNAMES=isonic" } else { "" };
         let script = format!("exec 3<&0 </dev/null; LISTEN_PID=$$ {listen} exec \"$@\"");

@@ -1,5 +1,5 @@
 //! A steady flow of numbered messages that a guest's echo server sends back, for as long as it is
-//! wanted: what was lost, repeated, late or damaged, and how long nothing came.
+//! wanted. It counts messages that were lost, repeated, late or damaged, and times the gaps.
 
 use std::collections::HashSet;
 use std::net::UdpSocket;
@@ -17,12 +17,12 @@ const LENGTHS: (usize, u64) = (32, 1400);
 /// How long answers are waited for when no more is sent.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// What became of a flow's messages.
+/// The outcome of a flow's messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Sent to the guest.
     pub sent: u64,
-    /// Of those, how many came back.
+    /// Those of them that came back.
     pub returned: u64,
     /// Came back once more.
     pub repeated: u64,
@@ -32,12 +32,12 @@ pub struct Tally {
     pub damaged: u64,
 }
 
-/// What is waited for.
+/// The events that are waited for.
 #[derive(Debug, Default)]
 struct Awaited {
     /// An answer to a message that was sent after this.
     since: Option<Instant>,
-    /// When it came.
+    /// The time when it came.
     came: Option<Instant>,
 }
 
@@ -66,7 +66,7 @@ impl EchoFlow {
         Self { shared, thread: Some(thread) }
     }
 
-    /// From now on, an answer to a message that is sent from now on is waited for.
+    /// Begins to wait for an answer to a message sent from now on.
     pub fn mark(&self) {
         let awaited = Awaited { since: Some(Instant::now()), came: None };
         *self.shared.awaited.lock().expect("the flow runs") = awaited;
@@ -112,7 +112,8 @@ fn run(socket: &UdpSocket, shared: &Shared) -> Tally {
     while !shared.stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         counting.sent.push(now);
-        // While the guest cannot be reached there may be no way to it, which is a loss like others.
+        // A guest that cannot be reached may have no route. The message is then lost, as others
+        // are.
         let _ = socket.send(&message(counting.sent.len() as u64));
         counting.receive_for(INTERVAL, socket, shared);
     }

@@ -1,10 +1,11 @@
 //! Whether QEMU itself has failed a guest.
 //!
-//! Emulated by several threads (MTTCG), QEMU 7.2 and 10.0 lose an interrupt now and then: a CPU of
-//! the guest is halted for good, with an interrupt that it never gets, or a timer that has run out
-//! and woke nobody. All else goes on, until something needs that CPU. No fault of the guest's or of
-//! isonic's looks like this, since a halted CPU takes what comes, so a test that fails under such
-//! a guest says nothing; `scripts/test` runs it again.
+//! Emulated by several threads (MTTCG), QEMU 7.2 and 10.0 lose an interrupt now and then. A CPU of
+//! the guest is then halted for good. It has an interrupt that it never gets, or a timer that has
+//! expired without waking it. All else continues until something needs that CPU.
+//!
+//! A fault of the guest or of isonic looks different, since a halted CPU takes interrupts. A test
+//! that fails under such a guest therefore says nothing, and `scripts/test` runs it again.
 
 use std::fs;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::{Monitor, repository};
 /// Between two looks: a healthy CPU has taken its interrupt by then.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// What QEMU's monitor shows of a CPU that it does not wake, if there is one.
+/// The pending event of a CPU that QEMU does not wake, by QEMU's monitor, if there is one.
 fn lost_interrupt(monitor: &mut Monitor, cpus: u32) -> Option<String> {
     let first: Vec<_> = (0..cpus).map(|cpu| unwoken(monitor, cpu)).collect();
     std::thread::sleep(BETWEEN_LOOKS);
@@ -25,7 +26,7 @@ fn lost_interrupt(monitor: &mut Monitor, cpus: u32) -> Option<String> {
     stuck.map(|(cpu, what)| format!("CPU {cpu} is halted with {what}"))
 }
 
-/// What a halted CPU should have been woken for.
+/// The event that should have woken a halted CPU.
 fn unwoken(monitor: &mut Monitor, cpu: u32) -> Option<String> {
     let mut ask = |line: &str| {
         let arguments = json!({ "command-line": line, "cpu-index": cpu });
@@ -52,11 +53,11 @@ fn unwoken(monitor: &mut Monitor, cpu: u32) -> Option<String> {
     }
 }
 
-/// What Linux says of a timer of another CPU's that did not go off (kernel/rcu/tree_stall.h).
+/// Linux's message about another CPU's timer that did not go off (kernel/rcu/tree_stall.h).
 const TOLD_BY_LINUX: &str = "Possible timer handling issue on cpu=";
 
-/// To be called of a test that fails: notes for `scripts/test` that QEMU lost an interrupt of its
-/// guest's, if it did. What the guest wrote to its console may say so too.
+/// For a test that fails: notes for `scripts/test` that QEMU lost an interrupt of its guest, if it
+/// did. The guest's console may say so too.
 pub fn note_lost_interrupt(monitor: &mut Monitor, cpus: u32, console: &str) {
     let told = console.lines().find(|line| line.contains(TOLD_BY_LINUX)).map(str::to_owned);
     let looked = std::panic::AssertUnwindSafe(|| lost_interrupt(monitor, cpus));

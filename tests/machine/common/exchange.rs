@@ -2,7 +2,7 @@
 
 use super::PacketSocket;
 
-/// Who sends them; nobody's address.
+/// The frames' sender, an address that no device has.
 const OUTSIDE: [u8; 6] = [0x02, 0xff, 0, 0, 0, 9];
 /// Bytes of Ethernet, IPv4 and UDP headers.
 const HEADERS: usize = 14 + 20 + 8;
@@ -17,8 +17,8 @@ pub fn exchange(socket: &mut PacketSocket, vm: [u8; 6], frames: u32, lengths: &[
     let length = |number: u32| lengths[number as usize % lengths.len()];
     let (mut sent, mut last) = (0, [None; FLOWS as usize]);
     for returned in 0..frames {
-        // The first of each flow alone: a tap moves a flow to the queue that its answers come
-        // from, and what is under way then may be overtaken.
+        // The first frame of each flow goes alone. A tap moves a flow to the queue that its answers
+        // come from, and frames under way then may be overtaken.
         let window = if returned < FLOWS { 1 } else { WINDOW };
         while sent < frames.min(returned + window) {
             socket.send(&frame([vm, OUTSIDE], length(sent), sent, Direction::ToVm));
@@ -82,9 +82,9 @@ fn frame([to, from]: [[u8; 6]; 2], len: usize, number: u32, direction: Direction
     frame
 }
 
-/// Where a flow comes from. A NIC chooses the queue by one bit of a hash that is linear in the bits
-/// of addresses, with a key that is another at each boot: addresses that differ in four bits alone
-/// would have the same queue at one boot of sixteen.
+/// The source address of a flow. A NIC chooses the queue by one bit of a hash. The hash is linear
+/// in the bits of addresses, and has a new key at each boot. Addresses that differ in four bits
+/// alone would have the same queue at one boot of sixteen.
 fn source(flow: u8) -> [u8; 4] {
     let mixed = u32::from(flow).wrapping_add(1).wrapping_mul(0x9e37_79b9);
     let [a, b, ..] = (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca6b).to_be_bytes();

@@ -1,5 +1,6 @@
-//! Flows of numbered messages both ways between the wire and a guest, which go on whatever happens
-//! to the guest: what came of every single one. The guest's end is `scripts/guest/flow.c`.
+//! Flows of numbered messages both ways between the wire and a guest. They continue whatever
+//! happens to the guest, and the report covers every message. The guest's end is
+//! `scripts/guest/flow.c`.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -19,8 +20,8 @@ const TO_GUEST: u64 = 0;
 const FROM_GUEST: u64 = 1;
 /// How often a receiver looks whether the guest has said how many messages it sent.
 const LOOK: Duration = Duration::from_millis(300);
-/// How many looks in a row without a message, once that is known, until what is missing is lost. A
-/// loaded machine may hold the last messages up for seconds.
+/// Looks in a row without a message, once the number is known, after which missing messages are
+/// lost. A loaded machine may hold the last messages up for seconds.
 const QUIET_LOOKS_MAX: u32 = 20;
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
@@ -30,9 +31,9 @@ pub struct Flows {
     stop: Arc<AtomicBool>,
     sender: Option<JoinHandle<Vec<Vec<f64>>>>,
     receivers: Vec<JoinHandle<Received>>,
-    /// What the guest has sent of each flow, once it says so.
+    /// The number of messages that the guest has sent in each flow, once it says so.
     sent_there: Arc<OnceLock<Vec<u32>>>,
-    /// Of the guest's end.
+    /// The id of the guest's end.
     id: u32,
 }
 
@@ -49,7 +50,7 @@ impl Received {
     }
 }
 
-/// What came of all flows.
+/// The outcome of all flows.
 #[derive(Debug)]
 pub struct Report {
     /// From the wire.
@@ -67,7 +68,7 @@ pub struct Flow {
     pub sent: u32,
     /// Messages that came with other contents than they have.
     pub damaged: u32,
-    /// What came, in the order of arrival, as runs of numbers that follow each other.
+    /// The messages that came, in the order of arrival, as runs of consecutive numbers.
     pub runs: Vec<(u32, u32)>,
     /// When each was sent, if known: seconds since 1970.
     times: Vec<f64>,
@@ -110,7 +111,7 @@ impl Flows {
         Self { stop, sender: Some(sender), receivers, sent_there, id }
     }
 
-    /// Ends them: what came of them.
+    /// Ends them and reports their outcome.
     pub fn end(mut self, guest: &mut Guest) -> Report {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.take().expect("once").join().expect("sending");
@@ -140,13 +141,13 @@ impl Flows {
 impl Drop for Flows {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // A test that failed does not wait for what the guest sends on.
+        // A test that failed does not wait for further messages from the guest.
         let _ = self.sent_there.set(vec![0; self.receivers.len()]);
     }
 }
 
 impl Report {
-    /// When the guest was heard first after this time, on any flow.
+    /// The first time after this one that the guest was heard, on any flow.
     pub fn heard_after(&self, time: f64) -> f64 {
         let first = |heard: &Vec<f64>| {
             let place = heard.partition_point(|&heard| heard <= time);
@@ -193,8 +194,9 @@ impl Report {
     }
 
     /// Messages to the guest that came after a later one. A guest of several queue pairs gets a
-    /// flow on the pair that it last sent it on. When it sends from another processor, what comes
-    /// by the new pair overtakes what a busy processor has not taken from the old one.
+    /// flow on the pair that it last sent it on. When the guest sends from another processor,
+    /// messages on the new pair overtake those that a busy processor has not taken from the old
+    /// one.
     pub fn late_to_guest(&self) -> usize {
         self.to_guest.iter().map(|flow| flow.late().len()).sum()
     }
@@ -271,8 +273,8 @@ impl Flow {
     }
 }
 
-/// What the kernel's counters say of messages that left isonic and did not reach the test: the
-/// backlogs of the processors, and the sockets of the namespace "wire".
+/// The kernel's counters of messages that left isonic and did not reach the test. They are those of
+/// the processors' backlogs, and of the sockets of the namespace "wire".
 pub fn kernel_drops(wire: &Netns) -> String {
     let backlogs = wire.run(&["cat", "/proc/net/softnet_stat"]);
     let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
@@ -366,7 +368,7 @@ fn runs(numbers: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
     runs
 }
 
-/// What guest-flow prints.
+/// Read the output of guest-flow.
 fn parse(told: &str) -> Vec<Flow> {
     let mut flows: Vec<Flow> = Vec::new();
     for line in told.lines() {

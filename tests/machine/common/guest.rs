@@ -13,11 +13,11 @@ use super::{Agent, Bed, Monitor, Netns, PortSpec, Process, Uplink, holds_within,
 
 /// Seconds for a boot; it takes three under emulation on an idle core.
 const BOOT_SECONDS: u64 = 30;
-/// What a guest's kernel tells when it panics: all tasks, and a backtrace of every CPU.
+/// The report of a guest's kernel when it panics: all tasks, and a backtrace of every CPU.
 const PANIC_PRINT: u32 = 0x41;
 const QEMU_10: &str = "cache/qemu-10/qemu";
 
-/// What to boot.
+/// The guest to boot.
 #[derive(Clone, Debug)]
 pub struct GuestSpec {
     /// The port that it is plugged into.
@@ -37,7 +37,7 @@ pub struct GuestSpec {
     pub image: &'static str,
     /// Whether the memory file is mapped shared, as it must be.
     pub shared: bool,
-    /// What follows in its device's options: the last one of a name counts.
+    /// Further options of its device: the last one of a name counts.
     pub device_options: String,
 }
 
@@ -63,7 +63,7 @@ impl GuestSpec {
 /// A running guest; killed on drop.
 #[derive(Debug)]
 pub struct Guest {
-    /// What it was made of.
+    /// The description that it was started from.
     pub spec: GuestSpec,
     process: Process,
     console: PathBuf,
@@ -99,7 +99,7 @@ impl Guest {
         assert!(!spec.msix || repository(QEMU_10).exists(), "no QEMU 10 here: run scripts/qemu-10");
         let file = |kind: &str| bed.path(&format!("{}.{kind}", spec.port.name));
         let (console, agent, monitor) = (file("console"), file("agent"), file("monitor"));
-        // Of one that ran before.
+        // An earlier guest may have left its files.
         for path in [&console, &agent, &monitor, &file("qemu")] {
             let _ = fs::remove_file(path);
         }
@@ -145,8 +145,8 @@ impl Guest {
         })
     }
 
-    /// Makes a guest that does not answer any more tell its console what its tasks and CPUs are
-    /// at (the kernel's `unknown_nmi_panic`), so that it is known why.
+    /// Makes a guest that no longer answers print the state of its tasks and CPUs on its console
+    /// (the kernel's `unknown_nmi_panic`).
     fn explain(&mut self) {
         if self.process.ended().is_none() {
             let console = self.console();
@@ -169,8 +169,9 @@ impl Guest {
         assert!(output.contains(" 5 packets received"), "{output}");
     }
 
-    /// Neither it nor the wire asks for the other's address again. Whoever asks keeps three
-    /// messages meanwhile and throws away what else there is to send, which nothing here counts.
+    /// Sets fixed neighbour entries, so that neither it nor the wire asks for the other's address
+    /// again. A side that asks keeps three messages meanwhile and drops the others, which nothing
+    /// here counts.
     pub fn know_the_wire(&mut self, bed: &Bed) {
         let Uplink { peer, wire_address, .. } = &bed.uplinks[0];
         let (address, mac) = (&self.spec.address, &self.spec.port.mac);
@@ -180,13 +181,13 @@ impl Guest {
         self.check(&format!("arp -s {wire_address} {}", mac.trim()));
     }
 
-    /// Sends a stream of known bytes to an address; whoever serves there must find all right.
+    /// Sends a stream of known bytes to an address; the server there must find all right.
     pub fn send_stream(&mut self, address: &str, length: usize) {
         let output = self.check(&format!("timeout 50 guest-stream send {address} {length}"));
         assert_eq!(output.trim_end(), format!("good {length}"));
     }
 
-    /// What a queue pair has received and sent, in packets: "rx" and "tx".
+    /// The packets that a queue pair has received and sent: "rx" and "tx".
     pub fn queue_packets(&mut self, pair: u32) -> BTreeMap<&'static str, u64> {
         let output = self.check("ethtool -S eth0");
         let count = |direction| {
@@ -205,15 +206,16 @@ impl Guest {
         pairs.map(|(name, value)| (name.to_owned(), word(value))).collect()
     }
 
-    /// What the guest sees of its interface (`scripts/guest/guest-facts`).
+    /// The guest's view of its interface (`scripts/guest/guest-facts`).
     pub fn facts(&mut self) -> BTreeMap<String, String> {
         self.agent.facts()
     }
 
-    /// All that the guest can tell of its interface, and that must never change: facts, ethtool's
-    /// tables, the driver's name and place, offloads, queues, how often its link has changed.
+    /// All that the guest can tell of its interface, and that must never change. These are facts,
+    /// ethtool's tables, the driver's name and place, offloads, queues, and how often its link has
+    /// changed.
     pub fn view(&mut self) -> String {
-        // A link that has just come up is told with some delay.
+        // The guest reports a new link with some delay.
         self.check("until grep -q up /sys/class/net/eth0/operstate; do sleep 0.1; done");
         let tables = "for table in -g -l -i -k; do ethtool $table eth0 || exit 1; done";
         let system = "cd /sys/class/net/eth0 && ls queues && for fact in address mtu carrier \
@@ -244,7 +246,7 @@ impl Guest {
         self.process.log()
     }
 
-    /// Waits until QEMU has ended by itself, and not well; gives what it has written.
+    /// Waits until QEMU has ended by itself, and not well; its output.
     pub fn gave_up(&mut self) -> String {
         let status = self.process.wait(30);
         assert!(!status.success(), "QEMU ended with {status}");
@@ -302,13 +304,13 @@ fn exported_device(spec: &GuestSpec) -> String {
     arguments.trim_end().replace('\n', " ")
 }
 
-/// A ring of 256 posted buffers takes up to a megabyte.
+/// The memory of a guest, KiB. A ring of 256 posted buffers takes up to a megabyte.
 ///
-/// And never a multiple of 256 KiB: of such memory QEMU before 9.0 clears the dirty bits of 64
-/// pages at a time when a migration asks for them, and forgets that its emulated processors
-/// remember in their TLBs which pages are dirty already. What they write next to those pages does
-/// not travel (QEMU's commit 03bfc2188f06, "physmem: Fix migration dirty bitmap coherency with TCG
-/// memory access"). Page by page it does not forget.
+/// The size is never a multiple of 256 KiB. In such memory QEMU before 9.0 clears the dirty bits of
+/// 64 pages at a time when a migration asks for them. It forgets that its emulated processors' TLBs
+/// still mark pages among these as dirty. Later writes to those pages do not travel (QEMU's commit
+/// 03bfc2188f06, "physmem: Fix migration dirty bitmap coherency with TCG memory access"). QEMU does
+/// not forget when it clears page by page.
 fn memory_kib(spec: &GuestSpec) -> u32 {
     /// The least that QEMU rounds to.
     const ODD_KIB: u32 = 8;

@@ -1,5 +1,5 @@
-//! A machine in the machine, for NICs that this one has not got: QEMU 10 emulates them, a kernel
-//! with zero-copy in their drivers runs them, and isonic itself runs in there.
+//! A machine in the machine, for NICs that this one has not got. QEMU 10 emulates them, and a
+//! kernel with zero-copy in their drivers runs them. isonic itself runs in there.
 //!
 //! ```text
 //!   namespace "wire"            QEMU                guest
@@ -35,7 +35,7 @@ pub struct InnerNic {
     pub held: u32,
     /// Its driver's name.
     pub driver: &'static str,
-    /// What that calls the packets received on a queue, in `ethtool -S`, with N for its number.
+    /// The driver's counter of packets received on a queue, in `ethtool -S`, with N for its number.
     pub received: &'static str,
 }
 
@@ -81,7 +81,7 @@ impl InnerHost {
         String::from_utf8_lossy(&console).contains("GUEST-UP")
     }
 
-    /// By its address: which is called what depends on the order of drivers.
+    /// Finds the NIC by its address, since the order of drivers decides the kernel's name.
     fn name_nic(&mut self, number: usize) {
         let (name, mac) = (uplink(number), mac(number));
         self.check(&format!(
@@ -115,7 +115,7 @@ impl InnerHost {
 
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self, name: &str) {
-        // Whoever started it has ended, so it is nobody's child who would wait for it.
+        // Its parent has ended, so nobody here can wait for it as a child.
         self.check(&format!(
             "id=$(cat /tmp/{name}.id); kill $id; until [ ! -e /proc/$id ] || \
              grep -q '^State:.Z' /proc/$id/status 2>/dev/null; do sleep 0.1; done"
@@ -132,7 +132,7 @@ impl InnerHost {
         self.check(&format!("cat /tmp/{name}.log"))
     }
 
-    /// What isonic answers to a client command with `--json`.
+    /// The answer of isonic to a client command with `--json`.
     pub fn json(&mut self, arguments: &str) -> Value {
         let text = self.check(&format!("isonic {arguments} --json"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments}: {error}: {text}"))
@@ -145,7 +145,7 @@ impl InnerHost {
         });
     }
 
-    /// What this program, run inside, prints of isonic's sockets as JSON.
+    /// The facts of isonic's sockets that this program, run inside, prints as JSON.
     pub fn xsk_facts(&mut self, program: &str) -> Vec<XskFacts> {
         let id = self.id("isonic");
         let output = self.check(&format!("ISONIC_PROCESS={id} {program}"));
@@ -201,7 +201,7 @@ pub fn tap(bed: &Bed, number: usize) -> PacketSocket {
     PacketSocket::open(&bed.wire, &format!("isonic-tap{number}"), PATIENCE)
 }
 
-/// What a NIC is called inside.
+/// The name of a NIC inside.
 pub fn uplink(number: usize) -> String {
     format!("uplink{number}")
 }

@@ -1,5 +1,5 @@
-//! A libvirtd of its own: Debian's, with its directories mounted over by others, so that neither it
-//! nor the machine's knows of one another. Two of them are two hosts.
+//! A libvirtd of its own: Debian's, with other directories mounted over its own. Neither it nor the
+//! machine's libvirtd knows of the other. Two of them are two hosts.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -22,7 +22,7 @@ const DIRECTORIES: [(&str, &str); 5] = [
 pub enum Qemu {
     /// Debian's 7.2, as the user that Debian has for it.
     Debian,
-    /// That of `scripts/qemu-10`, as root.
+    /// The QEMU of `scripts/qemu-10`, as root.
     Ten,
 }
 
@@ -47,8 +47,8 @@ impl Qemu {
         }
     }
 
-    /// The shell's way to hide the modules of 7.2 from it, which it would load, and end; but for
-    /// those without which 7.2 does not answer libvirt's questions.
+    /// The shell's way to hide the modules of 7.2 from QEMU 10, which would load them and end. Some
+    /// stay: without them, 7.2 does not answer libvirt's questions.
     fn hiding(self, root: &Path) -> String {
         let (modules, own) = ("/usr/lib/x86_64-linux-gnu/qemu", root.join("modules"));
         let own = own.display();
@@ -153,7 +153,7 @@ impl Libvirtd {
         self.root.join(name)
     }
 
-    /// virsh with these arguments, which must succeed; what it prints.
+    /// The output of virsh with these arguments, which must succeed.
     pub fn virsh(&self, arguments: &[&str]) -> String {
         let finished = self.try_virsh(arguments);
         assert!(finished.status.success(), "virsh {arguments:?}: {finished:?}");
@@ -165,7 +165,7 @@ impl Libvirtd {
         run_to_end(&mut Self::command(&self.root, arguments))
     }
 
-    /// What virsh says when it is refused; panics if it succeeds.
+    /// The error of virsh when it is refused; panics if it succeeds.
     pub fn refusal(&self, arguments: &[&str]) -> String {
         let finished = self.try_virsh(arguments);
         assert!(!finished.status.success(), "virsh {arguments:?}: {finished:?}");
@@ -207,8 +207,8 @@ pub fn end_guests(root: &Path) {
         let Ok(process) = fs::read_to_string(&path) else { continue };
         let command_line = fs::read(format!("/proc/{}/cmdline", process.trim()));
         let command_line = command_line.unwrap_or_default();
-        // The number may be another's by now. Ours have libvirt's directories in their arguments,
-        // and files of the bed's.
+        // Another process may have the number by now. The arguments of ours name libvirt's
+        // directories, and files of the bed.
         let bed = root.parent().unwrap_or(root).display().to_string();
         if String::from_utf8_lossy(&command_line).contains(&bed) {
             let _ = Command::new("kill").args(["-KILL", process.trim()]).status();

@@ -14,20 +14,20 @@ const SECONDS: u64 = 120;
 pub struct Migration {
     /// QEMU's own figure, ms.
     pub downtime: u64,
-    /// When the source's QEMU had stopped the guest: seconds since 1970.
+    /// The time when the source's QEMU had stopped the guest: seconds since 1970.
     pub stopped: f64,
-    /// When the destination's QEMU let it go on.
+    /// The time when the destination's QEMU resumed it.
     pub resumed: f64,
 }
 
-/// A migration that was not: the guest goes on at the source.
+/// A migration that failed: the guest continues at the source.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// What QEMU wrote on the destination, where it has ended.
+    /// The output of the destination's QEMU, where it has ended.
     pub qemu: String,
-    /// When the guest had been stopped, if it ever was.
+    /// The time when the guest had been stopped, if it ever was.
     pub stopped: Option<f64>,
-    /// When it went on at the source.
+    /// The time when it resumed at the source.
     pub resumed: Option<f64>,
 }
 
@@ -65,7 +65,7 @@ impl Guest {
 
     /// Begins to move; [`arrive`](Self::arrive) or [`outcome`](Self::outcome) wait for the end.
     pub fn begin(&mut self, there: &mut Self, host: &Bed) {
-        // The source then waits for the destination's word, and goes on if that is no.
+        // The source then waits for the destination's answer, and continues if that is no.
         for guest in [&mut *self, &mut *there] {
             guest.set_capability("return-path", true);
         }
@@ -74,12 +74,12 @@ impl Guest {
         self.monitor().command("migrate", &json!({ "uri": uri }));
     }
 
-    /// Waits until a migration has ended: what QEMU says of it.
+    /// Waits until a migration has ended; QEMU's report of it.
     pub fn outcome(&mut self) -> Value {
         self.wait_migration(&["completed", "failed", "cancelled"])
     }
 
-    /// Waits until a migration has one of these states: what QEMU says of it.
+    /// Waits until a migration has one of these states; QEMU's report of it.
     pub fn wait_migration(&mut self, states: &[&str]) -> Value {
         let mut answer = Value::Null;
         wait_for(&format!("a migration is {states:?}"), SECONDS, || {

@@ -4,9 +4,11 @@
 //! (`Libvirtd` is Debian's libvirtd, in directories of its own.)
 //!
 //! A test makes a [`Bed`], starts a [`Daemon`] and its counterparts on it, and asserts. Everything
-//! started is recorded by process id and ended on drop, by a panic too; what a killed run left is
-//! removed by the next. Beds exclude each other over all processes of this machine, because two
-//! emulated guests keep two cores busy; the rest of the tests runs in parallel.
+//! started is recorded by process id and ended on drop, by a panic too. The next run removes the
+//! remains of a killed one.
+//!
+//! Beds exclude each other over all processes of this machine, because two emulated guests keep two
+//! cores busy. Parts of tests without a bed run in parallel.
 //!
 //! Needs root, Debian's packages (`scripts/setup`) and the guest (`scripts/guest-image`); a test
 //! fails and says so where they are missing. Knows nothing of the library: only the binary, its
@@ -62,8 +64,8 @@ pub use xsk::{XskFacts, spoil_fill_rings, xsk_facts};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How many times longer than on a quiet machine a thing may take: others may be at work here too.
-/// A test that passes does not wait for it.
+/// The factor by which things may take longer than on a quiet machine: other work may be under way
+/// here too. A test that passes does not wait for it.
 const PATIENCE: u64 = 4;
 
 /// Polls until `what` holds; panics with it after `seconds`, many times over on a quiet machine.

@@ -26,13 +26,13 @@ impl Monitor {
         Self { path, stream: None, events: Vec::new() }
     }
 
-    /// What a command answers; panics if it is refused.
+    /// The answer to a command; panics if it is refused.
     pub fn command(&mut self, name: &str, arguments: &Value) -> Value {
         let answer = self.ask(name, arguments);
         answer.unwrap_or_else(|error| panic!("{name} {arguments}: {error}"))
     }
 
-    /// What QEMU says to a command that it refuses; panics if it does not.
+    /// QEMU's error for a command that it refuses; panics if it does not.
     pub fn refusal(&mut self, name: &str, arguments: &Value) -> String {
         match self.ask(name, arguments) {
             Err(error) => error,
@@ -40,14 +40,14 @@ impl Monitor {
         }
     }
 
-    /// What it was told of a command that has no arguments.
+    /// The answer to a command that has no arguments.
     pub fn query(&mut self, name: &str) -> Value {
         self.command(name, &json!({}))
     }
 
     /// When an event was sent last, if it has been so far: seconds since 1970.
     pub fn last(&mut self, event: &str) -> Option<f64> {
-        // What has happened is told before the answer to what is asked next.
+        // QEMU sends pending events before the answer to the next command.
         self.query("query-status");
         let last = self.events.iter().rfind(|told| told["event"] == event)?;
         let time = &last["timestamp"];

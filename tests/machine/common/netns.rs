@@ -1,5 +1,5 @@
-//! Network namespaces, named after the test process so that a later run finds what a killed one
-//! left.
+//! Network namespaces, named after the test process so that a later run finds those of a killed
+//! one.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::process::run;
 
-/// What the names of namespaces and directories begin with; the process id follows.
+/// The prefix of the names of namespaces and directories; the process id follows.
 pub const PREFIX: &str = "isonic-test-";
 
 /// A network namespace without IPv6, whose own chatter would spoil the counts; removed on drop.

@@ -1,4 +1,4 @@
-//! Ethernet frames as they are, on one interface: what a test sends, and what arrives.
+//! Ethernet frames as they are, on one interface: those that a test sends, and those that arrive.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use super::Netns;
 /// Enough for all that a test has under way.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 
-/// A packet socket (packet(7)). It does not see what it sends itself.
+/// A packet socket (packet(7)). It does not see the frames that it sends itself.
 #[derive(Debug)]
 pub struct PacketSocket {
     file: File,
@@ -25,7 +25,8 @@ impl PacketSocket {
         Self::over(namespace.enter(|| bound(interface)), patience)
     }
 
-    /// The same in the namespace that we are in.
+    /// A socket on an interface of the current namespace; a frame is waited for no longer than
+    /// `patience`.
     pub fn here(interface: &str, patience: Duration) -> Self {
         Self::over(bound(interface), patience)
     }
@@ -66,7 +67,7 @@ impl PacketSocket {
     }
 }
 
-/// Sends one TCP packet of `segments` thousand bytes from an interface, for the kernel to cut: its
+/// Sends one TCP packet of `segments` thousand bytes from an interface, for the kernel to cut. Its
 /// segments arrive together at the other end of a veth that leaves no checksum undone.
 pub fn tcp_burst(namespace: &Netns, interface: &str, to: [u8; 6], segments: u16) {
     let socket = namespace.enter(|| bound(interface));
@@ -84,7 +85,7 @@ pub fn tcp_burst(namespace: &Netns, interface: &str, to: [u8; 6], segments: u16)
     let mut ip = [&[0x45, 0, high, low, 0, 1, 0x40, 0, 64, 6, 0, 0][..], &source, &target].concat();
     let sum = !folded(&ip);
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    // What is left is the sum of the pseudo header (RFC 9293, section 3.1).
+    // The checksum field holds the sum of the pseudo header (RFC 9293, section 3.1).
     let pseudo = [&source[..], &target, &[0, 6], &tcp_length.to_be_bytes()].concat();
     let mut tcp = [0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0];
     tcp[16..18].copy_from_slice(&folded(&pseudo).to_be_bytes());

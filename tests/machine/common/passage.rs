@@ -1,4 +1,4 @@
-//! What an uplink lets through: frames of each kind sent, and looked for at the other end.
+//! The frames that an uplink lets through: each kind is sent, and looked for at the other end.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ use super::PacketSocket;
 const FRAMES: usize = 5;
 /// How long a frame is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long what will not come is waited for, after what came.
+/// The wait for frames that will not come, after the others came.
 const SILENCE: Duration = Duration::from_millis(300);
 /// 802.1Q, VLAN 100.
 const TAG: [u8; 4] = [0x81, 0, 0, 100];
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-/// What became of the frames of a kind.
+/// The fate of the frames of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fate {
     /// All came as they were sent.
@@ -30,12 +30,12 @@ pub enum Fate {
     Lost,
 }
 
-/// What became of frames of each kind.
+/// The fates of frames of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passage {
     /// From the wire to the VM's MAC.
     pub unicast: Fate,
-    /// The same with a VLAN tag.
+    /// From the wire to the VM's MAC, with a VLAN tag.
     pub tagged: Fate,
     /// From the wire to all.
     pub flooded: Fate,

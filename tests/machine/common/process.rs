@@ -13,7 +13,7 @@ use super::PATIENCE;
 /// How long a command that should end by itself may take.
 const COMMAND_SECONDS: u64 = 240;
 
-/// What a command that ended left.
+/// The status and output of a command that ended.
 #[derive(Debug)]
 pub struct Finished {
     /// How it ended.
@@ -95,7 +95,7 @@ impl Process {
         Self::start_with(name, namespace, command_line, log, Stdio::piped())
     }
 
-    /// The same with this standard input.
+    /// Starts `program` as [`Self::start`] does, with this standard input.
     pub fn start_with(
         name: &str,
         namespace: &str,
@@ -104,7 +104,7 @@ impl Process {
         stdin: Stdio,
     ) -> Self {
         let file = File::options().create(true).append(true).open(log).expect("log file");
-        // setpriv: should the test be killed, so is the child. Neither it nor ip forks: the
+        // setpriv: if the test is killed, so is the child. Neither setpriv nor ip forks, so the
         // process id stays.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "ip", "netns", "exec", namespace])
@@ -125,19 +125,19 @@ impl Process {
         }
     }
 
-    /// Processes that children leave behind become ours, so that they can be waited for.
+    /// Makes orphans of child processes ours, so that they can be waited for.
     pub fn adopt_orphans() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("prctl");
     }
 
-    /// It has ended well and left its place to another process: that one is meant from now on.
+    /// Waits for its successful end; from now on, this is the process that took over.
     pub fn succeeded_by(&mut self, id: u32) {
         let status = self.wait(10);
         assert!(status.success(), "{} ended with {status}", self.name);
         self.successor = Pid::from_raw(id.try_into().expect("a process id"));
     }
 
-    /// No longer: an earlier test may have wanted it.
+    /// Leaves orphans to others again: an earlier test may have adopted them.
     pub fn leave_orphans() {
         rustix::process::set_child_subreaper(None).expect("prctl");
     }

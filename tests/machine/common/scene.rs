@@ -15,8 +15,8 @@ const PORT: &str = "vm1";
 /// Between two messages of a flow.
 const PAUSE: Duration = Duration::from_millis(2);
 const FLOWS: u16 = 4;
-/// Messages that were under way to a guest when it was stopped may be lost with the outage:
-/// seconds, many times what a message takes.
+/// Messages under way to a guest when it was stopped may be lost with the outage. Seconds, many
+/// times the delay of a message.
 const UNDER_WAY: f64 = 0.5;
 
 /// See the module's header. The guest goes before the daemons, and those before the beds.
@@ -31,7 +31,7 @@ pub struct Scene<'beds> {
     beds: &'beds [Bed; 2],
 }
 
-/// Migrations, and what isonic itself took of each: of stopping and of starting, µs.
+/// Migrations, and isonic's own share of each, for stopping and for starting, µs.
 pub type Moves = Vec<(Migration, [u64; 2])>;
 
 impl<'beds> Scene<'beds> {
@@ -94,7 +94,7 @@ impl<'beds> Scene<'beds> {
         (migration, [stopped, started.expect("rings that were started")])
     }
 
-    /// The guest is saved to a file, and goes on from there on the other host.
+    /// Saves the guest to a file, and restores it on the other host.
     pub fn save_and_restore(&mut self, file: &Path) {
         let (spec, fingerprint) = (self.guest.spec.clone(), self.binding()["fingerprint"].take());
         self.guest.save(file);
@@ -104,12 +104,12 @@ impl<'beds> Scene<'beds> {
         assert_eq!(self.binding()["fingerprint"], fingerprint);
     }
 
-    /// What is agreed on with the guest's QEMU.
+    /// The session that is agreed on with the guest's QEMU.
     pub fn binding(&self) -> Value {
         self.daemons[self.at].json(&["port", "show", PORT])["binding"].take()
     }
 
-    /// Where the bridge of the wire sends what is for the guest: the number of a host.
+    /// The number of the host to which the bridge of the wire sends the guest's frames.
     pub fn place_on_the_wire(&self) -> Option<usize> {
         let known = self.bed().wire.run(&["bridge", "fdb", "show", "br", BRIDGE]);
         let entry = known.lines().find(|line| line.starts_with(&self.guest.spec.port.mac))?;
@@ -117,10 +117,10 @@ impl<'beds> Scene<'beds> {
         self.beds.iter().position(|bed| bed.uplinks[0].peer == dev)
     }
 
-    /// Asserts what holds of all flows whatever happened: nothing damaged, nothing twice, nothing
-    /// lost or out of order that the guest has sent; and of what was sent to it nothing is lost but
-    /// what was sent to a guest that stood still. What isonic or the guest had no room for is
-    /// counted, and may be lost too: an emulated guest may be too slow. Prints what there was.
+    /// Asserts the rules that all flows keep, whatever happened. Nothing is damaged or comes twice.
+    /// Nothing that the guest has sent is lost or out of order. Messages to the guest are lost only
+    /// while it stood still, or for lack of room in isonic or the guest. Losses for lack of room
+    /// are counted: an emulated guest may be too slow. Prints the totals.
     pub fn assert_flows(&self, report: &Report, outages: &[Outage]) {
         report.assert_exact();
         let (lost, no_room) = (report.lost_outside(outages), self.no_room());
@@ -159,7 +159,7 @@ impl<'beds> Scene<'beds> {
         }
     }
 
-    /// Waits until the guest answers; what it sees of its interface.
+    /// Waits until the guest answers; returns its view of its interface.
     pub fn view(&mut self) -> String {
         wait_reachable(&self.bed().wire, &self.guest.spec.address, 20);
         self.guest.view()
@@ -178,18 +178,18 @@ impl<'beds> Scene<'beds> {
 }
 
 impl Outage {
-    /// Of a migration: until the guest was heard of from where it is now.
+    /// The outage of a migration: until a message came from the guest at its new place.
     pub fn of(migration: &Migration, report: &Report) -> Self {
         Self::between(migration.stopped, migration.resumed, report)
     }
 
-    /// While a guest had been stopped by then, and could go on from then.
+    /// The outage of a guest that had stopped at the first time and could resume at the second.
     pub fn between(stopped: f64, resumed: f64, report: &Report) -> Self {
         Self { from: stopped - UNDER_WAY, until: report.heard_after(resumed) }
     }
 }
 
-/// What it took to stop the rings that were stopped last, by isonic's log, µs.
+/// The time that stopping the rings took last, by isonic's log, µs.
 fn stop_of(log: &str) -> u64 {
     let line = log.lines().rfind(|line| line.contains("rings stopped")).expect("rings stopped");
     let value = line.split("us=").nth(1).and_then(|rest| rest.split_whitespace().next());

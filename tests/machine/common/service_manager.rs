@@ -1,5 +1,5 @@
-//! A service manager as its protocol is documented (sd_notify(3)): it hears what a service says on
-//! a datagram socket, and keeps the descriptors that it is asked to keep.
+//! A service manager as its protocol is documented (sd_notify(3)). It hears a service on a datagram
+//! socket, and keeps the descriptors that it is asked to keep.
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
@@ -20,12 +20,12 @@ pub struct ServiceManager {
     path: PathBuf,
     /// By name.
     pub kept: BTreeMap<String, OwnedFd>,
-    /// What was said, line by line.
+    /// The service's messages, line by line.
     pub said: Vec<String>,
 }
 
 impl ServiceManager {
-    /// One that nobody has said anything to.
+    /// A service manager that has heard nothing yet.
     pub fn new(bed: &Bed) -> Self {
         let path = bed.path("notify");
         let socket = UnixDatagram::bind(&path).expect("notification socket");
@@ -33,7 +33,7 @@ impl ServiceManager {
         Self { socket, path, kept: BTreeMap::new(), said: Vec::new() }
     }
 
-    /// What a service finds in its environment.
+    /// The environment variables of a service.
     pub fn environment(&self) -> [String; 2] {
         [format!("NOTIFY_SOCKET={}", self.path.display()), "FDSTORE=1".to_owned()]
     }
@@ -64,7 +64,7 @@ impl ServiceManager {
         if let Some(name) = name {
             if lines.iter().any(|line| line == "FDSTORE=1") {
                 assert_eq!(descriptors.len(), 1, "FileDescriptorStoreMax=1");
-                // Watched for an end of the other side otherwise, and dropped then.
+                // Without FDPOLL=0, a manager drops the descriptor when its other side ends.
                 assert!(lines.iter().any(|line| line == "FDPOLL=0"), "{lines:?}");
                 self.kept.insert(name.to_owned(), descriptors.remove(0));
             }
@@ -72,7 +72,7 @@ impl ServiceManager {
                 self.kept.remove(name);
             }
         }
-        // Dropped with the rest: what a barrier waits for.
+        // A service's barrier waits until the manager has closed its descriptor.
         drop(descriptors);
         self.said.extend(lines.iter().cloned());
         lines

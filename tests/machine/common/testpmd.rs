@@ -1,5 +1,6 @@
-//! DPDK: its virtio-user driver as the front-end, a second implementation with another order of
-//! messages and another way of polling the rings than QEMU and Linux; and its vhost as a backend.
+//! DPDK: its virtio-user driver as the front-end, and its vhost as a backend. virtio-user is a
+//! second implementation. It sends messages in another order than QEMU and Linux, and polls the
+//! rings in another way.
 
 use std::io::Write;
 
@@ -66,8 +67,9 @@ impl Testpmd {
     }
 
     fn launch(bed: &Bed, namespace: &Netns, name: &str, environment: &str, options: &str) -> Self {
-        // stdbuf: we wait for lines that it would keep in its buffer. --no-huge: its memory is then
-        // one memfd, which vhost-user can share, and the machine needs no huge pages.
+        // `stdbuf`: we wait for lines that DPDK would keep in its buffer. `--no-huge`: DPDK's
+        // memory is then one memfd, which vhost-user can share, and the machine needs no huge
+        // pages.
         let words = format!(
             "stdbuf --output=L dpdk-testpmd -l 0-1 --no-huge -m 256 --no-pci --no-telemetry \
              --file-prefix=isonic-{id}-{host} {environment} -- -i --total-num-mbufs=8192 {options}",
@@ -76,7 +78,7 @@ impl Testpmd {
         );
         let command_line: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         let log = bed.path(&format!("{name}.testpmd"));
-        // Of one that ran before; what is waited for must be this one's.
+        // An earlier process's log must not satisfy the wait below.
         let _ = std::fs::remove_file(&log);
         let mut process = Process::start("dpdk-testpmd", namespace.name(), &command_line, &log);
         wait_for("dpdk-testpmd is ready", 30, || {

@@ -1,5 +1,5 @@
-//! What the kernel says of the AF_XDP sockets of another process, asked of the sockets themselves;
-//! and a fault in what they share with it.
+//! The kernel's facts of the AF_XDP sockets of another process, asked of the sockets themselves.
+//! The module can also spoil the memory that they share with that process.
 
 use std::fs;
 use std::mem::MaybeUninit;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// XDP_OPTIONS and XDP_OPTIONS_ZEROCOPY of linux/if_xdp.h.
 const XDP_OPTIONS: libc::c_int = 8;
 const XDP_OPTIONS_ZEROCOPY: u32 = 1;
-/// Of asm-generic/socket.h; libc has not got it.
+/// From asm-generic/socket.h; libc has not got it.
 const SO_PREFER_BUSY_POLL: libc::c_int = 69;
 
 /// One AF_XDP socket.
@@ -29,8 +29,8 @@ pub struct XskFacts {
 
 /// XDP_UMEM_PGOFF_FILL_RING of linux/if_xdp.h, as /proc/PID/maps shows it.
 const FILL_RING: &str = " 100000000 ";
-/// Makes every entry of the fill rings of a process's sockets one that the kernel refuses: no frame
-/// is where they say.
+/// Makes the kernel refuse every entry of the fill rings of a process's sockets: no frame is at
+/// their addresses.
 pub fn spoil_fill_rings(process: u32) {
     let offsets = sockopt::xdp_mmap_offsets(&sockets(process)[0]).expect("XDP_MMAP_OFFSETS");
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("mappings");
@@ -45,14 +45,14 @@ pub fn spoil_fill_rings(process: u32) {
     }
 }
 
-/// From where to where a line of /proc/PID/maps says that a fill ring is.
+/// The addresses of a fill ring, if a line of /proc/PID/maps has one: from and to.
 fn fill_ring(line: &str) -> Option<(u64, u64)> {
     let (start, rest) = line.split_once('-').filter(|_| line.contains(FILL_RING))?;
     let (end, _) = rest.split_once(' ')?;
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
 
-/// Those of a process.
+/// The facts of a process's sockets.
 pub fn xsk_facts(process: u32) -> Vec<XskFacts> {
     sockets(process).iter().map(facts).collect()
 }
@@ -83,7 +83,7 @@ fn facts(socket: &OwnedFd) -> XskFacts {
     }
 }
 
-/// A socket option that is a number; None for what is no socket.
+/// A socket option that is a number; None if the descriptor is no socket.
 fn option(descriptor: &impl AsFd, level: libc::c_int, name: libc::c_int) -> Option<u32> {
     let mut value = MaybeUninit::<u32>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<u32>()).expect("4");
@@ -91,6 +91,6 @@ fn option(descriptor: &impl AsFd, level: libc::c_int, name: libc::c_int) -> Opti
     // SAFETY: the value is as long as `length` says, and both live across the call.
     let status =
         unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut length) };
-    // SAFETY: zeroes or what the kernel wrote: a number either way.
+    // SAFETY: the value has zeroes or the kernel's bytes: a number either way.
     (status == 0).then(|| unsafe { value.assume_init() })
 }
