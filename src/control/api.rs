@@ -1,8 +1,8 @@
 //! The public interface, version 1: every request, every answer, every error.
 //!
-//! Stable: fields are added, never renamed or removed, and clients ignore those they do not know.
-//! Whoever needs a break makes a `/v2` beside it. Counters are maps, so that a new reason for a
-//! drop changes no type.
+//! Stable: fields are added, never renamed or removed, and clients ignore those they do not know. A
+//! breaking change needs a `/v2` beside it. Counters are maps, so that a new reason for a drop
+//! changes no type.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,17 +23,17 @@ pub enum Request {
     ListPorts,
     /// One port, by name. [`Response::Port`], or `not_found`.
     ShowPort(String),
-    /// Make a port, kept over restarts. [`Response::Made`]; `exists` for a name that is taken,
-    /// `invalid` or `refused` with every reason for one that cannot be.
+    /// Make a port, kept over restarts. [`Response::Made`]; `exists` if the name is taken,
+    /// `invalid` or `refused` with every reason if the port cannot be made.
     AddPort(PortConfig),
-    /// Have this port be there. [`Response::Made`], or [`Response::Port`] if it was there already
-    /// with this content; `exists` with every difference if it is there with another.
+    /// Make this port unless it exists. [`Response::Made`], or [`Response::Port`] if it was there
+    /// already with this content; `exists` with every difference if its content is another.
     PutPort(PortConfig),
     /// Remove a port; its session is ended first. [`Response::Deleted`]; `not_found`, or `refused`
     /// for a port of the configuration file.
     DeletePort(String),
     /// Give a port another profile, for its next session. [`Response::Port`]; `not_found`, or
-    /// `refused` while a front-end is connected or where the configuration file has the say.
+    /// `refused` while a front-end is connected or where the configuration file decides.
     SetProfile(String, ProfileChange),
     /// All uplinks. [`Response::Uplinks`].
     ListUplinks,
@@ -43,18 +43,18 @@ pub enum Request {
     ShowProfile(String),
     /// All counters. [`Response::Stats`].
     Stats,
-    /// Who answers. [`Response::Version`].
+    /// The version of the daemon. [`Response::Version`].
     Version,
-    /// What is wrong with the host. [`Response::Health`].
+    /// The problems of the host. [`Response::Health`].
     Health,
     /// Have another process take over everything. [`Response::Upgraded`], after which this process
-    /// ends; or `refused` with the reason, and all continues as before. Until then, requests that
-    /// would change something are `busy`.
+    /// ends; or `refused` with the reason, and this process continues as before. Until then,
+    /// requests that would change something are `busy`.
     Upgrade(Upgrade),
 }
 
 impl Request {
-    /// Whether it only asks how things are.
+    /// Whether it only reads.
     #[must_use]
     pub fn reads(&self) -> bool {
         match self {
@@ -75,7 +75,7 @@ impl Request {
     }
 }
 
-/// What is answered. In JSON the content alone: the request says which it is.
+/// All responses. JSON has only the content: the request tells the variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Response {
@@ -85,7 +85,7 @@ pub enum Response {
     Port(Box<PortView>),
     /// One port that was not there before.
     Made(Box<PortView>),
-    /// What is gone.
+    /// The removed port.
     Deleted(Deleted),
     /// By interface.
     Uplinks(Vec<UplinkView>),
@@ -95,11 +95,11 @@ pub enum Response {
     Profile(Box<ProfileView>),
     /// All counters.
     Stats(Stats),
-    /// Who answers.
+    /// The version of the daemon.
     Version(VersionView),
-    /// What is wrong.
+    /// The problems of the host.
     Health(HealthView),
-    /// Who takes over.
+    /// The new process.
     Upgraded(Upgraded),
 }
 
@@ -119,13 +119,13 @@ pub enum ErrorCode {
     Busy,
     /// Our own failure.
     Internal,
-    /// One that only a later version knows.
+    /// A code that only a later version knows.
     #[serde(other)]
     Unknown,
 }
 
 impl ErrorCode {
-    /// The HTTP status that says the same. The server answers 405 and 413 with `Invalid` too.
+    /// The matching HTTP status. The server answers 405 and 413 with `Invalid` too.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -144,22 +144,22 @@ impl ErrorCode {
 pub struct ApiError {
     /// For programs.
     pub code: ErrorCode,
-    /// For people: what, where, the limit and the way out.
+    /// For people: the failure, its place, the limit and the remedy.
     pub message: String,
-    /// The same, each reason alone. At least one, but from a daemon of an earlier version.
+    /// Each reason of the message alone. At least one, unless the daemon is of an earlier version.
     #[serde(default)]
     pub reasons: Vec<String>,
 }
 
 impl ApiError {
-    /// An error of this kind with this message, which is its only reason: one line, whatever names
-    /// are in it.
+    /// An error of this kind with this message, which is its only reason. Both become one line,
+    /// whatever names are in them.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let message = printable(&bounded(&message.into()));
         Self { code, reasons: vec![message.clone()], message }
     }
 
-    /// The same error, for these reasons.
+    /// This error with these reasons.
     #[must_use]
     pub fn because(self, reasons: Vec<String>) -> Self {
         let told = |reason: String| printable(&bounded(&reason));
@@ -192,14 +192,15 @@ pub enum PortState {
     Refused,
 }
 
-/// Which program is to take over.
+/// Names the program that is to take over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upgrade {
-    /// Its path; what is where this one was started from, if there is none.
+    /// Its path; if None, the path from which this process was started.
     #[serde(default)]
     pub binary: Option<PathBuf>,
-    /// Even if running guests lose by it. Left out if not, for daemons that do not know it.
+    /// Upgrade even if running guests lose by it. Left out if false, for daemons that do not know
+    /// it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub force: bool,
 }
@@ -209,7 +210,7 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// What another process has otherwise for a port.
+/// A difference that another process makes for a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortChange {
     /// The port.
@@ -217,9 +218,9 @@ pub struct PortChange {
     /// `profile`, `mac`, `uplink`, `attach`, `queues`, `socket`, `mode`, or `state` of a port that
     /// is refused or gone.
     pub what: String,
-    /// As it was.
+    /// The value before.
     pub before: String,
-    /// As it is, or would be.
+    /// The value now, or after the upgrade.
     pub after: String,
 }
 
@@ -230,12 +231,12 @@ impl fmt::Display for PortChange {
     }
 }
 
-/// Who takes over, and at what cost.
+/// The new process, and the cost of the upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upgraded {
     /// The new process.
     pub pid: u32,
-    /// Its version; None if it took everything and said no more.
+    /// Its version; None if it took everything and then reported nothing.
     pub version: Option<String>,
     /// For how long no packet moved.
     pub outage_microseconds: Option<u64>,
@@ -246,12 +247,12 @@ pub struct Upgraded {
     pub sessions: usize,
     /// Ports whose front-end has to connect anew.
     pub reconnecting: Vec<String>,
-    /// What is otherwise now than it was.
+    /// The changes of ports by the upgrade.
     #[serde(default)]
     pub changed: Vec<PortChange>,
 }
 
-/// Another profile for a port.
+/// A request for another profile of a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProfileChange {
@@ -271,17 +272,17 @@ pub struct PortView {
     pub socket: PathBuf,
     /// Who listens on it.
     pub mode: SocketMode,
-    /// Its profile: a name, or a list of values in its one spelling.
+    /// Its profile: a name, or a list of values in its canonical spelling.
     pub profile: String,
-    /// The profile's digest; of a refused port, the one that is on record.
+    /// The profile's digest; if the port is refused, the recorded one.
     pub profile_digest: String,
     /// The interface behind it.
     pub uplink: String,
-    /// How it is joined to it.
+    /// How it is attached to the uplink.
     pub attach: Attach,
     /// The guest's address.
     pub mac: MacAddress,
-    /// Who made it and will remove it, if that was said.
+    /// Who made it and will remove it, if that was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// How far its front-end has come.
@@ -289,11 +290,11 @@ pub struct PortView {
     /// Why it is not served; None if it is.
     #[serde(default)]
     pub refusal: Option<String>,
-    /// What is wrong with it or narrower than its profile, the worst first, as it was when isonic
-    /// looked last, a second or two ago.
+    /// The faults, and where it is narrower than its profile, the worst first. They are those of
+    /// isonic's last look, a second or two ago.
     #[serde(default)]
     pub findings: Vec<FindingView>,
-    /// What is agreed on with it; None while nobody is connected.
+    /// The features and rings negotiated with its front-end; None while nobody is connected.
     pub binding: Option<BindingView>,
     /// Packets, bytes, and drops by reason.
     pub counters: Counters,
@@ -309,20 +310,20 @@ pub enum Severity {
     Note,
     /// Something goes wrong or slowly.
     Warning,
-    /// The guest's network does not work before this is mended.
+    /// The guest's network does not work before this is repaired.
     Problem,
 }
 
-/// Something that is wrong with a port, or is not as its profile.
+/// A fault of a port, or a difference from its profile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FindingView {
-    /// What was found, for programs; it never changes.
+    /// The kind of finding, for programs; it never changes.
     pub id: String,
     /// How much it matters.
     pub severity: Severity,
-    /// What was found, for people.
+    /// A description, for people.
     pub found: String,
-    /// What mends it.
+    /// The remedy.
     pub mend: String,
 }
 
@@ -331,12 +332,12 @@ pub struct FindingView {
 pub struct BitsView {
     /// As `0x...`.
     pub hex: String,
-    /// By bit.
+    /// The names of the bits, by bit.
     pub names: Vec<String>,
 }
 
 impl BitsView {
-    /// Of device features.
+    /// The view of device features.
     #[must_use]
     pub fn device(set: FeatureSet) -> Self {
         Self { hex: format!("{:#x}", set.0), names: set.names() }
@@ -349,14 +350,14 @@ impl BitsView {
         u64::from_str_radix(digits, 16).ok().map(FeatureSet)
     }
 
-    /// Of vhost-user protocol features.
+    /// The view of vhost-user protocol features.
     #[must_use]
     pub fn protocol(set: FeatureSet) -> Self {
         Self { hex: format!("{:#x}", set.0), names: features::protocol_names(set) }
     }
 }
 
-/// What was offered to, and acknowledged by, a session.
+/// The features offered to a session and acknowledged by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindingView {
     /// The profile that was bound.
@@ -373,19 +374,20 @@ pub struct BindingView {
     pub ring_sizes: Vec<Option<u16>>,
     /// Queue pairs started and enabled.
     pub queue_pairs: u16,
-    /// What the requests took that stopped the rings when they were stopped last: our part of an
-    /// outage. None if they never were.
+    /// Duration of the requests that last stopped the rings: our part of an outage. None if they
+    /// never were stopped.
     #[serde(default)]
     pub stop_microseconds: Option<u64>,
-    /// What the requests took that started them last.
+    /// Duration of the requests that last started the rings.
     #[serde(default)]
     pub start_microseconds: Option<u64>,
-    /// Of all that the guest can notice of this: two sessions with the same are the same to it.
+    /// Digest of all that the guest can notice of this: to a guest, sessions with equal digests are
+    /// equal.
     #[serde(default)]
     pub fingerprint: String,
 }
 
-/// Which way a ring's packets go.
+/// The direction of a ring's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -400,13 +402,13 @@ pub enum Direction {
 pub struct RingView {
     /// Counted from 0 within the port.
     pub index: u16,
-    /// Which way its packets go.
+    /// The direction of its packets.
     pub direction: Direction,
     /// Entries.
     pub size: u16,
     /// By SET_VRING_ENABLE.
     pub enabled: bool,
-    /// What the guest did to it; None while it is whole.
+    /// The guest's fault that broke it; None while it is whole.
     pub broken: Option<String>,
     /// The worker that serves it.
     pub worker: usize,
@@ -470,13 +472,13 @@ pub struct UplinkView {
     pub xdp_mode: XdpMode,
     /// The socket's mode.
     pub socket_mode: SocketKind,
-    /// Why these two and none better.
+    /// Why these two modes and no better ones.
     pub reason: String,
     /// Whether a packet may be longer than a frame of our memory.
     pub multi_buffer: bool,
     /// The longest packet it sends and receives, bytes.
     pub packet_max: u32,
-    /// The queues that are ours.
+    /// The queues on which we have a socket.
     pub queues: Vec<u32>,
     /// Whether the NIC's indirection table is one of ours.
     #[serde(default)]
@@ -485,7 +487,7 @@ pub struct UplinkView {
     /// not open.
     #[serde(default)]
     pub program_id: Option<u32>,
-    /// What its kind of device does to frames, what that means, and the remedy.
+    /// The effects of its kind of device on frames, their consequences, and the remedy.
     #[serde(default)]
     pub cautions: Vec<String>,
     /// Queues that receive and have no socket, as they were when the uplink was opened.
@@ -522,23 +524,23 @@ pub struct ProfileView {
     /// The profile that it was made from, if any.
     #[serde(default)]
     pub extends: Option<String>,
-    /// Why there is a new one then.
+    /// The reason for the new profile, if it was made from another.
     #[serde(default)]
     pub why: Option<String>,
-    /// Of its canonical form: everything but name and summary.
+    /// Digest of its canonical form: everything but name and summary.
     pub digest: String,
     /// The version of that form.
     #[serde(default)]
     pub canonical_version: u32,
     /// "the binary", or a file.
     pub source: String,
-    /// What the guest sees: both halves.
+    /// The features that the guest sees: the backend's and the front-end's.
     pub guest_features: BitsView,
-    /// What the backend offers.
+    /// The device features that the backend offers.
     pub features: BitsView,
-    /// What the front-end must add.
+    /// The device features that the front-end must add.
     pub frontend_features: BitsView,
-    /// What the backend offers of the protocol.
+    /// The protocol features that the backend offers.
     pub protocol_features: BitsView,
     /// Entries.
     pub ring_size_max: u16,
@@ -548,7 +550,7 @@ pub struct ProfileView {
     pub mtu: u16,
     /// Slots.
     pub memory_slots: u16,
-    /// What `ethtool -k` shows in a Linux guest.
+    /// The offloads that `ethtool -k` shows in a Linux guest.
     #[serde(default)]
     pub linux_offloads: BTreeMap<String, bool>,
     /// The features for which a Linux guest loads no native XDP program; none if it does.
@@ -575,7 +577,7 @@ impl ProfileView {
             summary: profile.summary.clone(),
             family: profile.family().map(|(family, _)| family.to_owned()),
             latest: catalog.is_latest(&profile.name),
-            // Of a list of values, whatever its base is.
+            // A list of values is a draft if its base is one.
             draft: catalog.is_draft(profile.name.split(',').next().unwrap_or_default()),
             extends: extends.map(|extends| extends.base.clone()),
             why: extends.map(|extends| extends.why.clone()),
@@ -609,8 +611,8 @@ impl ProfileView {
         profiles.into_iter().map(|profile| Self::new(profile, catalog, uplinks)).collect()
     }
 
-    /// The profile itself; None if the view is not of a profile that this version knows how to
-    /// write down, which its digest tells.
+    /// The profile itself; None if this version cannot express the view's profile, which the digest
+    /// tells.
     #[must_use]
     pub fn profile(&self) -> Option<Profile> {
         let profile = Profile {
@@ -633,7 +635,7 @@ impl ProfileView {
         able.map(|(uplink, _)| uplink.as_str())
     }
 
-    /// Whether it can be kept on the host that says this: by some uplink, if any is known.
+    /// Whether the host of this view can keep it: by some uplink, if any is known.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         self.blockers.is_empty()
@@ -665,40 +667,40 @@ pub struct Stats {
     pub uplinks: BTreeMap<String, Counters>,
     /// By number.
     pub workers: Vec<WorkerView>,
-    /// What the daemon could not do and tries again, such as writing its state file.
+    /// The daemon's failures that it retries, such as writing its state file.
     #[serde(default)]
     pub problems: Vec<String>,
 }
 
-/// What is gone.
+/// The removed port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
     /// The port's name.
     pub deleted: String,
 }
 
-/// What is wrong with the host, as far as the daemon has met it. It serves all the same.
+/// The problems of the host, as far as the daemon has met them. It serves all the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthView {
     /// By identifier; empty if all is well.
     pub problems: Vec<ProblemView>,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemView {
     /// For programs; never changes.
     pub id: String,
-    /// For people: what, where, what it costs and the way out.
+    /// For people: the problem, its place, its cost and the remedy.
     pub message: String,
 }
 
-/// Who answers.
+/// The version of the daemon and of its interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionView {
-    /// Of the daemon.
+    /// The version of the daemon.
     pub version: String,
-    /// Of this interface.
+    /// The version of this interface.
     pub api: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Who asked for what failed: a line of the log for each failed request, within bounds.
+//! The peer of each failed request: one line of the log for each, within bounds.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const LINES_MAX: u32 = 20;
 /// How long a window is.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Who is at the other end of a connection, as the kernel says.
+/// The peer of a connection, as the kernel reports it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Peer {
     uid: Option<u32>,
@@ -40,7 +40,7 @@ impl Peer {
     }
 }
 
-/// What may be logged yet.
+/// The lines that may still be logged.
 #[derive(Debug, Default)]
 pub(super) struct Budget(Mutex<Window>);
 
@@ -91,11 +91,11 @@ struct FailedRequest<'e> {
     path: String,
     status: u16,
     error: &'e ApiError,
-    /// Lines about others before it that were left out.
+    /// Lines about other requests before this one that were left out.
     left_out: u64,
 }
 
-/// Reading what is not there changes nothing, and many a client does it to find out.
+/// A failed GET is only info: it changes nothing, and many clients probe that way.
 fn log(peer: Peer, request: &FailedRequest<'_>) {
     let Peer { uid, pid } = peer;
     let &FailedRequest { ref method, ref path, status, error, left_out } = request;

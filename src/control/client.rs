@@ -17,12 +17,11 @@ use tokio::net::UnixStream;
 
 use super::api::{ApiError, ErrorBody, ErrorCode, Request};
 
-/// How long an answer may take if nothing else is said, however often it is asked for: deleting a
-/// port waits for its workers.
+/// How long an answer may take by default, retries included: deleting a port waits for its workers.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
-/// The same of an upgrade: the new process alone has 20 seconds to get ready.
+/// How long an upgrade may take by default: the new process alone has 20 seconds to get ready.
 const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long to wait before asking again whoever is busy, or takes over.
+/// How long to wait before asking a busy daemon again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, bytes: some thousands of ports.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -54,12 +53,12 @@ pub enum ClientError {
     /// The answer did not arrive, or is far too large.
     #[error("the daemon's answer broke off")]
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The answer is not what this version of the interface says.
+    /// The answer does not have the form of this version of the interface.
     #[error("the daemon's answer (status {status}) is not that of API version 1")]
     Answer {
         /// The HTTP status.
         status: StatusCode,
-        /// What is wrong with it.
+        /// The error of the parser.
         source: serde_json::Error,
     },
     /// No answer in time.
@@ -70,7 +69,7 @@ pub enum ClientError {
     Timeout {
         /// The socket.
         path: PathBuf,
-        /// What was waited.
+        /// How long the client waited.
         patience: Duration,
     },
     /// No runtime to wait with.
@@ -82,7 +81,7 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
-    /// None is as long as the request may take.
+    /// If None, the default of the request.
     patience: Option<Duration>,
 }
 
@@ -93,14 +92,14 @@ impl Client {
         Self { path: path.to_owned(), patience: None }
     }
 
-    /// The same daemon, whose answer is waited for as long as this.
+    /// A client of the same daemon that waits this long for an answer.
     #[must_use]
     pub fn within(&self, patience: Duration) -> Self {
         Self { patience: Some(patience), ..self.clone() }
     }
 
-    /// Ask, wait, and read the answer as `T`, the content of the request's response. A daemon that
-    /// is busy is asked again: the process that takes over answers on the same socket.
+    /// Ask, wait, and read the answer as `T`, the content of the request's response. A busy daemon
+    /// is asked again: the process that takes over answers on the same socket.
     ///
     /// # Errors
     /// [`ClientError`]; [`ClientError::Refused`] is the daemon's own.
@@ -169,13 +168,13 @@ impl Client {
     }
 }
 
-/// Connect, waiting with all the others while as many wait already as may; None if it is not our
-/// turn by the deadline.
+/// Connect, queued behind the others while the backlog is full; None if it is not our turn by the
+/// deadline.
 fn connect(path: &Path, deadline: Instant) -> io::Result<Option<std::os::unix::net::UnixStream>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    // It holds for connect(2) on a Unix socket as well (Linux, unix_stream_connect).
+    // The timeout holds for connect(2) on a Unix socket as well (Linux, unix_stream_connect).
     set_socket_timeout(&socket, Timeout::Send, Some(left))?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) => {}
@@ -223,7 +222,7 @@ fn route(request: &Request) -> (Method, String) {
     }
 }
 
-/// A path that ends in a name, whatever characters that has (RFC 3986, 2.1 and 2.3).
+/// A path that ends in a name, percent-encoded (RFC 3986, 2.1 and 2.3).
 fn named(prefix: &str, name: &str) -> String {
     let mut path = prefix.to_owned();
     for byte in name.bytes() {
@@ -246,11 +245,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        // Fewer than the descriptors that a shell gives.
+        // A backlog smaller than the number of descriptors that a shell allows.
         rustix::net::listen(&listener, 8).unwrap();
         let client = Client::new(&path).within(Duration::from_millis(1100));
         let mut waiting = Vec::new();
-        // In the end nobody more may wait to be accepted.
+        // In the second turn the backlog is full: nobody more may wait to be accepted.
         loop {
             let began = Instant::now();
             let error = client.call::<serde_json::Value>(&Request::Stats).unwrap_err();

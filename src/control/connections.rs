@@ -1,13 +1,13 @@
-//! The API's connections, all of them: every wait has an end, and none locks another out.
+//! The API's connections: every wait has an end, and no connection locks another out.
 //!
-//! A connection is closed when no request of its own has been worked on for [`IDLE_MAX`]: it is
+//! A connection is closed after [`IDLE_MAX`] without a request of its own that is worked on. It is
 //! idle, or its client is slow to send a request or to read the answer.
 //!
-//! Of more than [`CONNECTIONS_MAX`] the oldest that is idle makes room for the next. One that has
-//! just come, or was just answered, is not idle yet ([`FRESH`]), and one whose request is worked on
-//! is not either: if all are so, the next waits, and those after it wait to be accepted. One that
-//! was answered closes after its next answer then, so that clients that ask without end do not keep
-//! others out. A client that hangs up does not end its request.
+//! There are at most [`CONNECTIONS_MAX`]: the oldest idle one is closed for the next. A connection
+//! that has just come, or was just answered, is not idle yet ([`FRESH`]), nor is one whose request
+//! is worked on. If none is idle, the next connection waits, and those after it wait to be
+//! accepted. Then a connection that was answered closes after its next answer, so that clients that
+//! ask without end do not keep others out. A client that hangs up does not end its request.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -30,19 +30,19 @@ use super::audit::Peer;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
-/// Most connections, and most requests that are worked on.
+/// Most connections, and most requests that are worked on at once.
 const CONNECTIONS_MAX: usize = 64;
 /// How long a connection may be open without a request that is worked on.
 const IDLE_MAX: Duration = Duration::from_secs(10);
-/// How long a connection has for its first request, and to take an answer, whoever waits.
+/// How long a connection has for its first request, and to take an answer, even if others wait.
 const FRESH: Duration = Duration::from_millis(250);
-/// How often it is looked whether there is room.
+/// How often to check whether there is room.
 const ROOM_RETRY: Duration = Duration::from_millis(10);
-/// How long nobody is accepted when no descriptor is left.
+/// How long to accept nobody when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection that was accepted last may take to ask something.
+/// How long the connection that was accepted last may take to send a request.
 const QUESTION_GRACE: Duration = Duration::from_millis(100);
-/// How long requests in flight may keep a daemon that is stopping.
+/// How long a daemon that is stopping waits for requests in flight.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 /// Accept connections, each with a router of its own, until `shutdown` completes and the requests
@@ -67,7 +67,7 @@ pub(super) async fn serve(
                 tokio::time::sleep(ROOM_RETRY).await;
             }
         };
-        // It was accepted: who stops answers it too.
+        // The connection was accepted, so it is answered even while the daemon stops.
         let stops = select! {
             () = &mut stopping => true,
             () = room => false,
@@ -82,16 +82,16 @@ pub(super) async fn serve(
             break;
         }
     }
-    // Whoever connects from here on reaches the process that takes over, if there is one. Those
-    // accepted get the time to ask, and are answered.
+    // A client that connects from here on reaches the process that takes over, if there is one.
+    // Accepted connections get the time to send a request, and are answered.
     drop(listener);
     wait(&mut connections, QUESTION_GRACE).await;
     drop(stop);
-    // What is left after that ends with the set.
+    // Connections that still remain are closed when the set is dropped.
     wait(&mut connections, SHUTDOWN_GRACE).await;
 }
 
-/// Until all connections have ended, or for so long.
+/// Wait until all connections have ended, at most this long.
 async fn wait(connections: &mut JoinSet<()>, at_most: Duration) {
     let ended = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(at_most, ended).await;
@@ -123,9 +123,9 @@ async fn connection(
     mut stopped: watch::Receiver<()>,
 ) {
     let mut protocol = http1::Builder::new();
-    // What it has sent already is read before anything else is decided about it.
+    // A request that was sent already is read before the connection is judged idle.
     activity.begin();
-    // `overdue` has an eye on the time.
+    // `overdue` bounds the time instead.
     protocol.header_read_timeout(None).max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
     let service = TowerToHyperService::new(router);
     let mut serving = pin!(protocol.serve_connection(TokioIo::new(stream), service));
@@ -133,7 +133,7 @@ async fn connection(
     let mut overdue = pin!(activity.overdue());
     loop {
         select! {
-            // A connection that fails is nobody else's concern.
+            // A connection's failure concerns nobody else.
             _ = &mut serving => return,
             () = &mut overdue => return,
             Some(closing) = closed.recv() => match closing {
@@ -152,7 +152,7 @@ async fn connection(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Closing {
     Now,
-    /// It has had one answer, and may have asked again.
+    /// It has had one answer, and may have sent another request.
     AfterAnswer,
 }
 
@@ -160,17 +160,17 @@ enum Closing {
 #[derive(Clone)]
 pub(super) struct RequestWorker {
     activity: Arc<Activity>,
-    /// One for each request that is worked on, of whatever connection.
+    /// One permit for each request that is worked on, of all connections.
     permits: Arc<Semaphore>,
 }
 
 impl RequestWorker {
-    /// Do this on a thread that may block. It is done whether or not its client still waits.
+    /// Do this on a thread that may block. It is completed even if the client has gone.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, JoinError> {
-        // Not busy while it waits: then it is one of those that make room.
+        // It is idle while it waits for a permit, and so may be closed to make room.
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         self.activity.set(true);
         let outcome = spawn_blocking(move || {
@@ -183,16 +183,16 @@ impl RequestWorker {
     }
 }
 
-/// What a connection is at.
+/// The state of a connection.
 struct Activity(Mutex<Now>);
 
 #[derive(Clone, Copy)]
 struct Now {
-    /// It was looked at: what comes late from here on is the client's doing.
+    /// It was polled: from here on a delay is the client's.
     begun: bool,
     /// It has a request that is worked on.
     busy: bool,
-    /// Since when it has, or has not.
+    /// Since when `busy` is as it is.
     since: Instant,
     /// It had an answer.
     answered: bool,
@@ -228,7 +228,7 @@ impl Activity {
         self.state().answered
     }
 
-    /// Returns when it has been idle for as long as it may.
+    /// Returns when it has been idle for the time allowed.
     async fn overdue(&self) {
         loop {
             let Now { busy, since, .. } = *self.state();
@@ -249,13 +249,13 @@ struct Open(VecDeque<OpenConnection>);
 struct OpenConnection {
     activity: Arc<Activity>,
     close: UnboundedSender<Closing>,
-    /// It was told to close after its answer.
+    /// It was told to close after its next answer.
     is_leaving: bool,
 }
 
 impl Open {
-    /// Have room for one more, if need be by closing the oldest that is idle; false if there is
-    /// none such yet.
+    /// Make room for one more, if need be by closing the oldest idle connection; false if none is
+    /// idle yet.
     fn make_room(&mut self) -> bool {
         self.0.retain(|open| !open.close.is_closed());
         if self.0.len() < CONNECTIONS_MAX {
@@ -263,7 +263,7 @@ impl Open {
         }
         let idle = self.0.iter().position(|open| open.activity.is_idle());
         if let Some(open) = idle.and_then(|idle| self.0.remove(idle)) {
-            // It has ended already if it does not hear it.
+            // Sending fails only if it has ended already.
             let _ = open.close.send(Closing::Now);
             return true;
         }
@@ -312,7 +312,7 @@ mod tests {
         age(&all[3].0);
         age(&all[5].0);
         all[3].0.state().busy = true;
-        // The runtime had no time for it yet.
+        // The runtime has not polled it yet.
         all[1].0.state().since -= FRESH;
         assert!(open.make_room());
         assert_eq!(all[5].1.try_recv(), Ok(Closing::Now));

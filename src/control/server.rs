@@ -1,9 +1,9 @@
 //! The interface as HTTP/1.1 and JSON on a Unix socket.
 //!
 //! One route per request; the body is the answer, or `{"error": {"code", "message", "reasons"}}`
-//! with a status that says the same: every answer to what is HTTP at all is JSON. Who may connect
-//! is decided by the socket file's permissions; who asked for what failed is logged. A [`Service`]
-//! may block, so each request runs on a thread of its own (`connections`).
+//! with the matching status. Every answer to an HTTP request is JSON. The socket file's permissions
+//! decide who may connect; failed requests are logged with their peers. A [`Service`] may block, so
+//! each request runs on a thread of its own (`connections`).
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -32,11 +32,11 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 
 type Shared = State<(Arc<dyn Service>, RequestWorker)>;
 
-/// Answer requests on `listener` until `shutdown` completes and the requests in flight are done,
-/// or have had their time.
+/// Answer requests on `listener` until `shutdown` completes and the requests in flight are done, or
+/// have run out of time.
 ///
 /// # Errors
-/// The listener is of no use to the runtime; a connection that fails is nobody else's concern.
+/// The runtime cannot use the listener; the failure of a connection is no error here.
 pub async fn serve(
     listener: UnixListener,
     service: Arc<dyn Service>,
@@ -97,7 +97,7 @@ struct Failure {
 }
 
 impl Failure {
-    /// One that is not well formed.
+    /// A failure because the request is not well formed.
     fn invalid(status: StatusCode, message: String) -> Self {
         Self { status, error: ApiError::new(ErrorCode::Invalid, message) }
     }
@@ -111,7 +111,7 @@ impl From<ApiError> for Failure {
 }
 
 impl IntoResponse for Failure {
-    /// The error itself goes along, for whoever logs it.
+    /// The error itself goes along, for `audit`.
     fn into_response(self) -> HttpResponse {
         let Self { status, error } = self;
         let mut response = (status, Json(ErrorBody { error: error.clone() })).into_response();
@@ -139,9 +139,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-/// What a body may be.
+/// The content that a body may have.
 trait Content: DeserializeOwned {
-    /// What it is called, and an example.
+    /// Its name, and an example.
     const KIND: &'static str;
 }
 
@@ -176,8 +176,8 @@ impl<T: Content, S: Send + Sync> FromRequest<S> for Object<T> {
     }
 }
 
-/// What a body says, or what is wrong with it and where. serde would take an array for an object
-/// whose fields it has in order.
+/// The content of a body, or what is wrong with it and where. Arrays are refused: serde would take
+/// an array for an object whose fields it has in order.
 fn content<T: Content>(body: &[u8]) -> Result<T, String> {
     match body.iter().position(|byte| !byte.is_ascii_whitespace()) {
         None => Err("it is empty".to_owned()),
@@ -186,7 +186,7 @@ fn content<T: Content>(body: &[u8]) -> Result<T, String> {
     }
 }
 
-/// An answer, or why there is none.
+/// An answer, or the reason for none.
 type Outcome = Result<HttpResponse, Failure>;
 
 async fn list_ports(State(shared): Shared) -> Outcome {

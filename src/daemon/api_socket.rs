@@ -16,13 +16,13 @@ pub struct ApiSocket {
     path: PathBuf,
     /// Removes the name when dropped; None while it is another process's, or has none.
     pub file: Option<SocketFile>,
-    /// It had its name with the process before this one.
+    /// The predecessor had its name.
     inherited: bool,
 }
 
 impl ApiSocket {
-    /// At this path: the one of the process `before`, or a new one, which has a name only if there
-    /// is no such process.
+    /// The API's socket at this path: the one of the process `before`, or a new one. A new one has
+    /// a name only if there is no such process.
     ///
     /// # Errors
     /// [`ClaimError`].
@@ -39,7 +39,7 @@ impl ApiSocket {
         Ok(Self { listener, path, file: Some(file), inherited: false })
     }
 
-    /// The name is ours from now on.
+    /// Take the socket's name over, or make it.
     ///
     /// # Errors
     /// [`ClaimError`].

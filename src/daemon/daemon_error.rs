@@ -11,7 +11,7 @@ use super::nic::NicError;
 use super::ports::{PortError, StateFileError};
 use super::upgrade::ImportError;
 
-/// Why the daemon did not start, or ended. Nothing is left behind.
+/// Why the daemon did not start, or ended. Everything is undone then.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// A capability is missing.
@@ -29,7 +29,7 @@ pub enum DaemonError {
     /// A NIC.
     #[error(transparent)]
     Nic(#[from] NicError),
-    /// What an isonic that was killed left of a NIC's settings.
+    /// The interrupt settings that a killed isonic left on a NIC could not be put back.
     #[error(transparent)]
     Interrupts(#[from] BusyPollError),
     /// The workers could not be started.
@@ -44,7 +44,7 @@ pub enum DaemonError {
     /// A port of the configuration.
     #[error("port \"{name}\" cannot be served")]
     Port {
-        /// Which.
+        /// The port's name.
         name: String,
         /// Why.
         #[source]
@@ -59,7 +59,7 @@ pub enum DaemonError {
     /// `--fd` names no usable socket.
     #[error(transparent)]
     Inherit(#[from] InheritError),
-    /// The process before this one, which was to leave everything to it.
+    /// The process before this one, which was to hand everything over.
     #[error("cannot go on where the process before this one was")]
     Import(#[from] ImportError),
 }

@@ -1,9 +1,9 @@
-//! One daemon for each state directory and each runtime directory: two would each write what the
-//! other does not know, and take the other's notes for those of a daemon that crashed.
+//! One daemon for each state directory and each runtime directory. Two daemons would overwrite each
+//! other's state, and take each other's notes for those of a crashed daemon.
 //!
-//! The lock is an flock(2) on a file in the directory, which only our user can open. It goes with
-//! its descriptor: a successor gets it from its predecessor, and both hold it until the first has
-//! ended.
+//! The lock is an flock(2) on a file in the directory, which only our user can open. It is released
+//! with its descriptor. A successor gets the descriptor from its predecessor, and both hold the
+//! lock until the predecessor has ended.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
-/// How long a process that is ending may still have it.
+/// How long to wait for the lock while the other process ends.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// How often it is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// A directory of the configuration that is one daemon's at a time.
+/// A directory of the configuration that only one daemon uses at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockedDirectory {
     /// `state_dir`.
@@ -59,11 +59,11 @@ impl LockedDirectory {
 pub struct LockError {
     kind: LockedDirectory,
     directory: PathBuf,
-    /// Its process, if that is to be seen.
+    /// Its process, if we can see that.
     holder: Option<u32>,
 }
 
-/// The lock of a directory, which is held as well as it can be.
+/// The lock of a directory; where it cannot be taken, the daemon runs without.
 #[derive(Debug)]
 pub struct DirectoryLock {
     kind: LockedDirectory,
@@ -72,7 +72,7 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Lock `directory`, or share the lock of a process that leaves it to us. Where it cannot be
+    /// Lock `directory`, or share the lock of a process that hands it over. Where it cannot be
     /// locked (its file system is read-only, say) the second answer is why.
     ///
     /// # Errors
@@ -92,11 +92,11 @@ impl DirectoryLock {
         Ok((lock, reason))
     }
 
-    /// Lock it if it is not locked, or again if the directory was removed under us: whoever starts
-    /// now finds no lock. Where it cannot be locked the answer is why.
+    /// Lock it if it is not locked, or again if the directory was removed under us: another daemon
+    /// that starts now would find no lock. Where it cannot be locked the answer is why.
     ///
     /// # Errors
-    /// [`LockError`]: somebody else has it.
+    /// [`LockError`]: another daemon has it.
     pub fn keep(&self) -> Result<Option<String>, LockError> {
         let mut held = self.held();
         if held.as_ref().is_some_and(|lock| is_at(lock, &self.path())) {
@@ -113,7 +113,7 @@ impl DirectoryLock {
         }
     }
 
-    /// Whether it was locked, here or by the process before.
+    /// Whether it was locked, here or by the predecessor.
     pub fn is_held(&self) -> bool {
         self.held().is_some()
     }
@@ -160,11 +160,11 @@ impl DirectoryLock {
 }
 
 /// For reading: a file that is open for writing would keep its file system from being made
-/// read-only, and a lock takes no more.
+/// read-only. A lock needs no more than reading.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let open = |flags| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from);
-    // Where none can be made there may be one.
+    // Where no file can be made there may be one already.
     Ok(open(flags | OFlags::CREATE).or_else(|_| open(flags))?)
 }
 
@@ -178,8 +178,8 @@ fn is_at(lock: &OwnedFd, path: &Path) -> bool {
     matches!((ours, there), (Ok(ours), Ok(there)) if identity(&ours) == identity(&there))
 }
 
-/// The first process, but for our own, that has this file open, of those that we may look at. No
-/// descriptor of another name is looked into: some file systems let nobody look in time.
+/// The first process other than ours that has this file open, among those that we may look at.
+/// Descriptors of another name are not looked into: some file systems do not answer in time.
 fn holder(file: &(u64, u64), name: &str) -> Option<u32> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -11,30 +11,30 @@ use crate::datapath::{
 use crate::metrics::{PortCounter, Published};
 use crate::xdp::Interface;
 
-/// Most ports of VMs: what numbers, tables and flooding are made for. The hosts' ports have the
-/// numbers above.
+/// Most ports of VMs, for which numbers, tables and flooding are dimensioned. The hosts' ports have
+/// the numbers above.
 pub const PORTS_MAX: usize = 1024;
 
-/// Packets that can wait for the host: not so many that the workers have no buffers left for each
+/// Packets that can wait for the host. A larger number would take the workers' buffers for each
 /// other when a VM sends more than the host takes.
 const WAITING_MAX: usize = 256;
 
 /// The host as the forwarding table knows it.
 #[derive(Debug)]
 pub struct HostPort {
-    /// Where it is a port.
+    /// The uplink on which it is a port.
     pub uplink: UplinkId,
     /// Its number, above those of all VMs' ports.
     pub id: PortId,
-    /// What the workers have for it.
+    /// The packets that the workers hand over to it.
     pub inbox: Arc<Inbox>,
-    /// What the workers count for it.
+    /// The counters of the workers for it.
     pub counters: Vec<Arc<Published<PortCounter>>>,
     nic: Mutex<HostNic>,
     route: Route,
 }
 
-/// What the host's port has of its NIC, which may come back with another address or MTU.
+/// The address and MTU of the host's NIC, which may change when the NIC comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostNic {
     /// Its address.
@@ -44,7 +44,7 @@ pub struct HostNic {
 }
 
 impl HostNic {
-    /// Of this interface.
+    /// The address and MTU of this interface.
     pub fn of(interface: &Interface) -> Self {
         Self { mac: interface.mac, mtu: interface.mtu }
     }
@@ -56,7 +56,8 @@ impl HostNic {
 }
 
 impl HostPort {
-    /// Of a NIC that the host shares; `place` is that of its inbox among the workers'.
+    /// The host's port on a NIC that the host shares; `place` is its inbox's place among the
+    /// workers' inboxes.
     ///
     /// # Errors
     /// No descriptor left for the inbox.
@@ -82,12 +83,12 @@ impl HostPort {
         self.nic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The NIC is so; whether it was another way before.
+    /// Set the NIC's address and MTU; returns whether they have changed.
     pub fn set_nic(&self, nic: HostNic) -> bool {
         std::mem::replace(&mut *self.nic(), nic) != nic
     }
 
-    /// What the workers had for it and could not hand over.
+    /// Packets that the workers had for it and could not hand over.
     pub fn dropped(&self) -> u64 {
         let dropped = [PortCounter::ToGuestDroppedHandover, PortCounter::ToGuestDroppedOversize];
         let of = |counters: &Arc<Published<_>>| dropped.map(|reason| counters.get(reason));

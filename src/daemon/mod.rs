@@ -4,39 +4,39 @@
 //! [`run`] is the whole life of the process, in order. From the bottom:
 //!
 //! - `directory_lock`: keeps a second daemon out.
-//! - `problems`: what is wrong with the host.
-//! - `ownership`: whether everything is this process's.
-//! - `stop_signals`: what the process hears.
+//! - `problems`: the problems of the host.
+//! - `ownership`: whether this process owns everything.
+//! - `stop_signals`: the signals that the process handles.
 //! - `host_port`: the host's port of the forwarding table.
 //! - `workers`: the workers and the forwarding table they share.
-//! - `nic`: the NICs, and what is done when one goes down or away.
+//! - `nic`: the NICs, and the reaction when one goes down or away.
 //! - `ports`: the ports, each with its socket and its link to the workers.
 //! - `watches`: the threads of NICs and ports.
 //! - `upgrade`: has another process take over.
 //! - `published`: the list of profiles as a file.
-//! - `upkeep`: what is begun at the start and repeated when it fails.
-//! - `service`: answers the API; `api_socket`: where.
+//! - `upkeep`: begins tasks at the start and repeats those that fail.
+//! - `service`: answers the API; `api_socket`: its socket.
 //! - `daemon_error`: why there is no daemon.
 //!
 //! # Locks
 //!
-//! Whoever has a lock takes only those below it. That is the order of the floors:
+//! A thread that has a lock takes only those below it. The floors have this order:
 //!
 //! 1. `upkeep`: the published list.
-//! 2. `watches`: the threads. Who stops one waits for it, and it may wait for the ports.
+//! 2. `watches`: the threads. Stopping one waits for it, and it may wait for the ports.
 //! 3. `ports::registry`: the ports; then the refused ones; then what was inherited.
-//!    `ports::ring_journals`: those that are next.
+//!    `ports::ring_journals`: the journals that wait to be put in force.
 //! 4. `ports::port_link`: a session's state.
 //! 5. `nic::nic_in_use`: a NIC; then `nic::indirection_table`: its tables.
 //! 6. `workers`: the routes; the sockets' counters; the watchdog.
 //! 7. `host_port`: the host's NIC.
-//! 8. Each alone: `ownership`, `problems`, `directory_lock`; in other modules what front-ends have
-//!    mapped, what is to be closed for them, a thread's handle, the log's queue.
+//! 8. Each alone: `ownership`, `problems`, `directory_lock`; in other modules the budgets
+//!    of mappings, the descriptors to be closed, a thread's handle, the log's queue.
 //!
-//! Workers take none of them, so with each of them one may wait for a worker: microseconds. With
-//! the ports locked nobody waits for a front-end (`ports::port::Ending`), but for an upgrade, which
-//! has half a second for all of them (`upgrade::paused`). Files are touched with the ports locked
-//! where a comment says why: to make a port, to write the state, and as owner
+//! Workers take none of them, so a thread may wait for a worker with any of them: microseconds.
+//! With the ports locked no thread waits for a front-end (`ports::port::Ending`). The exception is
+//! an upgrade, which has half a second for all of them (`upgrade::paused`). Files are touched with
+//! the ports locked where a comment says why: to make a port, to write the state, and as owner
 //! (`Registry::as_owner`).
 
 #![forbid(unsafe_code)]
@@ -94,7 +94,7 @@ use upkeep::{Upkeep, UpkeepSetup};
 use watches::Watches;
 use workers::{Workers, WorkersSetup};
 
-/// How long a signal may take through the runtime.
+/// How long a signal may take to pass through the runtime.
 const SIGNAL_WAIT: Duration = Duration::from_millis(1);
 /// How long a thread of the API waits for its next request.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
@@ -115,14 +115,14 @@ pub fn run(config: &Config, options: RunOptions) -> Result<(), DaemonError> {
     outcome
 }
 
-/// A whole life, which may begin with what a process before this one leaves.
+/// A whole life, which may begin with the state of a process before this one.
 fn live(
     config: &Config,
     options: RunOptions,
     before: Option<(&Predecessor, PredecessorState)>,
 ) -> Result<(), DaemonError> {
     let (predecessor, mut before) = before.unzip();
-    // 1. What can be refused without touching anything.
+    // 1. Checks that can fail without touching anything.
     check_privileges(config)?;
     let catalog = Arc::new(Catalog::load(config.profile_dir.as_deref())?);
     let waits = predecessor.is_some_and(Predecessor::waits);
@@ -143,8 +143,8 @@ fn live(
     daemon.problems.set(HostProblem::RuntimeLock, unlocked.flatten());
     let memory_watch = daemon.watch_memory().map_err(DaemonError::Workers)?;
     let upgrader = Arc::new(daemon.upgrader(program));
-    // 4. Serve. The ports first, since guests may be waiting for them: those of the configuration,
-    // then those added at run time.
+    // 4. Serve. The ports come first, since guests may be waiting for them: those of the
+    // configuration, then those added at run time.
     let stop = Arc::new(Notify::new());
     runtime.spawn(heed(signals, Arc::clone(&stop), Arc::clone(&daemon.ownership)));
     let outcome = add_ports(&daemon.registry, config, options, waits)
@@ -175,7 +175,7 @@ struct Directories {
     runtime_lock: Option<Arc<DirectoryLock>>,
 }
 
-/// All that lives as long as the process serves. Who needs one of them gets it by itself.
+/// All that lives as long as the process serves. Each part is used by itself.
 struct Daemon {
     catalog: Arc<Catalog>,
     ownership: Arc<Ownership>,
@@ -189,8 +189,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Open the NICs, start the workers, and have a registry without ports. With what a process
-    /// `before` this one leaves all of that is made beside it, and paused.
+    /// Open the NICs, start the workers, and have a registry without ports. If there is a process
+    /// `before` this one, everything is made beside what it hands over, and paused.
     fn build(
         config: &Config,
         catalog: Arc<Catalog>,
@@ -292,7 +292,7 @@ impl Daemon {
         }
     }
 
-    /// Sessions give their rings back, then nobody needs the workers.
+    /// Sessions give their rings back first; then nobody needs the workers.
     fn stop(&self) {
         self.watches.leave_ports();
         self.registry.stop();
@@ -302,10 +302,10 @@ impl Daemon {
     }
 }
 
-/// End here if another process has everything, or is to have it: without undoing anything.
+/// End here, without undoing anything, if another process has everything, or is to have it.
 fn leave_or_return(runtime: &Runtime, ownership: &Ownership, upgrader: &Upgrader, served: bool) {
     if ownership.stop() {
-        // A signal that came last of all is still on its way through the runtime.
+        // The last signal may still be on its way through the runtime.
         runtime.block_on(async { tokio::time::sleep(SIGNAL_WAIT).await });
         if ownership.stop_asked() {
             upgrader.stop_successor();
@@ -334,7 +334,7 @@ fn outlive(
     outcome
 }
 
-/// Take over from the process before this one; or end, so that it resumes.
+/// Take over from the predecessor; or end, so that it resumes.
 fn take_over(
     predecessor: &Predecessor,
     daemon: &Daemon,
@@ -349,7 +349,7 @@ fn take_over(
     };
     if let Err(error) = predecessor.take_over(imported) {
         predecessor.refuse(&chain(&error));
-        // Without undoing anything, for all of it is the other's.
+        // Nothing is undone, for all of it is the predecessor's.
         log_queue::exit(1);
     }
     if let Some(Err(error)) = api.as_mut().map(ApiSocket::own) {
@@ -359,7 +359,7 @@ fn take_over(
     Ok(())
 }
 
-/// A queue pair takes six descriptors, and the usual soft limit of 1024 is for programs that call
+/// A queue pair takes six descriptors. The usual soft limit of 1024 is for programs that call
 /// select(2), which we do not.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -368,7 +368,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// As far as no launcher makes sockets or has its program on the NICs for us.
+/// The capabilities for what no launcher does for us: making sockets and attaching the program to
+/// NICs.
 fn check_privileges(config: &Config) -> Result<(), DaemonError> {
     let makes_sockets = |it: &UplinkConfig| !matches!(it.handed, Some(Handed::Sockets(_)));
     let has_program = |uplink: &UplinkConfig| uplink.handed.is_none();
@@ -380,8 +381,8 @@ fn check_privileges(config: &Config) -> Result<(), DaemonError> {
     }
 }
 
-/// The state, and the lock of its directory, which a process before this one may leave. One that
-/// `waits` knows all of the state and continues if we end, so nothing is taken over without.
+/// The state, and the lock of its directory, which a predecessor may hand over. A predecessor that
+/// `waits` knows the whole state and continues if we end, so nothing is taken over without it.
 fn open_state(
     config: &Config,
     before: &mut Option<PredecessorState>,
@@ -396,20 +397,20 @@ fn open_state(
     Ok(Some(state))
 }
 
-/// The lock of the runtime directory, likewise, and why it could not be locked. Taken before what a
-/// killed daemon left there is looked for: of one that runs, none of it is to be touched.
+/// The lock of the runtime directory, and why it could not be locked. It is taken before we look
+/// for the notes of a killed daemon there: those of a running daemon must not be touched.
 fn lock_runtime_directory(
     config: &Config,
     before: &mut Option<PredecessorState>,
 ) -> Result<Option<(DirectoryLock, Option<String>)>, LockError> {
     let Some(directory) = config.runtime_dir.as_deref() else { return Ok(None) };
-    // Older versions have none to leave, and hold none.
+    // Older versions hold no such lock.
     let lock = before.as_mut().and_then(|before| before.runtime_lock.take());
     DirectoryLock::take(LockedDirectory::Runtime, directory, lock).map(Some)
 }
 
-/// The API's. One thread for requests is there from the start and stays: where no more can be made
-/// (RLIMIT_NPROC, a cgroup's limit) requests wait for it.
+/// The runtime of the API. One thread for requests exists from the start and stays. Where no more
+/// threads can be made (RLIMIT_NPROC, a cgroup's limit) requests wait for it.
 fn start_runtime() -> io::Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().thread_keep_alive(THREAD_KEEP_ALIVE).build()?;
@@ -417,9 +418,9 @@ fn start_runtime() -> io::Result<Runtime> {
     Ok(runtime)
 }
 
-/// A port that cannot be served is refused: kept, listed with the reason, and tried again where
-/// that may pass. Only if there is no other port is it an error, since nobody loses anything then;
-/// or if a process that `waits` serves the port.
+/// A port that cannot be served is refused: kept, listed with the reason, and retried where the
+/// obstacle may pass. It is an error only if there is no other port, since nobody loses anything
+/// then, or if a process that `waits` serves the port.
 fn add_ports(
     registry: &Registry,
     config: &Config,
@@ -451,8 +452,8 @@ fn add_ports(
     first.filter(|_| registry.ports().is_empty()).map_or(Ok(()), Err)
 }
 
-/// Have the daemon stop at the first signal. A later one is not lost either: it may come when
-/// another process has taken over, which is to stop then.
+/// Have the daemon stop at the first signal. A later signal is not lost: if another process has
+/// taken over by then, that process is told to stop.
 async fn heed(mut signals: Signals, stop: Arc<Notify>, ownership: Arc<Ownership>) {
     loop {
         let name = signals.stopping().await;

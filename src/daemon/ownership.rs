@@ -1,5 +1,5 @@
-//! Who owns the ports, their sockets, the NICs and the files at this instant: this process, or the
-//! one that takes over from it.
+//! Who owns the ports, their sockets, the NICs and the files at this instant: this process, or its
+//! successor.
 //!
 //! ```text
 //!           prepare           hand_over            lose
@@ -9,21 +9,21 @@
 //!    └── stop ──▶ Stopping
 //! ```
 //!
-//! Only in `Serving` may a request change anything: what a successor reads at its start is still
-//! true when it takes over. In `Over` this process touches nothing. The phase changes to
-//! `Preparing` and `HandingOver` under the registry's lock; so whoever has that lock and found
-//! `Serving` may finish.
+//! Only in `Serving` may a request change anything: so the state that a successor reads at its
+//! start is still true when it takes over. In `Over` this process touches nothing. The phase
+//! changes to `Preparing` and `HandingOver` under the registry's lock; so a thread that has that
+//! lock and found `Serving` may finish.
 
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// How far this process is from being the owner.
+/// The phase of ownership of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum OwnershipPhase {
     /// It is the owner.
     #[default]
     Serving,
-    /// It is, and a successor gets ready.
+    /// It is the owner, and a successor gets ready.
     Preparing,
     /// Everything is paused, between the two.
     HandingOver,
@@ -44,7 +44,7 @@ impl OwnershipPhase {
     }
 }
 
-/// Why a request was not executed; to repeat it is safe.
+/// Why a request was not executed; repeating it is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DaemonBusy {
     /// A successor gets ready, or takes over.
@@ -61,7 +61,7 @@ pub enum DaemonBusy {
     Stopping,
 }
 
-/// Cuts a preparation short.
+/// Cancels a preparation.
 type Cancel = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
@@ -89,7 +89,7 @@ impl Ownership {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something may be changed now.
+    /// Check that something may be changed now.
     ///
     /// # Errors
     /// [`DaemonBusy`].
@@ -97,7 +97,7 @@ impl Ownership {
         self.state().phase.check()
     }
 
-    /// Whether this process knows how things are.
+    /// Check that this process knows the current state.
     ///
     /// # Errors
     /// [`DaemonBusy`].
@@ -108,7 +108,7 @@ impl Ownership {
         }
     }
 
-    /// Whether another process has everything.
+    /// Whether another process owns everything.
     pub fn is_over(&self) -> bool {
         self.state().phase == OwnershipPhase::Over
     }
@@ -118,7 +118,7 @@ impl Ownership {
         self.state().stop_asked
     }
 
-    /// A successor is to be started. Call it with the ports locked.
+    /// Begin to prepare a hand-over. Call it with the ports locked.
     ///
     /// # Errors
     /// [`DaemonBusy`].
@@ -132,7 +132,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// While the successor gets ready, a request to stop does this.
+    /// Have a request to stop call `cancel` while the successor gets ready.
     pub fn on_stop(&self, cancel: impl FnOnce() + Send + 'static) {
         let mut state = self.state();
         if state.stop_asked {
@@ -143,7 +143,7 @@ impl Ownership {
         }
     }
 
-    /// The successor is ready: everything is paused. Call it with the ports locked.
+    /// The successor is ready: hand over, with everything paused. Call it with the ports locked.
     ///
     /// # Errors
     /// [`DaemonBusy::Stopping`].
@@ -157,14 +157,14 @@ impl Ownership {
         Ok(())
     }
 
-    /// The successor has everything.
+    /// The successor owns everything.
     pub fn lose(&self) {
         self.state().phase = OwnershipPhase::Over;
         self.changed.notify_all();
     }
 
-    /// While it lives, an upgrade is under way; if nothing came of it this process is the owner as
-    /// before. A panic is no exception.
+    /// While the result lives, an upgrade is under way. When it is dropped without a new owner,
+    /// also by a panic, this process is the owner as before.
     pub fn undecided(&self) -> impl Drop {
         Undecided(self)
     }
@@ -178,7 +178,7 @@ impl Ownership {
         self.changed.notify_all();
     }
 
-    /// This process was told to stop: a preparation is cut short, a hand-over comes to its end.
+    /// This process was told to stop: a preparation is cancelled, a hand-over comes to its end.
     pub fn ask_to_stop(&self) {
         let mut state = self.state();
         state.stop_asked = true;
@@ -190,7 +190,7 @@ impl Ownership {
     }
 
     /// Wait for the outcome of an upgrade that is under way, and let nobody change anything from
-    /// then on. Answers whether another process has everything.
+    /// then on. Answers whether another process owns everything.
     pub fn stop(&self) -> bool {
         if self.is_over() {
             return true;
@@ -256,7 +256,7 @@ mod tests {
         ownership.ask_to_stop();
         assert!(cancelled.swap(false, Ordering::AcqRel));
         assert_eq!(ownership.hand_over(), Err(DaemonBusy::Stopping));
-        // It was told before there was anything to cut short.
+        // The request to stop came before there was anything to cancel.
         cancel(&ownership);
         assert!(cancelled.load(Ordering::Acquire));
         drop(ownership.undecided());

@@ -1,19 +1,19 @@
-//! What is wrong with the host: told once when it begins and once when it is over, and listed by
-//! the API for as long as it is. The daemon serves all the same, and tries again (`upkeep`).
+//! The problems of the host. The log tells of each when it begins and when it is over; the API
+//! lists it meanwhile. The daemon serves all the same, and retries (`upkeep`).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::control::api::{HealthView, ProblemView};
 
-/// What can be wrong.
+/// A problem that the host can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostProblem {
-    /// A new process has no threads that bring multicast and follow the NICs.
+    /// The threads that bring multicast and follow the NICs could not be started.
     Threads,
     /// The state cannot be kept: no change of ports is made.
     State,
-    /// The state's second copy is not what it should be.
+    /// The state's second copy is damaged or out of date.
     StateCopy,
     /// The state was damaged at the start.
     StateDamaged,
@@ -46,7 +46,7 @@ impl HostProblem {
     }
 }
 
-/// All that is wrong now.
+/// All problems that the host has now.
 #[derive(Debug, Default)]
 pub struct HostProblems(Mutex<BTreeMap<HostProblem, String>>);
 
@@ -55,7 +55,7 @@ impl HostProblems {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It is so, for this reason, or not any more; told when that changes.
+    /// Set or clear a problem, with its reason; logged when that changes.
     pub fn set(&self, problem: HostProblem, reason: Option<String>) {
         let mut all = self.all();
         let before = all.remove(&problem);
@@ -72,17 +72,17 @@ impl HostProblems {
         all.extend(reason.map(|reason| (problem, reason)));
     }
 
-    /// Whether it is so.
+    /// Whether the host has the problem.
     pub fn has(&self, problem: HostProblem) -> bool {
         self.all().contains_key(&problem)
     }
 
-    /// For people.
+    /// The messages, for people.
     pub fn list(&self) -> Vec<String> {
         self.all().values().cloned().collect()
     }
 
-    /// For programs.
+    /// The view of the API, for programs.
     pub fn view(&self) -> HealthView {
         let view = |(problem, message): (&HostProblem, &String)| ProblemView {
             id: problem.id().to_owned(),

@@ -1,8 +1,8 @@
-//! The published list of profiles as a file, for management that reads files: what
-//! `isonic profile list --json` prints.
+//! The published list of profiles as a file, for management that reads files: the output of `isonic
+//! profile list --json`.
 //!
-//! Replaced as a whole when what it says has changed: at start, and when an uplink has become able
-//! to carry a profile's MTU or has ceased to.
+//! The file is replaced as a whole when the list has changed. The list changes at start, and when
+//! an uplink becomes able or unable to carry a profile's MTU.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct PublishError {
 #[derive(Debug)]
 pub struct PublishedList {
     path: PathBuf,
-    /// What the uplinks could do when it was written last.
+    /// The facts of the uplinks when it was last written.
     written: Option<Vec<UplinkFacts>>,
 }
 
@@ -36,7 +36,7 @@ impl PublishedList {
         Self { path, written: None }
     }
 
-    /// Write it, if these uplinks make it another than it is.
+    /// Write it, if these uplinks change the list.
     ///
     /// # Errors
     /// [`PublishError`]; the old list is still there, and the next call tries again.
@@ -78,7 +78,7 @@ mod tests {
             list.update(&catalog, &uplinks).unwrap();
             assert_eq!(read(), ProfileView::all(&catalog, &uplinks));
         }
-        // Written only when something has changed.
+        // The list is written only when something has changed.
         std::fs::remove_file(&path).unwrap();
         list.update(&catalog, &[UplinkFacts { name: "eth0".into(), mtu: 1400 }]).unwrap();
         assert!(!path.exists());

@@ -1,4 +1,4 @@
-//! Answers the API: views of what there is, and ports made and removed.
+//! Answers the API: views of ports, NICs and counters, and changes of ports.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -36,11 +36,11 @@ pub struct DaemonService {
     pub workers: Arc<Workers>,
     /// The profiles.
     pub catalog: Arc<Catalog>,
-    /// Whose all of this is.
+    /// Whether this process owns all of this.
     pub ownership: Arc<Ownership>,
-    /// What is wrong with the host.
+    /// The problems of the host.
     pub problems: Arc<HostProblems>,
-    /// What has another process take over.
+    /// Has another process take over.
     pub upgrader: Arc<Upgrader>,
 }
 
@@ -53,7 +53,7 @@ impl Service for DaemonService {
         let reads = request.reads();
         let answer = self.answer(request);
         if reads {
-            // What was read may be another process's by now.
+            // The data that was read may be another process's by now.
             self.ownership.check_readable().map_err(busy)?;
         }
         answer
@@ -105,7 +105,7 @@ impl DaemonService {
             error => ApiError::new(ErrorCode::Refused, chain(&error)),
         })?;
         let running = running.as_ref();
-        // An older version does not tell.
+        // An older version does not report it.
         let unanswered = running.map(|running| running.unanswered_nanoseconds / 1000);
         let unanswered = unanswered.filter(|&time| time != 0);
         Ok(Response::Upgraded(Upgraded {
@@ -122,8 +122,8 @@ impl DaemonService {
     /// All ports by name, served or not.
     fn ports(&self) -> Vec<PortView> {
         let ports = self.registry.ports();
-        // One question for all: each has every counter published, which takes as long as there are
-        // ports.
+        // One inspection for all ports: each inspection has every counter published, whose time
+        // grows with the number of ports.
         let mut rings = self.workers.inspect_all().unwrap_or_default();
         let view = |port: &Port| self.port(port, rings.remove(&port.id).unwrap_or_default());
         let mut views: Vec<PortView> = ports.values().map(view).collect();
@@ -183,7 +183,7 @@ impl DaemonService {
 
     /// Bring all counters up to date, once for each request.
     fn publish(&self) {
-        // Any port: all counters are published.
+        // Any port will do: all counters are published.
         let _ = self.workers.inspect(PortId(0));
     }
 
@@ -301,7 +301,7 @@ fn binding(port: &Port, session: &SessionBinding) -> BindingView {
     }
 }
 
-/// Since 1970.
+/// Seconds since 1970.
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
@@ -310,7 +310,7 @@ fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A port that is kept and not served, with what is on record of it.
+/// A port that is kept and not served, with its record.
 fn refused_port(port: &RefusedPort) -> PortView {
     let RefusedPort { config, bound, reason, .. } = port;
     let bound = bound.as_ref();
@@ -464,7 +464,7 @@ mod tests {
         }
 
         /// Give the port a session whose thread, once its connection is cut, waits until it is
-        /// released, as in a system call that waits for something of the front-end's.
+        /// released. A system call that waits for a front-end has the same effect.
         fn hold_session(&self) -> (UnixStream, Receiver<()>, Sender<()>) {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let ((cut, is_cut), (release, released)) = (bounded(1), bounded(1));
@@ -479,15 +479,15 @@ mod tests {
             (ours, is_cut, release)
         }
 
-        /// Look at the daemon while it waits for the port's session to end, which this request
-        /// asks for. The request's answer.
+        /// Call `look` while the daemon waits for the port's session to end, because of this
+        /// request. Returns the request's response.
         fn meanwhile(&self, request: Request, look: impl FnOnce()) -> Response {
             let (_frontend, is_cut, release) = self.hold_session();
             std::thread::scope(|scope| {
                 let answer = scope.spawn(|| self.service.call(request));
                 is_cut.recv().unwrap();
                 look();
-                // By its end, if `look` fails.
+                // If `look` panics, the session is released at the end.
                 drop(release);
                 answer.join().unwrap().unwrap()
             })
@@ -509,7 +509,7 @@ mod tests {
             }
         }
 
-        /// The profiles of the ports that are kept once all is saved again, as another save does.
+        /// The profiles of the kept ports after everything is saved again, as another save does.
         fn saved_again(&self) -> Vec<String> {
             self.registry().record().unwrap();
             let text = std::fs::read(self.directory.path().join("state/ports.json")).unwrap();
@@ -519,7 +519,7 @@ mod tests {
             kept.into_iter().map(|port| port.profile).collect()
         }
 
-        /// Those that another process would be told of.
+        /// The profiles that another process would be told.
         fn told(&self) -> Vec<String> {
             let records = self.registry().records(&self.registry().ports());
             records.into_iter().map(|record| record.config.profile).collect()
@@ -628,7 +628,7 @@ mod tests {
         assert!(watches.start_again().is_none());
         drop(service.ownership.undecided());
         {
-            // Whoever stops a thread waits for it, and it may wait for the ports.
+            // Stopping a thread waits for it, and the thread may wait for the ports.
             let _ports = service.registry.ports();
             watches.start_again().unwrap().unwrap();
         }

@@ -1,15 +1,15 @@
-//! The signals that the process hears.
+//! The signals that the process handles.
 //!
-//! SIGTERM and SIGINT end it in order. All others that would end it without a word, and that a tool
-//! may send to a daemon out of habit (a terminal that closes, `logrotate`), are told and ignored:
-//! there is nothing to read again, for that is what `isonic upgrade` is for. SIGPIPE is ignored by
-//! Rust's runtime from the start. SIGQUIT, SIGABRT and the like still end it, with a core.
+//! SIGTERM and SIGINT end it in order. Others would end it silently, and tools send them to daemons
+//! out of habit (a terminal that closes, `logrotate`). Those are logged and ignored. No signal has
+//! the configuration read again: `isonic upgrade` does that. SIGPIPE is ignored by Rust's runtime
+//! from the start. SIGQUIT, SIGABRT and the like still end it, with a core.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Ignored, with their names.
+/// Ignored signals, with their names.
 const IGNORED: [(i32, &str); 9] = [
     (libc::SIGHUP, "SIGHUP"),
     (libc::SIGUSR1, "SIGUSR1"),
@@ -18,12 +18,12 @@ const IGNORED: [(i32, &str); 9] = [
     (libc::SIGVTALRM, "SIGVTALRM"),
     (libc::SIGIO, "SIGIO"),
     (libc::SIGPWR, "SIGPWR"),
-    // A limit on the size of files, or on CPU time: what is written fails, and that is told.
+    // A limit on the size of files, or on CPU time: the write fails, and that is logged.
     (libc::SIGXFSZ, "SIGXFSZ"),
     (libc::SIGXCPU, "SIGXCPU"),
 ];
 
-/// What ends the daemon; from now on it ends in order, and nothing else does.
+/// The signals that end the daemon, in order; while this exists no other handled signal ends it.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -31,7 +31,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Take the signals over. Call it inside a runtime, with which those that are ignored are told.
+    /// Take the signals over. Call it inside a runtime, whose tasks log the ignored ones.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -44,7 +44,7 @@ impl Signals {
         Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits until the daemon is to end; the signal's name.
+    /// Wait until the daemon is to end. Returns the signal's name.
     pub async fn stopping(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -54,7 +54,7 @@ impl Signals {
 }
 
 async fn ignore(mut signal: Signal, name: &'static str) {
-    // None only when the runtime ends.
+    // None means that the runtime ends.
     while signal.recv().await.is_some() {
         tracing::warn!(
             signal = name,

@@ -1,9 +1,8 @@
-//! What is begun at the start and kept up to date afterwards: the threads of the NICs, the ports
-//! that were refused, the state file, the published list of profiles.
+//! Tasks that begin at the start and are repeated: the threads of the NICs, the refused ports, the
+//! state file, the published list of profiles.
 //!
-//! Guests were served before and are to be served now: nothing that cannot be written ends the
-//! daemon, and one that has taken over does not end for want of threads either. It says what is
-//! wrong (`problems`), and tries again.
+//! Guests are served first: no failed write ends the daemon, nor does a lack of threads in one that
+//! has taken over. The daemon reports the failure (`problems`), and retries.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,10 +21,10 @@ use super::problems::{HostProblem, HostProblems};
 use super::published::PublishedList;
 use super::watches::Watches;
 
-/// How often the uplinks are looked at for the published list, and what failed is tried again.
+/// How often the uplinks are read for the published list, and failed tasks are retried.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What is kept up to date.
+/// The objects of the upkeep.
 #[derive(Debug)]
 pub struct UpkeepSetup {
     /// The ports.
@@ -36,7 +35,7 @@ pub struct UpkeepSetup {
     pub catalog: Arc<Catalog>,
     /// The threads of NICs and ports.
     pub watches: Arc<Watches>,
-    /// Where it is told what is wrong.
+    /// Where failures are reported.
     pub problems: Arc<HostProblems>,
     /// The lock of the runtime directory, if there is one.
     pub runtime_lock: Option<Arc<DirectoryLock>>,
@@ -44,7 +43,7 @@ pub struct UpkeepSetup {
     pub profiles_file: Option<PathBuf>,
 }
 
-/// Keeps all of it.
+/// Keeps all of it up to date.
 #[derive(Debug)]
 pub struct Upkeep {
     kept: UpkeepSetup,
@@ -55,7 +54,7 @@ pub struct Upkeep {
 }
 
 impl Upkeep {
-    /// Do all of it for the first time.
+    /// Do each task for the first time.
     ///
     /// # Errors
     /// No thread or descriptor to be had, unless this process has taken over from another one.
@@ -74,13 +73,13 @@ impl Upkeep {
         Ok(upkeep)
     }
 
-    /// Do again what failed, and follow the uplinks with the list, until the process ends.
+    /// Retry failed tasks, and keep the list in step with the uplinks, until the process ends.
     pub async fn keep(self) {
         let upkeep = Arc::new(self);
         loop {
             tokio::time::sleep(INTERVAL).await;
             let own = Arc::clone(&upkeep);
-            // A disk may take its time, and the API does not wait for it.
+            // A disk may take its time; the API must not wait for it.
             if tokio::task::spawn_blocking(move || own.repeat()).await.is_err() {
                 tracing::error!("the upkeep has panicked");
             }
@@ -116,7 +115,7 @@ impl Upkeep {
         }
     }
 
-    /// Write what there is to be written.
+    /// Write the state and the list if that is due.
     fn record(&self) {
         let UpkeepSetup { registry, nics, catalog, problems, .. } = &self.kept;
         registry.record_if_due();
@@ -132,7 +131,7 @@ impl Upkeep {
     }
 }
 
-/// Why front-ends are refused while nothing but reserved descriptors is left.
+/// Why front-ends are refused while only reserved descriptors are left.
 fn no_room() -> String {
     let OpenFileLimit { limit, reserved } = OpenFileLimit::now();
     format!(

@@ -1,4 +1,4 @@
-//! The threads of NICs and ports: those that bring packets, and those that look.
+//! The threads of NICs and ports: those that bring packets, and those that watch.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,28 +8,28 @@ use super::ownership::Ownership;
 use super::ports::{PortWatch, PortWatchSetup, Registry};
 use super::workers::Workers;
 
-/// All of them, which may be started and stopped again.
+/// All of these threads, which may be started and stopped again.
 #[derive(Debug)]
 pub struct Watches {
     nics: Arc<Nics>,
     workers: Arc<Workers>,
     registry: Arc<Registry>,
     ownership: Arc<Ownership>,
-    /// Taken before the ports' lock: whoever stops a thread waits for it, and it may wait for the
-    /// ports.
+    /// Taken before the ports' lock: stopping a thread waits for it, and the thread may wait for
+    /// the ports.
     threads: Mutex<Threads>,
 }
 
 #[derive(Debug)]
 struct Threads {
-    /// What sees to the NICs, while it does, and else what it knows of them.
+    /// The thread that watches the NICs; without one, its state of the NICs.
     nics: Result<NicWatch, Vec<NicLife>>,
-    /// What looks at the ports, while it does.
+    /// The thread that watches the ports, if it runs.
     ports: Option<PortWatch>,
 }
 
 impl Watches {
-    /// Of these, without a thread yet.
+    /// The watches of these objects, without a thread yet.
     pub fn new(
         nics: Arc<Nics>,
         workers: Arc<Workers>,
@@ -41,8 +41,9 @@ impl Watches {
         Self { nics, workers, registry, ownership, threads }
     }
 
-    /// Begin to bring broadcast and multicast from every NIC to the workers, and what the host has
-    /// for its VMs, to look at the ports, and to follow what becomes of the NICs.
+    /// Start all threads: those that bring packets to the workers and those that watch ports and
+    /// NICs. The packets are broadcast and multicast from every NIC, and the host's packets for its
+    /// VMs.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
@@ -50,13 +51,14 @@ impl Watches {
         self.start_all(&mut self.threads())
     }
 
-    /// The same again, where it failed; None while another process is about to take over, or has.
+    /// [`start`](Self::start) after a failure; None while another process is about to take over, or
+    /// has.
     ///
     /// # Errors
-    /// As above.
+    /// As [`start`](Self::start).
     pub fn start_again(&self) -> Option<io::Result<()>> {
         let mut threads = self.threads();
-        // Whoever ends the ownership stops the threads after that, and waits for this lock.
+        // Ending the ownership stops the threads afterwards, and waits for this lock.
         self.ownership.check().ok()?;
         Some(self.start_all(&mut threads))
     }
@@ -70,14 +72,14 @@ impl Watches {
             })?);
             self.start_nic_watch(threads)
         });
-        // All of them or none, so that it can be tried again.
+        // All threads or none, so that it can be retried.
         started.inspect_err(|_| {
             threads.ports = None;
             self.nics.stop_threads();
         })
     }
 
-    /// Follow what becomes of the NICs.
+    /// Start to watch the NICs.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
@@ -104,7 +106,8 @@ impl Watches {
         }
     }
 
-    /// Leave the NICs alone. Not to be called with the ports locked, which the watch may wait for.
+    /// Stop watching the NICs. Not to be called with the ports locked, for which the watch may
+    /// wait.
     pub fn leave_nics(&self) {
         let mut threads = self.threads();
         if let Ok(thread) = std::mem::replace(&mut threads.nics, Err(Vec::new())) {
@@ -112,7 +115,7 @@ impl Watches {
         }
     }
 
-    /// Look at the ports no more. Not to be called with the ports locked.
+    /// Stop watching the ports. Not to be called with the ports locked.
     pub fn leave_ports(&self) {
         let watch = self.threads().ports.take();
         drop(watch);

@@ -1,4 +1,4 @@
-//! The workers, and the forwarding table they all have a copy of.
+//! The workers, and the forwarding table of which each has a copy.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,18 +31,18 @@ const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Why the workers did not pause.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
-    /// They hand packets to each other for ever.
+    /// They hand packets to each other without end.
     #[error("the workers did not come to rest within {PAUSE_WAIT_MAX:?}")]
     NeverIdle,
     /// One has ended.
     #[error(transparent)]
     Worker(#[from] WorkerGone),
-    /// Their rings' events cannot be given to anybody.
+    /// A descriptor of their sockets or rings' events cannot be duplicated.
     #[error("no descriptor left for sockets and rings' events; raise the limit of open files")]
     Descriptors(#[from] io::Error),
 }
 
-/// A worker as the control plane knows it.
+/// A worker as the control plane has it.
 #[derive(Debug)]
 pub struct WorkerEntry {
     handle: WorkerHandle,
@@ -59,7 +59,7 @@ impl WorkerEntry {
     }
 }
 
-/// Where a socket of an uplink is counted.
+/// The counter of a socket, with its uplink.
 type CountedSocket = (UplinkId, Arc<Published<SocketCounter>>);
 
 /// The workers and their table.
@@ -68,11 +68,11 @@ pub struct Workers {
     entries: Vec<WorkerEntry>,
     pool: PacketPool,
     routes: Mutex<BTreeMap<PortId, Route>>,
-    /// Of all that a worker ever had.
+    /// The counters of all sockets that a worker ever had.
     sockets: Mutex<Vec<CountedSocket>>,
-    /// Ports whose front-end took the memory away, as the workers find out.
+    /// Ports whose front-end took the memory away, as the workers find them.
     lost: Receiver<PortId>,
-    /// The host, where it shares an uplink with its VMs.
+    /// The host's ports, on uplinks that the host shares with its VMs.
     hosts: Vec<HostPort>,
     /// The reserved groups that each uplink forwards.
     forward_groups: Vec<(UplinkId, ForwardGroups)>,
@@ -84,7 +84,7 @@ pub struct Workers {
 /// The sockets of one worker, each with its uplink.
 pub type WorkerSockets = Vec<(UplinkId, Socket)>;
 
-/// Where a ring is.
+/// The place of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingPlace {
     /// The worker that has it.
@@ -95,19 +95,19 @@ pub struct RingPlace {
     pub index: u16,
 }
 
-/// A frame of the control plane, and what is left to do with it.
+/// A frame of the control plane, with its pending offload.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlFrame<'f> {
     /// The frame.
     pub bytes: &'f [u8],
-    /// What is left to do.
+    /// The checksum or segmentation that is still to be done.
     pub offload: Offload,
 }
 
-/// What the workers start with.
+/// The configuration and sockets with which the workers start.
 #[derive(Debug)]
 pub struct WorkersSetup {
-    /// Where each is pinned; chosen here if that is not configured.
+    /// The CPU of each; chosen here if that is not configured.
     pub cpus: Option<Vec<usize>>,
     /// The sockets of each worker: as many lists as there are workers.
     pub sockets: Vec<WorkerSockets>,
@@ -117,7 +117,7 @@ pub struct WorkersSetup {
     pub paused: bool,
 }
 
-/// What the workers need to know of an uplink from the start.
+/// The facts of an uplink that the workers need from the start.
 #[derive(Clone, Debug)]
 pub struct UplinkSetup {
     /// Its number.
@@ -190,12 +190,12 @@ impl Workers {
             worker.handle.stop();
         }
         for worker in &self.entries {
-            // A worker that panics takes the process with it.
+            // A worker's panic aborts the process, so this join cannot fail.
             let _ = worker.thread.join();
         }
     }
 
-    /// Each of them.
+    /// All workers.
     pub fn entries(&self) -> &[WorkerEntry] {
         &self.entries
     }
@@ -211,7 +211,7 @@ impl Workers {
         self.hosts.iter().find(|host| host.uplink == uplink)
     }
 
-    /// How a NIC is from now on, if the host shares it.
+    /// Set the address and MTU of a NIC, if the host shares it.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -254,7 +254,7 @@ impl Workers {
 
     // ---- sockets --------------------------------------------------------------------------------
 
-    /// What the workers count of an uplink's sockets, those among them that are gone.
+    /// The counters of an uplink's sockets, including sockets that are gone.
     pub fn socket_counters(&self, uplink: UplinkId) -> Vec<Arc<Published<SocketCounter>>> {
         let sockets = self.sockets();
         let of_uplink = sockets.iter().filter(|(id, _)| *id == uplink);
@@ -265,7 +265,7 @@ impl Workers {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take all sockets of an uplink from the workers, when all of their frames are home.
+    /// Take all sockets of an uplink from the workers, after all of their frames have come home.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -278,7 +278,7 @@ impl Workers {
         Ok(taken)
     }
 
-    /// Give each worker its sockets of an uplink, whose memory is known by then.
+    /// Give each worker its sockets of an uplink; the workers must have its memory already.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -299,7 +299,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Have all workers use this memory of an uplink, which has no sockets with them now.
+    /// Have all workers use this memory of an uplink, none of whose sockets they have now.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -308,7 +308,7 @@ impl Workers {
         self.entries.iter().try_for_each(set)
     }
 
-    /// How far all sockets are.
+    /// The progress of all sockets.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -335,15 +335,16 @@ impl Workers {
         Ok(sockets)
     }
 
-    /// Have all workers take nothing more, and wait until all that they have taken is where it
-    /// goes. Another process can continue with what they have then.
+    /// Have all workers take no more packets, and wait until all that they have taken are at their
+    /// destination. Another process can then continue from their state.
     ///
     /// # Errors
     /// [`PauseError`]; the workers must be [resumed](Self::resume) all the same.
     pub fn pause(&self) -> Result<Vec<PausedWorker>, PauseError> {
         let deadline = Instant::now() + PAUSE_WAIT_MAX;
         loop {
-            // Nothing waits, and nothing was being done when we saw that: no later count differs.
+            // If nothing waits and the counts stay equal, no packet was in a worker's hands: no
+            // later count differs.
             let before = self.handled()?;
             let nothing_waits = self.entries.iter().all(|worker| worker.handle.inbox().is_empty());
             if self.handled()? == before && nothing_waits {
@@ -357,7 +358,7 @@ impl Workers {
         Ok(self.tell_all(WorkerHandle::report)?.into_iter().collect::<io::Result<_>>()?)
     }
 
-    /// Tell all workers at once, and wait for all.
+    /// Tell all workers first, then wait for all.
     fn tell_all<T>(
         &self,
         tell: impl Fn(&WorkerHandle) -> Result<Acknowledgement<T>, WorkerGone>,
@@ -367,12 +368,12 @@ impl Workers {
         told.into_iter().map(Acknowledgement::wait).collect()
     }
 
-    /// How many packets the workers, which pause from now on, ever took of those handed over.
+    /// Pause the workers. Returns how many handed-over packets each has ever taken.
     fn handled(&self) -> Result<Vec<u64>, WorkerGone> {
         self.tell_all(WorkerHandle::pause)
     }
 
-    /// Have the sockets continue where another process paused them; false if that cannot be.
+    /// Have the sockets continue where another process paused them; false if that is impossible.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -390,7 +391,7 @@ impl Workers {
         let routes = self.routes();
         self.paused.store(false, Ordering::Release);
         let table = self.table(&routes);
-        // Each has its table before it continues.
+        // Each worker has its table before it continues.
         let given = self.entries.iter().map(|it| it.handle.send_forwarding(Arc::clone(&table)));
         let given = given.collect::<Result<Vec<_>, _>>()?;
         self.tell_all(WorkerHandle::resume)?;
@@ -399,7 +400,7 @@ impl Workers {
 
     // ---- ports ----------------------------------------------------------------------------------
 
-    /// Make a port known to all workers. Returns where each counts for it.
+    /// Make a port known to all workers. Returns the counter of each worker for it.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -457,7 +458,7 @@ impl Workers {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an uplink has ports that multicast from its wire goes to.
+    /// Whether an uplink has ports to which multicast from its wire goes.
     pub fn floods(&self, uplink: UplinkId) -> bool {
         self.routes().values().any(|route| {
             route.uplink == uplink && matches!(route.attachment, Attachment::Switch { .. })
@@ -501,7 +502,7 @@ impl Workers {
         self.entries[at.worker.index()].handle.exchange((at.port, at.index), kind, event)
     }
 
-    /// Continue with a ring in other memory; the queue as it was, or None if that cannot be.
+    /// Continue with a ring in other memory; the old queue, or None if that is impossible.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -514,8 +515,8 @@ impl Workers {
         self.entries[at.worker.index()].handle.relocate((at.port, at.index), setup, memory)
     }
 
-    /// Look at ports, and at the kick descriptors of those that are told with true. What all
-    /// workers have of each.
+    /// Look at ports, and, where the flag is true, at their kick descriptors. Returns what each
+    /// worker sees of each port.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -543,7 +544,7 @@ impl Workers {
         Ok(rings)
     }
 
-    /// The same of all ports that have any, by one question to each worker.
+    /// [`inspect`](Self::inspect) for all ports that have rings, with one command to each worker.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -564,8 +565,8 @@ impl Workers {
 /// A port's rings by number, each with its worker.
 pub type PortRings = Vec<(WorkerId, RingReport)>;
 
-/// A worker that panics has met a bug of ours, and its guests would be cut off for good while the
-/// process seems well. Ended, the process is started again and front-ends reconnect.
+/// A worker's panic is a bug of ours. Its guests would be cut off for good while the process seems
+/// well. Once aborted, the process is started again and front-ends reconnect.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
@@ -596,7 +597,7 @@ fn expected(uplinks: &[UplinkSetup], worker: WorkerId) -> Vec<(UplinkId, u32)> {
     uplinks.iter().flat_map(of).collect()
 }
 
-/// One for each worker, with room for the frames of its sockets, also of those that it will get.
+/// One inbox for each worker, with room for the frames of its sockets, present and expected.
 fn inboxes(sockets: &[WorkerSockets], uplinks: &[UplinkSetup]) -> io::Result<Vec<Arc<Inbox>>> {
     let places = Inbox::places_for(sockets.len());
     let inbox = |(id, own): (WorkerId, &WorkerSockets)| {
@@ -606,8 +607,8 @@ fn inboxes(sockets: &[WorkerSockets], uplinks: &[UplinkSetup]) -> io::Result<Vec
     (0u16..).map(WorkerId).zip(sockets).map(inbox).collect()
 }
 
-/// The last CPUs we may run on, one per worker: the first ones have most of the host's interrupts.
-/// None where there are too few: sharing a pinned CPU would be worse than not pinning.
+/// The last CPUs on which we may run, one per worker: the first ones have most of the host's
+/// interrupts. None where there are too few: sharing a pinned CPU would be worse than not pinning.
 fn choose_cpus(workers: usize) -> Vec<usize> {
     let cpus = core_affinity::get_core_ids().unwrap_or_default();
     if workers > cpus.len() {

@@ -1,14 +1,14 @@
 //! Closing what a front-end sent, where nobody waits for it.
 //!
-//! A close(2) may block for as long as a front-end likes: a TCP socket with SO_LINGER, a file of a
-//! file system that the front-end serves, a unix socket in whose queue such a descriptor waits. So
-//! every descriptor that came from a front-end, or that leads to what it sent, is a
-//! [`DeferredClose`]. When dropped it is closed at once if that cannot block (an event, shared
-//! memory), and otherwise by a thread of its port, which nobody joins.
+//! A close(2) may block for as long as a front-end likes. Examples are a TCP socket with SO_LINGER
+//! and a file of a file system that the front-end serves. Another is a unix socket that has such a
+//! descriptor queued. So every descriptor that came from a front-end, or that leads to what it
+//! sent, is a [`DeferredClose`]. When dropped it is closed at once if that cannot block (an event,
+//! shared memory). Otherwise a thread of its port closes it, and nobody joins that thread.
 //!
-//! The number of descriptors that wait so is bounded ([`DescriptorCloser::is_full`]): a session
-//! ends with the message that goes beyond it, and the port takes no connection until some are
-//! closed.
+//! The number of descriptors that wait to be closed is bounded ([`DescriptorCloser::is_full`]). The
+//! message that exceeds the bound ends its session. The port then takes no connection until some
+//! descriptors are closed.
 
 #![forbid(unsafe_code)]
 
@@ -21,8 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::guest_memory::MemoryFiles;
 use crate::virtqueue::EventFd;
 
-/// Descriptors of a port that may wait to be closed; a session ends with the message that goes
-/// beyond.
+/// Descriptors of a port that may wait to be closed; a message that exceeds this ends its session.
 const WAITING_MAX: usize = 64;
 
 /// Closes what the front-ends of one port sent.
@@ -55,7 +54,7 @@ impl DescriptorCloser {
         self.waiting() > WAITING_MAX
     }
 
-    /// Have it closed: at once if that cannot block.
+    /// Close the descriptor: at once if that cannot block, else on the port's thread.
     fn close(self: &Arc<Self>, descriptor: OwnedFd) {
         let harmless =
             EventFd::check(&descriptor).is_ok() || MemoryFiles::Shared.check(&descriptor).is_ok();
@@ -69,7 +68,7 @@ impl DescriptorCloser {
         }
     }
 
-    /// Without a thread to be had the descriptors wait until the next is to be closed.
+    /// Start the closing thread; if none can be had, the descriptors wait until the next close.
     fn start(self: &Arc<Self>) -> bool {
         let closer = Arc::clone(self);
         let name = format!("close {}", self.port);
@@ -84,7 +83,8 @@ impl DescriptorCloser {
                 return;
             };
             drop(queue);
-            // The usual lever, and the front-end may move it back: then this thread waits.
+            // Linger usually makes a close block. The front-end may set it again: then this thread
+            // waits.
             let _ = rustix::net::sockopt::set_socket_linger(&descriptor, None);
             drop(descriptor);
         }
@@ -97,7 +97,8 @@ impl DescriptorCloser {
 }
 
 impl Drop for DescriptorCloser {
-    /// What is left had no thread to close it; here somebody would wait.
+    /// Leak the descriptors for which no thread could be started: closing them here could block the
+    /// caller.
     fn drop(&mut self) {
         self.queue().waiting.drain(..).for_each(std::mem::forget);
     }
@@ -116,7 +117,7 @@ impl<T: Into<OwnedFd>> DeferredClose<T> {
         Self { inner: Some(inner), closer: Arc::clone(closer) }
     }
 
-    /// For whoever has looked at it and found that closing it cannot block.
+    /// Keep the descriptor: the caller has found that closing it cannot block.
     pub(super) fn keep(mut self) -> T {
         self.inner.take().expect("taken here only")
     }
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn a_close_that_blocks_holds_up_nobody_and_is_counted() {
         let closer = DescriptorCloser::new("isonic-test");
-        // A thread that is busy with one for ever.
+        // As if a thread were blocked for ever in one close.
         closer.queue().closing = true;
         for number in 1..=WAITING_MAX {
             assert!(!closer.is_full(), "after {number}");

@@ -1,8 +1,8 @@
-//! What the front-end has said so far, and which rings are with their workers.
+//! The device as the front-end has set it up so far, and which rings are with their workers.
 //!
-//! Owned by one session thread. Invariants: a ring whose `started` is set is with its worker
-//! and nowhere else; its memory table is `memory`; nothing that a started ring depends on changes
-//! before it was taken back. Dropping the device takes all rings back and unmaps last.
+//! One session thread owns it. Invariants: a ring whose `started` is set is with its worker and
+//! nowhere else; its memory table is `memory`. A ring is taken back before anything that it depends
+//! on changes while it is started. Dropping the device takes all rings back and unmaps last.
 
 #![forbid(unsafe_code)]
 
@@ -51,16 +51,16 @@ pub(super) struct Device {
     pub(super) memory: Arc<GuestMemory>,
     /// SET_LOG_BASE, whether in force or not.
     pub(super) log: Option<Arc<DirtyLog>>,
-    /// The bases that the front-end knows of rings, while messages are followed that another
-    /// process says in its place: what those name is where the rings are.
+    /// The bases that the front-end knows of rings. Set only while messages are replayed that
+    /// another process recorded: the bases in those messages are where the rings are.
     pub(super) known_bases: Vec<Option<u32>>,
-    /// What ran, for a state that is asked for when all has stopped.
+    /// The rings of the last run, for a state that is asked for when all rings have stopped.
     pub(super) last_run: LastRun,
     outage: Outage,
-    /// SET_BACKEND_REQ_FD: where requests of ours would go. Kept because a front-end takes its end
-    /// for a failure.
+    /// SET_BACKEND_REQ_FD: where our requests would go. It is kept because a front-end takes the
+    /// close of its end for a failure.
     pub(super) backend_channel: Option<DeferredClose<OwnedFd>>,
-    /// What the port may map, and has mapped.
+    /// The budget of mappings of the port: the limit and the bytes in use.
     pub(super) room: Arc<MappingBudget>,
     /// Bytes that its regions may have.
     pub(super) memory_max: u64,
@@ -68,7 +68,7 @@ pub(super) struct Device {
     pub(super) removed: Vec<RegionSpec>,
     /// SET_FEATURES was refused since it was last done: see [`RingState::refused`].
     pub(super) features_refused: bool,
-    /// Likewise SET_MEM_TABLE.
+    /// SET_MEM_TABLE was refused since it was last done.
     pub(super) memory_refused: bool,
     /// The request that was refused last, and why.
     last_refusal: Option<Arc<str>>,
@@ -108,7 +108,7 @@ impl Device {
         self.protocol.has(PROTOCOL_REPLY_ACK)
     }
 
-    /// What can be said of a request before anything of it is done.
+    /// Check a request as far as possible before anything of it is done.
     pub fn check(&self, request: &RequestRule, message: &Message) -> Result<(), Refusal> {
         if let Some(bit) = request.feature.filter(|&bit| !self.protocol.has(bit)) {
             return Err(Refusal::NotNegotiated(bit));
@@ -135,8 +135,8 @@ impl Device {
         if !features.has(VERSION_1) && !self.profile.is_transitional() {
             return Err(Refusal::Legacy(self.profile.name.clone()));
         }
-        // Bit 30 is between us and the front-end, and logging begins and ends while rings run; all
-        // others the workers may have acted on.
+        // Bit 30 is between us and the front-end, and logging begins and ends while rings run. The
+        // workers may have acted on all other bits.
         let before = self.acknowledged.unwrap_or_default();
         let changed = FeatureSet(features.0 ^ before.0).without(TRANSPORT);
         if !changed.is_empty() && self.rings.iter().any(|ring| ring.started) {
@@ -188,7 +188,7 @@ impl Device {
     }
 
     /// RESET_DEVICE. Memory and log stay: the front-end knows what it shared and sends only
-    /// differences. So do the protocol features, which belong to the connection.
+    /// differences. The protocol features stay too, since they belong to the connection.
     pub fn reset(&mut self) -> Result<(), Refusal> {
         for index in 0..self.rings.len() {
             self.stop(index)?;
@@ -245,20 +245,20 @@ impl Device {
         Err(Refusal::Mtu { asked, mtu: self.profile.mtu, profile: self.profile.name.clone() })
     }
 
-    /// SET_DEVICE_STATE_FD, to save: what this device was when it was stopped. It changes nothing:
-    /// a migration may fail, and the guest continue here.
+    /// SET_DEVICE_STATE_FD, to save: the device's state when it was stopped. It changes nothing: a
+    /// migration may fail, and the guest continue here.
     pub fn state(&self) -> DeviceState {
         state_of(&self.profile, self.acknowledged.unwrap_or_default(), &self.last_run)
     }
 
-    /// These rings ran last, which another process noted, unless some run now.
+    /// Set the rings that ran last, as another process recorded them, unless some run now.
     pub fn set_last_run(&mut self, ring_sizes: Vec<Option<u16>>) {
         self.last_run = LastRun::of(ring_sizes);
         self.publish();
     }
 
     /// Whether a state may be transferred now: "when both the source and destination devices are
-    /// suspended", which they are while all rings are stopped.
+    /// suspended". They are suspended while all rings are stopped.
     pub fn check_suspended(&self) -> Result<(), DeviceStateError> {
         let started = self.rings.iter().position(|ring| ring.started);
         started.map_or(Ok(()), |ring| Err(DeviceStateError::Running(ring)))
@@ -269,7 +269,7 @@ impl Device {
         self.rings.iter().filter(|ring| ring.started).count()
     }
 
-    /// A request was done in this time, and so many rings were started before it.
+    /// Note how long a request took, and how many rings were started before it.
     pub fn note_time(
         &mut self,
         code: FrontendReq,
@@ -285,7 +285,7 @@ impl Device {
         change
     }
 
-    /// Tell the port what is agreed on by now.
+    /// Tell the port what is negotiated by now.
     pub(super) fn publish(&mut self) {
         let runs = |ring: &RingState| ring.started && ring.enabled;
         let pairs = self.rings.chunks(2).filter(|pair| pair.iter().all(runs)).count();
@@ -304,7 +304,7 @@ impl Device {
         });
     }
 
-    /// A request was refused, for the port's owner to see. A front-end has a part in the text.
+    /// Note a refused request for the port's owner. Part of the text comes from the front-end.
     pub fn note_refusal(&mut self, request: &str, reason: &str) {
         let mut plain = String::new();
         for letter in format!("{request}: {reason}").chars().take(REFUSAL_MAX) {
@@ -320,8 +320,8 @@ impl Device {
 }
 
 impl Drop for Device {
-    /// Every way a session can end comes here: all rings come back, and with the fields, which
-    /// drop next, the memory goes. A worker that is gone has no rings any more.
+    /// Every way a session can end comes here. All rings come back; the memory is unmapped with the
+    /// fields, which drop next. A worker that has ended has no rings any more.
     fn drop(&mut self) {
         for index in 0..self.rings.len() {
             if let Err(error) = self.take(index) {

@@ -1,10 +1,10 @@
-//! What travels with a VM that migrates: which profile its device has, and what was agreed on with
-//! its guest (vhost-user, "Migrating back-end state").
+//! The state that migrates with a VM: which profile its device has, and which features and rings
+//! its guest negotiated (vhost-user, "Migrating back-end state").
 //!
-//! Nothing is restored from it: the guest's driver and the front-end know all there is to know of
-//! the rings. It is for the destination to compare, before the guest runs there, and to refuse a
-//! port that is another interface than the one that the guest has. A state may come from any
-//! backend, any version and any attacker; it is read once, whole, and every field is checked.
+//! Nothing is restored from it: the guest's driver and the front-end know all about the rings. The
+//! destination compares it before the guest runs there, and refuses if its port is not the
+//! interface that the guest has. A state may come from any backend, any version and any attacker;
+//! it is read once, whole, and every field is checked.
 //!
 //! The document is JSON: `docs/profile-format.md` describes it.
 
@@ -17,17 +17,17 @@ use serde::{Deserialize, Serialize};
 use crate::device::features::{FeatureSet, TRANSPORT};
 use crate::profile::{Profile, fingerprint};
 
-/// What tells the document from the states of other backends.
+/// Distinguishes the document from the states of other backends.
 const FORMAT: &str = "org.isonic.device-state";
-/// Of the document's form. A higher major version cannot be read; a higher minor one has fields
-/// that may be ignored.
+/// Major and minor version of the document's form. A higher major version cannot be read; a higher
+/// minor one has fields that may be ignored.
 const VERSION: (u32, u32) = (1, 0);
 /// The longest state that is read, bytes. Ours have some hundreds.
 pub(super) const STATE_MAX: usize = 64 << 10;
 /// The longest name or digest that is read, bytes: those of profiles are not longer.
 const WORD_MAX: usize = 2048;
 
-/// Why a state is neither given nor taken.
+/// Why a state cannot be given or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceStateError {
     /// SET_DEVICE_STATE_FD with a direction or phase that the specification does not have.
@@ -41,7 +41,7 @@ pub enum DeviceStateError {
     /// A state belongs to a stopped device.
     #[error("ring {0} is started; a state is transferred while all rings are stopped")]
     Running(usize),
-    /// The kernel has no channel to give, or does not hold a state.
+    /// The kernel cannot make a channel, or the channel cannot hold a state.
     #[error("cannot make a channel for the state")]
     Channel(#[source] std::io::Error),
     /// CHECK_DEVICE_STATE without a transfer before it.
@@ -60,7 +60,7 @@ pub enum DeviceStateError {
     Unreadable {
         /// Where reading ended.
         line: usize,
-        /// Likewise.
+        /// The column there.
         column: usize,
     },
     /// Another backend's.
@@ -79,7 +79,7 @@ pub enum DeviceStateError {
     /// A field that no isonic has written so.
     #[error("the state is damaged: {0} is not what isonic writes")]
     Damaged(&'static str),
-    /// It is whole, and of another interface.
+    /// It is whole, but its interface is another one.
     #[error(
         "the VM's interface is not this port's: {}; the guest goes on where it was. Give the port \
          the VM's profile before the destination's front-end is started (isonic port set-profile \
@@ -155,7 +155,7 @@ fn short(digest: &str) -> &str {
     digest.get(..16).unwrap_or(digest)
 }
 
-/// What a device was when it was stopped.
+/// The state of a device when it was stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DeviceState {
     pub profile: String,
@@ -169,7 +169,7 @@ pub(super) struct DeviceState {
     pub mtu: u16,
 }
 
-/// The document. Readers ignore what they do not know.
+/// The whole document. Readers ignore fields that they do not know.
 #[derive(Serialize, Deserialize)]
 struct Document {
     #[serde(flatten)]
@@ -183,7 +183,7 @@ struct Document {
     fingerprint: String,
 }
 
-/// What every version has.
+/// The fields that every version has.
 #[derive(Serialize, Deserialize)]
 struct Head {
     format: String,
@@ -192,7 +192,7 @@ struct Head {
 }
 
 impl DeviceState {
-    /// Over all that the guest can notice, as `isonic port show` has it while the rings run.
+    /// Digest of all that the guest can notice, as `isonic port show` has it while the rings run.
     pub fn fingerprint(&self) -> String {
         let Self { profile_digest, acknowledged, ring_sizes, queue_pairs, .. } = self;
         fingerprint(profile_digest, *acknowledged, ring_sizes, *queue_pairs)
@@ -214,7 +214,8 @@ impl DeviceState {
         serde_json::to_vec(&document).expect("text and numbers are JSON")
     }
 
-    /// Read a document. What it says is then well-formed and consistent, not yet true here.
+    /// Read a document. Its content is then well-formed and consistent; [`check`](Self::check)
+    /// compares it with the port.
     ///
     /// # Errors
     /// [`DeviceStateError`].
@@ -248,8 +249,8 @@ impl DeviceState {
         Ok(state)
     }
 
-    /// Whether a port with this profile is the same interface, and could have been what the state
-    /// says.
+    /// Check that a port with this profile is the same interface, and offers everything that the
+    /// state has.
     ///
     /// # Errors
     /// [`DeviceStateError::Differs`], with every difference.
@@ -314,7 +315,8 @@ pub(super) struct LastRun {
 }
 
 impl LastRun {
-    /// These rings are started now. A run goes from the first ring's start to the last one's stop.
+    /// Note the rings that are started now. A run lasts from the first ring's start to the last
+    /// one's stop.
     pub fn note(&mut self, started: &[Option<u16>]) {
         if started.iter().all(Option::is_none) {
             self.over = true;
@@ -329,7 +331,7 @@ impl LastRun {
         }
     }
 
-    /// As another process noted it.
+    /// The last run as another process recorded it.
     pub fn of(ring_sizes: Vec<Option<u16>>) -> Self {
         Self { ring_sizes, over: true }
     }

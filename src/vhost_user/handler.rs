@@ -1,8 +1,8 @@
 //! One request, from its check to its answer.
 //!
-//! What a front-end was refused it may believe to be in force, since it hears of a refusal only if
-//! it asks. So what was refused is not replaced by what was there before: a ring does not start
-//! until the same request comes again and is done. What runs continues as it is.
+//! A front-end may believe that a refused setting is in force, since it hears of a refusal only if
+//! it asks. So the setting before it does not take its place: a ring does not start until the
+//! request comes again and is done. Rings that run continue as they are.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use super::requests::RequestRule;
 use super::transport::{Message, reply_to};
 
-/// What goes back when a request was done.
+/// The reply to a request that was done.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// An acknowledgement, if one is asked for.
@@ -43,7 +43,7 @@ impl Device {
         let (code, index) = (request.code, message.ring());
         let asked = message.features();
         let memory = Arc::as_ptr(&self.memory);
-        // What comes again takes the place of what was refused.
+        // A new request takes the place of the refused one.
         self.expect_again(code, index, false);
         let checked = message.check_shape(request).and_then(|()| self.check(request, message));
         let answer = checked.and_then(|()| self.do_as_asked(code, message));
@@ -58,8 +58,8 @@ impl Device {
         answer
     }
 
-    /// Whether the setting that this request makes was refused, so that no ring that depends on it
-    /// starts.
+    /// Note whether the setting that this request makes was refused; no ring that depends on a
+    /// refused setting starts.
     fn expect_again(&mut self, code: FrontendReq, index: Option<u64>, refused: bool) {
         match code {
             FrontendReq::SET_FEATURES => self.features_refused = refused,

@@ -2,13 +2,13 @@
 //! force.
 //!
 //! A log is in force while there is one and VHOST_F_LOG_ALL is acknowledged; then the memory table
-//! of every ring has it. So to begin, to end and to change a log is to move the rings to another
-//! table, and a reply says that the workers mark, or do so no more.
+//! of every ring has it. So beginning, ending or changing a log moves the rings to another table.
+//! The reply means that the workers mark pages, or no longer do.
 //!
-//! QEMU gives the log before it asks for logging when a migration begins, but after the rings have
-//! started when a device starts during one (hw/virtio/vhost.c, `vhost_dev_start`). So what rings
-//! wrote between the two is made up for: from the log before, or, if there was none, by marking
-//! everything.
+//! QEMU gives the log before it asks for logging when a migration begins. When a device starts
+//! during a migration, the log comes after the rings have started (hw/virtio/vhost.c,
+//! `vhost_dev_start`). So pages that rings wrote in between are marked afterwards: from the log
+//! before, or, if there was none, by marking everything.
 
 #![forbid(unsafe_code)]
 
@@ -49,7 +49,7 @@ impl Device {
         EventFd::check(&*message.take_descriptor()).map_err(Refusal::LogEvent)
     }
 
-    /// SET_VRING_ADDR of a ring that runs: its own pages are logged at `log`, or no more.
+    /// SET_VRING_ADDR of a ring that runs: its own pages are logged at `log`, or no longer logged.
     pub(super) fn log_ring(
         &mut self,
         index: usize,
@@ -69,7 +69,7 @@ impl Device {
         self.move_ring(index)
     }
 
-    /// Have the rings mark, or mark no more, as is agreed on now.
+    /// Have the rings mark pages, or stop marking them, as is negotiated now.
     pub(super) fn apply_log(&mut self) -> Result<(), Refusal> {
         let log = self.log.as_ref().filter(|_| self.is_logging());
         if log.map(Arc::as_ptr) == self.memory.log().map(Arc::as_ptr) {
@@ -79,9 +79,9 @@ impl Device {
         self.move_rings(memory)
     }
 
-    /// `memory` with the log that is in force. One that it outgrows is refused while the log is
-    /// written to; a log of which no ring makes use is forgotten instead: front-ends that start a
-    /// device anew send memory first and a log last.
+    /// `memory` with the log that is in force. While the log is written to, a table that outgrows
+    /// it is refused. A log that no ring uses is forgotten instead: front-ends that start a device
+    /// anew send memory first and the log last.
     pub(super) fn logged(&mut self, memory: GuestMemory) -> Result<GuestMemory, Refusal> {
         let Some(log) = &self.log else { return Ok(memory) };
         if let Err(error) = check_covers(log, &memory) {
@@ -98,8 +98,8 @@ impl Device {
         self.acknowledged.is_some_and(|features| features.has(LOG_ALL))
     }
 
-    /// Mark in `log` what was written while it should have been there: what the front-end has not
-    /// taken from the log `before`, or all that may have been written if there was none.
+    /// Mark in `log` the writes from before it was in force. With a log `before`, those are the
+    /// pages that the front-end has not taken from it; without one, all that may have been written.
     fn make_up(&self, log: &DirtyLog, before: Option<&DirtyLog>) {
         let mark = |address, len| match before {
             Some(before) => log.mark_as(before, address, len),

@@ -1,8 +1,8 @@
 //! The memory messages: each makes a new table, whole, and moves the running rings to it.
 //!
-//! Everything is mapped and checked before any ring is touched, so that a refused table leaves
-//! everything as it was. Only when every ring has left it does the old table go. A region that is
-//! in both is mapped once.
+//! Everything is mapped and checked before any ring is touched, so that a refused table changes
+//! nothing. The old table is dropped only when every ring has moved. A region that is in both is
+//! mapped once.
 
 #![forbid(unsafe_code)]
 
@@ -25,8 +25,8 @@ use super::refusal::Refusal;
 use super::requests::memory_table_len;
 use super::transport::Message;
 
-/// The file that a descriptor is of, if it may be memory: what may not is closed where nobody
-/// waits, and asked nothing before.
+/// The file of a descriptor, if it may be memory. Other descriptors are closed by the port's closer
+/// without any call on them.
 pub(super) fn memory_file(
     room: &MappingBudget,
     descriptor: DeferredClose<OwnedFd>,
@@ -36,7 +36,7 @@ pub(super) fn memory_file(
 }
 
 impl Device {
-    /// SET_MEM_TABLE: as many regions as it says, and a descriptor for each.
+    /// SET_MEM_TABLE: as many regions as its count, and a descriptor for each.
     pub(super) fn check_memory_table(&self, message: &Message) -> Result<(), Refusal> {
         let limit = usize::from(self.profile.memory_slots).min(MAX_ATTACHED_FD_ENTRIES);
         let (bytes, descriptors) = (message.body.len(), message.descriptors.len());
@@ -66,11 +66,11 @@ impl Device {
         self.replace_memory(memory)
     }
 
-    /// ADD_MEM_REG: one more.
+    /// ADD_MEM_REG: one region more.
     ///
-    /// QEMU 7.2 keeps one list of regions per queue pair and sends its changes for each, so the
-    /// same region is added, and removed, once per pair: what is there already is there, and what
-    /// was removed is gone.
+    /// QEMU 7.2 keeps one list of regions per queue pair and sends its changes for each. So one
+    /// region is added, and removed, once per pair: a repeated addition or removal succeeds without
+    /// effect.
     pub(super) fn add_region(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let spec = region_spec(&message.body::<VhostUserSingleMemoryRegion>());
         let file = memory_file(&self.room, message.take_descriptor())?;
@@ -87,7 +87,7 @@ impl Device {
         self.replace_memory(memory)
     }
 
-    /// REM_MEM_REG: one less, or one that was removed already.
+    /// REM_MEM_REG: one region less, or one that was removed already.
     pub(super) fn remove_region(&mut self, message: &Message) -> Result<(), Refusal> {
         let spec = region_spec(&message.body::<VhostUserSingleMemoryRegion>());
         match self.memory.without_region(&spec) {
@@ -134,8 +134,8 @@ impl Device {
         self.move_rings(memory)
     }
 
-    /// Move all running rings to `memory`. Fails with the first one that it does not hold any
-    /// more; the others run on.
+    /// Move all running rings to `memory`. Fails with the first ring that `memory` does not hold;
+    /// the other rings run on.
     pub(super) fn move_rings(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
         let before = std::mem::replace(&mut self.memory, Arc::new(memory));
         let mut failure = None;
@@ -162,9 +162,9 @@ fn region_spec(said: &VhostUserMemoryRegion) -> RegionSpec {
     }
 }
 
-/// Here guest memory is unmapped while a session runs, on the session's thread.
+/// The place where guest memory is unmapped while a session runs, on the session's thread.
 ///
-/// The session has waited for the worker of every started ring: each has acknowledged that its ring
+/// The session has waited for the worker of every started ring. Each has acknowledged that its ring
 /// uses the new table, or has given the ring back. So nobody but us has the old table; regions that
 /// no newer table shares are unmapped before the front-end has its answer.
 fn unmap_what_all_rings_left(before: Arc<GuestMemory>) {

@@ -2,16 +2,16 @@
 //!
 //! A [`PortSocket`] gets connections and calls [`serve_connection`] for each. A session reads one
 //! message at a time, looks it up in the table of requests, checks it, and answers it. Request
-//! numbers, message types and limits are the `vhost` crate's. What the front-end has said is
-//! gathered in a `Device`. A ring is given to the [`PortBackend`] when all of it has been said, and
-//! taken back before anything that it depends on changes.
+//! numbers, message types and limits are the `vhost` crate's. The settings that the front-end has
+//! sent are gathered in a `Device`. A ring is given to the [`PortBackend`] when all of its settings
+//! have come, and taken back before anything that it depends on changes.
 //!
-//! A request that breaks a rule is refused: a failed acknowledgement where one is asked for, and a
-//! log line that names port, request, value and limit. The session continues. Only a stream that
-//! cannot be followed any further ends the session, and then every ring is taken back first.
+//! A request that breaks a rule is refused. The front-end gets a failed acknowledgement if it asks
+//! for one; a log line names port, request, value and limit. The session continues. Only a stream
+//! that cannot be followed any further ends the session; every ring is taken back first.
 //!
 //! A descriptor that comes with a message is checked before it is used, without a call into any
-//! file system. One that nobody keeps is closed where nobody waits (`deferred_close`).
+//! file system. One that nobody keeps is closed by the port's closer (`deferred_close`).
 //!
 //! Its files, each above those that it imports:
 //!
@@ -22,8 +22,8 @@
 //! - `deferred_close`: descriptors whose close may block; `wake_event`: wakes a thread
 //! - `transport`: whole messages from the stream, and replies to it
 //! - `requests`: the table of requests, and the check of a message against it
-//! - `ring_state`: what was said of one ring
-//! - `device`: what was said so far; features, status, reset
+//! - `ring_state`: the settings of one ring
+//! - `device`: all settings so far; features, status, reset
 //! - `memory_requests`, `ring_requests`, `log_requests`: what changes memory, rings and the log
 //! - `handler`: one request, from its check to its answer
 //! - `session_record`: a session as messages, for another process; `pause`: how it gets them

@@ -1,8 +1,8 @@
-//! Our own part of the time for which a guest stands still when it migrates: what the requests take
-//! that stop its rings here, and those that start them there.
+//! Our part of a guest's outage when it migrates: the time of the requests that stop its rings here
+//! and start them there.
 //!
-//! Counted is from when a request has been read until it was done, so that neither the front-end
-//! nor the network is in it.
+//! A request is counted from when it has been read until it was done, so that neither the front-end
+//! nor the network is included.
 
 #![forbid(unsafe_code)]
 
@@ -19,13 +19,13 @@ pub(super) struct Outage {
     took: OutageTimes,
 }
 
-/// What the last stop and the last start took.
+/// The durations of the last stop and of the last start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutageTimes {
-    /// From the first GET_VRING_BASE until no ring was started any more; of a device of one pair,
-    /// QEMU stops both rings at once, by SET_STATUS.
+    /// From the first GET_VRING_BASE until no ring was started any more. Where a device has one
+    /// pair, QEMU stops both rings at once, by SET_STATUS.
     pub stopping: Option<Duration>,
-    /// From SET_FEATURES until the ring was started that was started last.
+    /// From SET_FEATURES until the last ring was started.
     pub starting: Option<Duration>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct StartedRings {
     pub after: usize,
 }
 
-/// What a request has done to the rings, where that is worth a line in the log.
+/// A change of the rings by a request, where it is worth a line in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RingsChange {
     /// The first was started.
@@ -54,7 +54,7 @@ pub(super) enum RingsChange {
 }
 
 impl Outage {
-    /// A request was done, in this time.
+    /// Note a request that was done in this time.
     pub fn note(
         &mut self,
         code: FrontendReq,
@@ -86,7 +86,7 @@ impl Outage {
         (self.phase, self.spent) = (phase, Duration::ZERO);
     }
 
-    /// What the last stop and the last start took.
+    /// The durations of the last stop and of the last start.
     pub fn took(&self) -> OutageTimes {
         self.took
     }
@@ -103,7 +103,7 @@ mod tests {
         let mut outage = Outage::default();
         let mut note =
             |code, (before, after)| outage.note(code, StartedRings { before, after }, MS);
-        // What a front-end asks when it connects is no part of a start.
+        // Requests that a front-end makes when it connects are no part of a start.
         assert_eq!(note(FrontendReq::GET_FEATURES, (0, 0)), None);
         assert_eq!(note(FrontendReq::SET_FEATURES, (0, 0)), None);
         assert_eq!(note(FrontendReq::SET_MEM_TABLE, (0, 0)), None);
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(outage.took().starting, Some(4 * MS));
         let mut note =
             |code, (before, after)| outage.note(code, StartedRings { before, after }, MS);
-        // Nor is what comes between.
+        // Nor are requests in between.
         assert_eq!(note(FrontendReq::SET_LOG_BASE, (2, 2)), None);
         assert_eq!(note(FrontendReq::SET_FEATURES, (2, 2)), None);
         assert_eq!(note(FrontendReq::GET_VRING_BASE, (2, 1)), None);

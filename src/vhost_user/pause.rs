@@ -1,6 +1,6 @@
 //! Pausing a session, so that another process can take its connection over.
 //!
-//! A session pauses between two messages. Whoever asked gets its record ([`PausedSession`]) and a
+//! A session pauses between two messages. The caller gets its record ([`PausedSession`]) and a
 //! sender. The session resumes when that sender is dropped; if this process ends it never does.
 
 #![forbid(unsafe_code)]
@@ -23,7 +23,7 @@ use super::wake_event::WakeEvent;
 pub struct PausedSession {
     /// The connection.
     pub stream: OwnedFd,
-    /// What was said on it.
+    /// The messages of the session so far.
     pub record: SessionRecord,
 }
 
@@ -32,18 +32,18 @@ pub struct PausedSession {
 pub struct ContinuedSession {
     /// The connection.
     pub stream: UnixStream,
-    /// What was said on it.
+    /// The messages of the session so far.
     pub record: SessionRecord,
 }
 
-/// What a session that began with another process starts from.
+/// The state from which a session continues that began with another process.
 #[derive(Debug)]
 pub(super) struct Continuation {
-    /// What was said to the other.
+    /// The messages that were sent to the other process.
     pub record: SessionRecord,
-    /// Who is to know that it was followed.
+    /// Is sent to when the record was replayed.
     pub followed: Sender<()>,
-    /// When the other's sender is gone, the connection is ours to read from.
+    /// When the other's sender is dropped, the connection is ours to read from.
     pub ours: Receiver<()>,
 }
 
@@ -62,8 +62,8 @@ pub(super) struct PauseHandle {
 }
 
 impl PauseHandle {
-    /// Have the session pause before the deadline, or not at all: its record, and the sender that
-    /// has it resume when dropped.
+    /// Have the session pause before the deadline, or not at all. Returns its record, and the
+    /// sender that has it resume when dropped.
     pub fn pause(&self, until: Instant) -> Option<(SessionRecord, Sender<()>)> {
         let (record, recorded) = bounded(1);
         let (resumes, resume) = bounded(0);
@@ -99,7 +99,7 @@ impl Connection {
         Ok((Self { stream, closer, wake, pauses, continued }, pause_handle))
     }
 
-    /// The connection itself, for whoever may have to end it.
+    /// The connection itself, for a caller that may have to end it.
     #[must_use]
     pub fn stream(&self) -> Arc<DeferredClose<UnixStream>> {
         Arc::clone(&self.stream)
@@ -119,11 +119,11 @@ impl Connection {
         self.wake.as_fd()
     }
 
-    /// Give the record to whoever asked, and wait until they have us resume.
+    /// Give the record to the caller that asked, and wait until it has us resume.
     pub(super) fn pause(&self, record: impl Fn() -> io::Result<SessionRecord>) {
         self.wake.clear();
         while let Ok(pause) = self.pauses.try_recv() {
-            // Somebody who waits no more, or got no record, does without us.
+            // A caller that has stopped waiting, or gets no record, must not hold the session up.
             if pause.record.send(record()).is_ok() {
                 let _ = pause.resume.recv();
             }

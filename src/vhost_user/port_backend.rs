@@ -1,4 +1,4 @@
-//! What a session asks of the daemon. The session validates and owns its rings until they are
+//! The calls of a session to the daemon. The session validates and owns its rings until they are
 //! started; the port passes them to the workers and back.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub enum PortBackendError {
     CutOff,
 }
 
-/// What a session has come to agree on with its front-end, for `isonic port show`.
+/// The state that a session has negotiated with its front-end, for `isonic port show`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionBinding {
     /// Offered by GET_FEATURES.
@@ -33,7 +33,7 @@ pub struct SessionBinding {
     pub ring_sizes: Vec<Option<u16>>,
     /// Queue pairs with both rings started and enabled.
     pub queue_pairs: u16,
-    /// What it took us to stop and to start the rings.
+    /// How long our part of the last stop and start of the rings took.
     pub took: OutageTimes,
     /// Regions of its guest's memory that the front-end shares.
     pub regions: usize,
@@ -41,7 +41,7 @@ pub struct SessionBinding {
     pub refusal: Option<Arc<str>>,
 }
 
-/// What a front-end may share as its guest's memory.
+/// The memory that a front-end may share with us as its guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPolicy {
     /// The files.
@@ -51,14 +51,14 @@ pub struct MemoryPolicy {
 }
 
 impl Default for MemoryPolicy {
-    /// Memory only, and as much as any host has.
+    /// Only memory files, without a limit in bytes.
     fn default() -> Self {
         Self { files: MemoryFiles::Shared, max: 1 << 42 }
     }
 }
 
-/// The port behind a session. A call returns when what it says is true: for `give`, `take`,
-/// `exchange` and `relocate`, when the worker has acknowledged.
+/// The port behind a session. `give`, `take`, `exchange` and `relocate` return when the worker has
+/// acknowledged; the other calls return when they are done.
 pub trait PortBackend: Send + Sync {
     /// Hand ring `index` (even: to the guest, odd: from the guest) to its worker.
     ///
@@ -83,11 +83,11 @@ pub trait PortBackend: Send + Sync {
         event: Option<EventFd>,
     ) -> Result<(), PortBackendError>;
 
-    /// Continue with ring `index` in `memory`, as `setup` says but from where it is. False if it
-    /// cannot run there, or is not with its worker; nothing has changed then.
+    /// Continue with ring `index` in `memory`, set up by `setup` but at its present position.
+    /// Returns false, and changes nothing, if it cannot run there or is not with its worker.
     ///
-    /// The ring should stay with its worker, so that no frame finds it away. The default takes it
-    /// back and gives it again, which is enough where no frames are forwarded.
+    /// The ring should stay with its worker, so that every frame finds it there. The default takes
+    /// it back and gives it again, which is enough where no frames are forwarded.
     ///
     /// # Errors
     /// [`PortBackendError`].
@@ -106,10 +106,10 @@ pub trait PortBackend: Send + Sync {
     /// Tell the network where the guest is now (SEND_RARP).
     fn announce(&self, mac: [u8; 6]);
 
-    /// Record what is agreed on so far.
+    /// Record what is negotiated so far.
     fn bound(&self, binding: SessionBinding);
 
-    /// What its front-end may share.
+    /// The memory that its front-end may share.
     fn memory_policy(&self) -> MemoryPolicy {
         MemoryPolicy::default()
     }

@@ -1,21 +1,21 @@
 //! A port's socket: gets connections, one session at a time, until stopped.
 //!
 //! One thread waits (for a connection, for the end of the session, for `stop`); each session runs
-//! on another. As a server the socket accepts; as a client it connects, and tries again: soon at
-//! first, since a front-end that lost us listens again at once, then every half second. Both take
-//! any number of disconnects and reconnects, whoever starts first.
+//! on another. As a server the socket accepts; as a client it connects and retries. It retries soon
+//! at first, since a front-end that lost us listens again at once, then every half second. Both
+//! survive any number of disconnects and reconnects, in whatever order the two sides start.
 //!
 //! It can pause (`ask_to_pause`), so that another process takes its session over. It can begin
 //! paused (`start_paused`), to continue a session that another process had (`inherit`). A session
-//! that does not pause in time is cut: whoever takes over has all of a port, or its front-end
+//! that does not pause in time is cut: the other process takes over a whole port, or its front-end
 //! connects anew.
 //!
-//! Whoever stops a socket waits for its session to give its rings back, and no longer than
-//! [`END_WAIT_MAX`]: a session whose thread waits for something of its front-end's is left behind,
-//! and must be cut off by its port. All that leads to descriptors in front-ends' messages, the
-//! listener and every connection, is closed by the port's `DescriptorCloser`.
+//! Stopping a socket waits until its session has given its rings back, at most [`END_WAIT_MAX`]. A
+//! session whose thread waits for something of its front-end's is left behind, and must be cut off
+//! by its port. The listener, every connection and everything that leads to descriptors in
+//! front-ends' messages are closed by the port's `DescriptorCloser`.
 //!
-//! Does not make or remove socket paths: a server's listener comes bound.
+//! It does not make or remove socket paths: a server's listener comes bound.
 
 #![forbid(unsafe_code)]
 
@@ -46,17 +46,17 @@ const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How long a new connection waits for the session before it to end.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between the beginnings of two sessions. QEMU 7.2 connects anew at once, thousands of times a
-/// second, to a backend that has fewer queue pairs than it wants (`net_vhost_user_init` of its
-/// net/vhost-user.c waits for a connection that it accepts).
+/// Minimum time between the beginnings of two sessions. QEMU 7.2 connects anew at once, thousands
+/// of times a second, to a backend that has fewer queue pairs than it wants. (`net_vhost_user_init`
+/// of its net/vhost-user.c waits for a connection that it accepts.)
 const PACE: Duration = Duration::from_millis(20);
-/// How long a session may take to end. The longest that it does by itself is to unmap its memory.
+/// How long a session may take to end. Its longest step of its own is to unmap its memory.
 const END_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long a session that was cut while another process waits may take to end.
 const CUT_WAIT_MAX: Duration = Duration::from_millis(100);
-/// A session that was shorter is one that came and went, ...
+/// A session shorter than this counts as one that came and went, ...
 const SHORT: Duration = Duration::from_secs(1);
-/// ... of which so many in a row are logged.
+/// ... of which at most so many in a row are logged.
 const LOGGED_MAX: u32 = 8;
 
 /// Where connections come from.
@@ -66,26 +66,26 @@ pub enum SocketSource {
     Listener(UnixListener),
     /// We connect to the front-end's socket at this path.
     Connect(PathBuf),
-    /// One connection that is there already.
+    /// One connection that exists already.
     Stream(UnixStream),
-    /// The connection of the session that it resumes with, and no other.
+    /// Only the connection of the session with which it resumes.
     Inherited,
 }
 
-/// What has become of a socket's session when it has stopped.
+/// The state of a socket's session when it has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// There is none, and no ring of it is with a worker.
+    /// There is none, and no worker has a ring of it.
     Whole,
     /// Its thread waits for something of its front-end's: workers may have rings of it. The port
-    /// must take them back itself and do nothing more that the session asks for.
+    /// must take them back itself and refuse all further calls of the session.
     LeftBehind,
 }
 
 /// Runs one session to its end.
 type Serve = Arc<dyn Fn(&mut Connection) -> SessionEnd + Send + Sync>;
 
-/// What the waiting thread is told.
+/// The commands to the waiting thread.
 enum SocketCommand {
     Stop,
     Pause { until: Instant, done: Sender<Option<PausedSession>>, resumed: Receiver<Resumption> },
@@ -93,17 +93,17 @@ enum SocketCommand {
 
 /// How a socket that is paused resumes.
 struct Resumption {
-    /// With this session of another process's.
+    /// The session of another process to continue with.
     session: Option<(ContinuedSession, Sender<()>)>,
-    /// When the other's sender is gone.
+    /// Disconnected when the other process has dropped its sender.
     ours: Receiver<()>,
 }
 
 /// A port's socket; stopped when dropped.
 pub struct PortSocket {
-    /// None of one that was never started.
+    /// None if the socket was never started.
     way: Option<(Arc<WakeEvent>, Sender<SocketCommand>)>,
-    /// Where front-ends connect, if they do, for another process to have.
+    /// Where front-ends connect, if they do; another process may take it over.
     listener: Option<Arc<DeferredClose<UnixListener>>>,
     closer: Arc<DescriptorCloser>,
     /// While it is paused: the way to have it resume.
@@ -132,7 +132,7 @@ impl PortSocket {
         socket.begin(socket_thread, source)
     }
 
-    /// The same, but take none before [`resume`](Self::resume).
+    /// Like [`start`](Self::start), but take no connection before [`resume`](Self::resume).
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -170,7 +170,7 @@ impl PortSocket {
         Ok((Self { way, listener, closer, resume, thread }, socket_thread))
     }
 
-    /// One that takes no connection, as after [`stop`](Self::stop).
+    /// A socket that takes no connection, as after [`stop`](Self::stop).
     #[must_use]
     pub fn stopped(name: &str) -> Self {
         let closer = DescriptorCloser::new(name);
@@ -183,8 +183,8 @@ impl PortSocket {
         self.thread.is_none()
     }
 
-    /// Such a one, in place of one that would take connections from there: front-ends may have sent
-    /// something already.
+    /// A stopped socket, in place of one for `source`. The closer closes `source`, since front-ends
+    /// may have sent something there already.
     #[must_use]
     pub fn discard(source: SocketSource, name: &str) -> Self {
         let socket = Self::stopped(name);
@@ -211,10 +211,9 @@ impl PortSocket {
         self.listener.as_ref().map(|listener| listener.as_fd())
     }
 
-    /// Have it take no connection, and its session stand still between two messages, so that
-    /// another process can take over both. A session that does not before the deadline ends: it is
-    /// in half a message, say. Returns at once, so that all ports are asked before any is waited
-    /// for.
+    /// Have it take no connection, and pause its session between two messages, so that another
+    /// process can take over both. A session that does not pause before the deadline ends: it is in
+    /// half a message, say. Returns at once, so that all ports are asked before any is waited for.
     pub fn ask_to_pause(&mut self, until: Instant) -> PendingPause {
         let (done, paused) = bounded(1);
         let (resume, resumed) = bounded(1);
@@ -223,14 +222,14 @@ impl PortSocket {
         PendingPause { paused, until }
     }
 
-    /// Continue, as if nothing had been.
+    /// Continue with the session and the connections as before the pause.
     pub fn resume(&mut self) {
         self.resume = None;
     }
 
-    /// Continue where another process is paused, with the session that it had, if it had one. What
-    /// front-ends send, and new connections, are ours as soon as the sender of `ours` is gone. The
-    /// receiver tells that the session is followed, or has ended because it could not be.
+    /// Continue where another process is paused, with its session if it had one. Messages and new
+    /// connections are ours as soon as the sender of `ours` is dropped. The receiver tells that the
+    /// session was replayed, or has ended because it could not be.
     pub fn inherit(
         &mut self,
         session: Option<ContinuedSession>,
@@ -247,7 +246,7 @@ impl PortSocket {
 
     fn command(&self, command: SocketCommand) {
         let Some((wake, commands)) = &self.way else { return };
-        // Nobody hears it if the socket has stopped, which is as good.
+        // If the socket has stopped, nobody receives it, and nothing is left to do.
         let _ = commands.send(command);
         wake.signal();
     }
@@ -258,8 +257,8 @@ impl PortSocket {
         self.command(SocketCommand::Stop);
     }
 
-    /// End the session, if there is one, and take no more. Returns when its rings are back with
-    /// nobody, or it is left behind. Does nothing the second time.
+    /// End the session, if there is one, and take no more. Returns when nobody has its rings, or it
+    /// is left behind. Does nothing the second time.
     pub fn stop(&mut self) -> Ended {
         let Some(thread) = self.thread.take() else { return Ended::Whole };
         self.begin_stop();
@@ -278,11 +277,11 @@ pub struct PendingPause {
 }
 
 impl PendingPause {
-    /// The session, if there is one that stands still. Waits for the deadline, and little more.
+    /// The paused session, if there is one. Waits at most a little longer than the deadline.
     #[must_use]
     pub fn wait(self) -> Option<PausedSession> {
-        // A socket that has stopped has none. One whose thread does not answer hands over nothing:
-        // it pauses before it accepts again.
+        // A socket that has stopped has no session. A socket whose thread does not answer hands
+        // over nothing: it pauses before it accepts again.
         self.paused.recv_deadline(self.until + 2 * CUT_WAIT_MAX).ok().flatten()
     }
 }
@@ -322,21 +321,21 @@ struct RunningSession {
     done: Arc<WakeEvent>,
 }
 
-/// What the waiting thread has.
+/// The state of the waiting thread.
 struct SocketThread {
     name: String,
     serve: Serve,
     closer: Arc<DescriptorCloser>,
-    /// What has become of all sessions so far.
+    /// Whether all sessions so far gave their rings back.
     ended: Ended,
-    /// Too much waits to be closed, which was logged then.
+    /// Too many descriptors wait to be closed, which was logged then.
     full: bool,
     wake: Arc<WakeEvent>,
     commands: Receiver<SocketCommand>,
     live: Option<RunningSession>,
-    /// A connection that came during a session, and until when it may wait.
+    /// A connection that came during a session, and its deadline.
     waiting: Option<(DeferredClose<UnixStream>, Instant)>,
-    /// When a connection is to be tried for, and how long to wait if that fails.
+    /// When to try to connect next, and how long to wait if that fails.
     attempt: (Instant, Duration),
     /// When the last session began.
     begun: Option<Instant>,
@@ -346,7 +345,7 @@ struct SocketThread {
     failed: bool,
 }
 
-/// What a wait ended with.
+/// The result of a wait.
 struct Ready {
     commanded: bool,
     done: bool,
@@ -369,7 +368,7 @@ impl SocketThread {
         self.ended
     }
 
-    /// Whether a connection may come: none does while too much of what others sent waits to be
+    /// Whether a connection may come: not while too many descriptors from front-ends wait to be
     /// closed.
     fn may_connect(&mut self) -> bool {
         let full = self.closer.is_full();
@@ -403,7 +402,7 @@ impl SocketThread {
         }
     }
 
-    /// When to look whether connections may come again: nobody tells.
+    /// When to check again whether connections may come: no event tells.
     fn look_again(&self) -> Option<Instant> {
         self.full.then(|| Instant::now() + RETRY_MAX)
     }
@@ -436,7 +435,7 @@ impl SocketThread {
         }
     }
 
-    /// A connection cannot be served, which is told once until one can.
+    /// A connection cannot be served; this is logged once until one can.
     fn refuse(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.failed, true) {
             tracing::error!(
@@ -480,7 +479,7 @@ impl SocketThread {
             }
             if ready.done {
                 self.end_session();
-                // A front-end that hangs up on us at once is not asked ever so often.
+                // A front-end that hangs up at once is not retried without a delay.
                 if due + RETRY_MAX < Instant::now() {
                     self.attempt = (Instant::now() + RETRY_FIRST, RETRY_FIRST);
                 }
@@ -523,7 +522,7 @@ impl SocketThread {
         Ok(())
     }
 
-    /// The session that another process had, and no more.
+    /// Serve the session that another process had, and no other.
     fn run_inherited(&mut self) -> io::Result<()> {
         while !self.obey() && self.live.is_some() {
             if self.wait(None, None)?.done {
@@ -533,7 +532,7 @@ impl SocketThread {
         Ok(())
     }
 
-    /// Do as told, and answer whether that is to stop.
+    /// Execute a command; returns whether it is to stop.
     fn obey(&mut self) -> bool {
         self.wake.clear();
         while let Ok(command) = self.commands.try_recv() {
@@ -561,7 +560,7 @@ impl SocketThread {
             );
             live.cut();
         }
-        // Whoever asked may only want to have it resume later.
+        // The receiver may only want to have it resume later.
         let _ = done.send(session);
         if let Ok(Resumption { session, ours }) = resumed.recv() {
             if let Some((ContinuedSession { stream, record }, followed)) = session {
@@ -612,7 +611,8 @@ impl SocketThread {
         let thread =
             std::thread::Builder::new().name(format!("session {name}")).spawn(move || {
                 let _signal_done = signal_done;
-                // Ours no more before that signal.
+                // Dropped before `_signal_done`: the connection is not ours any more when the
+                // signal comes.
                 let mut connection = connection;
                 if logged {
                     tracing::info!(port = name, "front-end connected");
@@ -634,10 +634,11 @@ impl SocketThread {
         Ok(RunningSession { stream, pause_handle, thread, done })
     }
 
-    /// Have the session end, if there is one, and wait until it has, or leave it behind.
+    /// Have the session end, if there is one, and wait until it has; if it does not, leave it
+    /// behind.
     fn end_session(&mut self) {
         let Some(RunningSession { stream, thread, done, .. }) = self.live.take() else { return };
-        // Fails where the front-end has closed already, which is as good.
+        // Fails where the front-end has closed already, which has the same effect.
         let _ = stream.shutdown(Shutdown::Both);
         if !done.wait_until(Instant::now() + END_WAIT_MAX) {
             self.ended = Ended::LeftBehind;
@@ -691,24 +692,24 @@ impl Drop for SignalOnDrop {
 }
 
 impl RunningSession {
-    /// Have the session stand still until what comes with it is dropped; None if it does not.
+    /// Have the session pause until the sender is dropped; None if it does not pause.
     fn pause(&self, until: Instant) -> Option<(PausedSession, Sender<()>)> {
         let stream = self.stream.as_fd().try_clone_to_owned().ok()?;
         let (record, resumes) = self.pause_handle.pause(until)?;
         Some((PausedSession { stream, record }, resumes))
     }
 
-    /// End the connection. The session gives its rings back meanwhile, but one that is stuck holds
-    /// nobody up.
+    /// End the connection. The session gives its rings back meanwhile; the caller does not wait for
+    /// one that is stuck.
     fn cut(&self) {
-        // Fails where the front-end has closed already, which is as good.
+        // Fails where the front-end has closed already, which has the same effect.
         let _ = self.stream.shutdown(Shutdown::Both);
-        // Nothing depends on whether it has ended: what is left of it is not the other process's.
+        // The result does not matter: the other process does not get this session.
         let _ = self.done.wait_until(Instant::now() + CUT_WAIT_MAX);
     }
 }
 
-/// Why a connection that is there is closed: it would take what is reserved.
+/// The error of a connection that is closed because it would take reserved descriptors.
 fn no_room() -> io::Error {
     OpenFileLimit::note_refusal();
     let OpenFileLimit { limit, reserved } = OpenFileLimit::now();
@@ -718,7 +719,7 @@ fn no_room() -> io::Error {
     ))
 }
 
-/// Connect without blocking: a listener with a full backlog would hold us, and `stop` with us.
+/// Connect without blocking: a listener with a full backlog would block us, and `stop` with us.
 fn connect_to(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

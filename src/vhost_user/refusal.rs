@@ -1,5 +1,5 @@
-//! Why a request was not done. Each message names the value, the limit, and the way out where the
-//! front-end or whoever runs it has one; the session's log line adds port and request.
+//! Why a request was not done. Each message names the value, the limit, and the remedy where the
+//! front-end or its operator has one. The session's log line adds port and request.
 
 #![forbid(unsafe_code)]
 
@@ -52,7 +52,7 @@ pub enum Refusal {
     /// SET_FEATURES beyond GET_FEATURES.
     #[error("features {extra} are not offered by profile {profile}")]
     Features {
-        /// What is not offered.
+        /// The features that are not offered.
         extra: FeatureSet,
         /// The profile's name.
         profile: String,
@@ -66,13 +66,13 @@ pub enum Refusal {
     /// SET_FEATURES that would change rings under their workers.
     #[error("features {changed} cannot change while rings run; stop them with GET_VRING_BASE")]
     FeaturesInUse {
-        /// What would change.
+        /// The features that would change.
         changed: FeatureSet,
     },
     /// SET_PROTOCOL_FEATURES beyond GET_PROTOCOL_FEATURES.
     #[error("protocol features {extra:#x} are not offered by profile {profile}")]
     ProtocolFeatures {
-        /// What is not offered.
+        /// The feature bits that are not offered.
         extra: u64,
         /// The profile's name.
         profile: String,
@@ -133,8 +133,8 @@ pub enum Refusal {
     /// SET_VRING_ENABLE though SET_FEATURES left out bit 30.
     #[error("protocol_features (bit 30) is not acknowledged; all rings are enabled then")]
     AlwaysEnabled,
-    /// SET_VRING_ADDR with other flags than that of logging, or with that one though log_all is not
-    /// offered.
+    /// SET_VRING_ADDR with other flags than that of logging, or with that flag though log_all is
+    /// not offered.
     #[error("ring {ring}: address flags {flags:#x}, and {offered:#x} are offered")]
     AddressFlags {
         /// Ring index.
@@ -149,7 +149,7 @@ pub enum Refusal {
     Activate {
         /// Ring index.
         ring: usize,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: ActivateError,
     },
@@ -158,7 +158,7 @@ pub enum Refusal {
     Event {
         /// Ring index.
         ring: usize,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: EventFdError,
     },
@@ -170,9 +170,9 @@ pub enum Refusal {
     RegionCount {
         /// As sent.
         count: u32,
-        /// Of the body.
+        /// Length of the body.
         bytes: usize,
-        /// That came with it.
+        /// Descriptors that came with the request.
         descriptors: usize,
         /// Regions of one table.
         limit: usize,
@@ -186,7 +186,7 @@ pub enum Refusal {
          memory, or raise `memory_max_gib` of the configuration"
     )]
     MemoryMax {
-        /// Of all regions together.
+        /// Bytes of all regions together.
         bytes: u64,
         /// The configuration's `memory_max_gib`, in bytes.
         limit: u64,

@@ -1,9 +1,8 @@
 //! The requests we answer, as a table, and the check of a message against it.
 //!
-//! The table says for each request what a message must look like before anybody acts on it: how
-//! long its body is, how many descriptors come with it, which protocol feature it needs. What is
-//! not in the table is refused. Numbers and layouts are those of QEMU's
-//! `docs/interop/vhost-user.rst`, "Front-end message types".
+//! For each request the table has the length of its body, the number of its descriptors and the
+//! protocol feature that it needs. Requests that are not in the table are refused. Numbers and
+//! layouts are those of QEMU's `docs/interop/vhost-user.rst`, "Front-end message types".
 
 #![forbid(unsafe_code)]
 
@@ -24,11 +23,12 @@ use crate::device::features::{
 use super::refusal::Refusal;
 use super::transport::{BODY_MAX, Message};
 
-/// Bits of a message that asks: a reply has one of them, and the rest have no meaning.
+/// Flag bits that a request must not have: one is a reply's, the others have no meaning.
 const NOT_OF_A_REQUEST: u32 =
     VhostUserHeaderFlag::REPLY.bits() | VhostUserHeaderFlag::RESERVED_BITS.bits();
 
-/// Of SET_VRING_KICK, CALL and ERR: no descriptor comes with it ("Front-end message types").
+/// The flag of SET_VRING_KICK, CALL and ERR that no descriptor comes with it ("Front-end message
+/// types").
 pub(super) const NO_DESCRIPTOR: u64 = 0x100;
 
 const NO_BODY: RangeInclusive<usize> = 0..=0;
@@ -36,7 +36,7 @@ const U64: RangeInclusive<usize> = body_of::<VhostUserU64>();
 const RING_STATE: RangeInclusive<usize> = body_of::<VhostUserVringState>();
 const STATE_TRANSFER: RangeInclusive<usize> = body_of::<VhostUserTransferDeviceState>();
 const REGION: RangeInclusive<usize> = body_of::<VhostUserSingleMemoryRegion>();
-/// As many regions as descriptors fit.
+/// Up to as many regions as one message has descriptors.
 const MEMORY_TABLE: RangeInclusive<usize> =
     size_of::<VhostUserMemory>()..=memory_table_len(MAX_ATTACHED_FD_ENTRIES);
 
@@ -63,7 +63,7 @@ pub(super) struct RequestRule {
     /// Whether the answer has a payload of its own, so that refusing it leaves the front-end
     /// without an answer it can understand.
     pub payload_reply: bool,
-    /// The number that refuses it all the same, where the payload has room for a refusal.
+    /// The number that answers a refused request, where the payload has room for a refusal.
     pub refusal: Option<u64>,
 }
 
@@ -136,7 +136,7 @@ pub(super) static REQUESTS: &[RequestRule] = &[
     request(FrontendReq::SET_BACKEND_REQ_FD, "SET_BACKEND_REQ_FD", NO_BODY)
         .needs(PROTOCOL_BACKEND_REQ)
         .descriptors(1..=1),
-    // How long its body is depends on the front-end's version; none is read.
+    // The length of its body depends on the front-end's version; the body is not read.
     request(FrontendReq::CREATE_CRYPTO_SESSION, "CREATE_CRYPTO_SESSION", 0..=BODY_MAX)
         .needs(PROTOCOL_CRYPTO_SESSION)
         .replies(),
@@ -179,8 +179,8 @@ impl Message {
         }
     }
 
-    /// The ring that it is of, if it is of one: the first half of its body, or of SET_VRING_KICK,
-    /// CALL and ERR bits 0 to 7, of which bit 8 is not the ring's.
+    /// The request's ring, if it has one: the first half of the body. SET_VRING_KICK, CALL and ERR
+    /// have the ring in bits 0 to 7; bit 8 is a flag.
     pub fn ring(&self) -> Option<u64> {
         match self.request()?.code {
             FrontendReq::SET_VRING_KICK

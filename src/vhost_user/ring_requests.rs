@@ -1,10 +1,9 @@
-//! The vring messages: what is said of each ring until all is said, and what changes while it
-//! runs.
+//! The vring messages: the settings of each ring until it can start, and the changes while it runs.
 //!
-//! A ring runs once its size, addresses and kick, the features and the memory are all there, in
-//! whatever order they came: QEMU sends NUM, BASE, ADDR, KICK, CALL, DPDK's virtio-user CALL
-//! first, then NUM, BASE, ADDR, KICK, and ENABLE last. It stops with GET_VRING_BASE. Enabled and
-//! disabled are independent of that (vhost-user, "Ring states").
+//! A ring starts once its size, addresses and kick, the features and the memory have all come, in
+//! any order. QEMU sends NUM, BASE, ADDR, KICK, CALL. DPDK's virtio-user sends CALL first, then
+//! NUM, BASE, ADDR, KICK, and ENABLE last. A ring stops with GET_VRING_BASE. Enabled and disabled
+//! are independent of that (vhost-user, "Ring states").
 
 #![forbid(unsafe_code)]
 
@@ -99,7 +98,7 @@ impl Device {
         self.start_if_ready(index)
     }
 
-    /// SET_VRING_ADDR, checked. Of a ring that runs only what is logged may change.
+    /// SET_VRING_ADDR, checked. While the ring runs only its logging may change.
     pub(super) fn set_addresses(
         &mut self,
         index: usize,
@@ -118,7 +117,7 @@ impl Device {
         self.start_if_ready(index)
     }
 
-    /// SET_VRING_BASE. The upper half is a packed ring's.
+    /// SET_VRING_BASE. Only a packed ring uses the upper half.
     pub(super) fn set_base(&mut self, index: usize, base: u32) -> Result<(), Refusal> {
         if !self.options().packed && u16::try_from(base).is_err() {
             return Err(Refusal::Base { ring: index, base });
@@ -152,12 +151,13 @@ impl Device {
             EventKind::Call => state.call = event,
             EventKind::Err => state.err = event,
         }
-        // The kick starts a ring; a call descriptor only one that waits for it after a refusal.
+        // A kick can start a ring. A call descriptor can start only one that waits for it after a
+        // refusal.
         self.start_if_ready(index)
     }
 
     /// SET_VRING_ENABLE. QEMU sends it before SET_FEATURES when a device comes up
-    /// (hw/net/vhost_net.c, `vhost_set_vring_enable`), so that bit 30 was offered is enough.
+    /// (hw/net/vhost_net.c, `vhost_set_vring_enable`). So it is enough that bit 30 was offered.
     pub(super) fn set_enable(&mut self, index: usize, value: u32) -> Result<(), Refusal> {
         if self.acknowledged.is_some_and(|features| !features.has(PROTOCOL_FEATURES)) {
             return Err(Refusal::AlwaysEnabled);
@@ -170,7 +170,7 @@ impl Device {
         Ok(())
     }
 
-    /// Enable or disable; when it returns, the worker acts accordingly.
+    /// Enable or disable the ring; on return the worker acts accordingly.
     pub(super) fn enable(&mut self, index: usize, enabled: bool) -> Result<(), Refusal> {
         if self.rings[index].enabled == enabled {
             return Ok(());
@@ -182,8 +182,8 @@ impl Device {
         }
     }
 
-    /// GET_VRING_BASE: the ring is nobody's when this returns, and the next entry to take is
-    /// the answer. Kick and call go, as in other backends: both known front-ends send them anew.
+    /// GET_VRING_BASE: on return nobody has the ring, and the answer is the next entry to take.
+    /// Kick and call are dropped, as in other backends: both known front-ends send them anew.
     pub(super) fn stop(&mut self, index: usize) -> Result<u32, Refusal> {
         let ring = self.take(index)?;
         let state = &mut self.rings[index];
@@ -198,9 +198,10 @@ impl Device {
     }
 }
 
-/// What a ring starts from. Of a packed ring's base the lower half, where available entries are
-/// taken from: used ones are marked up to there when a ring is stopped, ours or another backend's
-/// (DPDK reads no more of it either: lib/vhost/vhost_user.c, `vhost_user_set_vring_base`).
+/// The index where a ring starts: the lower half of a packed ring's base, from where available
+/// entries are taken. When a ring is stopped, ours or another backend's, used entries are marked up
+/// to there. DPDK reads no more of the base either (lib/vhost/vhost_user.c,
+/// `vhost_user_set_vring_base`).
 fn low_half(base: u32) -> u16 {
     let [low, high, ..] = base.to_le_bytes();
     u16::from_le_bytes([low, high])
@@ -209,7 +210,7 @@ fn low_half(base: u32) -> u16 {
 // ---- starting, giving, taking -------------------------------------------------------------------
 
 impl Device {
-    /// All that is needed to run the ring, if it is there.
+    /// The settings to run the ring, if all are there.
     pub(super) fn setup(&self, index: usize) -> Option<QueueSetup> {
         let state = &self.rings[index];
         self.acknowledged?;
@@ -257,12 +258,12 @@ impl Device {
         Ok(())
     }
 
-    /// Whether what the ring depends on was refused.
+    /// Whether a setting that the ring depends on was refused.
     fn waits_for_refused(&self, index: usize) -> bool {
         self.features_refused || self.memory_refused || !self.rings[index].refused.is_empty()
     }
 
-    /// Start all rings that only waited for what has just come; the first failure.
+    /// Start all rings that waited for the setting that has just come. Returns the first failure.
     pub(super) fn start_waiting(&mut self) -> Option<Refusal> {
         let mut first = None;
         for index in 0..self.rings.len() {
@@ -288,8 +289,8 @@ impl Device {
         }
     }
 
-    /// A ring, taken from its worker, that cannot run in the memory that is now in force stops, the
-    /// front-end hears of it by its error descriptor, and the ring starts again by itself if its
+    /// Stop a ring, taken from its worker, that cannot run in the memory that is now in force. The
+    /// front-end is told by the ring's error descriptor. The ring starts again by itself if its
     /// memory comes back: front-ends remove and add a region to change it.
     fn strand(&mut self, index: usize, ring: Ring) -> Result<(), Refusal> {
         let position = ring.queue.ring().position();
@@ -299,7 +300,7 @@ impl Device {
             Ok(queue) => self.give(index, Ring { queue, ..ring }),
             Err(source) => {
                 if let Some(err) = &ring.err {
-                    // The ring has stopped whether or not this is heard.
+                    // The ring has stopped even if the signal fails.
                     let _ = err.signal();
                 }
                 let state = &mut self.rings[index];
@@ -319,7 +320,7 @@ impl Device {
         Ok(())
     }
 
-    /// Have the ring back from its worker, if it is there.
+    /// Take the ring back from its worker, if it is there.
     pub(super) fn take(&mut self, index: usize) -> Result<Option<Ring>, Refusal> {
         if !std::mem::take(&mut self.rings[index].started) {
             return Ok(None);
@@ -328,8 +329,8 @@ impl Device {
     }
 }
 
-/// What these features make of the packets of a ring: of those to the guest (even) what it takes,
-/// of those from it (odd) what it may send (virtio 1.2, 5.1.2 and 5.1.6.1).
+/// The offloads of a ring by these features (virtio 1.2, 5.1.2 and 5.1.6.1). A ring to the guest
+/// (even) accepts them; a ring from it (odd) may send them.
 fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
     RingKind {
         header_len: net_header::len_of(features),
@@ -342,7 +343,7 @@ fn ring_kind(features: FeatureSet, index: usize) -> RingKind {
     }
 }
 
-/// An event that came with a message; anything else is closed where nobody waits.
+/// An event descriptor that came with a message; anything else is closed by the port's closer.
 fn event(descriptor: DeferredClose<OwnedFd>) -> Result<EventFd, EventFdError> {
     EventFd::check(&*descriptor)?;
     EventFd::new(File::from(descriptor.keep()))

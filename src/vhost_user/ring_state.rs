@@ -1,4 +1,4 @@
-//! One ring: what was said of it so far, and whether it is with its worker.
+//! One ring: its settings so far, and whether it is with its worker.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,7 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::guest_memory::GuestAddress;
 use crate::virtqueue::{EventFd, QueueAddresses};
 
-/// SET_VRING_KICK so far.
+/// The state of SET_VRING_KICK.
 #[derive(Debug, Default)]
 pub(super) enum Kick {
     /// Not since the ring was last stopped.
@@ -34,8 +34,8 @@ impl From<Option<EventFd>> for Kick {
     }
 }
 
-/// One ring: what was said of it, and whether it is with its worker. While it is, the worker has
-/// its descriptors.
+/// One ring: its settings, and whether it is with its worker. While it is, the worker has its
+/// descriptors.
 #[derive(Debug, Default)]
 pub(super) struct RingState {
     pub size: Option<u16>,
@@ -45,15 +45,15 @@ pub(super) struct RingState {
     /// The next entry to take, in force when the ring starts; of a packed ring, both positions as
     /// in "Vring state description".
     pub base: u32,
-    /// The base that the front-end named or was told last. The ring may be elsewhere by now: it was
-    /// stranded, or another process had it before.
+    /// The base that the front-end named or was told last. The ring's position may differ: the ring
+    /// was stranded, or another process had it before.
     pub named: u32,
     pub kick: Kick,
     pub call: Option<EventFd>,
     pub err: Option<EventFd>,
     pub enabled: bool,
     pub started: bool,
-    /// The settings that were refused since they were last made: while there is one the ring does
+    /// The settings that were refused since they were last made. While there is one the ring does
     /// not start, since its front-end may believe that it is in force.
     pub refused: Vec<FrontendReq>,
 }

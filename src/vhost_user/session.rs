@@ -1,8 +1,8 @@
 //! The loop of one connection: read a message, look it up, check it, have it done, answer.
 //!
-//! Runs on a thread of its own and blocks there: on the stream, and where a worker
-//! must let go of a ring before the front-end may have its answer. Owns the connection's
-//! [`Device`]; when the loop ends, for whatever reason, the device takes all rings back.
+//! The loop runs on a thread of its own. It blocks on the stream, and on a worker that must give a
+//! ring back before the answer. It owns the connection's [`Device`]; when the loop ends, for
+//! whatever reason, the device takes all rings back.
 
 #![forbid(unsafe_code)]
 
@@ -34,8 +34,8 @@ use super::transport::{
     Message, TransportError, check_unclosed, read_message, reply_to, reply_u64, write_all,
 };
 
-/// Refusals of one session that are logged, states, and starts and stops; a front-end must not fill
-/// the disk.
+/// Lines per session that are logged of refusals, of states, and of starts and stops: a front-end
+/// must not fill the disk.
 const LOGGED_MAX: u32 = 32;
 
 /// Why a session ended.
@@ -44,7 +44,7 @@ pub enum SessionEnd {
     /// The front-end closed the connection, or we shut it down.
     #[error("the connection was closed")]
     Disconnected,
-    /// What the front-end sends is not vhost-user, or the socket failed.
+    /// The front-end sends something other than vhost-user, or the socket failed.
     #[error("the stream cannot be followed any further")]
     Protocol(#[source] TransportError),
     /// A refused request whose answer has no room for a refusal.
@@ -65,7 +65,7 @@ pub enum SessionEnd {
         #[source]
         source: Refusal,
     },
-    /// What was said in it to another process does not hold here.
+    /// A request recorded by another process cannot be done here.
     #[error("the session cannot be gone on with: {request}")]
     Inherited {
         /// The request's name.
@@ -85,9 +85,9 @@ impl From<TransportError> for SessionEnd {
     }
 }
 
-/// Serve the front-end behind `stream` as port `name`, until it disconnects, breaks the protocol,
-/// or shutdown(2) is called on a clone of `stream`. Blocks. When it returns, no ring of the port
-/// is with a worker, no memory of the guest is mapped, and an empty binding is recorded.
+/// Serve the front-end behind `stream` as port `name`. Blocks until the front-end disconnects or
+/// breaks the protocol, or shutdown(2) is called on a clone of `stream`. On return, no worker has a
+/// ring of the port, no guest memory is mapped, and an empty binding is recorded.
 pub fn serve(
     stream: &UnixStream,
     profile: Arc<Profile>,
@@ -97,8 +97,8 @@ pub fn serve(
     Session::new(stream, None, profile, backend, name).run()
 }
 
-/// The same for a connection of a [`PortSocket`](super::PortSocket), which may have begun with
-/// another process and may continue with another.
+/// Like [`serve`], for a connection of a [`PortSocket`](super::PortSocket). The session may have
+/// begun with another process and may continue with another.
 pub fn serve_connection(
     connection: &mut Connection,
     profile: Arc<Profile>,
@@ -110,14 +110,14 @@ pub fn serve_connection(
     let mut session = Session::new(stream, Some(connection), profile, backend, name);
     if let Some(Continuation { record, followed, ours }) = continued {
         if let Err(end) = session.follow(record) {
-            // Its rings are back before it is told; and the connection is the other's until it is
-            // ours to close.
+            // Its rings are given back before the other process is told. The connection is the
+            // other's until it is ours to close.
             drop(session);
             drop(followed);
             let _ = ours.recv();
             return end;
         }
-        // Nobody waits any more only if the process ends.
+        // The receiver is gone only if the process ends.
         let _ = followed.send(());
         let _ = ours.recv();
     }
@@ -126,7 +126,7 @@ pub fn serve_connection(
 
 struct Session<'s> {
     stream: &'s UnixStream,
-    /// Where it is told to pause, if it can be.
+    /// The connection that may ask the session to pause, if it has one.
     connection: Option<&'s Connection>,
     /// Closes what the front-end sent and nobody keeps.
     closer: Arc<DescriptorCloser>,
@@ -166,8 +166,8 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Have all done that was said to another process; nobody waits for the answers. Its guest
-    /// runs, and keeps the memory that it has: what may be memory is said to those who begin.
+    /// Do all requests that were sent to another process; nobody waits for the answers. The guest
+    /// runs and keeps its memory: the memory policy applies only to sessions that begin here.
     fn follow(&mut self, record: SessionRecord) -> Result<(), SessionEnd> {
         self.device.room.keep();
         let limit = std::mem::replace(&mut self.device.memory_max, u64::MAX);
@@ -205,8 +205,8 @@ impl<'s> Session<'s> {
         self.await_message()?;
         let mut message = read_message(self.stream, &self.closer)?;
         let answer = self.timed(&mut message);
-        // Closed before the answer, so that none is ours any more when the front-end has it; what
-        // may block is on its way.
+        // The descriptors are closed before the answer, so that the front-end finds none of them
+        // with us. A close that may block is already with the closer.
         message.descriptors.clear();
         check_unclosed(&self.closer)?;
         // An acknowledgement is due if the request's own features say so after it was done:
@@ -230,8 +230,8 @@ impl<'s> Session<'s> {
         Ok(())
     }
 
-    /// Wait until the front-end says something. Meanwhile take what it writes of a state, of which
-    /// there may be more than the channel holds, and pause if that is asked for.
+    /// Wait for the next message. Meanwhile read a state that the front-end writes, which may be
+    /// longer than the channel holds, and pause if asked to.
     fn await_message(&mut self) -> Result<(), SessionEnd> {
         loop {
             // poll(2) wants descriptors; where there is nothing to watch, watch the stream twice.
@@ -246,7 +246,7 @@ impl<'s> Session<'s> {
                 Err(error) => return Err(TransportError::Io(error.into()).into()),
             }
             let [message, state, pause] = fds.map(|fd| !fd.revents().is_empty());
-            // First: a message that has come is for whoever continues.
+            // The pause comes first: a message that has arrived is for the process that continues.
             if pause && let Some(connection) = connection {
                 connection.pause(|| self.device.record());
                 continue;
@@ -301,7 +301,7 @@ impl<'s> Session<'s> {
         Ok(Answer::Channel(end))
     }
 
-    /// CHECK_DEVICE_STATE: whether a state went out whole, or came in and is that of a VM with this
+    /// CHECK_DEVICE_STATE: whether a state was saved whole, or one was loaded and its VM has this
     /// port's interface.
     fn check_state(&mut self, _: &Message) -> Result<Answer, Refusal> {
         match self.transfer.finish()? {
@@ -318,8 +318,8 @@ impl<'s> Session<'s> {
         Ok(Answer::Value(0))
     }
 
-    /// Log the refusal, and end the session if there is no way on. The answer, if the request has
-    /// one of its own for a refusal.
+    /// Log the refusal, and end the session if it cannot continue. Returns the answer, if the
+    /// request has one of its own for a refusal.
     fn refuse(&mut self, message: &Message, refusal: Refusal) -> Result<Option<u64>, SessionEnd> {
         self.log(&message.name(), &refusal);
         if refusal.ends_session() {

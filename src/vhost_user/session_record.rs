@@ -1,11 +1,11 @@
-//! A session as what was said in it, so that another process can continue with its connection.
+//! A session as the messages that make it, so that another process can continue with its
+//! connection.
+//! It is handed over as the messages that would make it anew, in the protocol's own form. So the
+//! successor checks each message against its own profiles, as if the front-end had just sent it. No
+//! other format has to be kept stable from version to version. A message that the successor cannot
+//! follow ends that session, and its front-end connects anew.
 //!
-//! It is handed over as the messages that would make it anew, in the protocol's own form. So
-//! whoever continues has each of them checked as if the front-end had said it just now, against its
-//! own profiles; no other format has to be kept the same from version to version; and what it
-//! cannot follow ends that session, whose front-end connects anew.
-//!
-//! The worker of a started ring knows more of it than the session: [`WorkerRing`] has the rest.
+//! The worker of a started ring knows more of it than the session: [`WorkerRing`] has that part.
 
 #![forbid(unsafe_code)]
 
@@ -30,7 +30,7 @@ use super::ring_requests::RING_LOGGED;
 use super::ring_state::{Kick, RingState, number};
 use super::transport::{Message, VERSION};
 
-/// A message that was said, or might have been.
+/// A message that was sent, or could have been.
 #[derive(Debug)]
 pub struct RecordedMessage {
     /// The request's number.
@@ -44,12 +44,12 @@ pub struct RecordedMessage {
 /// A session, between two messages.
 #[derive(Debug)]
 pub struct SessionRecord {
-    /// What makes it what it is, in order.
+    /// The messages that make the session, in order.
     pub messages: Vec<RecordedMessage>,
-    /// Entries of each ring that ran last, which a stopped device tells in its state.
+    /// Entries of each ring of the last run; a stopped device has them in its state.
     pub ran: Vec<Option<u16>>,
-    /// The base that the front-end knows of each ring that is said to be elsewhere, as in
-    /// SET_VRING_BASE. If we die it names that one.
+    /// The base that the front-end knows of each ring whose SET_VRING_BASE here has another
+    /// position. If we die, the front-end names the former.
     pub named: Vec<Option<u32>>,
 }
 
@@ -82,7 +82,7 @@ impl RecordedMessage {
         self
     }
 
-    /// As if it had just come.
+    /// The message as if it had just come.
     pub(super) fn into_message(self, closer: &Arc<DescriptorCloser>) -> Message {
         let Self { code, body, descriptors } = self;
         let descriptors =
@@ -91,7 +91,7 @@ impl RecordedMessage {
     }
 }
 
-/// What only the worker of a started ring knows of it.
+/// The state of a started ring that only its worker has.
 #[derive(Debug)]
 pub struct WorkerRing {
     /// Ring index.
@@ -120,15 +120,17 @@ impl WorkerRing {
 }
 
 impl Device {
-    /// All that was said, but for what workers have.
+    /// All messages of the session, except the workers' part.
     pub(super) fn record(&self) -> io::Result<SessionRecord> {
         let mut messages = self.feature_messages();
-        // What was refused since is to come again, unless rings run with what was before it.
+        // A refused setting is left out, so that it must come again, unless rings run with the
+        // setting before it.
         let idle = self.started() == 0;
         if !(idle && self.memory_refused) {
             messages.extend(self.memory_messages()?);
         }
-        // Before the features that have it written to: what was marked until now is marked.
+        // The log comes before the features that enable logging. Replayed in this order it marks
+        // nothing anew: the log's file has the marks so far.
         if let Some(log) = &self.log {
             let body = VhostUserLog::new(log.size(), log.file_offset());
             let file = OwnedFd::from(log.file().try_clone()?);
@@ -149,7 +151,7 @@ impl Device {
             messages.extend(self.ring_messages(number(index), ring)?);
         }
         let ran = self.last_run.ring_sizes().to_vec();
-        // Where a ring is that runs, only its worker knows.
+        // Only the worker knows the position of a ring that runs.
         let elsewhere = |ring: &RingState| ring.started || ring.named != ring.base;
         let named = |ring: &RingState| elsewhere(ring).then_some(ring.named);
         Ok(SessionRecord { messages, ran, named: self.rings.iter().map(named).collect() })
@@ -198,7 +200,8 @@ impl Device {
 
     fn ring_messages(&self, index: u16, ring: &RingState) -> io::Result<Vec<RecordedMessage>> {
         let mut messages = Vec::new();
-        // What a ring that runs has is in force; of another, what was refused is to come again.
+        // A running ring's settings are in force. For other rings a refused setting must come
+        // again.
         let holds = |code| ring.started || !ring.refused.contains(&code);
         if let Some(size) = ring.size.filter(|_| holds(FrontendReq::SET_VRING_NUM)) {
             messages.push(RecordedMessage::of_ring(FrontendReq::SET_VRING_NUM, index, size.into()));

@@ -1,13 +1,13 @@
 //! The channel that a state goes through (SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE).
 //!
 //! The channel is always ours: a socket pair, whose other end the front-end gets with the answer
-//! and "must use" (vhost-user, SET_DEVICE_STATE_FD). Its own descriptor is closed unseen. A pipe of
-//! a front-end's, or whatever else it sends, shares its flags with the front-end, which could have
-//! a read or a write block the session for ever; ours cannot.
+//! and "must use" (vhost-user, SET_DEVICE_STATE_FD). Its own descriptor is closed unused. A
+//! front-end's pipe, or any other descriptor of its own, shares its flags with the front-end. With
+//! those it could make a read or write block the session for ever. Ours cannot.
 //!
 //! Nothing waits here. A state to be saved is in the channel whole before the front-end has its
-//! end. One to be loaded is taken as it comes, between messages; when the front-end asks what
-//! became of it, it has closed its end, so all of it is there, or it is refused.
+//! end. A state to be loaded is read as it comes, between messages. When the front-end asks for the
+//! result it has closed its end: the whole state is there, or it is refused.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,7 @@ pub(super) enum Transfer {
     Loading {
         /// Our end.
         channel: Option<UnixStream>,
-        /// What has come.
+        /// The bytes so far.
         bytes: Vec<u8>,
     },
 }
@@ -44,14 +44,14 @@ impl Transfer {
     /// [`DeviceStateError::Channel`].
     pub fn save(&mut self, state: &[u8]) -> Result<OwnedFd, DeviceStateError> {
         let (mut ours, theirs) = channel()?;
-        // Not all of it at once would be a socket's buffer below 64 KiB.
+        // This write is partial only if a socket's buffer is below 64 KiB.
         ours.write_all(state).map_err(DeviceStateError::Channel)?;
         *self = Self::Saved;
         Ok(theirs)
     }
 
-    /// A channel for the front-end to write a state to. One that was being written before is
-    /// forgotten: its migration has failed.
+    /// A channel for the front-end to write a state to. An earlier transfer is forgotten: its
+    /// migration has failed.
     ///
     /// # Errors
     /// [`DeviceStateError::Channel`].
@@ -61,7 +61,7 @@ impl Transfer {
         Ok(theirs)
     }
 
-    /// Whether there is none: nobody else could continue one that is under way.
+    /// Whether no transfer is under way: another process could not continue one.
     pub fn is_idle(&self) -> bool {
         matches!(self, Self::Idle)
     }
@@ -74,10 +74,10 @@ impl Transfer {
         }
     }
 
-    /// Take what is there, at most a piece of it; false if there is nothing yet, or no more.
+    /// Read at most a piece of what is there; false if there is nothing yet, or no more.
     ///
     /// # Errors
-    /// [`DeviceStateError`]; the transfer has failed then, and the front-end's next write does.
+    /// [`DeviceStateError`]; the transfer has then failed, and so will the front-end's next write.
     pub fn receive(&mut self) -> Result<bool, DeviceStateError> {
         let Self::Loading { channel, bytes } = self else { return Ok(false) };
         let Some(socket) = channel else { return Ok(false) };
@@ -100,8 +100,7 @@ impl Transfer {
         Err(failed)
     }
 
-    /// What became of the transfer, which is over with this: the state that came, whole; None if
-    /// one went out.
+    /// End the transfer. Returns the whole state that came in; None if one went out.
     ///
     /// # Errors
     /// [`DeviceStateError`].

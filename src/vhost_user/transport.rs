@@ -1,10 +1,9 @@
 //! Whole messages from a front-end's stream, with their descriptors, and replies to it.
 //!
-//! The session reads for itself, rather than let the `vhost` crate do so, because the crate takes
-//! a body that arrives in two pieces for an error, and loses its place in the stream then. Every
-//! descriptor that arrives, with whatever byte, is owned from the first moment, so none leaks. All
-//! that one sendmsg(2) can bring are taken: what did not fit the kernel would close at once, on
-//! this thread, which could block.
+//! The session reads for itself. The `vhost` crate takes a body that arrives in two pieces for an
+//! error, and then loses its place in the stream. Every descriptor that arrives, with whatever
+//! byte, is owned from the first moment, so none leaks. All descriptors that one sendmsg(2) can
+//! bring are received: the kernel would close others on this thread, which could block.
 //!
 //! Reads and writes block; shutdown(2) of a clone of the stream ends them.
 
@@ -61,7 +60,7 @@ pub enum TransportError {
         /// Bytes.
         len: u32,
     },
-    /// More than a port may have of descriptors whose close(2) does not return.
+    /// A port may have no more descriptors whose close(2) does not return.
     #[error(
         "{waiting} descriptors that came from front-ends wait to be closed; only events and shared \
          memory, which close at once, are of use here"
@@ -70,7 +69,7 @@ pub enum TransportError {
         /// Descriptors.
         waiting: usize,
     },
-    /// What came with the message would take what is reserved, or was lost already.
+    /// The descriptors that came with the message would take reserved ones, or were lost already.
     #[error(
         "no file descriptor is left for what the front-end sends: the limit of open files is \
          {limit}, of which {reserved} are reserved; raise it (LimitNOFILE)"
@@ -78,15 +77,15 @@ pub enum TransportError {
     NoDescriptor {
         /// RLIMIT_NOFILE.
         limit: u64,
-        /// Of these.
+        /// Descriptors that are reserved.
         reserved: u64,
     },
-    /// The kernel's word.
+    /// An error of the kernel.
     #[error("cannot read from or write to the connection")]
     Io(#[from] io::Error),
 }
 
-/// One message, whole. Its descriptors are closed, where nobody waits, when it is dropped.
+/// One message, whole. When it is dropped, the port's closer closes its descriptors.
 #[derive(Debug)]
 pub(super) struct Message {
     /// Request number, known or not.
@@ -95,7 +94,7 @@ pub(super) struct Message {
     pub flags: u32,
     pub body: Vec<u8>,
     pub descriptors: Vec<DeferredClose<OwnedFd>>,
-    /// More descriptors came than are ever of use, or than this process has room for; the rest is
+    /// More descriptors came than are ever of use, or than this process has room for; the excess is
     /// closed.
     pub descriptors_cut: bool,
 }
@@ -107,24 +106,24 @@ impl Message {
         self.flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0
     }
 
-    /// What its body is, or begins with; its length was checked against the table.
+    /// The body, or its beginning, as a `T`; its length was checked against the table.
     pub fn body<T: ByteValued + Default>(&self) -> T {
         self.body_at(0)
     }
 
-    /// What is at byte `offset` of the body, whose length was checked.
+    /// The `T` at byte `offset` of the body, whose length was checked.
     pub fn body_at<T: ByteValued + Default>(&self, offset: usize) -> T {
         let mut value = T::default();
         value.as_mut_slice().copy_from_slice(&self.body[offset..offset + size_of::<T>()]);
         value
     }
 
-    /// The first u64 of its body, if that is so long: nothing may have been checked yet.
+    /// The first u64 of the body, if it is that long: nothing may have been checked yet.
     pub fn word(&self) -> Option<u64> {
         self.body.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
     }
 
-    /// Its last descriptor, of as many as were checked against the table.
+    /// The last descriptor; their number was checked against the table.
     pub fn take_descriptor(&mut self) -> DeferredClose<OwnedFd> {
         self.descriptors.pop().expect("a request that has one")
     }
@@ -201,8 +200,8 @@ impl MessageReader<'_> {
                 self.descriptors.extend(deferred);
             }
         }
-        // The kernel takes the lowest number that is free, and drops what has none: nothing else
-        // is cut.
+        // The kernel takes the lowest number that is free, and drops descriptors for which there is
+        // none. Nothing else causes truncation.
         let lost = received.flags.contains(ReturnFlags::CTRUNC);
         let (new, room) = (&self.descriptors[before..], OpenFileLimit::now());
         if lost || new.iter().any(|descriptor| room.is_reserved(&**descriptor)) {
@@ -220,7 +219,7 @@ impl MessageReader<'_> {
     }
 }
 
-/// Whether a session may continue, by how much of what front-ends sent waits to be closed.
+/// Whether a session may continue, given how many descriptors from front-ends wait to be closed.
 ///
 /// # Errors
 /// [`TransportError::Unclosed`].

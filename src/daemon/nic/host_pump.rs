@@ -1,8 +1,8 @@
 //! Carries packets between the host and its VMs: the thread of a TAP device, one for each uplink
 //! that the host shares.
 //!
-//! It is a system call for each packet, on a control thread; but a packet may have 64 KiB, since
-//! host and guests leave segmentation to each other.
+//! Each packet costs a system call, on a control thread. But a packet may have 64 KiB, since host
+//! and guests leave segmentation to each other.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,7 +18,7 @@ use crate::xdp::HostDevice;
 
 use super::pump::PumpSide;
 
-/// Packets of one way before those of the other have their turn.
+/// Packets of one direction before the other has its turn.
 const BURST: usize = 64;
 
 /// Carry packets between the host and its VMs until told to stop.
@@ -49,21 +49,21 @@ pub fn join(side: &PumpSide, device: &HostDevice, stop: &OwnedFd) {
         inbox.set_sleeping(false);
         busy = exchange() > 0;
         if !busy {
-            // What came before this is found by looking once more; what comes after it wakes us.
+            // Earlier packets are found by looking once more; later ones wake us.
             inbox.set_sleeping(true);
             busy = exchange() > 0;
         }
     }
 }
 
-/// Give the host all that the workers have for it, when they have no more.
+/// Send the host all packets that the workers still have for it, after they have stopped.
 pub fn finish(side: &PumpSide, device: &HostDevice) {
     if let Some(port) = side.workers.host(side.uplink) {
         while to_host(side, device, &port.inbox) > 0 {}
     }
 }
 
-/// What the workers have for the host. Answers how many packets.
+/// Send the host up to a burst of the workers' packets. Answers how many.
 fn to_host(side: &PumpSide, device: &HostDevice, inbox: &Inbox) -> usize {
     let mut count = 0;
     while count < BURST
@@ -85,10 +85,10 @@ fn to_host(side: &PumpSide, device: &HostDevice, inbox: &Inbox) -> usize {
     count
 }
 
-/// What the host has for its VMs. Answers how many packets.
+/// Send the VMs up to a burst of the host's packets. Answers how many.
 fn from_host(side: &PumpSide, device: &HostDevice, buffer: &mut [u8]) -> usize {
     let mut count = 0;
-    // An error is that the device is down, which somebody else has made it.
+    // An error means that somebody has set the device down.
     while count < BURST
         && let Ok(Some(length)) = device.receive(buffer)
     {
@@ -102,7 +102,7 @@ fn from_host(side: &PumpSide, device: &HostDevice, buffer: &mut [u8]) -> usize {
     count
 }
 
-/// None if it is lost.
+/// Hand a packet to the workers; None if it is lost.
 fn bring(side: &PumpSide, packet: &[u8]) -> Option<()> {
     let (header, frame) = packet.split_at_checked(net_header::LEN)?;
     let length = u32::try_from(frame.len()).ok().filter(|&length| length >= ETHERNET_BYTES)?;

@@ -1,9 +1,10 @@
-//! The NICs' indirection tables: looked at when an uplink is opened and every few seconds, and set
-//! where that is wanted, so that no frame for a VM arrives on a queue without a socket.
+//! The NICs' indirection tables: read when an uplink is opened and every few seconds. They are set
+//! where the configuration wants that, so that no frame for a VM arrives on a queue without a
+//! socket.
 //!
-//! What was set is put back in the end. Before it is set, what was there is noted in
-//! `runtime_dir`, so that the next isonic puts it back if this one is killed. A table that is no
-//! longer ours when it should be put back is somebody else's wish by now, and stays.
+//! A table that was set is put back in the end. Before it is set, the earlier table is noted in
+//! `runtime_dir`, so that the next isonic puts it back if this one is killed. If the table is no
+//! longer ours by then, somebody else has set it, and it stays.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,12 +20,12 @@ use crate::xdp::nic::{Steering, SteeringError, steering};
 /// Largest note, bytes: two tables of 4096 entries.
 const NOTE_BYTES_MAX: u64 = 1 << 20;
 
-/// What decides on which queues an uplink receives, as long as it is open.
+/// The queues on which an uplink receives, as long as it is open.
 #[derive(Debug, Default)]
 pub struct Steered {
     /// Queues that receive and have no socket.
     pub unserved: Vec<u32>,
-    /// Only where a table was set.
+    /// Only if a table was set.
     set: Option<SetTable>,
 }
 
@@ -37,7 +38,7 @@ struct SetTable {
     tables: Mutex<Note>,
 }
 
-/// What was there, and what is there now.
+/// The table before, and the table that we have set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
     before: Vec<u32>,
@@ -45,8 +46,8 @@ struct Note {
 }
 
 impl Steered {
-    /// Look at the table of a NIC with sockets on `queues`, and set it if that is wanted and not
-    /// all that receive have one. `note` is where that is written down.
+    /// Read the table of a NIC with sockets on `queues`. Set it if the configuration wants that and
+    /// a receiving queue has no socket. `note` is the file that keeps the earlier table.
     ///
     /// # Errors
     /// [`SteeringError`]; the table is then as it was.
@@ -77,7 +78,7 @@ impl Steered {
         }
     }
 
-    /// Look again: drivers lose a table, and administrators change it. What is told is told once.
+    /// Look again: drivers lose a table, and administrators change it. Each finding is logged once.
     pub fn look(&mut self, interface: &Interface, queues: &[u32]) {
         let name = interface.name.as_str();
         let table = steering::table(name);
@@ -93,8 +94,8 @@ impl Steered {
         self.set.as_ref().is_some_and(SetTable::is_changed)
     }
 
-    /// Spread over these queues from now on, if that is wanted at all. A driver that took one
-    /// table takes another; if it does not, the one that is there stays.
+    /// Spread over these queues from now on, if the configuration wants that. A driver that took
+    /// one table takes another; if it does not, the present table stays.
     pub fn spread(&self, queues: &[u32]) {
         let Some(set) = &self.set else { return };
         if let Err(error) = set.spread(queues) {
@@ -120,7 +121,7 @@ impl SetTable {
         tables.set != tables.before
     }
 
-    /// A table that has these queues already stays, evenly spread or not.
+    /// A table that has exactly these queues already stays, evenly spread or not.
     fn spread(&self, queues: &[u32]) -> Result<(), SteeringError> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if steering::leads_to(&tables.set, queues) {
@@ -129,7 +130,8 @@ impl SetTable {
         let wanted = steering::spread(tables.before.len(), queues);
         let failed = |source| SteeringError::Set { interface: self.interface.clone(), source };
         let next = Note { before: tables.before.clone(), set: wanted };
-        // Noted first: killed between the two, the next one finds a table that it does not know.
+        // The note comes first: if we are killed in between, the NIC's table is not the noted one,
+        // and stays.
         if let Some(path) = &self.note {
             next.write(path).map_err(failed)?;
         }
@@ -145,7 +147,7 @@ impl Drop for SetTable {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         tables.put_back(&self.interface, self.receive_queues);
         if let Some(path) = &self.note {
-            // It may never have been written.
+            // The note may never have been written.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -159,7 +161,7 @@ impl Note {
         replace(path, &serde_json::to_vec(self)?)
     }
 
-    /// Give the NIC what it had, unless somebody has changed what we set.
+    /// Put the earlier table back, unless somebody has changed ours.
     fn put_back(&self, interface: &str, receive_queues: u32) {
         if self.before == self.set || steering::table(interface).as_ref() != Some(&self.set) {
             return;
@@ -173,7 +175,7 @@ impl Note {
     }
 }
 
-/// Of an isonic that was killed.
+/// Put the table back that a killed isonic has set.
 fn put_back_what_was_left(interface: &str, receive_queues: u32, note: Option<&Path>) {
     let Some(path) = note else { return };
     let Ok(text) = read_text(path, NOTE_BYTES_MAX) else { return };

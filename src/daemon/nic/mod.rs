@@ -1,16 +1,16 @@
-//! NIC: the uplinks' NICs, from the moment they are opened, through all that becomes of them.
+//! NIC: the uplinks' NICs, from the moment they are opened, through all their changes.
 //!
 //! From the bottom:
 //!
-//! - `nic_status`: how one is, and was: data.
+//! - `nic_status`: the present and past state of one: data.
 //! - `stall`: tells that a socket stands still.
 //! - `indirection_table`: which queues receive; set where that is wanted.
-//! - `redirects`: what routes mean to the XDP program.
+//! - `redirects`: the meaning of routes for the XDP program.
 //! - `open_nic`: opens one as it is configured.
-//! - `pump`, `host_pump`: the threads that bring multicast, and what joins the host to its VMs.
+//! - `pump`, `host_pump`: the threads that bring multicast, and join the host to its VMs.
 //! - `nic_in_use`, `nics`: one NIC, and all of them.
-//! - `nic_control`: what a life sees and has done.
-//! - `nic_life`: what is to be done when a link goes down, a NIC goes away, a socket stands still.
+//! - `nic_control`: the actions and observations of a life.
+//! - `nic_life`: the reaction when a link goes down, a NIC goes away, a socket stands still.
 //! - `nic_watch`: the thread that looks.
 
 mod host_pump;

@@ -1,5 +1,5 @@
-//! What a NIC's life sees of its uplink and has done to it: the kernel, the workers and the ports
-//! as they are. Its tests have another.
+//! The observations and actions of a NIC's life: here through the kernel, the workers and the
+//! ports. The life's tests have another implementation.
 
 use std::io;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::xdp::{Interface, Link, Links, ModeWish};
 use super::nic_in_use::Nic;
 use super::nic_status::{NicState, NicStatus};
 
-/// What NICs need of the ports.
+/// The calls of NICs to the ports.
 pub trait PortsOfNics: Send + Sync {
     /// Show the guests of an uplink that its link is down, or up again.
     fn show_link(&self, uplink: &str, up: bool);
-    /// Keep what the uplinks are like, for a start while one is away.
+    /// Keep the facts of the uplinks, for a start while one is away.
     fn record_uplinks(&self);
 }
 
@@ -37,7 +37,7 @@ pub struct Reopening<'l> {
 /// Why an uplink was not opened again.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotOpened {
-    /// For this reason, which may pass.
+    /// An obstacle, which may pass.
     Problem(String),
     /// The daemon stops.
     WorkerGone,
@@ -49,9 +49,9 @@ impl From<WorkerGone> for NotOpened {
     }
 }
 
-/// An uplink, for the one that decides what becomes of it.
+/// An uplink, as its life observes and controls it.
 pub trait NicControl {
-    /// How it is.
+    /// Its state.
     fn status(&self) -> NicStatus;
 
     /// The link with this index, if there is one.
@@ -66,26 +66,26 @@ pub trait NicControl {
     /// The kernel does not answer now.
     fn link_by_name(&self, name: &str) -> io::Result<Option<Link>>;
 
-    /// How many queues an interface receives on, if the kernel says.
+    /// The number of queues on which an interface receives, if the kernel reports it.
     fn receive_queues(&self, interface: &str) -> Option<usize>;
 
-    /// Whether somebody has taken our program off it.
+    /// Whether somebody has detached our program from it.
     fn program_is_lost(&self) -> bool;
 
-    /// Look again at what lies below it. False if its program is now where its sockets get no
+    /// Read its underlying device again. False if its program is now where its sockets get no
     /// frames.
     fn look_at_device(&self) -> bool;
 
-    /// Look again at which of its queues receive.
+    /// Read again which of its queues receive.
     fn look_at_steering(&self);
 
-    /// Its link is so now, by name, MTU and MAC.
+    /// Take over the name, MTU and MAC of its link.
     ///
     /// # Errors
     /// [`WorkerGone`].
     fn set_link(&self, link: &Link) -> Result<(), WorkerGone>;
 
-    /// It has come to this state.
+    /// Set its state.
     fn set_state(&self, state: NicState, problem: &str);
 
     /// Take its sockets from the workers, and keep them.
@@ -100,26 +100,26 @@ pub trait NicControl {
     /// [`WorkerGone`].
     fn give_sockets(&self) -> Result<(), WorkerGone>;
 
-    /// Close sockets, program and packet socket. What was in the sockets' rings is counted.
+    /// Close sockets, program and packet socket. Frames in the sockets' rings are counted.
     ///
     /// # Errors
     /// [`WorkerGone`].
     fn close(&self) -> Result<(), WorkerGone>;
 
-    /// Open it, of which nothing is open, and keep its sockets.
+    /// Open it, and keep its sockets. Nothing of it may be open.
     ///
     /// # Errors
     /// [`NotOpened`]; nothing of it is open then.
     fn open(&self, how: Reopening<'_>) -> Result<(), NotOpened>;
 
-    /// A socket of it stood still.
+    /// Count a stall of one of its sockets.
     fn count_stall(&self, counter: SocketCounter);
 
-    /// Show its guests whether it is up, if they are to be shown.
+    /// Show its guests whether it is up, if the configuration wants that.
     fn show_link(&self, up: bool);
 }
 
-/// An uplink in earnest.
+/// An uplink with its real NIC.
 pub struct LiveNic<'d> {
     /// The NIC.
     pub nic: &'d Nic,
@@ -232,13 +232,13 @@ impl NicControl for LiveNic<'_> {
 }
 
 impl LiveNic<'_> {
-    /// How the host's port finds its NIC.
+    /// Give the host's port its NIC's address and MTU.
     fn set_host_nic(&self) -> Result<(), WorkerGone> {
         let nic = HostNic::of(&self.nic.status().interface);
         self.workers.set_host_nic(self.nic.id, nic)
     }
 
-    /// The host is reached by another address: by that and no other, whichever a port has.
+    /// The NIC has another MAC now: frames for it go to the host, whichever address a port has.
     fn change_mac(&self, was: MacAddress, now: MacAddress) {
         let uplink = &self.nic.config.interface;
         tracing::info!(uplink, %now, %was, "the uplink's MAC was changed");

@@ -27,7 +27,7 @@ use super::open_nic::{ReopenError, join_host, open, steer, wish, worker_at};
 use super::pump::{PumpSide, PumpThread, bring_multicast};
 use super::redirects::{SwitchMacs, queue_use, set_macs, shared_queues};
 
-/// What a NIC is opened from.
+/// The settings with which a NIC is opened.
 #[derive(Debug)]
 pub struct NicStart<'c> {
     /// Its number.
@@ -36,9 +36,9 @@ pub struct NicStart<'c> {
     pub config: &'c UplinkConfig,
     /// How many workers there are.
     pub workers: usize,
-    /// Where it is written down what its indirection table was, if that is set.
+    /// The file that keeps its earlier indirection table, if a table is set.
     pub steering_note: Option<PathBuf>,
-    /// Where its interrupt settings are written down while it is busy polled.
+    /// The directory that keeps its interrupt settings while it is busy polled.
     pub interrupt_notes: Option<PathBuf>,
 }
 
@@ -49,11 +49,11 @@ pub struct Nic {
     pub id: UplinkId,
     /// As configured; the interface's name there is the uplink's.
     pub config: UplinkConfig,
-    /// Where it is written down what its indirection table was, if that is set.
+    /// The file that keeps its earlier indirection table, if a table is set.
     steering_note: Option<PathBuf>,
-    /// Where its interrupt settings are written down while it is busy polled.
+    /// The directory that keeps its interrupt settings while it is busy polled.
     interrupt_notes: Option<PathBuf>,
-    /// What the control plane counts of it.
+    /// The control plane's counters of it.
     pub counters: Arc<Published<SocketCounter>>,
     inner: Mutex<Inner>,
 }
@@ -61,28 +61,28 @@ pub struct Nic {
 #[derive(Debug)]
 struct Inner {
     status: NicStatus,
-    /// While it is busy polled. Goes before the program, whose end may end NAPI instances.
+    /// Set while it is busy polled. Dropped before the program, whose end may end NAPI instances.
     deferred: Option<DeferredInterrupts>,
     /// None while it is not open, and where the program is a launcher's.
     redirect: Option<Redirect>,
     /// MACs in the program, so that only differences are written.
     macs: Vec<[u8; 6]>,
-    /// What of the program's verdicts is in the counters.
+    /// The program's verdicts that are already in the counters.
     verdicts: Verdicts,
     /// None while it is not open.
     tap: Option<Arc<MulticastTap>>,
     /// The sockets' frame memory; None while it is not open.
     umem: Option<Arc<Umem>>,
-    /// What joins the host itself to the VMs.
+    /// The device that joins the host itself to the VMs.
     host: Option<Arc<HostDevice>>,
-    /// Which of its queues receive; puts the table back when dropped.
+    /// The queues that receive; puts the table back when dropped.
     steered: Steered,
     threads: Vec<PumpThread>,
     /// Its sockets, while the link is down.
     held: Vec<(WorkerId, Socket)>,
 }
 
-/// All that an uplink has when it has been opened, but for its sockets.
+/// All parts of an opened uplink except its sockets.
 struct OpenParts {
     uplink: Uplink,
     umem: Arc<Umem>,
@@ -122,13 +122,14 @@ impl Inner {
         Self { status, deferred, redirect, macs, verdicts, tap, umem, host, steered, threads, held }
     }
 
-    /// Of an uplink that has just been opened at the start, with its sockets and their workers.
+    /// The state of an uplink that was just opened at the start, with its sockets and their
+    /// workers.
     fn opened(
         start: &NicStart<'_>,
         (uplink, sockets): (Uplink, Vec<Socket>),
     ) -> Result<(Self, Vec<(WorkerId, Socket)>), UplinkError> {
         let NicStart { id, config, workers, .. } = *start;
-        // None, if the link went down while they were handed over.
+        // No socket, if the link went down while they were handed over.
         let umem = sockets.first().map(|socket| Arc::clone(socket.umem()));
         let umem = umem.ok_or_else(|| UplinkError::Down(config.interface.clone()))?;
         let host = join_host(config, &uplink)?;
@@ -139,7 +140,7 @@ impl Inner {
         Ok((Self::new(OpenParts { uplink, umem, host, steered, queues }), sockets))
     }
 
-    /// Of an uplink whose NIC cannot be opened for this reason, and that was so before.
+    /// The state of a known uplink whose NIC cannot be opened yet.
     fn away(
         name: &str,
         known: &KnownUplink,
@@ -195,8 +196,8 @@ impl Inner {
 
 impl Nic {
     /// Open an uplink of the configuration, or continue with it as another process had it. Its
-    /// sockets are given to the workers in turn, the first to the one with the uplink's number.
-    /// One that is `known` may be away or busy for now.
+    /// sockets are given to the workers in turn, the first to the worker with the uplink's number.
+    /// An uplink that is `known` may be away or busy for now.
     ///
     /// # Errors
     /// [`NicError`]; nothing is left open.
@@ -229,12 +230,12 @@ impl Nic {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it is.
+    /// Its state.
     pub fn status(&self) -> NicStatus {
         self.inner().status.clone()
     }
 
-    /// What it is like, for a start while it is away.
+    /// Its facts, for a start while it is away.
     pub fn known(&self) -> KnownUplink {
         let status = self.status();
         let XdpAttachment { attach_mode, socket_mode, packet_max, .. } = status.attachment;
@@ -249,15 +250,15 @@ impl Nic {
         }
     }
 
-    /// What profiles need to know of it, as it is now: an administrator may change the MTU.
+    /// Its present facts for profiles: an administrator may change the MTU.
     pub fn facts(&self) -> UplinkFacts {
         let Interface { name, mtu, .. } = self.status().interface;
         let mtu = UplinkFacts::of_interface(&name).map_or(mtu, |facts| facts.mtu);
         UplinkFacts { name: self.config.interface.clone(), mtu }
     }
 
-    /// Make the XDP program's maps say what the routes mean: which queues are whose, which MACs are
-    /// ours. Nothing is done while the NIC is not open: it is done when it is opened.
+    /// Bring the XDP program's maps in step with the routes: the use of queues, and our MACs. Does
+    /// nothing while the NIC is not open: opening it does this.
     ///
     /// # Errors
     /// [`ProgramError`].
@@ -275,8 +276,8 @@ impl Nic {
         set_macs(redirect, macs, &SwitchMacs { routes: &routes, of_nic: status.interface.mac })
     }
 
-    /// Start bringing broadcast and multicast to the worker of its first queue, and joining the
-    /// host where it is to be.
+    /// Start to bring broadcast and multicast to the worker of its first queue, and join the host
+    /// if it shares the NIC.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
@@ -296,10 +297,10 @@ impl Nic {
         Ok(())
     }
 
-    /// Bring no more.
+    /// Stop these threads.
     pub fn stop_threads(&self) {
         let threads = std::mem::take(&mut self.inner().threads);
-        // They are waited for without the lock.
+        // The lock is not held while the threads are waited for.
         drop(threads);
     }
 
@@ -308,7 +309,7 @@ impl Nic {
         PumpSide { uplink: self.id, worker, counters, workers }
     }
 
-    /// Give the host what the workers still have for it, when nobody else does.
+    /// Send the host all packets that the workers still have for it, after its thread has stopped.
     pub fn finish_host(&self, workers: &Arc<Workers>) {
         let inner = self.inner();
         if let (Some(device), Some(&(_, worker))) = (&inner.host, inner.status.queues.first()) {
@@ -316,11 +317,11 @@ impl Nic {
         }
     }
 
-    /// Open it again, as the interface `name`: its sockets, those of queues that it had for the
-    /// workers that had them. `wish` is how.
+    /// Open it again as the interface `name`, in mode `wish`. Returns its sockets; queues that it
+    /// had before go to the workers that had them.
     ///
     /// # Errors
-    /// Why not; it is then as it was.
+    /// The reason; it is then as it was.
     pub fn open_again(
         &self,
         name: &str,
@@ -334,7 +335,7 @@ impl Nic {
             return Err(ReopenError::QueueMissing(queue));
         }
         let host = join_host(&self.config, &uplink)?;
-        // What was set before is put back first.
+        // The earlier settings are put back first.
         drop(std::mem::take(&mut self.inner().steered));
         let steered = steer(&self.config, &uplink, &sockets, self.steering_note.clone())?;
         let place = |(place, socket): (usize, Socket)| {
@@ -345,13 +346,13 @@ impl Nic {
         let sockets: Vec<_> = sockets.into_iter().enumerate().map(place).collect();
         let queues = sockets.iter().map(|(worker, socket)| (socket.queue(), *worker)).collect();
         let mut opened = Inner::new(OpenParts { uplink, umem, host, steered, queues });
-        // It is up when the workers have its sockets, and not before.
+        // It is up only when the workers have its sockets.
         opened.status.state = NicState::Down;
         *self.inner() = opened;
         Ok(sockets)
     }
 
-    /// Keep sockets that no worker is to have now.
+    /// Keep sockets that no worker may have now.
     pub fn hold(&self, sockets: Vec<(WorkerId, Socket)>) {
         self.inner().held = sockets;
     }
@@ -361,8 +362,8 @@ impl Nic {
         std::mem::take(&mut self.inner().held)
     }
 
-    /// Why another process cannot continue with it; None if it can. It must be up, and settings
-    /// made on the NIC for it, or by others, are not handed over.
+    /// Why another process cannot continue with it; None if it can. It must be up. Settings that we
+    /// or others have made on the NIC are not handed over.
     pub fn obstacle(&self) -> Option<&'static str> {
         match &*self.inner() {
             Inner { status, .. } if status.state != NicState::Up => Some("it is not up"),
@@ -373,7 +374,7 @@ impl Nic {
         }
     }
 
-    /// What another process needs to continue with it.
+    /// The descriptors and state with which another process can continue.
     ///
     /// # Errors
     /// It is not open, or no descriptor is left.
@@ -399,7 +400,7 @@ impl Nic {
         redirect.replace(&status.interface.name)
     }
 
-    /// Look again at which of its queues receive.
+    /// Read again which of its queues receive.
     pub fn look_at_steering(&self) {
         let Inner { status, steered, .. } = &mut *self.inner();
         let queues: Vec<u32> = status.queues.iter().map(|&(queue, _)| queue).collect();
@@ -407,11 +408,11 @@ impl Nic {
         status.unserved_queues.clone_from(&steered.unserved);
     }
 
-    /// Look again at what lies below it: members come and go, and their offloads change. False if
+    /// Read its underlying device again: members come and go, and their offloads change. False if
     /// the program is now where its sockets get no frames.
     pub fn look_at_device(&self) -> bool {
         let name = self.status().interface.name;
-        // It may be going away just now, which is looked at elsewhere.
+        // It may be going away just now; the life notices that elsewhere.
         let Ok(Interface { device, .. }) = Interface::read(&name) else { return true };
         let status = &mut self.inner().status;
         let generic = status.attachment.is_generic();
@@ -428,13 +429,13 @@ impl Nic {
         self.inner().redirect.as_ref().and_then(Redirect::id)
     }
 
-    /// Whether somebody has taken our program off it.
+    /// Whether somebody has detached our program from it.
     pub fn program_is_lost(&self) -> bool {
         self.inner().redirect.as_ref().is_some_and(|redirect| !redirect.is_attached())
     }
 
-    /// Count what the kernel has since: the XDP program's verdicts, and the multicast that the
-    /// packet socket had no room for.
+    /// Add the kernel's counts since the last time: the XDP program's verdicts, and multicast
+    /// frames for which the packet socket had no room.
     pub fn count(&self) {
         self.count_kernels(&mut self.inner());
     }
@@ -452,7 +453,7 @@ impl Nic {
         counters.into_iter().for_each(|(counter, more)| self.counters.add(counter, more));
     }
 
-    /// Take the program off the NIC and bring no more multicast. What it was is still known.
+    /// Detach the program from the NIC and stop bringing multicast. Its status stays known.
     pub fn close(&self) {
         let mut inner = self.inner();
         self.count_kernels(&mut inner);
@@ -461,13 +462,13 @@ impl Nic {
         let nic = (inner.host.take(), inner.tap.take(), inner.redirect.take());
         let parts = (deferred, nic, steered, inner.umem.take());
         inner.macs.clear();
-        // The threads are waited for without the lock.
+        // The lock is not held while the threads are waited for.
         drop(inner);
         drop(threads);
         drop(parts);
     }
 
-    /// It has come to this state.
+    /// Set its state.
     pub fn set_state(&self, state: NicState, problem: &str) {
         let mut inner = self.inner();
         let status = &mut inner.status;
@@ -477,7 +478,7 @@ impl Nic {
         problem.clone_into(&mut status.problem);
     }
 
-    /// Name, MTU and MAC are these now; the host's device has the same MTU.
+    /// Set name, MTU and MAC; the host's device gets the same MTU.
     pub fn set_link(&self, link: &Link) {
         let mut inner = self.inner();
         let interface = &mut inner.status.interface;
@@ -492,13 +493,13 @@ impl Nic {
         }
     }
 
-    /// Say why it is used as it is.
+    /// Set the reason for its modes.
     pub fn set_reason(&self, reason: &str) {
         reason.clone_into(&mut self.inner().status.attachment.reason);
     }
 }
 
-/// Log what a kind of device does to frames.
+/// Log the effects of a kind of device on frames.
 fn tell<'c>(interface: &str, cautions: impl IntoIterator<Item = &'c Caution>) {
     for Caution { found, meaning, remedy, .. } in cautions {
         tracing::warn!(interface, found, meaning, remedy, "the uplink's device changes frames");

@@ -1,5 +1,5 @@
-//! One uplink's life while we run: its link goes down and up, its NIC goes away and comes back,
-//! its sockets stand still.
+//! One uplink's life while we run: its link goes down and up, its NIC goes away and comes back, its
+//! sockets stand still.
 //!
 //! ```text
 //!           link down                    removed
@@ -9,11 +9,12 @@
 //!    └─ stands still, has more queues or no program: closed and opened ─▶ (tried again)
 //! ```
 //!
-//! While the uplink is not Up its sockets are kept by its [`Nic`] and not by the workers: what
-//! guests send there is dropped and counted, and nobody polls for it. Down, they are kept as they
-//! are; Gone, they are closed, and their memory is given back before there is other.
+//! While the uplink is not Up its sockets are with its [`Nic`] and not with the workers. Frames
+//! that guests send there are dropped and counted, and nobody polls for it. While Down, the sockets
+//! are kept as they are. When Gone, they are closed, and their memory is freed before new memory is
+//! made.
 //!
-//! Decisions only: what is seen and done goes through [`NicControl`].
+//! This file only decides: observations and actions go through [`NicControl`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -28,8 +29,8 @@ use super::nic_status::NicState;
 use super::open_nic::wish;
 use super::stall::{Stall, StallDetector, Trust};
 
-/// Between two looks at what nobody may have told of: queues and which of them receive, whether the
-/// program is still there, and whether an uplink that failed can be opened by now.
+/// Between two looks at state that the kernel may not report: the receiving queues, the attached
+/// program, and whether a failed uplink can be opened.
 const OTHER_LOOKS: Duration = Duration::from_secs(5);
 
 /// One uplink as its watcher knows it.
@@ -46,16 +47,17 @@ pub struct NicLife {
     /// By queue.
     stall_detectors: BTreeMap<u32, StallDetector>,
     zero_copy: Trust,
-    /// When to look at what nobody may have told of.
+    /// When to look next at state that the kernel may not report.
     other_look: Instant,
     /// How often it was closed.
     closings: u64,
-    /// What its guests were shown last, if they are shown anything.
+    /// The link state that its guests were shown last, if they are shown one.
     shown_up: bool,
 }
 
 impl NicLife {
-    /// Of an uplink that is open and whose sockets are with the workers, or that is not there yet.
+    /// The life of an uplink that is open, with its sockets with the workers, or that is not there
+    /// yet.
     pub fn new(nic: &Nic) -> Self {
         Self {
             id: nic.id,
@@ -70,7 +72,7 @@ impl NicLife {
         }
     }
 
-    /// See how the uplink is, and do what is to be done about it.
+    /// Read the uplink's state, and react to it.
     ///
     /// # Errors
     /// [`WorkerGone`]: the daemon stops.
@@ -89,7 +91,7 @@ impl NicLife {
         if news.any || other || reports.iter().any(|report| report.failed) {
             self.look_at_link(nic, news, other)?;
         }
-        // Reports of sockets that are closed by now say nothing.
+        // Reports of sockets that were closed meanwhile mean nothing.
         for report in reports {
             if closings == self.closings && nic.status().state == NicState::Up {
                 self.look_at_socket(nic, report)?;
@@ -109,7 +111,7 @@ impl NicLife {
             let index = status.interface.index;
             let removed = news.removed.contains(&index);
             let link = if removed { Ok(None) } else { nic.link_by_index(index) };
-            // What the kernel does not answer now is asked at the next look.
+            // If the kernel does not answer now, the next look asks again.
             let Ok(link) = link else { return Ok(()) };
             match link {
                 Some(link) if other => {
@@ -123,7 +125,7 @@ impl NicLife {
                 None => self.lose(nic)?,
             }
         }
-        // It may be back already. What has failed is not tried at every piece of news.
+        // It may be back already. A failed open is not retried at every piece of news.
         let failed = nic.status().state == NicState::Failed;
         match nic.link_by_name(&self.uplink) {
             Ok(Some(link)) if link.up && (other || !failed) => self.open(nic, &link),
@@ -137,7 +139,7 @@ impl NicLife {
 
     // ---- the link -------------------------------------------------------------------------------
 
-    /// Its link is so now.
+    /// React to the state of its link.
     fn follow(&mut self, nic: &dyn NicControl, link: &Link) -> Result<(), WorkerGone> {
         let status = nic.status();
         let (uplink, before) = (&self.uplink, &status.interface);
@@ -163,7 +165,7 @@ impl NicLife {
         }
     }
 
-    /// Without our program nothing arrives. No message tells of that.
+    /// Without our program nothing arrives. No message reports that it was detached.
     fn look_at_program(&mut self, nic: &dyn NicControl, link: &Link) -> Result<(), WorkerGone> {
         if !nic.program_is_lost() {
             return Ok(());
@@ -176,7 +178,7 @@ impl NicLife {
         self.open(nic, link)
     }
 
-    /// A device that gets ports has its frames arrive on them, where a native program is lost.
+    /// If a device gets ports, its frames arrive on them, and do not reach a native program.
     fn look_at_device(&mut self, nic: &dyn NicControl, link: &Link) -> Result<(), WorkerGone> {
         if !nic.status().is_open() || nic.look_at_device() {
             return Ok(());
@@ -189,8 +191,8 @@ impl NicLife {
         self.open(nic, link)
     }
 
-    /// Frames that arrive on a new queue would pass us by. The kernel keeps those that we have
-    /// (`ethnl_set_channels` of net/ethtool/channels.c).
+    /// Frames on a new queue would not reach us. The kernel keeps the queues on which we have
+    /// sockets (`ethnl_set_channels` of net/ethtool/channels.c).
     fn look_at_queues(&mut self, nic: &dyn NicControl, link: &Link) -> Result<(), WorkerGone> {
         let status = nic.status();
         let (had, open) = (status.queues.len(), status.is_open());
@@ -248,7 +250,7 @@ impl NicLife {
         nic.close()
     }
 
-    /// Open it, of which nothing is open, and give the workers its sockets if its link is up.
+    /// Open it, and give the workers its sockets if its link is up. Nothing of it may be open.
     fn open(&mut self, nic: &dyn NicControl, link: &Link) -> Result<(), WorkerGone> {
         let before = nic.status();
         let distrusted = self.zero_copy.is_lost();
@@ -270,7 +272,7 @@ impl NicLife {
         if link.running { self.resume(nic) } else { Ok(()) }
     }
 
-    /// It cannot be opened now. Each reason is told once.
+    /// It cannot be opened now. Each reason is logged once.
     fn fail(&mut self, nic: &dyn NicControl, problem: &str) {
         let status = nic.status();
         if status.state != NicState::Failed || status.problem != problem {
@@ -306,7 +308,7 @@ impl NicLife {
             None if failed => "its socket has failed",
             None => return Ok(()),
         };
-        // Asked anew: it may have gone down just now.
+        // The link is read again: it may have gone down just now.
         let link = nic.link_by_index(nic.status().interface.index);
         let Ok(Some(link)) = link else { return Ok(()) };
         tracing::error!(
@@ -323,7 +325,7 @@ impl NicLife {
         self.open(nic, &link)
     }
 
-    /// A zero-copy socket has stood still.
+    /// A zero-copy socket has stood still: count that against zero-copy.
     fn distrust_zero_copy(&mut self, nic: &dyn NicControl) {
         let socket_mode = nic.status().attachment.socket_mode;
         if socket_mode != BindMode::ZeroCopy || self.wish != ModeWish::Auto {
@@ -393,7 +395,7 @@ mod tests {
             self.done.borrow_mut().push(what.into());
         }
 
-        /// What was done since this was asked last.
+        /// The actions since the last call.
         fn done(&self) -> Vec<String> {
             self.done.take()
         }
@@ -501,13 +503,13 @@ mod tests {
         }
     }
 
-    /// A look because of news of this kind.
+    /// A look after news of this kind.
     fn look(life: &mut NicLife, nic: &FakeNic, removed: &[u32]) {
         let news = LinkNews { any: true, removed: removed.to_vec() };
         life.look(nic, &news, &[]).unwrap();
     }
 
-    /// A look at what nobody tells of.
+    /// A look at state that nobody reports.
     fn other_look(life: &mut NicLife, nic: &FakeNic) {
         life.other_look = Instant::now();
         life.look(nic, &LinkNews::default(), &[]).unwrap();
@@ -597,7 +599,7 @@ mod tests {
             (vec!["open Auto".into(), "show down".into()], NicState::Failed)
         );
         assert_eq!(nic.status().problem, "it has no queue 1 any more");
-        // Not at every piece of news.
+        // A failed open is not retried at every piece of news.
         look(&mut life, &nic, &[]);
         assert_eq!(nic.done(), Vec::<String>::new());
         other_look(&mut life, &nic);

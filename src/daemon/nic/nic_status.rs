@@ -1,4 +1,4 @@
-//! How an uplink's NIC is, and was: data.
+//! The present and past state of an uplink's NIC: data.
 
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
@@ -49,13 +49,13 @@ pub struct NicStatus {
     pub since: SystemTime,
     /// Why it failed; empty if it has not.
     pub problem: String,
-    /// What joins the host itself to the VMs, by name.
+    /// The name of the device that joins the host itself to the VMs.
     pub host_device: Option<String>,
     /// Queues that receive and have no socket.
     pub unserved_queues: Vec<u32>,
     /// Whether its indirection table is one of ours.
     pub steering_set: bool,
-    /// What its kind of device does to frames, and the remedies.
+    /// The effects of its kind of device on frames, and the remedies.
     pub cautions: Vec<Caution>,
 }
 
@@ -71,8 +71,8 @@ impl NicStatus {
     }
 }
 
-/// An uplink as it was opened last: what ports were checked against and placed by. With it they can
-/// be served while the NIC is away.
+/// An uplink as it was opened last: the facts by which ports were checked and placed. With them
+/// ports can be served while the NIC is away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownUplink {
     /// Driver of its NIC.
@@ -103,7 +103,7 @@ impl KnownUplink {
     }
 }
 
-/// What another process needs to continue with an uplink, but for its sockets.
+/// The state and descriptors of an uplink for another process, except its sockets.
 #[derive(Debug)]
 pub struct ExportedUplink {
     /// How it is.

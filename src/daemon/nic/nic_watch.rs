@@ -1,5 +1,5 @@
-//! The thread that sees what becomes of the NICs: it looks at a link whenever the kernel says that
-//! one has changed, and at the sockets four times a second.
+//! The thread that watches the NICs. It reads a link whenever the kernel reports a change, and the
+//! sockets four times a second.
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::nics::Nics;
 /// Between two looks at the sockets.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// What is watched, and who is asked.
+/// The NICs to watch, and the objects that a watch calls.
 pub struct NicWatchSetup {
     /// The NICs.
     pub nics: Arc<Nics>,
@@ -37,7 +37,7 @@ pub struct NicWatch {
 }
 
 impl NicWatch {
-    /// Watch NICs, of which this is known.
+    /// Watch NICs, each with its life so far.
     ///
     /// # Errors
     /// No thread or socket to be had.
@@ -51,7 +51,7 @@ impl NicWatch {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Watch no more; what is known of the NICs.
+    /// Stop watching. Returns the lives of the NICs.
     pub fn end(mut self) -> Vec<NicLife> {
         self.join()
     }
@@ -78,10 +78,10 @@ fn watch(
     mut links: Links,
     stop: &Notify,
 ) -> Vec<NicLife> {
-    // What has changed before we listened.
+    // Any link may have changed before we listened.
     let mut news = LinkNews { any: true, ..LinkNews::default() };
     loop {
-        // A worker is gone only when the daemon stops.
+        // A worker has ended only if the daemon stops.
         let Ok(reports) = workers.examine() else { return lives };
         for life in &mut lives {
             let Some(nic) = nics.iter().find(|nic| nic.id == life.id) else { continue };

@@ -21,8 +21,8 @@ use super::open_nic::interrupt_notes;
 pub struct Nics(Vec<Nic>);
 
 impl Nics {
-    /// Open all uplinks of the configuration, or continue with those that are `inherited`; one that
-    /// is `known` may be away or busy for now. Returns the sockets of each worker.
+    /// Open all uplinks of the configuration, or continue with those that are `inherited`. An
+    /// uplink that is `known` may be away or busy for now. Returns the sockets of each worker.
     ///
     /// # Errors
     /// [`NicError`]; those opened before are given back.
@@ -53,7 +53,7 @@ impl Nics {
         Ok((Self(nics), sockets))
     }
 
-    /// What the workers need to know of them from the start.
+    /// The facts of the uplinks that the workers need from the start.
     pub fn for_workers(&self) -> Vec<UplinkSetup> {
         let setup = |nic: &Nic| {
             let status = nic.status();
@@ -73,24 +73,24 @@ impl Nics {
         self.0.iter()
     }
 
-    /// What they are like, for a start while one is away.
+    /// The facts of the uplinks, for a start while one is away.
     pub fn known(&self) -> BTreeMap<String, KnownUplink> {
         self.0.iter().map(|nic| (nic.config.interface.clone(), nic.known())).collect()
     }
 
-    /// What profiles need to know of them.
+    /// The facts of the uplinks for profiles.
     pub fn facts(&self) -> Vec<UplinkFacts> {
         self.0.iter().map(Nic::facts).collect()
     }
 
-    /// The addresses that are the host's own: of the NICs, those that are away too, and of its
-    /// other interfaces, which may lie on them (a macvlan, a bridge).
+    /// The host's own addresses: those of the NICs, present or away, and of its other interfaces,
+    /// which may lie on them (a macvlan, a bridge).
     pub fn host_addresses(&self) -> Vec<(String, MacAddress)> {
         let of_nic = |nic: &Nic| {
             let status = nic.status();
             (status.interface.name, MacAddress(status.interface.mac))
         };
-        // What the kernel does not tell now is no reason to refuse a port.
+        // If the kernel does not report them now, that is no reason to refuse a port.
         let others = Interface::macs().unwrap_or_default().into_iter();
         let others = others.map(|(name, mac)| (name, MacAddress(mac)));
         self.0.iter().map(of_nic).chain(others).collect()
@@ -108,8 +108,8 @@ impl Nics {
         self.0.iter().find(|nic| nic.config.interface == name)
     }
 
-    /// Start bringing broadcast and multicast from every NIC of ours to its workers, and joining
-    /// the host where it is to be.
+    /// Start to bring broadcast and multicast from each of our NICs to its workers, and join the
+    /// host where it shares one.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
@@ -117,7 +117,7 @@ impl Nics {
         self.0.iter().try_for_each(|nic| nic.start_threads(workers))
     }
 
-    /// Bring no more.
+    /// Stop these threads.
     pub fn stop_threads(&self) {
         for nic in &self.0 {
             nic.stop_threads();

@@ -11,10 +11,10 @@ use super::indirection_table::Steered;
 /// Why a NIC was not opened again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReopenError {
-    /// As at the start.
+    /// One of the reasons as at the start.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
-    /// Ports were placed by a queue that is not there any more.
+    /// Ports were placed by a queue that no longer exists.
     #[error(
         "it has no queue {0} any more, by which ports are placed; give it back with `ethtool -L`, \
          or restart isonic"
@@ -46,7 +46,7 @@ pub fn open(
     }
 }
 
-/// Where the interrupt settings of NICs that are busy polled are written down.
+/// The directory that keeps the interrupt settings of NICs that are busy polled.
 pub fn interrupt_notes(config: &Config) -> Option<PathBuf> {
     Some(config.runtime_dir.as_ref()?.join("interrupts"))
 }
@@ -66,13 +66,13 @@ pub fn wish(mode: UplinkMode) -> ModeWish {
     }
 }
 
-/// The worker of an uplink's queue in this place among them.
+/// The worker of the queue at index `place` of an uplink's queues.
 pub fn worker_at(id: UplinkId, place: usize, workers: usize) -> WorkerId {
     let worker = u16::try_from((place + id.index()) % workers);
     WorkerId(worker.expect("the configuration limits the number of workers"))
 }
 
-/// Join the host to the VMs of a NIC that has just been opened, if it is to be.
+/// Join the host to the VMs of a NIC that has just been opened, if it shares the NIC.
 pub fn join_host(
     config: &UplinkConfig,
     uplink: &Uplink,
@@ -80,7 +80,8 @@ pub fn join_host(
     Ok(config.host.then(|| uplink.join_host()).transpose()?.flatten())
 }
 
-/// See that what is to come to a NIC that has just been opened comes on queues with sockets.
+/// Set the table of a NIC that has just been opened, so that its frames arrive on queues with
+/// sockets.
 pub fn steer(
     config: &UplinkConfig,
     uplink: &Uplink,

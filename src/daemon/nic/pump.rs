@@ -1,5 +1,5 @@
-//! The control threads that bring packets to the workers, and the one that brings broadcast and
-//! multicast from a NIC.
+//! The control threads that bring packets to the workers, and the work of the one that brings
+//! broadcast and multicast from a NIC.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,14 +14,14 @@ use crate::metrics::{Published, SocketCounter};
 use crate::packet::Offload;
 use crate::xdp::MulticastTap;
 
-/// What the control threads of a NIC need of it.
+/// The parts of a NIC that its control threads use.
 #[derive(Debug)]
 pub struct PumpSide {
     /// Its number.
     pub uplink: UplinkId,
-    /// Where frames are brought to.
+    /// The worker to which frames are brought.
     pub worker: WorkerId,
-    /// Where they are counted.
+    /// The counters of these frames.
     pub counters: Arc<Published<SocketCounter>>,
     /// The workers.
     pub workers: Arc<Workers>,
@@ -35,7 +35,7 @@ pub struct PumpThread {
 }
 
 impl PumpThread {
-    /// Do `work` until the descriptor says stop.
+    /// Do `work` until the descriptor becomes readable.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
@@ -65,7 +65,7 @@ impl Drop for PumpThread {
     }
 }
 
-/// One frame after the other to the worker, which floods it.
+/// Bring one frame after the other to the worker, which floods it.
 pub fn bring_multicast(side: &PumpSide, tap: &MulticastTap, stop: &OwnedFd) {
     let PumpSide { uplink, worker, counters, workers } = side;
     let mut buffer = vec![0; PACKET_BYTES_MAX];
@@ -79,7 +79,8 @@ pub fn bring_multicast(side: &PumpSide, tap: &MulticastTap, stop: &OwnedFd) {
         if !ready[0].revents().is_empty() {
             return;
         }
-        // ENETDOWN while the NIC is down is told once per change of state; the socket lives on.
+        // ENETDOWN while the NIC is down is reported once per change of state; the socket stays
+        // usable.
         let Ok(received) = tap.receive(&mut buffer) else { continue };
         if !workers.floods(*uplink) {
             continue;

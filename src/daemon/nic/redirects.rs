@@ -1,10 +1,10 @@
-//! What routes mean to the XDP program and the indirection table: which queues are whose, and which
-//! MACs are ours.
+//! The meaning of routes for the XDP program and the indirection table: the use of each queue, and
+//! our MACs.
 
 use crate::datapath::{Attachment, Route, WorkerId};
 use crate::xdp::{ProgramError, QueueUse, Redirect};
 
-/// What decides which MACs the program has.
+/// The inputs that decide which MACs the program has.
 #[derive(Clone, Copy, Debug)]
 pub struct SwitchMacs<'r> {
     /// All routes of the uplink.
@@ -13,11 +13,11 @@ pub struct SwitchMacs<'r> {
     pub of_nic: [u8; 6],
 }
 
-/// Have the program know all switch ports' addresses, but not that of the NIC itself, which it may
-/// have got since the port was made: the host must not be cut off.
+/// Have the program know all switch ports' addresses except the NIC's own: the host must not be cut
+/// off. The NIC may have got that address after the port was made.
 ///
 /// # Errors
-/// [`ProgramError`]; `present` says what the program has then.
+/// [`ProgramError`]; `present` then has the addresses in the program.
 pub fn set_macs(
     redirect: &Redirect,
     present: &mut Vec<[u8; 6]>,
@@ -28,7 +28,7 @@ pub fn set_macs(
         Attachment::Wire { .. } => None,
     };
     let wanted: Vec<_> = routes.iter().filter_map(mac_of).filter(|mac| *mac != of_nic).collect();
-    // Step by step, so that after a failure the list still says what the program has.
+    // One by one, so that after a failure the list still matches the program.
     for mac in wanted.iter().copied() {
         if !present.contains(&mac) {
             redirect.add_mac(mac)?;
@@ -42,7 +42,8 @@ pub fn set_macs(
     Ok(())
 }
 
-/// A wire port's queue is its own; the others are the host's and of all switch ports.
+/// The use of a queue: a wire port's queue is its own; all others are shared by the host and the
+/// switch ports.
 pub fn queue_use(queue: u32, routes: &[&Route]) -> QueueUse {
     let owns = |route: &&Route| match &route.attachment {
         Attachment::Wire { queues } => queues.contains(&queue),
@@ -51,7 +52,7 @@ pub fn queue_use(queue: u32, routes: &[&Route]) -> QueueUse {
     if routes.iter().any(owns) { QueueUse::Wire } else { QueueUse::Shared }
 }
 
-/// The queues that are no wire port's; all, if that leaves none. A wire port gets its frames by
+/// The queues that no wire port owns; all queues, if there is none. A wire port gets its frames by
 /// flow rules.
 pub fn shared_queues(queues: &[(u32, WorkerId)], routes: &[&Route]) -> Vec<u32> {
     let all = queues.iter().map(|&(queue, _)| queue);

@@ -1,23 +1,23 @@
-//! Whether a socket stands still, told from how far it was at each look; and when zero-copy has
-//! done so often enough.
+//! Detects a socket that stands still, by its progress at each look, and decides when zero-copy has
+//! done so too often.
 //!
-//! Not by the clock: a host that was suspended, or so busy that nobody ran, has passed much time in
-//! which no look was had and no kernel was woken either.
+//! The clock is no measure. After a suspend, or under heavy load, much time has passed without a
+//! look, and without a wake-up of the kernel.
 
 use std::time::{Duration, Instant};
 
 use crate::xdp::SocketProgress;
 
-/// Looks in a row, a quarter of a second apart, at which it had not moved. The first may come right
-/// after its last frame was given to the kernel; at each the kernel is woken.
+/// Looks in a row, a quarter of a second apart, without progress. The first may come right after
+/// its last frame was given to the kernel; each wakes the kernel.
 const LOOKS: u32 = 3;
 
 /// So many stalls ...
 const STALLS_MAX: usize = 3;
-/// ... within this time lose the trust in what stood still.
+/// ... within this time end the trust in the mode that stood still.
 const STALLS_WITHIN: Duration = Duration::from_secs(600);
 
-/// What stands still.
+/// The direction that stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stall {
     /// Frames are with the kernel to be transmitted, and none comes back.
@@ -26,7 +26,7 @@ pub enum Stall {
     Receive,
 }
 
-/// What was seen of one socket.
+/// The progress of one socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StallDetector {
     last: SocketProgress,
@@ -35,12 +35,12 @@ pub struct StallDetector {
 }
 
 impl StallDetector {
-    /// A socket as it is when it is looked at for the first time.
+    /// The detector of a socket at its first look.
     pub fn new(progress: SocketProgress) -> Self {
         Self { last: progress, ..Self::default() }
     }
 
-    /// Look at it. What stands still is told once; then the counting begins anew.
+    /// Look at the socket. A stall is reported once; then the counting begins anew.
     pub fn look(&mut self, now: SocketProgress) -> Option<Stall> {
         let last = std::mem::replace(&mut self.last, now);
         let sends = now.transmitting == 0 || now.completed != last.completed;
@@ -57,7 +57,7 @@ impl StallDetector {
     }
 }
 
-/// The trust in a mode of sockets, which once lost does not come back.
+/// The trust in a mode of sockets; once lost it does not come back.
 #[derive(Debug, Default)]
 pub struct Trust {
     stalls: Vec<Instant>,
@@ -65,7 +65,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// A socket of that mode stood still.
+    /// Count a stall of a socket of that mode.
     pub fn stalled(&mut self, now: Instant) {
         self.stalls.retain(|&stall| now - stall < STALLS_WITHIN);
         self.stalls.push(now);

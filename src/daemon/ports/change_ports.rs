@@ -1,4 +1,4 @@
-//! LockedPorts added, put, removed and given another profile, as somebody asks.
+//! Ports are added, put, removed and given another profile, on request.
 
 use crate::config::{PortConfig, port_differences};
 use crate::control::api::ProfileChange;
@@ -34,8 +34,8 @@ impl Registry {
         self.serve_port(&mut ports, config, origin, None)
     }
 
-    /// Have a port be there: make it, or find it there with this content. One that is there and
-    /// refused is tried again. Answers whether it was made.
+    /// Make a port unless it exists with this content. If it exists and is refused, it is retried.
+    /// Answers whether it was made.
     ///
     /// # Errors
     /// [`PortError`]; everything is then as it was.
@@ -74,17 +74,17 @@ impl Registry {
         self.save(&ports, None, Some(name))?;
         let mut ports = self.end_session_of(ports, name, Pending::Removed);
         self.take_port(&mut ports, name);
-        // With the ports locked: a port that is added under this name has files of its own.
+        // With the ports locked: a new port of this name has files of its own.
         self.journals.discard(name);
         tracing::info!(port = name, "port is removed");
         Ok(())
     }
 
-    /// Give a port another profile. Nothing else does: no restart, no update, no new file.
+    /// Give a port another profile. Only this call does: no restart, no update, no new file.
     ///
     /// # Errors
-    /// [`PortError`]; the port is as it was, or refused if it could not be made again. What cannot
-    /// be kept is not done.
+    /// [`PortError`]; the port is as it was, or refused if it could not be made again. A change
+    /// that cannot be kept is not made.
     pub fn set_profile(&self, name: &str, change: &ProfileChange) -> Result<(), PortError> {
         let ports = self.change()?;
         self.check_stays(&ports, name)?;
@@ -97,7 +97,7 @@ impl Registry {
             PortConfig { profile, allow_draft, ..before.config.clone() }
         };
         if permanent && ports.contains_key(name) {
-            // It is served as the configuration file says, or it would be refused.
+            // It is served with the configuration file's profile; otherwise it would be refused.
             return Ok(());
         }
         let (_, profile, bound) = self.check(&config, &ports, None)?;
@@ -106,7 +106,7 @@ impl Registry {
         self.save(&ports, Some(entry), Some(name))?;
         let changed = Pending::Changed(Box::new((recorded, bound)));
         let mut ports = self.end_session_of(ports, name, changed);
-        // Whoever stops the daemon meanwhile leaves everything as it was.
+        // If the daemon was told to stop meanwhile, everything stays as it was.
         let stopping = self.ownership.check().map_err(PortError::from);
         let mut aside = None;
         if stopping.is_err() {
@@ -126,7 +126,7 @@ impl Registry {
         Err(error)
     }
 
-    /// The port of this name as it is, if its profile may be changed now.
+    /// The port of this name before the change, if its profile may be changed now.
     fn changeable(&self, ports: &PortMap, name: &str) -> Result<Before, PortError> {
         match ports.get(name) {
             Some(port) if port.link.session().is_some() => {
@@ -148,8 +148,8 @@ impl Registry {
         }
     }
 
-    /// A permanent port with the profile of the configuration file, which must be the one asked
-    /// for: at the next start it would be refused again.
+    /// A permanent port with the profile of the configuration file, which must be the requested
+    /// one. With another profile the port would be refused at the next start.
     fn configured(
         &self,
         old: &PortConfig,
@@ -166,8 +166,8 @@ impl Registry {
         Err(PortError::Configured { port: file.name, configured, asked })
     }
 
-    /// Make the sockets again whose names somebody has removed, of ports without a front-end: the
-    /// others' are made when it has gone.
+    /// Make the sockets again whose names somebody has removed. Ports with a front-end get theirs
+    /// when it has gone.
     pub fn remake_sockets(&self) {
         let files: Vec<_> = self
             .ports()
@@ -175,7 +175,7 @@ impl Registry {
             .filter(|(_, port)| port.pending.is_none() && port.link.session().is_none())
             .filter_map(|(name, port)| Some((name.clone(), port.file.as_ref()?.named().clone())))
             .collect();
-        // A file system may take its time, and whoever wants the ports does not wait for it.
+        // A file system may take its time; the ports must not be locked meanwhile.
         for (name, file) in files.iter().filter(|(_, file)| !file.is_there()) {
             self.remake_socket(name, file);
         }
@@ -201,7 +201,7 @@ impl Registry {
         self.put_back(&mut ports, Before { config, bound: Some(bound), permanent });
     }
 
-    /// Have a port be as it was before a change that came to nothing, if that can still be.
+    /// Make a port again as it was before a change that failed, if that is possible.
     fn put_back(&self, ports: &mut PortMap, Before { config, bound, permanent }: Before) {
         if !ports.contains_key(&config.name) {
             let origin = origin_of(permanent);
@@ -210,12 +210,13 @@ impl Registry {
                 self.refuse(RefusedPort { config, bound, reason, permanent, may_pass });
             }
         }
-        // Where that fails it is among the problems, and tried again.
+        // A failure is among the problems, and retried.
         let _ = self.save(ports, None, None);
     }
 
-    /// End a port's session and wait for that without the ports, of which it stays one meanwhile,
-    /// so that its name, its address and its socket are still taken. The ports, locked again.
+    /// End a port's session, and wait for that with the ports unlocked. The port stays in the map
+    /// meanwhile, so that its name, address and socket remain taken. Returns the ports, locked
+    /// again.
     fn end_session_of<'r>(
         &'r self,
         mut ports: LockedPorts<'r>,

@@ -1,9 +1,9 @@
-//! What is wrong with a port, and what mends it: facts in, findings out, and nothing else.
+//! Diagnoses a port, with remedies: from facts to findings, without side effects.
 //!
-//! A port that is served is not yet a port that works. Its VM may be connected and mute: memory
-//! that is not shared, another address, a driver that never starts. Each such state is one finding
-//! with a name that never changes, what was found, and the mend. Whatever is normal while a guest
-//! boots is no finding, or a note. `port_watch` gathers the facts and logs; the API shows.
+//! A port that is served may still not work. Its VM may be connected and mute: memory that is not
+//! shared, another address, a driver that never starts. Each such state is one finding with a name
+//! that never changes, a description, and the remedy. A state that is normal while a guest boots is
+//! no finding, or a note. `port_watch` gathers the facts and logs; the API shows the findings.
 
 use std::time::Duration;
 
@@ -15,72 +15,72 @@ use crate::profile::qemu_device::QemuDevice;
 use crate::vhost_user::SessionBinding;
 use crate::virtqueue::Fault;
 
-/// How long a front-end may be connected before the log tells that no driver has started.
+/// How long a front-end may be connected before the log reports that no driver has started.
 pub const DRIVER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// All that is known of a port.
+/// All facts of a port.
 #[derive(Clone, Copy, Debug)]
 pub struct PortFacts<'f> {
     /// The address that it was given.
     pub mac: MacAddress,
-    /// The host's interface that has the same address now; of a switch port.
+    /// The host's interface that has the same address now; only for a switch port.
     pub host_interface: Option<&'f str>,
-    /// What its guest is to see.
+    /// The profile of its guest.
     pub profile: &'f Profile,
     /// Its uplink.
     pub uplink: &'f str,
-    /// How the uplink is, if no packets move there, and why.
+    /// The state of the uplink, with its reason, if no packets move there.
     pub uplink_is: Option<&'f str>,
     /// Its front-end, if one is connected.
     pub session: Option<&'f SessionFacts>,
 }
 
-/// What is known of a session.
+/// The facts of a session.
 #[derive(Clone, Debug, Default)]
 pub struct SessionFacts {
-    /// What is agreed on.
+    /// The negotiated features and rings.
     pub binding: SessionBinding,
-    /// PortRings ran in it before.
+    /// Rings ran in it before.
     pub ran: bool,
     /// Packets moved in it, either way.
     pub moved: bool,
     /// The rings that are with their workers.
     pub rings: Vec<RingFacts>,
-    /// Features were acknowledged, and no memory came, for as long as two looks.
+    /// Features were acknowledged, and no memory came, for at least two looks.
     pub memory_missing: bool,
-    /// Where its guest sends from, if that is not the port's address.
+    /// The other address from which its guest sends, if there is one.
     pub foreign: Option<Foreign>,
 }
 
-/// What is known of a ring.
+/// The facts of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingFacts {
     /// Ring number.
     pub index: u16,
     /// SET_VRING_ENABLE.
     pub enabled: bool,
-    /// Why it is served no more.
+    /// The fault for which it is no longer served.
     pub broken: Option<Fault>,
     /// The driver has written nothing into it.
     pub untouched: bool,
-    /// The driver said that something is there, and nothing is.
+    /// The driver has signalled entries, and there are none.
     pub unheard: bool,
 }
 
-/// Another source address than the port's.
+/// A source address that is not the port's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Foreign {
-    /// Which.
+    /// The address.
     pub mac: MacAddress,
     /// The guest sends from no other.
     pub alone: bool,
     /// The port that has this address.
     pub port: Option<String>,
-    /// The guest of that port sends from this port's.
+    /// The guest of that port sends from this port's address.
     pub swapped: bool,
 }
 
-/// Everything that was found, the worst first.
+/// All findings, the worst first.
 pub fn findings(facts: &PortFacts<'_>) -> Vec<FindingView> {
     let mut found = Vec::new();
     found.extend(host_address(facts));
@@ -97,7 +97,8 @@ pub fn findings(facts: &PortFacts<'_>) -> Vec<FindingView> {
     found
 }
 
-/// Whether the log tells of a finding in a session of this age. What others log is not told twice.
+/// Whether the log reports a finding in a session of this age. A finding that is logged elsewhere
+/// is not repeated.
 pub fn is_logged(finding: &FindingView, age: Duration) -> bool {
     match &*finding.id {
         "uplink-down" | "ring-broken" | "request-refused" => false,
@@ -146,9 +147,9 @@ const SHARE: &str = "give QEMU's memory backend share=on (-object memory-backend
                      size=...,share=on -machine memory-backend=memory); libvirt: <memoryBacking> \
                      with <access mode='shared'/>, as `isonic libvirt stamp` writes it";
 
-/// A driver's kick says that something is in the ring. If our mapping of the ring is empty all the
-/// same, the guest writes into a copy of its own (MAP_PRIVATE, which is QEMU's default for a
-/// memory file).
+/// A driver's kick means that the ring has entries. If our mapping of the ring is empty all the
+/// same, the guest writes into a copy of its own. (MAP_PRIVATE does that, which is QEMU's default
+/// for a memory file.)
 fn memory(session: &SessionFacts) -> Option<FindingView> {
     let unheard = session.rings.iter().filter(|ring| ring.unheard).map(|ring| ring.index);
     let unheard: Vec<String> = unheard.map(|index| index.to_string()).collect();
@@ -276,7 +277,7 @@ fn start(session: &SessionFacts) -> Option<FindingView> {
 
 // ---- narrower than the profile ------------------------------------------------------------------
 
-/// What the guest has less of than its profile; nothing before its rings run.
+/// The properties that the guest lacks of its profile; nothing before its rings run.
 fn narrower(profile: &Profile, session: &SessionFacts) -> Vec<FindingView> {
     if session.rings.is_empty() {
         return Vec::new();
@@ -376,7 +377,7 @@ mod tests {
         MacAddress([0x52, 0x54, 0, 0, 0, last])
     }
 
-    /// What is found in a session that is healthy but for a change.
+    /// The findings in a session that is healthy except for a change.
     fn found(change: impl FnOnce(&mut SessionFacts)) -> Vec<FindingView> {
         let profile = v1();
         let mut session = healthy(&profile);
@@ -384,7 +385,7 @@ mod tests {
         findings(&facts(&profile, Some(&session)))
     }
 
-    /// The one finding, which has this name and severity, and whose text has these words.
+    /// Check that there is one finding, with this name and severity, whose text has these words.
     fn assert_one(found: &[FindingView], id: &str, severity: Severity, words: &[&str]) {
         let [one] = found else { panic!("{id}: {found:?}") };
         assert_eq!((&*one.id, one.severity), (id, severity));

@@ -1,5 +1,5 @@
-//! Sessions that this process ends of itself: of an uplink whose link is down, of a guest whose
-//! memory is gone, and all of them at the end.
+//! Sessions that this process ends by itself: on an uplink whose link is down, of a guest whose
+//! memory is gone, and all on stopping.
 
 use crate::daemon::nic::PortsOfNics;
 use crate::datapath::{PortId, RingReport};
@@ -12,18 +12,18 @@ use super::port_error::PortError;
 use super::registry::{PortMap, Registry};
 
 impl PortsOfNics for Registry {
-    /// Their front-ends have no backend while the link is down.
+    /// The front-ends of its ports have no backend while the link is down.
     fn show_link(&self, uplink: &str, up: bool) {
         let of_nic = |port: &&mut Port| port.pending.is_none() && port.config.uplink == uplink;
         if !up {
             let endings: Vec<_> =
                 self.ports().values_mut().filter(of_nic).filter_map(Port::disconnect).collect();
-            // All of them end at once.
+            // All sessions end concurrently.
             endings.into_iter().for_each(Ending::wait);
             return;
         }
         let stopped = |port: &&mut Port| port.socket.is_stopped();
-        // With the ports locked, as when a port is made: nobody else takes the socket's name.
+        // With the ports locked, as when a port is made: no other port takes the socket's name.
         for port in self.ports().values_mut().filter(of_nic).filter(stopped) {
             if let Err(error) = self.connect(port) {
                 let (port, reason) = (&port.config.name, chain(&error));
@@ -40,7 +40,7 @@ impl PortsOfNics for Registry {
 }
 
 impl Registry {
-    /// Take connections again, of a port that was disconnected.
+    /// Have a disconnected port take connections again.
     fn connect(&self, port: &mut Port) -> Result<(), PortError> {
         if port.inherited {
             return Ok(());
@@ -56,11 +56,12 @@ impl Registry {
     pub fn end_session_without_memory(&self, lost: PortId) {
         let ports = self.ports();
         if self.ownership.is_over() {
-            // The connection is another process's as well, which sees for itself.
+            // The connection is another process's as well, which detects this by itself.
             return;
         }
         for port in ports.values().filter(|port| port.id == lost) {
-            // Told late, it may have been an earlier session's: the rings of this one say.
+            // The report may come late, for an earlier session. The rings of the present session
+            // show that.
             let rings = self.workers.inspect(port.id).unwrap_or_default();
             let gone = |ring: &RingReport| ring.broken == Some(Fault::MemoryGone);
             if rings.iter().any(|(_, ring)| gone(ring)) {
@@ -73,7 +74,7 @@ impl Registry {
     /// End all sessions and forget all ports; the state file keeps them.
     pub fn stop(&self) {
         let endings: Vec<_> = self.ports().values_mut().map(Port::end).collect();
-        // All of them end at once.
+        // All sessions end concurrently.
         endings.into_iter().for_each(Ending::wait);
         let ports = std::mem::take(&mut *self.ports());
         self.settle_journals(&ports);
@@ -81,7 +82,7 @@ impl Registry {
 
     fn settle_journals(&self, ports: &PortMap) {
         if self.is_successor() {
-            // It has taken nothing over, and the files are the other's.
+            // This process has taken nothing over, and the files are the predecessor's.
             return;
         }
         for port in ports.values() {

@@ -1,5 +1,5 @@
-//! What the process before this one leaves of its ports: their listening sockets, and what it says
-//! of them.
+//! The ports that the process before this one hands over: their listening sockets and their
+//! records.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -13,29 +13,29 @@ use super::port_record::PortRecord;
 /// A listening socket of the predecessor's.
 #[derive(Debug)]
 pub struct InheritedSocket {
-    /// Whose it was; None if it was the API's.
+    /// The port that had it; None if it was the API's.
     pub port: Option<String>,
     /// None if it was taken.
     pub listener: Option<UnixListener>,
-    /// The file of its name; None if that is not told.
+    /// The file of its name; None if it is unknown.
     pub file: Option<FileIdentity>,
 }
 
 /// The ports of the predecessor.
 #[derive(Debug, Default)]
 pub struct InheritedPorts {
-    /// By their names: that is what front-ends know of a port.
+    /// By their names, by which front-ends know a port.
     pub sockets: BTreeMap<PathBuf, InheritedSocket>,
-    /// The API's socket, which is nobody's here if the API has another name now.
+    /// The API's socket, which stays unused if the API has another name now.
     pub api: Option<(PathBuf, InheritedSocket)>,
-    /// As they are with it; None if it does not say.
+    /// Their records with the predecessor; None if it sends none.
     pub records: Option<Vec<PortRecord>>,
-    /// It says so of all, in words that are understood.
+    /// It has sent the records of all ports, and we could read them.
     pub tells_all: bool,
 }
 
 impl InheritedPorts {
-    /// A port as it was, if that is told.
+    /// The record of a port, if there is one.
     pub fn record(&self, name: &str) -> Option<&PortRecord> {
         self.records.iter().flatten().find(|record| record.config.name == name)
     }
@@ -51,7 +51,7 @@ impl InheritedPorts {
         self.sockets.values().any(|socket| socket.port.as_deref() == Some(port))
     }
 
-    /// The socket at this path, of whatever port.
+    /// The socket at this path, whichever port had it.
     pub fn take_listener(&mut self, path: &Path) -> Option<UnixListener> {
         self.sockets.get_mut(path)?.listener.take()
     }

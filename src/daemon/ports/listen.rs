@@ -1,4 +1,4 @@
-//! Where a port comes from, and with that its socket.
+//! The origin of a port, and the socket that follows from it.
 
 use crate::config::{PortConfig, SocketMode};
 use crate::platform::unix_socket::{AccessError, Inherited, SocketFile, claim};
@@ -6,7 +6,7 @@ use crate::vhost_user::SocketSource;
 
 use super::port_error::PortError;
 
-/// Where a port comes from.
+/// The origin of a port.
 #[derive(Debug)]
 pub enum Origin {
     /// The configuration file or the command line.
@@ -17,16 +17,16 @@ pub enum Origin {
     State,
     /// The command line, with the socket inherited.
     Inherited(Inherited),
-    /// The same, of a process whose sessions this one takes over.
+    /// The command line, in a process that takes over the predecessor's sessions.
     Predecessor,
 }
 
-/// Where a port comes from that was there before.
+/// The origin of a port that existed before.
 pub fn origin_of(permanent: bool) -> Origin {
     if permanent { Origin::Configuration } else { Origin::State }
 }
 
-/// Whether a port from there is the configuration's to make and remove.
+/// Whether only the configuration makes and removes a port of this origin.
 pub fn is_permanent(origin: &Origin) -> bool {
     !matches!(origin, Origin::Api | Origin::State)
 }
@@ -57,7 +57,7 @@ pub fn open_socket(
     Ok((SocketSource::Listener(claimed.listener), Some(claimed.file)))
 }
 
-/// Whether front-ends find the port by a name that it has to be given.
+/// Whether front-ends find the port by a name that we have to make.
 pub fn is_named(config: &PortConfig, origin: &Origin) -> bool {
     let given = matches!(origin, Origin::Configuration | Origin::Api | Origin::State);
     given && config.mode == SocketMode::Server

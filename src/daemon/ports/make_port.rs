@@ -1,4 +1,4 @@
-//! A port is made whole or not at all, and unmade in reverse.
+//! Makes a port whole or not at all, and unmakes it in reverse.
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::port_record::BoundProfile;
 use super::profile_choice::{BindingError, bind};
 use super::registry::{PortMap, Registry, StateEntry};
 
-/// A port that can be made: where it is to be.
+/// A port that can be made, with its place.
 struct Placed<'r> {
     id: PortId,
     nic: &'r Nic,
@@ -48,9 +48,9 @@ impl Drop for Undo<'_> {
 }
 
 impl Registry {
-    /// Check, make and start a port. The ports are locked for all of that, although the kernel is
-    /// asked for addresses, and files and a socket's name are made: no other port may take this
-    /// one's name, address or socket between the check and the end.
+    /// Check, make and start a port. No other port may take this one's name, address or socket
+    /// between the check and the end. So the ports are locked throughout, although the kernel is
+    /// asked for addresses, and files and a socket's name are made.
     pub(super) fn serve_port(
         &self,
         ports: &mut PortMap,
@@ -83,7 +83,7 @@ impl Registry {
             let socket = self.start(source, &config, &profile, &link);
             (socket.map_err(PortError::Thread)?, file)
         };
-        // Last, so that a port that could not be made is not there after a restart.
+        // The state is saved last, so that a restart does not find a port that could not be made.
         if keep {
             let entry = StateEntry { config: &config, bound: Some(&bound), permanent: false };
             self.save(ports, Some(entry), None)?;
@@ -125,8 +125,8 @@ impl Registry {
         Ok(Placed { id, nic, config, profile, bound, route })
     }
 
-    /// Every reason at once why the port cannot be beside the others; else its NIC, its profile,
-    /// and what is to be recorded of that.
+    /// Check that the port can exist beside the others, and return its NIC, its profile and its
+    /// record. An error has every reason at once.
     pub(super) fn check(
         &self,
         config: &PortConfig,
@@ -168,8 +168,8 @@ impl Registry {
         }
     }
 
-    /// Where a port's packed rings are kept. What was there before, and is not `needed`, is served
-    /// without a place of theirs.
+    /// The journals of a port's packed rings. If the files cannot be had and are not `needed`, the
+    /// port is served with journals in memory, or none.
     fn open_journals(
         &self,
         config: &PortConfig,
@@ -219,7 +219,7 @@ impl Registry {
         }
     }
 
-    /// Take a port away, served or refused, that has no session any more.
+    /// Remove a port, served or refused, that has no session any more.
     pub(super) fn take_port(&self, ports: &mut PortMap, name: &str) {
         self.refused().remove(name);
         if let Some(port) = ports.remove(name) {
@@ -227,7 +227,7 @@ impl Registry {
         }
     }
 
-    /// Undo what making a port did to the workers and the program.
+    /// Undo the effects of making a port on the workers and the program.
     fn forget(&self, port: PortId) {
         let mut gone = None;
         let changed = self.workers.change_routes(|routes| gone = routes.remove(&port));
@@ -242,7 +242,7 @@ impl Registry {
         }
     }
 
-    /// Serve a port if it is refused.
+    /// Retry a port that is refused.
     pub(super) fn try_again(&self, ports: &mut PortMap, name: &str) -> Result<(), PortError> {
         let Some(port) = self.refused().remove(name) else { return Ok(()) };
         let (config, origin) = (port.config.clone(), origin_of(port.permanent));
@@ -263,7 +263,7 @@ impl Registry {
     }
 }
 
-/// What front-ends may share as their guests' memory.
+/// The memory that front-ends may share as their guests'.
 fn memory_policy(config: &Config) -> MemoryPolicy {
     let files = match config.memory_files {
         config::MemoryFiles::Shared => MemoryFiles::Shared,

@@ -1,22 +1,21 @@
-//! PORTS: the ports, each with its socket, its session's link to the workers, and what is kept of
-//! it.
+//! PORTS: the ports, each with its socket, its session's link to the workers, and its record.
 //!
 //! From the bottom:
 //!
-//! - `port_record`: what is on record of a port: data.
-//! - `state_text`, `state_file`: what survives a restart, as text and as files.
+//! - `port_record`: the record of a port: data.
+//! - `state_text`, `state_file`: the state that survives a restart, as text and as files.
 //! - `profile_choice`: which profile a port gets.
 //! - `port_error`: why a port is not made, changed or removed.
 //! - `rarp`, `port_link`: a session's link to the workers.
-//! - `ring_journals`: where the positions of packed rings are.
-//! - `inherited_ports`: what the process before this one leaves.
+//! - `ring_journals`: the files of the positions of packed rings.
+//! - `inherited_ports`: the ports that the process before this one hands over.
 //! - `listen`, `placement`: a port's socket; its workers and queues.
 //! - `port`: one port, served or refused.
-//! - `registry`: which there are, and what of them is kept.
+//! - `registry`: all ports, and the part of them that is kept.
 //! - `make_port`: a port is made whole or not at all.
-//! - `change_ports`, `restore_ports`, `end_sessions`: what is asked for, what was there before,
-//!   what this process ends of itself.
-//! - `diagnosis`, `port_watch`: what is wrong with a port, and the thread that looks.
+//! - `change_ports`, `restore_ports`, `end_sessions`: changes on request, ports of the last run,
+//!   sessions that this process ends by itself.
+//! - `diagnosis`, `port_watch`: finds faults of a port; the thread that watches the ports.
 
 mod change_ports;
 mod diagnosis;

@@ -1,4 +1,4 @@
-//! Where a port goes: whether its uplink can keep its profile, and which workers and queues serve
+//! The place of a port: whether its uplink can keep its profile, and which workers and queues serve
 //! it.
 
 use crate::config::{Attach, PortConfig};
@@ -9,7 +9,7 @@ use crate::xdp::{BindMode, XdpAttachment};
 
 use super::port_error::PortError;
 
-/// Whether a profile can be kept on this uplink.
+/// Check that a profile can be kept on this uplink.
 ///
 /// # Errors
 /// [`PortError::Blocked`], [`PortError::FrameSize`].
@@ -22,7 +22,7 @@ pub fn check_profile(profile: &Profile, nic: &Nic) -> Result<(), PortError> {
     check_frame_size(profile, &nic.config.interface, &nic.status())
 }
 
-/// Whether the uplink of this name takes the profile's frames.
+/// Check that the uplink of this name takes the profile's frames.
 fn check_frame_size(profile: &Profile, uplink: &str, status: &NicStatus) -> Result<(), PortError> {
     let XdpAttachment { packet_max, socket_mode, reason, .. } = &status.attachment;
     if frame_max(u32::from(profile.mtu)) <= *packet_max {
@@ -42,7 +42,8 @@ fn check_frame_size(profile: &Profile, uplink: &str, status: &NicStatus) -> Resu
 }
 
 /// The port's route, with no queue pair ready yet. Each pair is served by a worker that has a
-/// socket to send on: that of its own queue for a wire, any of the uplink's for a switch.
+/// socket for sending. A wire port's pair takes the worker of its own queue, a switch port's any
+/// worker of the uplink.
 ///
 /// # Errors
 /// [`PortError`].
@@ -64,7 +65,7 @@ pub fn route(
                 status.queues.iter().map(|&(_, worker)| worker).collect();
             workers.sort_unstable();
             workers.dedup();
-            // Single-queue guests, the common kind, spread over the workers too.
+            // Guests with one queue, the common kind, are spread over the workers too.
             let turn = id.index() % workers.len().max(1);
             workers.rotate_left(turn);
             (Attachment::Switch { mac: config.mac().0 }, workers)

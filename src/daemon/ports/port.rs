@@ -21,13 +21,13 @@ pub struct Port {
     pub id: PortId,
     /// As configured.
     pub config: PortConfig,
-    /// What its guest sees.
+    /// The profile that its guest sees.
     pub profile: Arc<Profile>,
-    /// What is on record of that.
+    /// The record of that profile.
     pub bound: BoundProfile,
     /// Its session's side.
     pub link: Arc<PortLink>,
-    /// What each worker counts of it.
+    /// The counters of each worker for it.
     pub counters: Vec<Arc<Published<PortCounter>>>,
     /// The configuration file has it.
     pub permanent: bool,
@@ -35,23 +35,23 @@ pub struct Port {
     pub socket: PortSocket,
     /// Removes the socket's name when the port goes, or while it takes no connections.
     pub file: Option<SocketFile>,
-    /// It has its one connection from the command line, and no way to another.
+    /// It has its one connection from the command line, and cannot get another.
     pub inherited: bool,
-    /// Set while its session is waited for.
+    /// Set while its session is ending.
     pub pending: Option<Pending>,
 }
 
-/// What becomes of a port whose session is waited for.
+/// The purpose for which a port's session ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pending {
-    /// It goes. It is not in the state file any more.
+    /// It is removed. It is no longer in the state file.
     Removed,
-    /// It is made anew with another profile, and is so in the state file already.
+    /// It is made again with another profile, which is in the state file already.
     Changed(Box<(PortConfig, BoundProfile)>),
 }
 
 impl Port {
-    /// As it is in the state file, if it is there.
+    /// Its entry in the state file, if it has one.
     pub fn recorded(&self) -> Option<(&PortConfig, &BoundProfile)> {
         match &self.pending {
             None => Some((&self.config, &self.bound)),
@@ -60,7 +60,7 @@ impl Port {
         }
     }
 
-    /// Give its socket the name that it was made for.
+    /// Give its socket the name for which it was made.
     ///
     /// # Errors
     /// [`PortError`].
@@ -73,7 +73,7 @@ impl Port {
         Ok(())
     }
 
-    /// End its session and take no connection. Wait for that with the ports unlocked.
+    /// End its session and take no connection. Wait for the result with the ports unlocked.
     pub fn disconnect(&mut self) -> Option<Ending> {
         if self.inherited {
             return None;
@@ -91,7 +91,7 @@ impl Port {
     }
 }
 
-/// A port's socket that stops. To wait for it takes as long as its front-end likes, up to a bound,
+/// A port's socket that stops. Waiting for it takes as long as its front-end likes, up to a bound,
 /// so nobody waits while the ports are locked.
 #[must_use]
 pub struct Ending {
@@ -115,7 +115,7 @@ impl Ending {
 pub struct RefusedPort {
     /// As configured.
     pub config: PortConfig,
-    /// What is on record of its profile; None if it never had one.
+    /// The record of its profile; None if it never had one.
     pub bound: Option<BoundProfile>,
     /// Why it is not served.
     pub reason: String,

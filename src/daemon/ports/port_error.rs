@@ -17,13 +17,13 @@ use super::state_file::StateFileError;
 /// Why a port was not added or removed; nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
-    /// What is asked for cannot stand beside what there is.
+    /// The requested port conflicts with the configuration or other ports.
     #[error("{}", list(.0))]
     Problems(Vec<PortProblem>),
     /// Another port has the name.
     #[error("there is already a port \"{0}\"; remove it first or choose another name")]
     Exists(String),
-    /// The port is there, and is another than is asked for.
+    /// The port exists, and differs from the requested one.
     #[error(
         "port \"{port}\" is there with another content: {}; remove it first, or ask for what is \
          there",
@@ -38,22 +38,22 @@ pub enum PortError {
     /// No port has the name.
     #[error("there is no port \"{0}\"; see `isonic port list`")]
     NotFound(String),
-    /// The configuration says that it is there.
+    /// A port of the configuration file cannot be removed by command.
     #[error("port \"{0}\" is in the configuration file; remove it there and restart the daemon")]
     Permanent(String),
-    /// What is on record of the port is not to be had.
+    /// The port cannot have the interface of its record.
     #[error(transparent)]
     Binding(Box<BindingError>),
     /// It is being removed or changed, and its session has not ended yet.
     #[error("port \"{0}\" is being removed or changed; ask again when that is done")]
     Changing(String),
-    /// Its front-end would not notice that its interface is another now.
+    /// Its front-end would not notice the change of its interface.
     #[error(
         "port \"{0}\" has a front-end connected; shut the VM down first: a guest keeps its \
          interface as long as it runs"
     )]
     Connected(String),
-    /// The configuration file has the say.
+    /// The configuration file decides.
     #[error(
         "port \"{port}\" is in the configuration file, which asks for {configured}; write \
          {asked} there, restart the daemon, and give this command again"
@@ -66,7 +66,7 @@ pub enum PortError {
         /// By the command.
         asked: String,
     },
-    /// The uplink's device keeps back what is for any address but its own.
+    /// The uplink's device drops frames for any address but its own.
     #[error(
         "uplink {uplink} is a {kind} that passes unicast for its own MAC only, so that a switch \
          port would receive none; make it anew with `mode passthru`, or use attach = \"wire\" and \
@@ -105,7 +105,7 @@ pub enum PortError {
         packet_max: u32,
         /// Why the uplink is as it is.
         reason: String,
-        /// What would make it longer.
+        /// The way to make it longer.
         way_out: &'static str,
     },
     /// A queue that is not ours.
@@ -116,12 +116,12 @@ pub enum PortError {
     NoSuchQueue {
         /// The uplink.
         uplink: String,
-        /// Asked for.
+        /// The requested queue.
         queue: u32,
-        /// Those there are.
+        /// The queues that have a socket.
         present: Vec<u32>,
     },
-    /// Too many.
+    /// The limit of ports is reached.
     #[error("this daemon serves {PORTS_MAX} ports already, which is its limit")]
     TooMany,
     /// The socket's name.
@@ -145,13 +145,13 @@ pub enum PortError {
     /// The daemon is stopping.
     #[error(transparent)]
     Worker(#[from] WorkerGone),
-    /// It is not this process's to change anything now.
+    /// This process must not change anything now.
     #[error(transparent)]
     Busy(#[from] DaemonBusy),
 }
 
 impl PortError {
-    /// Each reason alone, where there can be several; else none.
+    /// Each reason alone, where there can be several; else empty.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
         match self {
@@ -166,7 +166,7 @@ impl PortError {
         }
     }
 
-    /// Whether the obstacle is the host's, which may come to be another without a command.
+    /// Whether the obstacle is the host's, and so may pass without a command.
     pub fn may_pass(&self) -> bool {
         let of_socket = matches!(self, Self::Claim(_) | Self::Access(_) | Self::Journal(_));
         let of_host = matches!(self, Self::Thread(_) | Self::Program(_));

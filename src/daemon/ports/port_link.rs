@@ -1,4 +1,4 @@
-//! A port's link from its session to the workers: rings go out, rings come back.
+//! A port's link from its session to the workers: it hands rings over and takes them back.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -18,18 +18,18 @@ use crate::virtqueue::{EventFd, EventKind, Journals, QueueSetup, Ring};
 use super::rarp;
 use crate::daemon::workers::{ControlFrame, RingPlace, Workers};
 
-/// What a port's session and the API share.
+/// The state that a port's session and the API share.
 #[derive(Debug, Default)]
 struct SessionState {
     /// The connection, to end it.
     stream: Option<Arc<DeferredClose<UnixStream>>>,
-    /// Number of the session that is served, or of the last one. What an earlier one asks for,
-    /// which was left behind, is not done: rings of that number may be another's by then.
+    /// Number of the session that is served, or of the last one. Calls of an earlier session that
+    /// was left behind are refused: its ring numbers may be another session's by now.
     session: u64,
     binding: SessionBinding,
     /// Receive rings that are with a worker and enabled, by queue pair.
     ready: Vec<u16>,
-    /// What was found at the last look.
+    /// The findings of the last look.
     findings: Vec<FindingView>,
 }
 
@@ -40,15 +40,15 @@ pub struct PortLink {
     workers: Arc<Workers>,
     /// Merge TCP segments from the wire, if the guest takes large packets.
     coalesce: bool,
-    /// Where its packed rings are kept.
+    /// The journals of its packed rings.
     journals: Option<Arc<Journals>>,
     memory: MemoryPolicy,
     state: Mutex<SessionState>,
-    /// Announcements that were lost, ever.
+    /// All announcements that were lost.
     lost: AtomicU64,
 }
 
-/// What a port's link is made of.
+/// The parts of a port's link.
 #[derive(Debug)]
 pub struct PortLinkSetup {
     /// The port.
@@ -57,13 +57,13 @@ pub struct PortLinkSetup {
     pub workers: Arc<Workers>,
     /// Merge TCP segments from the wire, if the guest takes large packets.
     pub coalesce: bool,
-    /// Where its packed rings are kept.
+    /// The journals of its packed rings.
     pub journals: Option<Arc<Journals>>,
-    /// What its front-ends may share as memory.
+    /// The memory that its front-ends may share.
     pub memory: MemoryPolicy,
 }
 
-/// What one session has of its port's link.
+/// One session's access to its port's link.
 #[derive(Debug)]
 pub struct SessionLink {
     link: Arc<PortLink>,
@@ -71,14 +71,14 @@ pub struct SessionLink {
 }
 
 impl PortLink {
-    /// Of a port without a session.
+    /// The link of a port without a session.
     pub fn new(setup: PortLinkSetup) -> Self {
         let PortLinkSetup { port, workers, coalesce, journals, memory } = setup;
         let (state, lost) = (Mutex::default(), AtomicU64::new(0));
         Self { port, workers, coalesce, journals, memory, state, lost }
     }
 
-    /// Where its packed rings are kept, if they are.
+    /// The journals of its packed rings, if it has any.
     pub fn journals(&self) -> Option<&Journals> {
         self.journals.as_deref()
     }
@@ -87,7 +87,7 @@ impl PortLink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session begins on this connection.
+    /// Begin a session on this connection.
     pub fn connected(self: &Arc<Self>, connection: &Connection) -> Arc<SessionLink> {
         let mut state = self.state();
         state.session += 1;
@@ -96,7 +96,7 @@ impl PortLink {
         Arc::new(SessionLink { link: Arc::clone(self), session: state.session })
     }
 
-    /// Do nothing more that the session asks for, which is left behind, and take its rings back.
+    /// Refuse all further calls of the session, which is left behind, and take its rings back.
     pub fn cut_off(&self) {
         let mut state = self.state();
         state.session += 1;
@@ -105,7 +105,8 @@ impl PortLink {
         drop(state);
         for (worker, ring) in self.workers.inspect(self.port).unwrap_or_default() {
             let taken = self.set_ready(ring.index, None);
-            // Unmapped here, if the session has its memory no more: a worker unmaps nothing.
+            // If the session has dropped its memory, this thread unmaps it: a worker unmaps
+            // nothing.
             if taken.and_then(|()| self.workers.take(self.ring_at(worker, ring.index))).is_err() {
                 tracing::error!("a worker is gone");
             }
@@ -115,28 +116,28 @@ impl PortLink {
     /// End the session, as if the front-end had closed the connection.
     pub fn end_session(&self) {
         if let Some(stream) = &self.state().stream {
-            // It fails only if the connection is closed already.
+            // This fails only if the connection is closed already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Whether a front-end is connected, and what is agreed on with it.
+    /// The state negotiated with the front-end; None if none is connected.
     pub fn session(&self) -> Option<SessionBinding> {
         let state = self.state();
         state.stream.is_some().then(|| state.binding.clone())
     }
 
-    /// The number of the session, the last one if there is none now.
+    /// The number of the present session, or of the last one.
     pub fn session_number(&self) -> u64 {
         self.state().session
     }
 
-    /// What was found at the last look.
+    /// The findings of the last look.
     pub fn findings(&self) -> Vec<FindingView> {
         self.state().findings.clone()
     }
 
-    /// This was found, of the session with this number if it is still there.
+    /// Set the findings of the session with this number, if it is still the present one.
     pub fn set_findings(&self, session: u64, findings: Vec<FindingView>) {
         let mut state = self.state();
         if state.session == session {
@@ -152,8 +153,8 @@ impl PortLink {
         self.workers.routes().get(&self.port).map(|route| route.worker(pair_of(index)))
     }
 
-    /// Let the workers know which queue pairs can receive, if that has changed; `accepted` is what
-    /// the guest of one that can takes of large packets.
+    /// Tell the workers which queue pairs can receive, if that has changed. `accepted` is Some if
+    /// this pair can: the large packets that its guest accepts.
     fn set_ready(&self, index: u16, accepted: Option<Offloads>) -> Result<(), WorkerGone> {
         let ready = accepted.is_some();
         if is_from_guest(index) {
@@ -196,7 +197,7 @@ impl SessionLink {
         current.then_some(&*self.link).ok_or(PortBackendError::CutOff)
     }
 
-    /// With the worker of a ring.
+    /// The link, and the worker of a ring.
     fn served(&self, index: u16) -> Result<(&PortLink, WorkerId), PortBackendError> {
         let link = self.link()?;
         Ok((link, link.worker(index).ok_or(PortBackendError::Stopping)?))
@@ -249,7 +250,7 @@ impl PortBackend for SessionLink {
         let frame = ControlFrame { bytes: &rarp::request(mac), offload: Offload::PLAIN };
         if !link.workers.hand_over(worker, frame, target) {
             let lost = link.lost.fetch_add(1, Ordering::Relaxed) + 1;
-            // A front-end may ask for any number of them.
+            // A front-end may send any number of announcements.
             if lost.is_power_of_two() {
                 let port = link.port.0;
                 tracing::warn!(port, lost, "announcements were lost: the worker is behind");

@@ -1,17 +1,17 @@
-//! What is on record of a port: in the state file, and for a successor.
+//! The record of a port: in the state file, and for a successor.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::PortConfig;
 use crate::device::mac::MacAddress;
 
-/// What a port is bound to, from when it is made until that is changed by command.
+/// The interface to which a port is bound, from when it is made until a command changes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoundProfile {
-    /// As it was asked for, perhaps as `latest`; of a port in the configuration file, to see
-    /// whether that has changed.
+    /// The requested profile, perhaps as `latest`; for a port in the configuration file, to detect
+    /// that the file has changed.
     pub asked: String,
-    /// What it was resolved to.
+    /// The name to which it was resolved.
     pub profile: String,
     /// The profile's digest then.
     pub digest: String,
@@ -20,12 +20,12 @@ pub struct BoundProfile {
     pub mac: Option<MacAddress>,
 }
 
-/// One port, as it is.
+/// One port in its present state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PortRecord {
     /// As configured.
     pub config: PortConfig,
-    /// What is on record of its interface.
+    /// The record of its interface.
     pub bound: Option<BoundProfile>,
     /// The configuration file has it.
     pub permanent: bool,

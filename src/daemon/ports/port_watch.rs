@@ -1,8 +1,8 @@
-//! The thread that looks at every port once a second: it gathers what `diagnosis` judges, keeps the
-//! findings for the API, and has the log tell each of them once in a session.
+//! The thread that looks at every port once a second. It gathers the facts for `diagnosis`, keeps
+//! the findings for the API, and has the log report each of them once in a session.
 //!
-//! A look costs a worker one command for some ports, and a port whose guest sends nothing two
-//! system calls for each ring besides. Nothing is decided by it: it is for people.
+//! A look costs a worker one command for several ports. A port whose guest sends nothing costs two
+//! more system calls for each ring. The findings decide nothing: they are for people.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -31,13 +31,13 @@ use crate::daemon::workers::Workers;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks in a row at which something must be so before it counts: what a guest is just doing is
-/// seen half done at one.
+/// Looks in a row at which a state must hold before it counts: a single look may see a guest's
+/// action half done.
 const LOOKS_MIN: u32 = 2;
-/// PortRings that a worker looks at in one command.
+/// Rings that a worker inspects in one command.
 const RINGS_AT_ONCE: u16 = 256;
 
-/// What is looked at, and who is asked.
+/// The objects that the watch looks at and calls.
 #[derive(Debug)]
 pub struct PortWatchSetup {
     /// The ports.
@@ -81,14 +81,14 @@ impl Drop for PortWatch {
 fn watch(daemon: &PortWatchSetup, stopped: &Receiver<()>) {
     let mut histories = BTreeMap::new();
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-        // A worker is gone only when the daemon stops.
+        // A worker has ended only if the daemon stops.
         if look(daemon, &mut histories).is_err() {
             return;
         }
     }
 }
 
-/// What a look needs of a port, so that the registry is not locked meanwhile.
+/// The data of a port for a look, so that the registry is not locked meanwhile.
 struct WatchedPort {
     name: String,
     id: PortId,
@@ -119,7 +119,7 @@ impl WatchedPort {
     }
 }
 
-/// Packets that were counted.
+/// Counted packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct PacketCounts {
     from_guest: u64,
@@ -172,7 +172,7 @@ fn look(
     Ok(())
 }
 
-/// Ports with a session, as many together as have [`RINGS_AT_ONCE`].
+/// Batches of ports with a session, each with at most [`RINGS_AT_ONCE`] rings or one port.
 fn batches(watched: &[WatchedPort]) -> Vec<Vec<&WatchedPort>> {
     let mut batches: Vec<Vec<&WatchedPort>> = Vec::new();
     let mut room = 0;
@@ -210,7 +210,7 @@ fn judge(nics: &Nics, watched: &[WatchedPort], histories: &mut BTreeMap<String, 
     }
 }
 
-/// Where the guest of a port sends from, if that is another address, and whose that is.
+/// The other address from which a port's guest sends, if there is one, and the port that has it.
 fn foreign(
     port: &WatchedPort,
     owners: &BTreeMap<MacAddress, &str>,
@@ -226,7 +226,7 @@ fn foreign(
     Some(Foreign { mac, alone, port: owner.map(str::to_owned), swapped })
 }
 
-/// How the uplink is, if no packets move there.
+/// The state of the uplink, if no packets move there.
 fn uplink_is(nics: &Nics, uplink: &str) -> Option<String> {
     let status = nics.by_name(uplink)?.status();
     let problem = Some(status.problem).filter(|problem| !problem.is_empty());
@@ -242,25 +242,25 @@ fn uplink_is(nics: &Nics, uplink: &str) -> Option<String> {
     }
 }
 
-/// What was seen of a session so far.
+/// The observations of a session so far.
 #[derive(Debug)]
 struct History {
     session: u64,
     begun: Instant,
     ran: bool,
-    /// When it began.
+    /// The counts when it began.
     traffic: PacketCounts,
     moved: bool,
     rings: Vec<RingFacts>,
-    /// How often each ring was kicked when we first looked, and where it was.
+    /// How often each ring was kicked at the first look, and its position then.
     kicks: BTreeMap<u16, Kicked>,
     /// Looks in a row with features and without memory.
     without_memory: u32,
-    /// Where the guest sends from since it last sent from its own address, and at how many looks.
+    /// The other address since the guest last sent from its own, and the number of looks with it.
     alone: Option<(MacAddress, u32)>,
-    /// Where it sends from besides.
+    /// The other address from which it sends besides its own.
     beside: Option<MacAddress>,
-    /// By finding: looks in a row.
+    /// By finding: looks in a row with it.
     found: BTreeMap<String, u32>,
     logged: BTreeSet<String>,
 }
@@ -294,7 +294,7 @@ impl Default for History {
 }
 
 impl History {
-    /// Begin anew with each session.
+    /// Begin a new history with each session.
     fn follow(&mut self, port: &WatchedPort) {
         let (binding, number) = &port.session;
         if *number != self.session {
@@ -307,12 +307,12 @@ impl History {
         self.without_memory = if waits { self.without_memory + 1 } else { 0 };
     }
 
-    /// Whether its guest may be unheard: it has sent nothing in this session.
+    /// Whether we may have missed its guest's packets: it has sent nothing in this session.
     fn is_suspect(&self, port: &WatchedPort) -> bool {
         port.traffic.from_guest == self.traffic.from_guest
     }
 
-    /// This was seen of the port, by each worker.
+    /// Note the sights of the port by each worker.
     fn note(&mut self, port: &WatchedPort, sights: Vec<PortSight>) {
         let (mut own, mut other) = (false, None);
         let mut rings = Vec::new();
@@ -340,7 +340,7 @@ impl History {
         }
     }
 
-    /// Another address that the guest sends from, and whether it sends from no other.
+    /// Another address from which the guest sends, and whether it sends from no other.
     fn foreign(&self) -> Option<(MacAddress, bool)> {
         let alone = self.alone.filter(|&(_, looks)| looks >= LOOKS_MIN);
         let beside = self.beside.map(|mac| (mac, false));
@@ -359,11 +359,11 @@ impl History {
         }
     }
 
-    /// Whether a ring that was kicked so often was kicked for nothing, again and again.
+    /// Whether a ring with this number of kicks was kicked for nothing, again and again.
     ///
     /// Nobody reads a kick descriptor, so it counts. QEMU's begins with one (`event_notifier_init`
     /// in its `virtio_bus_set_host_notifier`). A driver with EVENT_IDX that sees none of our
-    /// answers kicks once and no more.
+    /// answers kicks only once.
     fn kicked(&mut self, ring: &RingSight, kicks: u64) -> bool {
         let now = Kicked { position: ring.position, kicks, for_nothing: 0 };
         let first = self.kicks.entry(ring.index).or_insert(now);
@@ -388,7 +388,7 @@ impl History {
         }
     }
 
-    /// Have the log tell what was found at two looks in a row, each once in a session.
+    /// Have the log report the findings of two looks in a row, each once in a session.
     fn log(&mut self, port: &str, found: &[FindingView]) {
         let present: BTreeSet<&str> = found.iter().map(|finding| &*finding.id).collect();
         self.found.retain(|id, _| present.contains(&**id));
@@ -446,7 +446,7 @@ mod tests {
         }
     }
 
-    /// A ring whose driver has signalled so often, and has written so.
+    /// A ring with this many kicks, and with this content and position.
     fn ring(index: u16, kicks: u32, glance: Glance, position: u32) -> RingSight {
         let kick: OwnedFd = eventfd(kicks, EventfdFlags::empty()).unwrap();
         let (enabled, broken) = (true, None);
@@ -482,7 +482,7 @@ mod tests {
     fn kicks_for_what_an_old_file_does_not_show_are_unheard_too() {
         let kicked = |kicks| ring(1, kicks, TAKEN, 7);
         assert_eq!(looks([kicked(1), kicked(2), kicked(2)], true), [false, false, true]);
-        // Taken by now, or still to be taken; and of a receive ring nothing need be taken.
+        // The entries are taken or will be; in a receive ring no entry has to be taken.
         assert_eq!(looks([kicked(1), kicked(2), ring(1, 3, TAKEN, 8)], true), [false; 3]);
         assert_eq!(looks([kicked(1), kicked(2), ring(1, 2, WAITING, 7)], true), [false; 3]);
         let receive = |kicks| ring(0, kicks, TAKEN, 7);

@@ -1,8 +1,8 @@
-//! Which profile and MAC a port gets: resolved when the port is made, and the same ever after.
+//! The profile and MAC of a port: resolved when the port is made, and unchanged afterwards.
 //!
-//! What is on record decides. The catalog may have grown since, `latest` may mean another profile,
-//! a file may have been edited or the daemon exchanged: a port whose recorded interface is not to
-//! be had any more is refused, because its guest would find another NIC under the old name.
+//! The record decides. The catalog may have grown since, `latest` may mean another profile, a file
+//! may have been edited or the daemon exchanged. A port whose recorded interface cannot be had any
+//! more is refused, because its guest would find another NIC under the old name.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::profile::{Catalog, Profile};
 
 use super::port_record::BoundProfile;
 
-/// Why a port is not bound to what is on record.
+/// Why a port cannot be bound to its record.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BindingError {
     /// There is no such profile, or it cannot be kept here.
@@ -31,11 +31,11 @@ pub enum BindingError {
         port: String,
         /// The profile.
         profile: String,
-        /// As it was bound.
+        /// The recorded digest.
         recorded: String,
-        /// As it is here.
+        /// The digest of our profile.
         ours: String,
-        /// Where ours comes from.
+        /// The source of our profile.
         source_of_ours: String,
     },
     /// The configuration file asks for another profile than the port has.
@@ -47,9 +47,9 @@ pub enum BindingError {
     Asked {
         /// The port.
         port: String,
-        /// What it has.
+        /// The recorded profile.
         recorded: String,
-        /// What it should have.
+        /// The profile of the configuration file.
         asked: String,
     },
     /// The guest's driver has the address that it read when it started.
@@ -60,9 +60,9 @@ pub enum BindingError {
     Mac {
         /// The port.
         port: String,
-        /// What it has.
+        /// The recorded MAC.
         recorded: MacAddress,
-        /// What it should have.
+        /// The MAC that the configuration gives it.
         asked: MacAddress,
         /// Its profile, which stays.
         profile: String,
@@ -73,7 +73,7 @@ fn list(problems: &[PortProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// The profile of a port and the record of it: what `recorded` says, if there is a record.
+/// The profile and the new record of a port: those of `recorded`, if there is one.
 ///
 /// # Errors
 /// [`BindingError`].
@@ -103,7 +103,7 @@ fn bind_profile(
 ) -> Result<(Arc<Profile>, BoundProfile), BindingError> {
     let known = [&recorded.asked, &recorded.profile];
     if !known.contains(&&config.profile) {
-        // Other words for the same interface are no change.
+        // Another name for the same interface is no change.
         let other = resolve(config, catalog)?;
         if other.1.digest == recorded.digest {
             return Ok(other);

@@ -4,7 +4,7 @@
 const FRAME_BYTES: usize = 60;
 
 /// A reverse ARP request by which `mac` asks for its own address, as QEMU and DPDK announce guests
-/// (RFC 903): broadcast, so that every switch on the way learns the new place.
+/// (RFC 903). It is broadcast, so that every switch on the way learns the new place.
 #[must_use]
 pub fn request(mac: [u8; 6]) -> [u8; FRAME_BYTES] {
     const ETHERTYPE_RARP: [u8; 2] = [0x80, 0x35];

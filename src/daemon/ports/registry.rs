@@ -1,5 +1,5 @@
-//! The registry of ports: which there are, served or refused, and what of them is kept in the state
-//! file. LockedPorts are made, changed and restored in the files above this one.
+//! The registry of ports: those that are served or refused, and their entries in the state file.
+//! The files above this one make, change and restore ports.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -33,7 +33,7 @@ pub type PortMap = BTreeMap<String, Port>;
 /// The ports, by name, locked.
 pub type LockedPorts<'r> = MutexGuard<'r, PortMap>;
 
-/// What the ports are made with.
+/// The objects with which ports are made.
 #[derive(Debug)]
 pub struct RegistrySetup {
     /// The configuration.
@@ -44,13 +44,13 @@ pub struct RegistrySetup {
     pub nics: Arc<Nics>,
     /// The workers.
     pub workers: Arc<Workers>,
-    /// Whether all of this is this process's.
+    /// Whether this process owns all of this.
     pub ownership: Arc<Ownership>,
-    /// What is wrong with the host.
+    /// The problems of the host.
     pub problems: Arc<HostProblems>,
-    /// What survives a restart.
+    /// The state that survives a restart.
     pub state: Option<Arc<StateFile>>,
-    /// What another process leaves, if this one is to take over from it.
+    /// The ports of another process, if this one is to take over from it.
     pub inherited: Option<InheritedPorts>,
 }
 
@@ -66,9 +66,9 @@ pub struct Registry {
     pub(super) state: Option<Arc<StateFile>>,
     pub(super) journals: RingJournals,
     ports: Mutex<PortMap>,
-    /// No name is here and in `ports`. Locked after it.
+    /// No name is both here and in `ports`. Locked after it.
     refused: Mutex<BTreeMap<String, RefusedPort>>,
-    /// What another process leaves to us, until we take over.
+    /// The ports of another process, until we take over.
     inherited: Mutex<Option<InheritedPorts>>,
     finished: Arc<Notify>,
     /// The state was saved since the start.
@@ -77,12 +77,12 @@ pub struct Registry {
     last_id: AtomicU16,
 }
 
-/// A port as it is to be in the state file.
+/// A port's entry in the state file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StateEntry<'p> {
     /// As configured.
     pub config: &'p PortConfig,
-    /// What is on record of its profile.
+    /// The record of its profile.
     pub bound: Option<&'p BoundProfile>,
     /// The configuration file has it.
     pub permanent: bool,
@@ -116,8 +116,8 @@ impl Registry {
 
     // ---- what there is --------------------------------------------------------------------------
 
-    /// The ports, by name, locked. Whoever has them waits for no front-end: neither for a session
-    /// to end nor for anything to be closed that a front-end sent.
+    /// The ports, by name, locked. While they are locked no thread may wait for a front-end:
+    /// neither for a session to end nor for a front-end's descriptor to be closed.
     pub fn ports(&self) -> LockedPorts<'_> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,10 +127,10 @@ impl Registry {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ports, to add, change or remove some for somebody who asks.
+    /// The ports, to add, change or remove some on request.
     ///
     /// # Errors
-    /// [`DaemonBusy`], at once: whoever asks must not wait for a hand-over.
+    /// [`DaemonBusy`], at once: a request must not wait for a hand-over.
     pub(super) fn change(&self) -> Result<LockedPorts<'_>, DaemonBusy> {
         self.ownership.check()?;
         let ports = self.ports();
@@ -138,9 +138,9 @@ impl Registry {
         Ok(ports)
     }
 
-    /// Do something as the owner of everything, which this process stays until that is done: the
-    /// phase of ownership changes with the ports locked, so they are locked meanwhile. Nobody else
-    /// can change them for as long as that takes, a write to a disk at most.
+    /// Do `work` as the owner of everything. The phase of ownership changes with the ports locked,
+    /// so they are locked until `work` is done. No port can be changed meanwhile: at most for the
+    /// time of a write to a disk.
     ///
     /// # Errors
     /// [`DaemonBusy`].
@@ -149,7 +149,7 @@ impl Registry {
         Ok(work())
     }
 
-    /// Whether no port is half removed or changed: then another process could not be told of it.
+    /// Check that no port is half removed or changed: another process could not be told its state.
     ///
     /// # Errors
     /// [`DaemonBusy::Changing`].
@@ -158,7 +158,7 @@ impl Registry {
         if settled { Ok(()) } else { Err(DaemonBusy::Changing) }
     }
 
-    /// Whether nobody removes or changes the port just now.
+    /// Check that nobody is removing or changing the port.
     pub(super) fn check_stays(&self, ports: &PortMap, name: &str) -> Result<(), PortError> {
         match ports.get(name) {
             Some(port) if port.pending.is_some() => Err(PortError::Changing(name.to_owned())),
@@ -166,7 +166,7 @@ impl Registry {
         }
     }
 
-    /// Told when the only session of `--fd` has ended.
+    /// Notified when the only session of `--fd` has ended.
     pub fn finished(&self) -> Arc<Notify> {
         Arc::clone(&self.finished)
     }
@@ -187,7 +187,7 @@ impl Registry {
         self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another process has the ports' sessions yet.
+    /// Whether another process still has the ports' sessions.
     pub fn is_successor(&self) -> bool {
         self.inherited().is_some()
     }
@@ -197,7 +197,7 @@ impl Registry {
         self.inherited().as_ref().is_some_and(|ports| ports.has_listener(name))
     }
 
-    /// The socket of a port on which another process listens for us.
+    /// The socket of a port on which the predecessor listens for us.
     pub(super) fn take_inherited_listener(&self, config: &PortConfig) -> Option<UnixListener> {
         let mut inherited = self.inherited();
         let listens = config.mode == SocketMode::Server;
@@ -209,20 +209,20 @@ impl Registry {
         self.inherited().as_mut().map(InheritedPorts::take_sockets).unwrap_or_default()
     }
 
-    /// The ports as the process before this one was told of them, if it says so.
+    /// The ports' records from the process before this one, if it has sent them.
     pub fn inherited_records(&self) -> Option<Vec<PortRecord>> {
         self.inherited().as_ref()?.records.clone()
     }
 
-    /// The ports that the process before this one was given at run time, as it says itself, or as
-    /// it has kept.
+    /// The ports that the process before this one was given at run time, as it has sent them.
+    /// Unless it has sent all, those in the state file are added.
     pub fn remembered(&self) -> Vec<PortConfig> {
         let mut ports: Vec<PortConfig> = match &*self.inherited() {
             Some(inherited) => inherited.added().cloned().collect(),
             None => Vec::new(),
         };
         if self.inherited().as_ref().is_some_and(|inherited| inherited.tells_all) {
-            // What is kept here besides was removed since.
+            // Further ports in the state file were removed since.
             return ports;
         }
         let kept = self.state.as_ref().map(|state| state.kept().ports.clone());
@@ -234,7 +234,7 @@ impl Registry {
         ports
     }
 
-    /// What a port was bound to in the last run.
+    /// The record of a port in the last run.
     pub(super) fn recorded(&self, name: &str) -> Option<BoundProfile> {
         let inherited = self.inherited();
         let told = inherited.as_ref().and_then(|ports| ports.record(name)?.bound.clone());
@@ -243,13 +243,13 @@ impl Registry {
         told.or_else(kept)
     }
 
-    /// This process has everything from now on, the files of the ring positions among it.
+    /// This process owns everything from now on, including the files of the ring positions.
     pub fn become_owner(&self) {
         self.journals.put_in_force();
         *self.inherited() = None;
     }
 
-    /// All ports as a successor is told of them.
+    /// The records of all ports, for a successor.
     pub fn records(&self, ports: &PortMap) -> Vec<PortRecord> {
         let stays = |port: &&Port| port.pending != Some(Pending::Removed);
         let served = ports.values().filter(stays).map(|port| PortRecord {
@@ -270,41 +270,41 @@ impl Registry {
 
     // ---- the state file -------------------------------------------------------------------------
 
-    /// Keep what all ports are bound to, and what the uplinks are like.
+    /// Keep the records of all ports, and the facts of the uplinks.
     ///
     /// # Errors
     /// [`StateFileError`].
     pub fn record(&self) -> Result<(), StateFileError> {
         let Ok(ports) = self.change() else {
-            // The file is another process's, or is about to be; else the upkeep does it.
+            // The file is another process's, or is about to be. If not, the upkeep saves later.
             self.recorded.store(false, Ordering::Relaxed);
             return Ok(());
         };
         self.save(&ports, None, None)
     }
 
-    /// The same if it was not possible before, or never done.
+    /// [`record`](Self::record), if it has failed before or was never done.
     pub fn record_if_due(&self) {
         let failed =
             self.problems.has(HostProblem::State) || self.problems.has(HostProblem::StateCopy);
         if failed || !self.recorded.load(Ordering::Relaxed) {
-            // What is wrong is among the problems.
+            // A failure is among the problems.
             let _ = self.record();
         }
     }
 
-    /// Write the state anew: somebody else has had its files.
+    /// Write the state anew: another process may have changed its files.
     pub fn record_again(&self) {
         self.recorded.store(false, Ordering::Relaxed);
         self.record_if_due();
     }
 
-    /// Keep the ports added at run time, the refused ones among them, and all bindings: with one
-    /// more that is about to be made, or without one that is about to go; with both, it is changed.
+    /// Keep the ports added at run time, also the refused ones, and all records. `more` is about to
+    /// be made, and `less` about to be removed; if both have one name, the port is changed.
     ///
-    /// The ports are locked while it is written: what is in the file is what there is, and of two
-    /// changes the later is written last. A change that cannot be kept is refused, so whoever asks
-    /// for one waits for the disk in any case.
+    /// The ports are locked during the write, so that the file matches the ports, and the later of
+    /// two changes is written last. A change that cannot be kept is refused, so its request waits
+    /// for the disk in any case.
     ///
     /// # Errors
     /// [`StateFileError`].

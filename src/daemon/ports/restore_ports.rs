@@ -1,5 +1,4 @@
-//! Ports that were there before: restored at a start, refused while they cannot be served, and
-//! tried again.
+//! Ports of the last run: restored at a start, refused while they cannot be served, and retried.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,8 +14,8 @@ use super::port_link::PortLink;
 use super::registry::Registry;
 
 impl Registry {
-    /// Make a port again that may have been there in the last run, with the interface that it had.
-    /// One that cannot have it, or cannot be served, is refused: kept and listed.
+    /// Make a port again that may have existed in the last run, with the interface that it had. If
+    /// it cannot have it, or cannot be served, it is refused: kept and listed.
     ///
     /// # Errors
     /// [`PortError`], for a port of the configuration that is refused for another reason than its
@@ -50,12 +49,12 @@ impl Registry {
             self.refused().values().filter(may_pass).map(|port| port.config.name.clone()).collect();
         for name in names {
             let Ok(mut ports) = self.change() else { return };
-            // It is listed with the reason.
+            // A port that fails is listed with the reason.
             let _ = self.try_again(&mut ports, &name);
         }
     }
 
-    /// Serve a port no more, since its socket's name is not to be had.
+    /// Stop serving a port, since its socket's name cannot be had.
     pub fn turn_away(&self, name: &str, error: &PortError) {
         let ending = self.ports().get_mut(name).map(Port::end);
         ending.into_iter().for_each(Ending::wait);
@@ -67,8 +66,8 @@ impl Registry {
         self.refuse(RefusedPort { config, bound, reason, permanent, may_pass });
     }
 
-    /// Tell of the ports whose ring positions no other process would find: after a crash nobody
-    /// knows where the rings of their guests are.
+    /// Report the ports whose ring positions no other process would find: after a crash nobody
+    /// knows the positions of their guests' rings.
     pub fn look_at_positions(&self) {
         let places: Vec<_> = self
             .ports()
@@ -77,7 +76,7 @@ impl Registry {
                 Some((name.clone(), self.journals.path(name)?, port.link.clone()))
             })
             .collect();
-        // A file system may take its time, and whoever wants the ports does not wait for it.
+        // A file system may take its time; the ports must not be locked meanwhile.
         let is_homeless = |(_, path, link): &(_, PathBuf, Arc<PortLink>)| {
             link.journals().is_some_and(|journals| !journals.is_at(path))
         };

@@ -1,5 +1,5 @@
-//! Where the ports keep the positions of their packed rings, so that a crash does not cut their
-//! guests off.
+//! The files in which the ports keep the positions of their packed rings, so that a crash does not
+//! cut their guests off.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,13 @@ use crate::virtqueue::{JournalError, Journals, SetAside};
 /// The journals of all ports.
 #[derive(Debug)]
 pub struct RingJournals {
-    /// Where they are; None if this daemon keeps none.
+    /// Their directory; None if this daemon keeps none.
     runtime_dir: Option<PathBuf>,
-    /// Those that are in force once this process is the owner.
+    /// The journals to put in force once this process is the owner.
     next: Mutex<Vec<SetAside>>,
 }
 
-/// What tells a port's journals from those of all others on this host.
+/// Distinguishes a port's journals from those of all others on this host.
 fn owner(config: &PortConfig) -> String {
     config.socket.display().to_string()
 }
@@ -29,13 +29,13 @@ fn rings_max(profile: &Profile) -> u16 {
 }
 
 impl RingJournals {
-    /// Those in a runtime directory.
+    /// The journals in a runtime directory.
     pub fn new(runtime_dir: Option<PathBuf>) -> Self {
         Self { runtime_dir, next: Mutex::default() }
     }
 
-    /// Those of a port, if its guest may have packed rings, and this daemon keeps any. With
-    /// `beside`, while another process has the ones in force.
+    /// The journals of a port, if its guest may have packed rings and this daemon keeps any. With
+    /// `beside` they are made beside those that another process uses.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -61,7 +61,7 @@ impl RingJournals {
         }
     }
 
-    /// The same for as long as this process lives.
+    /// [`open`](Self::open), but for as long as this process lives.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -74,8 +74,8 @@ impl RingJournals {
         Ok(Some(Arc::new(Journals::in_memory(&path, rings_max(profile))?)))
     }
 
-    /// Those that had no room at the start have it now, or are lost. For the process after this
-    /// one, when the port has no session any more.
+    /// Give journals that had no room at the start their place now, or lose them. They are for the
+    /// process after this one, when the port has no session any more.
     pub fn settle(&self, config: &PortConfig, journals: &Journals) {
         let port = &config.name;
         let Some([path, _]) = self.paths(port) else { return };
@@ -85,17 +85,17 @@ impl RingJournals {
         }
     }
 
-    /// Where a port's are.
+    /// The directory of a port's journals.
     pub fn path(&self, port: &str) -> Option<PathBuf> {
         self.paths(port).map(|[path, _]| path)
     }
 
-    /// The directory that they are below, to be told.
+    /// The directory above all journals, for messages.
     pub fn directory(&self) -> &Path {
         self.runtime_dir.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// Where they are, and where those that are not in force are.
+    /// The directories of a port's journals: those in force, and those that are not.
     fn paths(&self, port: &str) -> Option<[PathBuf; 2]> {
         let directory = self.runtime_dir.as_ref()?;
         Some(["rings", "rings-aside"].map(|name| directory.join(name).join(port)))
@@ -105,19 +105,19 @@ impl RingJournals {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This process is the owner from now on: those that it made beside the others take their
-    /// place.
+    /// This process is the owner from now on: journals that it made beside the predecessor's take
+    /// their place.
     pub fn put_in_force(&self) {
         self.next().drain(..).for_each(|next| next.put_back());
     }
 
-    /// Put those of a port aside whose profile changes, if that can be.
+    /// Put the journals of a port aside whose profile changes, if that is possible.
     pub fn set_aside(&self, port: &str) -> Option<SetAside> {
         let [path, aside] = self.paths(port)?;
         SetAside::of(path, aside)
     }
 
-    /// Remove those of a port whose guest is gone.
+    /// Remove the journals of a port whose guest is gone.
     pub fn discard(&self, port: &str) {
         if let Some([path, _]) = self.paths(port) {
             Journals::remove(&path);

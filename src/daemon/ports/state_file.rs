@@ -1,14 +1,15 @@
-//! What survives a restart: the ports added at run time, what every port was bound to, and what the
-//! uplinks were like, as JSON.
+//! The state that survives a restart: the ports added at run time, the records of all ports, and
+//! the facts of the uplinks, as JSON.
 //!
-//! A binding holds the profile's digest, so that another version of the daemon, or an edited
-//! profile file, cannot give a VM another interface under the same name.
+//! A binding holds the profile's digest. So another version of the daemon, or an edited profile
+//! file, cannot give a VM another interface under the same name.
 //!
 //! There are two copies with the same content, `ports.json` and `ports.backup.json`, each replaced
-//! as a whole and each with a checksum. One that is damaged is put aside, never removed, and the
-//! other is used; of two damaged ones, the entries that can still be read in either. A daemon that
-//! can neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
-//! that could not be kept are refused. The directory is one daemon's at a time (`directory_lock`).
+//! as a whole and each with a checksum. A damaged copy is put aside, never removed, and the other
+//! is used. If both are damaged, all entries that can be read in either are used. A daemon that can
+//! neither read nor write its state starts all the same ([`StateFile::problems`]); only changes
+//! that could not be kept are refused. Only one daemon uses the directory at a time
+//! (`directory_lock`).
 
 use std::fmt::Write;
 use std::fs;
@@ -31,13 +32,13 @@ pub enum StateFileError {
     /// Another daemon has it.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// There is a state, and what it says is not known.
+    /// There is a state, and it cannot be read in full.
     #[error("{0}")]
     Unknown(String),
-    /// It could not be written; what was there is still there.
+    /// It could not be written; the old state is still there.
     #[error("cannot write the state to {}; nothing was changed", path.display())]
     Write {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -50,22 +51,22 @@ pub enum StateFileError {
 pub struct StateFile {
     directory: PathBuf,
     lock: Option<DirectoryLock>,
-    /// As it was when opened.
+    /// The state when it was opened.
     kept: Kept,
-    /// What was wrong then.
+    /// The problems when it was opened.
     problems: Vec<(HostProblem, String)>,
-    /// Why nothing is written: there is a state that is not to be overwritten.
+    /// Why nothing is written: there is a state that must not be overwritten.
     sealed: Option<String>,
-    /// What was there and is not all known.
+    /// The reason for which a part of the state is lost.
     lost: Option<String>,
 }
 
 impl StateFile {
-    /// Read the state in `directory`, which is made if it is not there, and lock it; `inherited` is
-    /// the lock of a process that leaves it to us.
+    /// Read the state in `directory`, which is made if it does not exist, and lock it. `inherited`
+    /// is the lock of a process that hands it over.
     ///
     /// # Errors
-    /// [`StateFileError::Lock`]. Whatever else is wrong is in [`problems`](Self::problems).
+    /// [`StateFileError::Lock`]. All other failures are in [`problems`](Self::problems).
     pub fn open(directory: &Path, inherited: Option<OwnedFd>) -> Result<Self, StateFileError> {
         let mut state = Self {
             directory: directory.to_owned(),
@@ -87,12 +88,12 @@ impl StateFile {
         Ok(state)
     }
 
-    /// What was kept when it was opened.
+    /// The state when it was opened.
     pub fn kept(&self) -> &Kept {
         &self.kept
     }
 
-    /// What was wrong when it was opened.
+    /// The problems when it was opened.
     pub fn problems(&self) -> &[(HostProblem, String)] {
         &self.problems
     }
@@ -102,29 +103,29 @@ impl StateFile {
         self.lock.as_ref()?.share()
     }
 
-    /// Take the lock again if the directory was removed under us: whoever starts now finds no lock,
-    /// and we would each write what the other does not know.
+    /// Take the lock again if the directory was removed under us. Another daemon that starts now
+    /// would find no lock, and the two would overwrite each other's state.
     ///
     /// # Errors
-    /// [`StateFileError::Lock`]: somebody else has it.
+    /// [`StateFileError::Lock`]: another daemon has it.
     fn keep_locked(&self) -> Result<(), StateFileError> {
-        // Where it cannot be taken it is held as well as it can be.
+        // A lock that could not be taken at the start is not required here.
         if let Some(lock) = self.lock.as_ref().filter(|lock| lock.is_held()) {
             lock.keep()?;
         }
         Ok(())
     }
 
-    /// Whether there was a state that is lost, at least in part.
+    /// Check that no part of the state is lost.
     ///
     /// # Errors
-    /// [`StateFileError::Unknown`]: what is lost.
+    /// [`StateFileError::Unknown`]: the lost part.
     pub fn check_whole(&self) -> Result<(), StateFileError> {
         let lost = self.sealed.as_ref().or(self.lost.as_ref());
         lost.map_or(Ok(()), |reason| Err(StateFileError::Unknown(reason.clone())))
     }
 
-    /// Keep this.
+    /// Write the first copy.
     ///
     /// # Errors
     /// [`StateFileError`]; nothing was changed.
@@ -135,7 +136,7 @@ impl StateFile {
         self.write(&self.main(), kept)
     }
 
-    /// Keep it in the second place too.
+    /// Write the second copy.
     ///
     /// # Errors
     /// [`StateFileError::Write`].
@@ -152,7 +153,7 @@ impl StateFile {
     }
 
     fn write(&self, path: &Path, kept: &Kept) -> Result<(), StateFileError> {
-        // It may have been removed, or not have been there at the start.
+        // The directory may have been removed, or not have existed at the start.
         let failed = |source| StateFileError::Write { path: path.to_owned(), source };
         fs::create_dir_all(&self.directory).map_err(failed)?;
         self.keep_locked()?;
@@ -173,7 +174,7 @@ impl StateFile {
             StateCopy::Missing => (ReadableParts::default(), String::new()),
         };
         let (other, used) = match read(&backup) {
-            // A new daemon's.
+            // This daemon is new.
             StateCopy::Missing if told.is_empty() => return,
             StateCopy::Newer(found) => return self.seal_newer(&backup, found),
             StateCopy::Whole(kept) => return self.use_copy(kept, rest, &told, &backup),
@@ -191,8 +192,8 @@ impl StateFile {
         self.problems.push((HostProblem::StateDamaged, told));
     }
 
-    /// The second copy is whole. The first may have been written later, by a version that knows no
-    /// second: what it alone has is not lost.
+    /// Use the second copy, which is whole. The first may have been written later, by a version
+    /// without a second copy: entries that only the first has are kept.
     fn use_copy(&mut self, kept: Kept, rest: ReadableParts, told: &str, backup: &Path) {
         let whole = kept.ports.len();
         self.kept = kept;
@@ -209,8 +210,8 @@ impl StateFile {
         self.problems.push((HostProblem::StateDamaged, joined(told, &used)));
     }
 
-    /// The first copy is whole, and the second will be written anew: what is not known of it is put
-    /// aside first.
+    /// The first copy is whole, and the second will be written anew. A second copy that cannot be
+    /// read is put aside first.
     fn look_at_copy(&mut self, backup: &Path) {
         let wrong = match read(backup) {
             StateCopy::Missing | StateCopy::Whole(_) => return,
@@ -228,8 +229,8 @@ impl StateFile {
         self.problems.push((HostProblem::StateDamaged, joined(&told, &used)));
     }
 
-    /// Give a damaged file another name; what is to be told of it. While one stays where it is
-    /// nothing is written.
+    /// Give a damaged file another name, and return the report of that. If it cannot be renamed,
+    /// nothing is written while it is there.
     fn put_aside(&mut self, path: &Path, wrong: &str) -> String {
         let file = path.display();
         match put_aside(path) {
@@ -260,7 +261,7 @@ fn joined(first: &str, second: &str) -> String {
     if first.is_empty() { second.to_owned() } else { format!("{first}; {second}") }
 }
 
-/// A damaged file's new name.
+/// Rename a damaged file. Returns the new name.
 fn put_aside(path: &Path) -> io::Result<PathBuf> {
     let name = |number: u32| {
         let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -353,7 +354,7 @@ mod tests {
     #[test]
     fn a_crash_while_writing_leaves_the_old_state() {
         let (directory, ..) = saved(&["old"]);
-        // The new file is there in part, not yet renamed.
+        // Part of the new file is there, not yet renamed.
         fs::write(directory.path().join("ports.json.new"), b"{\"version\":1,\"po").unwrap();
         let again = open(directory.path());
         assert_eq!(*again.kept(), kept(&["old"]));
@@ -372,7 +373,7 @@ mod tests {
         assert_eq!(problems(&state), []);
     }
 
-    /// As commit 124c6ec reads and writes it.
+    /// Structures with which commit 124c6ec reads and writes it.
     #[test]
     fn an_older_version_reads_ours_and_we_read_its() {
         #[derive(Serialize, Deserialize)]
@@ -389,7 +390,7 @@ mod tests {
         let Kept { ports, bindings, uplinks } = kept(&["one"]);
         assert_eq!((older.version, &older.ports), (2, &ports));
         assert_eq!((&older.bindings, &older.uplinks), (&bindings, &uplinks));
-        // It has added a port, and knows nothing of the other copy.
+        // It has added a port, and does not write the other copy.
         older.ports.push(port("two"));
         fs::write(&main, serde_json::to_vec_pretty(&older).unwrap()).unwrap();
         let state = open(directory.path());
@@ -416,7 +417,7 @@ mod tests {
             if is_whole(&String::from_utf8(text.clone()).unwrap_or_default())
                 && problems(&state).is_empty()
             {
-                // White space before the checksum, which changes nothing.
+                // White space before the checksum changes nothing.
                 continue;
             }
             assert_eq!(problems(&state), [HostProblem::StateDamaged]);
@@ -442,7 +443,7 @@ mod tests {
         }
     }
 
-    /// What has no second copy yet: each entry that can be read.
+    /// Entries without a second copy: each one that can be read.
     #[test]
     fn of_a_damaged_file_without_a_copy_what_can_be_read_is_used() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! What the state file has in it: JSON with a checksum, read entry by entry, so that one that is
-//! damaged takes no other with it.
+//! The content of the state file: JSON with a checksum. It is read entry by entry, so that a
+//! damaged entry affects no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -19,15 +19,15 @@ use crate::report::chain;
 
 use super::port_record::BoundProfile;
 
-/// Of the file's form. Version 1 had no bindings; they are made when its ports are served.
+/// Version of the file's form. Version 1 had no bindings; they are made when its ports are served.
 pub const VERSION: u32 = 2;
 /// Largest file, bytes: a thousand ports are half a megabyte.
 const BYTES_MAX: u64 = 64 << 20;
-/// Queues of a NIC, as of an uplink's configuration.
+/// Most queues of a NIC, as for an uplink's configuration.
 const QUEUES_MAX: u32 = 256;
-/// How a file begins that has a checksum: that of its whole text, with zeroes in its own place.
+/// The head of a file that has a checksum: that of its whole text, with zeroes in its own place.
 const CHECKSUM_HEAD: &str = "{\n  \"checksum\": \"";
-/// In place of the checksum while it is computed: SHA-256 in hexadecimal.
+/// Stands for the checksum while it is computed: SHA-256 in hexadecimal.
 const CHECKSUM_BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// All that is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct Kept {
     pub uplinks: BTreeMap<String, KnownUplink>,
 }
 
-/// As it is written.
+/// The file as it is written.
 #[derive(Serialize)]
 struct StateContent<'k> {
     checksum: &'static str,
@@ -50,8 +50,8 @@ struct StateContent<'k> {
     uplinks: &'k BTreeMap<String, KnownUplink>,
 }
 
-/// As it is read: part by part and entry by entry, so that one that is damaged takes no other with
-/// it.
+/// The file as it is read: part by part and entry by entry, so that a damaged entry affects no
+/// other.
 #[derive(Deserialize)]
 struct Parts {
     #[serde(default)]
@@ -72,32 +72,33 @@ fn no_object() -> Value {
     Value::Object(serde_json::Map::new())
 }
 
-/// One of the two files, as it was found.
+/// One of the two files, in the state that was found.
 #[derive(Debug)]
 pub enum StateCopy {
     /// There is none.
     Missing,
-    /// As it was written.
+    /// It can be read in full.
     Whole(Kept),
-    /// What is left of it, and what is wrong.
+    /// The readable parts, and the faults.
     Damaged(ReadableParts, String),
     /// Written by a version that knows more.
     Newer(u64),
 }
 
-/// What can be read of a damaged copy.
+/// The readable parts of a damaged copy.
 #[derive(Debug, Default)]
 pub struct ReadableParts {
     /// Its entries.
     pub kept: Kept,
-    /// Each entry that can be read is as it was written, as far as is known.
+    /// Its checksum is right or absent: each entry that can be read is as it was written, as far as
+    /// is known.
     pub is_trusted: bool,
 }
 
-/// What a file has, with its checksum.
+/// The text of a file, with its checksum.
 ///
 /// # Errors
-/// It cannot be said in JSON.
+/// The state cannot be expressed in JSON.
 pub fn text(kept: &Kept) -> io::Result<String> {
     let Kept { ports, bindings, uplinks } = kept;
     let content =
@@ -126,7 +127,7 @@ pub fn is_whole(text: &str) -> bool {
     sum == checksum(&[CHECKSUM_HEAD, CHECKSUM_BLANK, rest].concat())
 }
 
-/// One of the two files.
+/// Read one of the two files.
 pub fn read(path: &Path) -> StateCopy {
     let text = match read_text(path, BYTES_MAX) {
         Ok(text) => text,
@@ -161,8 +162,8 @@ pub fn read(path: &Path) -> StateCopy {
     StateCopy::Damaged(ReadableParts { kept, is_trusted }, wrong.join("; "))
 }
 
-/// Whether there is no file of this name: a symbolic link that leads nowhere is one that we did not
-/// make, and may have to be mended.
+/// Whether there is no file of this name. A symbolic link that leads nowhere counts as a file: we
+/// did not make it, and somebody may have to repair it.
 fn is_absent(path: &Path, error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
 }
@@ -192,7 +193,7 @@ fn ports(part: Value, wrong: &mut Vec<String>) -> Vec<PortConfig> {
     ports
 }
 
-/// What a part has entries of.
+/// The names of a part's entries, for messages.
 struct Kind {
     one: &'static str,
     many: &'static str,
@@ -221,7 +222,7 @@ fn named<T: DeserializeOwned>(
 }
 
 impl Kept {
-    /// With what only another copy has.
+    /// Add the entries that only `other` has.
     pub fn add_missing(&mut self, other: Self) {
         let has = |name: &str| self.ports.iter().any(|port| port.name == name);
         let missing: Vec<_> = other.ports.into_iter().filter(|port| !has(&port.name)).collect();
@@ -234,7 +235,7 @@ impl Kept {
         }
     }
 
-    /// Without uplinks that no NIC can have been: ports are placed by their queues.
+    /// Drop uplinks whose queues no NIC can have: ports are placed by them.
     fn plausible(mut self, wrong: &mut Vec<String>) -> Self {
         self.uplinks.retain(|name, known| {
             let queues: BTreeSet<u32> = known.queues.iter().copied().collect();

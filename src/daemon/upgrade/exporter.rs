@@ -1,4 +1,4 @@
-//! The predecessor's side: start a successor and leave it everything, or continue.
+//! The predecessor's side: start a successor and hand everything over, or continue.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,17 +39,17 @@ const READY_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long a hand-over may take, from asking sessions to pause until the successor has everything.
 const HAND_OVER_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// How this process was started, and what it answers on.
+/// How this process was started, and the socket on which it answers.
 #[derive(Debug)]
 pub struct OwnProgram {
-    /// Where it was started from; a new version is there by the same name.
+    /// The path from which it was started; a new version is there by the same name.
     binary: io::Result<PathBuf>,
     /// The API's listening socket.
     api: Option<OwnedFd>,
 }
 
 impl OwnProgram {
-    /// Of a process that answers the API on this socket.
+    /// The program of a process that answers the API on this socket.
     ///
     /// # Errors
     /// No descriptor to be had.
@@ -59,7 +59,7 @@ impl OwnProgram {
     }
 }
 
-/// What is left to a successor.
+/// The objects that are handed over to a successor.
 #[derive(Debug)]
 pub struct ExportSource {
     /// The ports.
@@ -68,19 +68,19 @@ pub struct ExportSource {
     pub nics: Arc<Nics>,
     /// The workers.
     pub workers: Arc<Workers>,
-    /// Whose all of this is.
+    /// Whether this process owns all of this.
     pub ownership: Arc<Ownership>,
-    /// Where it is told what is wrong.
+    /// Where failures are reported.
     pub problems: Arc<HostProblems>,
     /// The threads of NICs and ports.
     pub watches: Arc<Watches>,
-    /// The state, whose lock goes over.
+    /// The state, whose lock is handed over.
     pub state: Option<Arc<StateFile>>,
-    /// The lock of the runtime directory, likewise.
+    /// The lock of the runtime directory, which is handed over too.
     pub runtime_lock: Option<Arc<DirectoryLock>>,
 }
 
-/// This process, as what has successors.
+/// Starts successors of this process.
 #[derive(Debug)]
 pub struct Upgrader {
     program: OwnProgram,
@@ -93,24 +93,25 @@ pub struct Upgrader {
 }
 
 impl Upgrader {
-    /// Of this process, which has all of this.
+    /// The upgrader of this process, with the objects that it hands over.
     pub fn new(program: OwnProgram, daemon: ExportSource) -> Self {
         let (api_file, successor) = (OnceLock::new(), AtomicU32::new(0));
         Self { program, daemon, api_file, successor, ended: Arc::default() }
     }
 
-    /// The API's socket has a name that is this process's.
+    /// Note the file of the API's socket, once its name is this process's.
     pub fn name_api(&self, file: &SocketFile) {
-        // It is served once.
+        // The API is served only once, so this is set once.
         let _ = self.api_file.set(file.identity());
     }
 
-    /// Told when another process has everything.
+    /// Notified when another process has everything.
     pub fn ended(&self) -> Arc<Notify> {
         Arc::clone(&self.ended)
     }
 
-    /// Have another process take over: `binary`, or what is where this one was started from.
+    /// Have another process take over: `binary`, or the program at the path from which this one was
+    /// started.
     ///
     /// # Errors
     /// [`UpgradeError`]; this process continues as before then.
@@ -118,7 +119,8 @@ impl Upgrader {
         check_binary(asked.binary.as_deref())?;
         let ExportSource { registry, ownership, problems, watches, .. } = &self.daemon;
         {
-            // No port comes or goes from here on: what the successor reads stays true.
+            // No port is added or removed from here on: the state that the successor reads stays
+            // true.
             let ports = registry.ports();
             let settled = registry.check_settled(&ports);
             settled.and_then(|()| ownership.prepare()).map_err(|busy| match busy {
@@ -150,14 +152,14 @@ impl Upgrader {
         let id = i32::try_from(self.successor.load(Ordering::Acquire)).ok();
         let Some(id) = id.and_then(Pid::from_raw) else { return };
         tracing::info!(pid = id.as_raw_nonzero(), "the new process is told to stop as well");
-        // It is our child, and nobody has waited for it: the number is still its own.
+        // It is our child, and nobody has waited for it: its number cannot be another's yet.
         if let Err(error) = kill_process(id, Signal::TERM) {
             tracing::error!(%error, "the new process cannot be told to stop");
         }
     }
 
-    /// Leave everything with the service manager, for the process that it starts next. Answers
-    /// whether that is done: this process must do nothing more then.
+    /// Hand everything to the service manager, for the process that it starts next. Answers whether
+    /// that is done: this process must do nothing more then.
     pub fn leave_with_manager(&self) -> bool {
         if !service_manager::keeps() {
             return false;
@@ -176,7 +178,7 @@ impl Upgrader {
         look_for_obstacles(nics)?;
         let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
-        // Locked until the manager has everything: nobody else asks for anything any more.
+        // Locked until the manager has everything: no request is served any more.
         let ports = registry.ports();
         let sockets = workers.socket_descriptors()?;
         let (foundation, descriptors) =
@@ -203,7 +205,7 @@ impl Upgrader {
             error => error,
         };
         successor.changes = self.prepare(&mut successor).map_err(stopped)?;
-        // A link that goes down now is the successor's to notice.
+        // From here on the successor notices a link that goes down.
         watches.leave_nics();
         look_for_obstacles(nics)?;
         if let Some(uplink) = changed_since(looked_at, nics) {
@@ -216,18 +218,19 @@ impl Upgrader {
         ownership.hand_over().map_err(|_stopping| UpgradeError::Stopped)?;
         let mut paused = Paused::new(nics, workers, ports);
         if let Err(error) = hand_over(&mut paused, &mut successor) {
-            // Before this process continues.
+            // The successor must have ended before this process continues.
             successor.end();
             return Err(error.with_cut(std::mem::take(&mut paused.cut)));
         }
-        // From here on everything is the successor's, and nobody gets the lock before that is said.
+        // From here on everything is the successor's. The ports stay locked until `lose`, so that
+        // no request is served in between.
         paused.is_left();
         self.successor.store(successor.id(), Ordering::Release);
         ownership.lose();
         Ok(successor)
     }
 
-    /// Give the successor what it begins with, and wait until it is ready: what it would change.
+    /// Give the successor the foundation, and wait until it is ready. Returns what it would change.
     fn prepare(&self, successor: &mut Successor) -> Result<Vec<PortChange>, UpgradeError> {
         let deadline = Instant::now() + READY_WAIT_MAX;
         let (foundation, descriptors) = {
@@ -299,7 +302,8 @@ impl Upgrader {
     }
 }
 
-/// Whether there can be such a program: this process's working directory is nobody's business.
+/// Check that such a program can exist. A relative path is refused: it would depend on this
+/// process's working directory.
 fn check_binary(asked: Option<&Path>) -> Result<(), UpgradeError> {
     match asked.filter(|path| !path.is_absolute() || !names_a_file(path)) {
         Some(path) => Err(UpgradeError::Binary(path.to_owned())),
@@ -307,20 +311,20 @@ fn check_binary(asked: Option<&Path>) -> Result<(), UpgradeError> {
     }
 }
 
-/// Since when each uplink is as it is.
+/// The time of each uplink's last change of state.
 fn uplink_changes(nics: &Nics) -> Vec<SystemTime> {
     nics.iter().map(|nic| nic.status().since).collect()
 }
 
-/// An uplink that is not as it was.
+/// The first uplink whose state has changed since.
 fn changed_since(before: Vec<SystemTime>, nics: &Nics) -> Option<String> {
     let mut uplinks = nics.iter().zip(before);
     let changed = uplinks.find(|(nic, since)| nic.status().since != *since);
     changed.map(|(nic, _)| nic.config.interface.clone())
 }
 
-/// Pause, and leave it all to the successor. An error says that it has taken nothing, and cannot
-/// any more.
+/// Pause, and hand everything over to the successor. An error means that it has taken nothing, and
+/// cannot any more.
 fn hand_over(paused: &mut Paused<'_>, successor: &mut Successor) -> Result<(), UpgradeError> {
     let deadline = Instant::now() + HAND_OVER_WAIT_MAX;
     let token = Token::new().map_err(UpgradeError::Give)?;
@@ -329,10 +333,10 @@ fn hand_over(paused: &mut Paused<'_>, successor: &mut Successor) -> Result<(), U
     traffic.token = Some(descriptors.put(shared));
     successor.send(&traffic, &descriptors, deadline)?;
     match successor.taken(deadline) {
-        // Older versions say so and take no token.
+        // Older versions answer `taken` without taking the token.
         Ok(()) => Ok(()),
         Err(error) if token.take() => Err(error),
-        // It has everything, and did not get to say so.
+        // It has taken everything, and could not answer any more.
         Err(_) => {
             successor.taken = true;
             Ok(())

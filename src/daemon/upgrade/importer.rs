@@ -25,31 +25,31 @@ use crate::daemon::nic::Nics;
 use crate::daemon::ports::{InheritedPorts, InheritedSocket, PortRecord, Registry};
 use crate::daemon::workers::Workers;
 
-/// How long a session may take to be followed: each message is microseconds.
+/// How long a session's replay may take: each message takes microseconds.
 const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long the predecessor may take to read a full channel.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long what was kept may take to be read.
+/// How long reading the kept data may take.
 const KEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Why this process cannot take over; the predecessor resumes then.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The way to it.
+    /// The channel to it.
     #[error("the way to the process before this one is broken")]
     Channel(#[from] io::Error),
-    /// Another version's documents.
+    /// Its documents are of another version.
     #[error("it speaks version {found} of the succession, and this isonic {VERSION}")]
     Version {
-        /// As it says.
+        /// The predecessor's version.
         found: u32,
     },
     /// It continues itself, since we took too long.
     #[error("this process was not ready to take over in time")]
     Late,
-    /// Its frames are not as it says.
+    /// Its frames are not where it says.
     #[error("its sockets' frames are not where it says")]
     Frames,
     /// A worker has ended.
@@ -60,7 +60,7 @@ pub enum ImportError {
     Program(#[from] ProgramError),
 }
 
-/// What the predecessor leaves that stays as it is. Whoever needs a part takes it.
+/// The part of the predecessor's state that stays as it is. Each part is taken by its user.
 #[derive(Debug, Default)]
 pub struct PredecessorState {
     /// By interface.
@@ -117,7 +117,8 @@ fn api_socket(
     Some((path, InheritedSocket { port: None, listener: Some(listener), file }))
 }
 
-/// A port that another version may say more of than we know: then the state file has it.
+/// A port's record. Another version may have fields that we do not know; then the state file is
+/// used instead.
 fn port(part: serde_json::Value) -> Option<PortRecord> {
     serde_json::from_value(part)
         .inspect_err(
@@ -126,7 +127,7 @@ fn port(part: serde_json::Value) -> Option<PortRecord> {
         .ok()
 }
 
-/// What takes over.
+/// The objects that take over.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportTarget<'d> {
     /// The ports.
@@ -135,7 +136,7 @@ pub struct ImportTarget<'d> {
     pub nics: &'d Nics,
     /// The workers.
     pub workers: &'d Workers,
-    /// Where the API's socket is.
+    /// The path of the API's socket.
     pub api_socket: Option<&'d Path>,
 }
 
@@ -143,16 +144,16 @@ pub struct ImportTarget<'d> {
 #[derive(Debug)]
 pub struct Predecessor {
     channel: Channel,
-    /// It waits for what we say. Else it is gone, and what it left was kept for us.
+    /// It waits for our answers. Else it has ended, and the service manager kept its state for us.
     waits: bool,
 }
 
-/// Tell the process before this one, if it waits, why there will be no daemon: the command line or
-/// the configuration is wrong, before anything of its was looked at.
+/// Tell the process before this one, if it waits, why there will be no daemon. The command line or
+/// the configuration is wrong, and nothing of the predecessor's was looked at yet.
 pub fn refuse_predecessor(reason: &str) {
     if std::env::var_os(PREDECESSOR_VARIABLE).is_some()
         && let Ok(end) = std::io::stdin().as_fd().try_clone_to_owned()
-        // Once it is taken, standard input is something else.
+        // Once the channel is taken, standard input is something else.
         && is_socket(&end)
     {
         Predecessor { channel: Channel::of(end), waits: true }.refuse(reason);
@@ -164,11 +165,11 @@ fn is_socket(end: &OwnedFd) -> bool {
 }
 
 impl Predecessor {
-    /// The one that has started this process to take over, or that has left everything with the
-    /// service manager; None if this process begins anew.
+    /// The process that has started this one to take over, or has handed everything to the service
+    /// manager; None if there is no such process.
     ///
     /// # Errors
-    /// [`ImportError`], where it waits.
+    /// [`ImportError`], if it waits.
     pub fn find() -> Result<Option<(Self, PredecessorState)>, ImportError> {
         if std::env::var_os(PREDECESSOR_VARIABLE).is_some() {
             return Self::waiting().map(Some);
@@ -191,7 +192,7 @@ impl Predecessor {
     fn waiting() -> Result<(Self, PredecessorState), ImportError> {
         let end = std::io::stdin().as_fd().try_clone_to_owned()?;
         let predecessor = Self { channel: Channel::of(end), waits: true };
-        // Else the channel would stay open for as long as we live.
+        // Otherwise the channel would stay open for as long as we live.
         rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
         let before = predecessor.foundation();
         let before = before.inspect_err(|error| predecessor.refuse(&error.to_string()))?;
@@ -211,14 +212,14 @@ impl Predecessor {
         Ok(PredecessorState::of(foundation, descriptors))
     }
 
-    /// What was kept is there.
+    /// The deadline for reading: data that was kept is there already.
     fn deadline(&self) -> Option<Instant> {
         if self.waits { None } else { Some(Instant::now() + KEPT_WAIT_MAX) }
     }
 
-    /// Say why this process does not take over.
+    /// Tell it why this process does not take over.
     pub fn refuse(&self, reason: &str) {
-        // Then it sees that we end.
+        // If this fails, it sees that we end.
         let _ = self.answer(&SuccessorAnswer::Refused { reason: one_line(reason) });
     }
 
@@ -229,11 +230,12 @@ impl Predecessor {
         self.channel.send(answer, &Descriptors::default(), Instant::now() + ANSWER_WAIT_MAX)
     }
 
-    /// Take over where it paused: ports are made, and they and the workers are paused.
+    /// Take over where it paused. Until the end the ports and the workers that were made are
+    /// paused.
     ///
     /// # Errors
-    /// [`ImportError`]; nothing has moved, and nothing may: the process has to end. Nothing that
-    /// fails after the token is taken is an error: there is nobody else who could continue.
+    /// [`ImportError`]; nothing has moved, and nothing may: the process has to end. A failure after
+    /// the token is taken is no error: nobody else could continue.
     pub fn take_over(&self, daemon: ImportTarget<'_>) -> Result<(), ImportError> {
         let ImportTarget { registry, nics, workers, api_socket } = daemon;
         self.get_ready(registry)?;
@@ -243,7 +245,7 @@ impl Predecessor {
         }
         let token = traffic.token.and_then(|place| descriptors.take(place)).map(Token::of);
         let sessions = join(std::mem::take(&mut traffic.sessions), descriptors);
-        // Forgotten rather than dropped where this fails: what is paused must not resume.
+        // On failure `commit` is leaked rather than dropped: paused sessions must not resume.
         let (commit, ours) = bounded(0);
         let commit = std::mem::ManuallyDrop::new(commit);
         let (followed, lost) = follow(registry, sessions, &ours);
@@ -259,10 +261,11 @@ impl Predecessor {
             tracing::error!(%error, "a worker does not go on");
         }
         let resumed_at = now();
-        // They are late only, and their front-ends connect anew. Before the token was ours the
-        // connections were the other's.
+        // These sessions were not replayed in time; their front-ends connect anew. Before the token
+        // was ours the connections were the predecessor's.
         end_sessions(registry, &lost);
-        // Before anybody is let in where there is no name.
+        // The names come before the sessions resume, so that no port without a name takes a
+        // connection.
         let nameless = socket_names::own(registry, api_socket);
         drop(std::mem::ManuallyDrop::into_inner(commit));
         registry.become_owner();
@@ -272,7 +275,7 @@ impl Predecessor {
         Ok(())
     }
 
-    /// Say that all is made that can be, and what is otherwise than it was.
+    /// Answer that everything possible is made, and what has changed.
     fn get_ready(&self, registry: &Registry) -> Result<(), ImportError> {
         let told = registry.inherited_records();
         let Some(told) = told else { return Ok(self.answer(&SuccessorAnswer::Ready)?) };
@@ -283,14 +286,14 @@ impl Predecessor {
         Ok(self.answer(&SuccessorAnswer::Prepared { changes })?)
     }
 
-    /// Be the owner of everything from here on.
+    /// Become the owner of everything.
     fn take(&self, token: Option<&Token>) -> Result<(), ImportError> {
         let Some(token) = token else { return Ok(self.answer(&SuccessorAnswer::Taken)?) };
         if !token.take() {
             return Err(ImportError::Late);
         }
         if let Err(error) = self.answer(&SuccessorAnswer::Taken) {
-            // It finds the token taken.
+            // The predecessor finds the token taken.
             tracing::warn!(%error, "the process before this one does not hear that we took over");
         }
         Ok(())
@@ -315,12 +318,12 @@ impl Predecessor {
             sessions,
             reconnecting,
         };
-        // It has ended already if it does not hear it.
+        // If this fails, it has ended already.
         let _ = self.answer(&SuccessorAnswer::Running(running));
     }
 }
 
-/// The sessions, by port. One that is not understood is left out, and its front-end connects anew.
+/// The sessions, by port. One that cannot be read is left out, and its front-end connects anew.
 fn join(
     sessions: Vec<serde_json::Value>,
     mut descriptors: Descriptors,
@@ -338,8 +341,8 @@ fn join(
     joined
 }
 
-/// Have every port follow its session: how many do, and the ports whose front-ends are to connect
-/// anew.
+/// Have every port replay its session. Returns how many did, and the ports whose front-ends have to
+/// connect anew.
 fn follow(
     registry: &Registry,
     mut sessions: BTreeMap<String, ContinuedSession>,
@@ -356,7 +359,7 @@ fn follow(
         }
     }
     drop(ports);
-    // Of ports that are not served here.
+    // Sessions of ports that are not served here.
     let mut reconnecting: Vec<String> = sessions.into_keys().collect();
     let deadline = Instant::now() + FOLLOW_WAIT_MAX;
     let mut followed = 0;

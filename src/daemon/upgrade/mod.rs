@@ -15,20 +15,20 @@
 //!   ends                         ┘ the outage      workers resume
 //! ```
 //!
-//! Until `taken` the predecessor resumes whenever anything fails or takes too long: nothing of what
-//! it left was moved. A paused worker has published everything to guests and kernel and has nothing
-//! of its own but positions, so whichever process resumes from them resumes exactly there.
+//! Until `taken` the predecessor resumes whenever anything fails or takes too long: none of its
+//! state was changed. A paused worker has published everything to guests and kernel, and its own
+//! state is only positions. So whichever process resumes from them resumes exactly there.
 //!
-//! A service manager that keeps descriptors (`service_manager`) may stand between the two: then the
-//! predecessor leaves everything with it when it is told to stop, and ends; the outage is as long
-//! as the manager takes to start the successor.
+//! A service manager that keeps descriptors (`service_manager`) may stand between the two. Then the
+//! predecessor hands everything to it when it is told to stop, and ends. The outage lasts until the
+//! manager has started the successor.
 //!
 //! From the bottom:
 //!
-//! - `upgrade_document`, `successor_answer`: what one says to the other: data.
+//! - `upgrade_document`, `successor_answer`: the data that they exchange.
 //! - `ownership_token`: which of two processes continues.
-//! - `upgrade_channel`, `service_manager`: the way from one to the other.
-//! - `port_changes`: what a successor would change for ports.
+//! - `upgrade_channel`, `service_manager`: the channel from one to the other.
+//! - `port_changes`: the changes that a successor would make to ports.
 //! - `socket_names`: the names of the sockets, once they are ours.
 //! - `importer`: the successor's side.
 //! - `upgrade_error`, `successor_process`, `paused`, `exporter`: the predecessor's side.

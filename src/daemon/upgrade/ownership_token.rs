@@ -1,5 +1,5 @@
-//! Of two processes that could continue, the one that takes the token does: so both never do, and
-//! neither has to guess whether the other has heard it.
+//! A token decides which of two processes continues: the one that takes it. So both never continue,
+//! and neither has to guess whether the other has received a message.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,22 +11,22 @@ use rustix::event::{EventfdFlags, eventfd};
 pub(super) struct Token(OwnedFd);
 
 impl Token {
-    /// One that nobody has taken.
+    /// A token that nobody has taken.
     pub fn new() -> io::Result<Self> {
         Ok(Self(eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// The one that another process has sent.
+    /// The token that another process has sent.
     pub fn of(descriptor: OwnedFd) -> Self {
         Self(descriptor)
     }
 
-    /// For another process.
+    /// A descriptor of the token, for another process.
     pub fn share(&self) -> io::Result<OwnedFd> {
         self.0.try_clone()
     }
 
-    /// Take it; false if it was taken before.
+    /// Take the token; false if it was taken before.
     pub fn take(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }

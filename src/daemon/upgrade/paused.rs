@@ -1,4 +1,4 @@
-//! Everything paused for another process, and where everything stands then.
+//! Everything paused for another process, and its state then.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,22 +16,22 @@ use super::upgrade_error::UpgradeError;
 /// How long all sessions together may take to pause.
 const PAUSE_WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// Everything is paused, and resumes when this is dropped, unless it is another process's by then.
+/// Everything is paused, and resumes when this is dropped, unless another process owns it by then.
 ///
-/// The ports are locked for as long: no port comes or goes between two processes. It takes half a
-/// second for the sessions and as long for the workers, and then until the successor has
+/// The ports are locked meanwhile: no port is added or removed between two processes. It takes up
+/// to half a second for the sessions, as long for the workers, and then until the successor has
 /// everything.
 pub(super) struct Paused<'r> {
     nics: &'r Nics,
     workers: &'r Arc<Workers>,
     ports: LockedPorts<'r>,
     armed: bool,
-    /// LockedPorts whose session was cut off for it.
+    /// Ports whose session was cut off for it.
     pub cut: Vec<String>,
 }
 
 impl<'r> Paused<'r> {
-    /// Of these, which are not paused yet.
+    /// Begin with these, which are not paused yet.
     pub fn new(nics: &'r Nics, workers: &'r Arc<Workers>, ports: LockedPorts<'r>) -> Self {
         Self { nics, workers, ports, armed: true, cut: Vec::new() }
     }
@@ -41,7 +41,7 @@ impl<'r> Paused<'r> {
         self.armed = false;
     }
 
-    /// Pause everything, and say where everything stands.
+    /// Pause everything, and record the state of sockets and sessions.
     ///
     /// # Errors
     /// [`UpgradeError`].
@@ -52,7 +52,7 @@ impl<'r> Paused<'r> {
         self.nics.stop_threads();
         let stopped_at = now();
         let workers = self.workers.pause()?;
-        // What the workers had for the host, whose thread has stopped.
+        // Packets that the workers had for the host, whose thread has stopped.
         self.nics.iter().for_each(|nic| nic.finish_host(self.workers));
         let (mut sockets, mut rings) = (Vec::new(), Vec::new());
         for PausedWorker { sockets: own, rings: of } in workers {
@@ -80,8 +80,8 @@ impl<'r> Paused<'r> {
         Ok((traffic, descriptors))
     }
 
-    /// Have all sessions pause, within one deadline for all of them: those that do, and the ports
-    /// whose front-ends have to connect anew.
+    /// Have all sessions pause, within one deadline for all of them. Returns those that do, and the
+    /// ports whose front-ends have to connect anew.
     fn pause(&mut self) -> (Vec<(PortId, String, PausedSession)>, Vec<String>) {
         let until = Instant::now() + PAUSE_WAIT_MAX;
         let ask = |(name, port): (&String, &mut Port)| {
@@ -107,7 +107,7 @@ impl Drop for Paused<'_> {
             return;
         }
         for nic in self.nics.iter() {
-            // The successor may have put its own in the place.
+            // The successor may have put its own program there.
             if let Err(error) = nic.replace_program() {
                 tracing::error!(error = chain(&error), "another process's XDP program stays");
             }
@@ -124,7 +124,7 @@ impl Drop for Paused<'_> {
     }
 }
 
-/// A session with its rings, which its workers had.
+/// A session with its rings, which were with the workers.
 fn session_part(
     port: String,
     PausedSession { stream, record }: PausedSession,

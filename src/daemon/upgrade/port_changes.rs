@@ -1,15 +1,16 @@
-//! What a successor would change for ports that are there: another configuration file, profile
+//! The changes that a successor would make to existing ports. Another configuration file, profile
 //! directory or version may take away what a guest has.
 //!
-//! The successor compares, because it alone has read the new configuration; the predecessor
-//! decides, because it alone knows whose guests run.
+//! The successor compares, because only it has read the new configuration. The predecessor decides,
+//! because only it knows whose guests run.
 
 use crate::config::PortConfig;
 use crate::control::api::PortChange;
 
 use crate::daemon::ports::{PortMap, PortRecord, Registry};
 
-/// What `registry`, of a successor that is ready, has otherwise than it was told.
+/// The differences between the ports of `registry`, of a successor that is ready, and the records
+/// that it was told.
 pub(super) fn compare(told: &[PortRecord], registry: &Registry) -> Vec<PortChange> {
     let (ports, refused) = (registry.ports(), registry.refused());
     let of_port = |before: &PortRecord| {
@@ -31,8 +32,8 @@ pub(super) fn compare(told: &[PortRecord], registry: &Registry) -> Vec<PortChang
     told.iter().filter(|before| before.served).flat_map(of_port).collect()
 }
 
-/// What decides how a guest and its front-end reach their port. Access rights of the socket are not
-/// among it: a listening socket that is taken over keeps them.
+/// The settings by which a guest and its front-end reach their port. The socket's access rights are
+/// not among them: a listening socket that is taken over keeps them.
 fn compare_config(before: &PortConfig, after: &PortConfig) -> Vec<PortChange> {
     let said = said_of(before).into_iter().zip(said_of(after));
     let differing = said.filter(|(before, after)| before != after);
@@ -60,7 +61,7 @@ fn change(port: &str, what: &str, before: &impl ToString, after: &impl ToString)
     }
 }
 
-/// Refuse what would be taken from a port with a front-end: its guest runs, as far as we know.
+/// Refuse losses of ports with a front-end: as far as we know, their guests run.
 pub(super) fn refuse_losses(
     changes: &[PortChange],
     ports: &PortMap,

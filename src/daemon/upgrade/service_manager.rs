@@ -1,10 +1,9 @@
-//! The service manager's part: it is told how far we are, and keeps for the next process what this
-//! one leaves (sd_notify(3), "FDSTORE=1").
+//! The service manager: it is told the state of the service, and keeps descriptors for the next
+//! process (sd_notify(3), "FDSTORE=1").
 //!
 //! It keeps one descriptor: the end of a socket pair that has both documents in it, with all the
-//! descriptors they name. Nothing is said to it of whether the service is stopped or restarted; if
-//! it is stopped, the manager closes what it keeps, and front-ends see the end of their connections
-//! then.
+//! descriptors they name. We need not know whether the service is stopped or restarted. If it is
+//! stopped, the manager closes what it keeps, and front-ends then see their connections end.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,30 +14,30 @@ use sd_notify::NotifyState;
 
 use crate::platform::unix_socket::{Inherited, inherited};
 
-/// Under which it is kept.
+/// The name under which the descriptor is kept.
 const NAME: &str = "isonic";
-/// How long the manager may take to have it.
+/// How long the manager may take to receive it.
 const BARRIER_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Whether there is a manager that keeps descriptors: systemd sets both variables since version
-/// 254, and `packaging/isonic.service` the second for those before.
+/// Whether there is a manager that keeps descriptors. systemd sets both variables since version
+/// 254; for older versions `packaging/isonic.service` sets the second.
 pub(super) fn keeps() -> bool {
     let kept = std::env::var("FDSTORE").ok().and_then(|most| most.parse::<u32>().ok());
     std::env::var_os("NOTIFY_SOCKET").is_some() && kept.is_some_and(|most| most > 0)
 }
 
-/// Say how far we are, if anybody wants to know.
+/// Tell the manager our state, if there is one.
 pub fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "the service manager does not hear us");
     }
 }
 
-/// Have it kept. Returns when the manager has it: it does not look for what a process has sent that
-/// is gone.
+/// Have `end` kept. Returns when the manager has it: it ignores messages of a process that has
+/// ended.
 pub(super) fn keep(end: &OwnedFd) -> io::Result<()> {
     let name = NotifyState::FdName(NAME);
-    // Or it would be dropped at once: the other end of the pair is closed soon.
+    // Without FDPOLL=0 it would be dropped at once: the other end of the pair is closed soon.
     let state = [NotifyState::FdStore, name, NotifyState::Custom("FDPOLL=0")];
     sd_notify::notify_with_fds(&state, &[end.as_fd()])?;
     let (mut ours, theirs) = UnixStream::pair()?;
@@ -49,11 +48,11 @@ pub(super) fn keep(end: &OwnedFd) -> io::Result<()> {
     ours.read(&mut [0]).map(drop)
 }
 
-/// What was kept for this process, which is kept no more.
+/// The channel that was kept for this process; the manager then drops it.
 pub(super) fn kept() -> Option<UnixStream> {
     let mut given = sd_notify::listen_fds_with_names().ok()?;
     let (number, _) = given.find(|(_, name)| name == NAME)?;
-    // It is read from once, whatever becomes of it.
+    // It is read only once, whatever the result.
     notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]);
     match inherited(number) {
         Ok(Inherited::Stream(end)) => Some(end),

@@ -1,8 +1,8 @@
-//! The names of the sockets, once they are ours: a socket that the predecessor had keeps its name,
-//! a new one is given its own, and a name that no port of ours has is removed.
+//! The names of the sockets, once they are ours. A socket of the predecessor's keeps its name, a
+//! new one is given its own, and a name without a port of ours is removed.
 //!
-//! Nothing of that is done before everything is ours. So a successor that never comes to be the
-//! owner leaves no name behind, however it ends.
+//! Nothing of this is done before everything is ours. So a successor that never becomes the owner
+//! leaves no name behind, however it ends.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::vhost_user::{PortSocket, SocketSource};
 
 use crate::daemon::ports::{InheritedSocket, Port, PortError, Registry};
 
-/// Own them: the ports whose name is not to be had, which take no connection.
+/// Take the names over. Returns the ports whose name cannot be had, which take no connection.
 pub(super) fn own(registry: &Registry, api: Option<&Path>) -> Vec<(String, PortError)> {
     let mut left = registry.take_inherited_sockets();
-    // With the ports locked: a name belongs to a port that is there, and to no other.
+    // With the ports locked: a name belongs to an existing port and to no other.
     let mut ports = registry.ports();
     let mut nameless = Vec::new();
     let listens = |port: &&mut Port| port.file.is_none() && port.socket.listener().is_some();
@@ -38,13 +38,13 @@ pub(super) fn own(registry: &Registry, api: Option<&Path>) -> Vec<(String, PortE
 fn name(port: &mut Port) -> Result<(), PortError> {
     let named = port.name_socket();
     if named.is_err() {
-        // Before it may accept.
+        // The socket must stop before it may accept.
         port.socket.begin_stop();
     }
     named
 }
 
-/// The file of a socket that keeps its name; older versions do not tell which it is.
+/// The file of a socket that keeps its name; older versions do not report which file it is.
 fn file(path: &Path, socket: &InheritedSocket) -> Option<SocketFile> {
     match socket.file {
         Some(identity) => Some(SocketFile::left(path, identity)),
@@ -52,7 +52,8 @@ fn file(path: &Path, socket: &InheritedSocket) -> Option<SocketFile> {
     }
 }
 
-/// Nobody listens there any more. A name of which it is not told whose it is stays.
+/// Remove names on which nobody listens any more. A name stays if we do not know which file is its
+/// socket's.
 fn give_up(left: BTreeMap<PathBuf, InheritedSocket>) {
     for (path, InheritedSocket { listener, file, .. }) in left {
         tracing::info!(socket = %path.display(), "no port has this socket any more");

@@ -1,42 +1,42 @@
-//! What the successor says to its predecessor.
+//! The answers of the successor to its predecessor.
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::api::PortChange;
 
-/// Says to a process that its standard input leads to the one before it.
+/// Tells a process that its standard input leads to its predecessor.
 pub(super) const PREDECESSOR_VARIABLE: &str = "ISONIC_PREDECESSOR";
 
-/// What the successor says.
+/// An answer of the successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum SuccessorAnswer {
-    /// All is made that can be, and nothing is taken.
+    /// Everything possible is made, and nothing is taken.
     Ready,
-    /// The same, to a predecessor that has said what its ports are.
+    /// [`Ready`](Self::Ready), to a predecessor that has told its ports.
     Prepared {
-        /// What would be otherwise.
+        /// The changes that it would make.
         changes: Vec<PortChange>,
     },
-    /// All is taken. Sent before anything moves.
+    /// Everything is taken. Sent before any packet moves.
     Taken,
     /// Packets move again.
     Running(Running),
-    /// It cannot be; nothing is taken.
+    /// It cannot take over; nothing is taken.
     Refused {
         /// Why.
         reason: String,
     },
 }
 
-/// What came of it.
+/// The result of a take-over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Running {
     /// The successor's version.
     pub version: String,
     /// From when the workers paused until they resumed.
     pub outage_nanoseconds: u64,
-    /// From when sessions were asked to pause until they resumed; 0 if that is not told.
+    /// From when sessions were asked to pause until they resumed; 0 if unknown.
     #[serde(default)]
     pub unanswered_nanoseconds: u64,
     /// Sessions that were taken over.

@@ -17,11 +17,11 @@ use super::upgrade_channel::Channel;
 use super::upgrade_document::Descriptors;
 use super::upgrade_error::UpgradeError;
 
-/// How long the successor may take to say what came of it.
+/// How long the successor may take to report its result.
 const RUNNING_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long a process that has closed its end of the channel may take to end.
 const END_WAIT_MAX: Duration = Duration::from_millis(200);
-/// How often that is looked for.
+/// How often to check whether it has ended.
 const END_RETRY: Duration = Duration::from_millis(2);
 
 /// A process that was started and has everything.
@@ -29,9 +29,9 @@ const END_RETRY: Duration = Duration::from_millis(2);
 pub struct CompletedUpgrade {
     /// Its number.
     pub pid: u32,
-    /// What came of it.
+    /// Its report, if it sent one.
     pub running: Option<Running>,
-    /// What it has changed.
+    /// The changes that it has made.
     pub changes: Vec<PortChange>,
 }
 
@@ -41,7 +41,7 @@ fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// Whether a wait was as long as it may be. A socket's says EAGAIN.
+/// Whether an error is a time-out. A socket reports EAGAIN.
 fn is_time_out(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }
@@ -53,14 +53,14 @@ pub(super) struct Successor {
     /// It has everything.
     pub taken: bool,
     ended: bool,
-    /// What it would change, or has.
+    /// The changes that it would make, or has made.
     pub changes: Vec<PortChange>,
 }
 
 impl Successor {
-    /// Start it as this process was started, with its end of the channel for its standard input,
-    /// and in a process group of its own: if it is a script, what that has started has the channel
-    /// too, and in it the NICs' sockets and the locks.
+    /// Start it as this process was started, with its end of the channel as its standard input. It
+    /// gets a process group of its own. If it is a script, processes that it has started have the
+    /// channel too, and so the NICs' sockets and the locks.
     pub fn start(binary: &Path) -> Result<Self, UpgradeError> {
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Give)?;
         let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -80,7 +80,7 @@ impl Successor {
         self.process.id()
     }
 
-    /// Break the channel from another thread: whoever waits on it gets an error.
+    /// Break the channel from another thread: a thread that waits on it gets an error.
     ///
     /// # Errors
     /// No descriptor to be had.
@@ -88,8 +88,8 @@ impl Successor {
         self.channel.breaker()
     }
 
-    /// A broken pipe, or one that is reset because something was not read, means that it has ended:
-    /// what is waited for next reports why.
+    /// A broken pipe, or one that is reset because something was not read, means that it has ended.
+    /// The next receive reports why.
     pub fn send(
         &self,
         message: &impl serde::Serialize,
@@ -102,7 +102,7 @@ impl Successor {
         }
     }
 
-    /// Wait until it has made all that it can: what it would change.
+    /// Wait until everything possible is made. Returns the changes that it would make.
     pub fn ready(&mut self, deadline: Instant) -> Result<Vec<PortChange>, UpgradeError> {
         match self.answer("ready", deadline)? {
             SuccessorAnswer::Prepared { changes } => Ok(changes),
@@ -143,9 +143,9 @@ impl Successor {
         }
     }
 
-    /// How it has ended. Its end of the channel closes a moment before that is known.
+    /// How it has ended. Its end of the channel closes a moment before the status is available.
     fn status(&self) -> Option<ExitStatus> {
-        // It stays a zombie until `end`: its group's number is its own for so long.
+        // It stays a zombie until `end`: until then its group's number cannot be another's.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let deadline = Instant::now() + END_WAIT_MAX;
         loop {
@@ -160,14 +160,14 @@ impl Successor {
         }
     }
 
-    /// Have it end, and all that it has started. It must have taken nothing: that it has, and ended
-    /// without a word in time, leaves nobody to know where everything is, and we end too, to be
-    /// started again.
+    /// Kill it, and all processes that it has started. It must have taken nothing. If it has taken
+    /// everything, but too late, nobody knows the state any more: then we end too, to be started
+    /// again.
     pub fn end(&mut self) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        // It has ended already if that fails.
+        // If this fails, it has ended already.
         let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
         let _ = self.process.wait();
         let now = Instant::now() + Duration::from_millis(1);
@@ -178,13 +178,13 @@ impl Successor {
         }
     }
 
-    /// What came of it, if it says so.
+    /// The completed upgrade, with its report if it sends one.
     pub fn completed(mut self) -> CompletedUpgrade {
         let deadline = Instant::now() + RUNNING_WAIT_MAX;
         let running = loop {
             match self.channel.receive(Some(deadline)) {
                 Ok((SuccessorAnswer::Running(running), _)) => break Some(running),
-                // It was too late for whoever waited for it, and not for the token.
+                // The answer came too late for the wait, but the token was taken in time.
                 Ok((SuccessorAnswer::Taken, _)) => {}
                 _ => break None,
             }

@@ -1,8 +1,8 @@
-//! The way from one process to the next: messages in JSON, each with any number of descriptors,
+//! The channel from one process to the next: messages in JSON, each with any number of descriptors,
 //! over a socket pair.
 //!
-//! The text goes as a file, too, the first of the descriptors. So what is in the socket is small,
-//! and stays there if nobody reads it yet: a message can be left with whoever keeps the other end.
+//! The text is sent as a file, too, the first of the descriptors. So the data in the socket is
+//! small, and stays there while nobody reads it. The holder of the other end can keep a message.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -39,7 +39,8 @@ impl Channel {
     /// Ours, and the other process's.
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        // It takes a capability that isonic has; without the room there may be more to wait for.
+        // It takes a capability that isonic has. Without the larger buffer, sending may have to
+        // wait longer.
         let _ = set_socket_send_buffer_size_force(&ours, UNREAD_BYTES);
         Ok((Self(ours), theirs.into()))
     }
@@ -49,15 +50,15 @@ impl Channel {
         Self(end.into())
     }
 
-    /// Break the channel from another thread: whoever waits on it gets an error.
+    /// Break the channel from another thread: a thread that waits on it gets an error.
     pub fn breaker(&self) -> io::Result<impl FnOnce() + Send + 'static> {
         let ours = self.0.try_clone()?;
-        // It fails only if the other end has done so.
+        // This fails only if the other end has been shut down already.
         Ok(move || drop(ours.shutdown(Shutdown::Both)))
     }
 
-    /// Send a message: how many descriptors it has, and they, with a byte for each piece of them.
-    /// A full socket must be read from before the deadline.
+    /// Send a message: the number of its descriptors, then they, with a byte for each piece of
+    /// them. If the socket is full the other end must read before the deadline.
     pub fn send(
         &self,
         message: &impl Serialize,
@@ -85,7 +86,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Receive a message, whole before the deadline if there is one.
+    /// Receive a whole message, before the deadline if there is one.
     pub fn receive<T: DeserializeOwned>(
         &self,
         deadline: Option<Instant>,

@@ -1,13 +1,13 @@
-//! What one process leaves to the next, as data: JSON, and beside it descriptors, which it names by
+//! The data that one process hands to the next: JSON, and beside it descriptors, which it names by
 //! their place.
 //!
-//! Two documents. The [`Foundation`] is what stays as it is, and is given while packets still move:
-//! the next process maps and makes all it can from it. The [`Traffic`] is where everything stood
-//! when it stopped.
+//! There are two documents. The [`Foundation`] does not change, and is given while packets still
+//! move: the next process maps and makes all it can from it. The [`Traffic`] has the state at the
+//! pause.
 //!
-//! Fields are added, with a default, and ignored by those who do not know them; [`VERSION`] changes
-//! when that is not enough, and then the next process refuses. A session is a list of vhost-user
-//! messages, whose form is not ours to change.
+//! Fields are added, with a default, and readers ignore those that they do not know. [`VERSION`]
+//! changes when that is not enough, and then the next process refuses. A session is a list of
+//! vhost-user messages, whose form is not ours to change.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -18,13 +18,13 @@ use crate::platform::unix_socket::FileIdentity;
 use crate::vhost_user::{RecordedMessage, SessionRecord};
 use crate::xdp::{InheritedUplink, PausedSocket, XdpAttachment};
 
-/// Of both documents.
+/// The version of both documents.
 pub(super) const VERSION: u32 = 1;
 
 /// The place of a descriptor.
 pub(super) type DescriptorIndex = usize;
 
-/// What stays as it is.
+/// The part of the state that does not change.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Foundation {
     pub version: u32,
@@ -41,9 +41,8 @@ pub(super) struct Foundation {
     #[serde(default)]
     pub runtime_lock: Option<DescriptorIndex>,
     pub listeners: Vec<ListenerPart>,
-    /// All ports, each a [`PortRecord`]. Whoever sends them waits for
-    /// [`SuccessorAnswer::Prepared`] and not for [`SuccessorAnswer::Ready`], which is all that
-    /// older versions know.
+    /// All ports, each a [`PortRecord`]. A sender of them waits for [`SuccessorAnswer::Prepared`]
+    /// and not for [`SuccessorAnswer::Ready`], the only one that older versions know.
     ///
     /// [`PortRecord`]: crate::daemon::ports::PortRecord
     /// [`SuccessorAnswer::Prepared`]: super::successor_answer::SuccessorAnswer::Prepared
@@ -72,29 +71,29 @@ pub(super) struct ListenerPart {
     pub port: String,
     pub path: PathBuf,
     pub listener: DescriptorIndex,
-    /// The file of its name; None if that is not told, or if it has none.
+    /// The file of its name; None if it is unknown, or if it has none.
     #[serde(default)]
     pub file: Option<FileIdentity>,
 }
 
-/// Where everything stood.
+/// The state at the pause.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Traffic {
     pub version: u32,
-    /// When, by CLOCK_MONOTONIC, nanoseconds.
+    /// The time of the pause, by CLOCK_MONOTONIC, nanoseconds.
     pub stopped_at: u64,
     /// By interface.
     pub sockets: Vec<(String, PausedSocket)>,
-    /// When sessions were asked to pause, by the same clock; 0 if that is not told.
+    /// The time when sessions were asked to pause, by the same clock; 0 if unknown.
     #[serde(default)]
     pub asked_at: u64,
-    /// Who takes it has everything; without it, who says `taken`.
+    /// The process that takes it owns everything; without it, the process that answers `taken`.
     #[serde(default)]
     pub token: Option<DescriptorIndex>,
     /// Ports whose session did not pause.
     #[serde(default)]
     pub reconnecting: Vec<String>,
-    /// Each a [`SessionPart`], on its own: what is not understood of one is that one's loss.
+    /// Each a [`SessionPart`], read on its own: one that cannot be read costs only its own session.
     pub sessions: Vec<serde_json::Value>,
 }
 
@@ -105,8 +104,8 @@ pub(super) struct SessionPart {
     pub stream: DescriptorIndex,
     pub said: Vec<SaidPart>,
     pub ran: Vec<Option<u16>>,
-    /// The base that the front-end knows of each ring that is elsewhere. Older versions do not tell
-    /// it, and take it to be where the ring is.
+    /// The base that the front-end knows of each ring whose position differs. Older versions do not
+    /// send it, and take it to be the position.
     #[serde(default)]
     pub named: Vec<Option<u32>>,
 }
@@ -119,12 +118,12 @@ pub(super) struct SaidPart {
     pub descriptors: Vec<DescriptorIndex>,
 }
 
-/// Descriptors on their way, each with its place.
+/// Descriptors to be sent, each with its place.
 #[derive(Debug, Default)]
 pub(super) struct Descriptors(Vec<Option<OwnedFd>>);
 
 impl Descriptors {
-    /// As they came.
+    /// The received descriptors, in their order.
     pub fn of(descriptors: Vec<OwnedFd>) -> Self {
         Self(descriptors.into_iter().map(Some).collect())
     }
@@ -135,19 +134,19 @@ impl Descriptors {
         self.0.len() - 1
     }
 
-    /// Take the one at a place; none if the document is wrong about it.
+    /// Take the descriptor at a place; None if the document names a wrong one.
     pub fn take(&mut self, place: DescriptorIndex) -> Option<OwnedFd> {
         self.0.get_mut(place)?.take()
     }
 
-    /// All that are still there.
+    /// All that were not taken.
     pub fn iter(&self) -> impl Iterator<Item = &OwnedFd> {
         self.0.iter().flatten()
     }
 }
 
 impl UplinkPart {
-    /// With its descriptors; None if they are not all there.
+    /// The uplink with its descriptors; None if they are not all there.
     pub fn join(self, descriptors: &mut Descriptors) -> Option<InheritedUplink> {
         let sockets = self.sockets.into_iter();
         let sockets = sockets.map(|(queue, place)| Some((queue, descriptors.take(place)?)));
@@ -163,7 +162,7 @@ impl UplinkPart {
 }
 
 impl SaidPart {
-    /// Apart from its descriptors.
+    /// The message as a part, with its descriptors put aside.
     pub fn part(said: RecordedMessage, descriptors: &mut Descriptors) -> Self {
         let RecordedMessage { code, body, descriptors: own } = said;
         let places = own.into_iter().map(|own| descriptors.put(own)).collect();
@@ -181,7 +180,7 @@ impl SaidPart {
 }
 
 impl SessionPart {
-    /// With its descriptors: the port, the connection and what was said on it.
+    /// The port, the connection and its messages, with their descriptors.
     pub fn join(self, descriptors: &mut Descriptors) -> Option<(String, OwnedFd, SessionRecord)> {
         let stream = descriptors.take(self.stream)?;
         let said = self.said.into_iter().map(|said| said.join(descriptors));

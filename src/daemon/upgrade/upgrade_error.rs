@@ -32,7 +32,7 @@ pub enum UpgradeError {
     /// An uplink went down, came back or was opened again while the successor got ready.
     #[error("uplink {0} has changed while the new process got ready; give the command again")]
     UplinkChanged(String),
-    /// An uplink that cannot go over.
+    /// An uplink that cannot be handed over.
     #[error("no other process can go on with uplink {uplink}: {obstacle}; restart isonic instead")]
     Uplink {
         /// By its name in the configuration.
@@ -46,33 +46,33 @@ pub enum UpgradeError {
     /// The program could not be started.
     #[error("cannot start {}", binary.display())]
     Start {
-        /// Which.
+        /// The path of the program.
         binary: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// It said nothing for too long, and was ended.
+    /// It did not answer in time, and was ended.
     #[error("the new process was not {step} in time, and was ended; the log says why")]
     Silent {
-        /// What it should have been.
+        /// The step that it had to reach.
         step: &'static str,
-        /// What was read of it, if not nothing.
+        /// The error of the read, unless it just timed out.
         #[source]
         source: Option<io::Error>,
     },
-    /// It ended without a word.
+    /// It ended without an answer.
     #[error("the new process ended before it was {step} ({status}); the log says why")]
     Ended {
-        /// What it should have been.
+        /// The step that it had to reach.
         step: &'static str,
         /// How it ended.
         status: ExitStatus,
     },
-    /// It said why not.
+    /// It refused, with a reason.
     #[error("the new process cannot go on: {0}")]
     Refused(String),
-    /// It does not say what it should.
+    /// Its answer is not the expected one.
     #[error("the new process does not speak this version's language")]
     Foreign,
     /// The workers do not pause.
@@ -90,13 +90,13 @@ pub enum UpgradeError {
         /// Why there is no successor.
         reason: Box<UpgradeError>,
     },
-    /// What it needs cannot be given.
+    /// A descriptor or document could not be sent to it.
     #[error("cannot give everything to the new process")]
     Give(#[source] io::Error),
 }
 
 impl UpgradeError {
-    /// The same, where the sessions of these ports were cut off meanwhile.
+    /// This error, if the sessions of these ports were cut off meanwhile.
     pub fn with_cut(self, ports: Vec<String>) -> Self {
         if ports.is_empty() { self } else { Self::Cut { ports, reason: Box::new(self) } }
     }
