@@ -1,4 +1,5 @@
-//! What the kernel says of a NIC and of its place on the host, before anything is bound.
+//! The facts that the kernel reports about a NIC and its place on the host, before anything is
+//! bound.
 //!
 //! The floors, each file importing only from those above it:
 //!
@@ -10,8 +11,8 @@
 //! - `link_facts`: the facts of a link; `peer`: the other end of a veth.
 //! - `nic_facts`: all of it.
 //!
-//! Nothing here changes a NIC but [`steering`], and nothing opens a socket on one. What a driver
-//! does not tell is None. All of it blocks: for the control plane only.
+//! Nothing here changes a NIC except [`steering`], and nothing opens a socket on one. A value that
+//! a driver does not report is None. All of it blocks: for the control plane only.
 
 mod attached_program;
 mod ethtool;
