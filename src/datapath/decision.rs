@@ -1,5 +1,5 @@
-//! Where a frame goes. [`decide`] names the way by where the frame comes from and its destination;
-//! [`choose`] picks the queue pair of a port, or the reason why there is none. Both answer data and
+//! Where a frame goes. [`decide`] names the way by where the frame comes from and its destination.
+//! [`choose`] picks the queue pair of a port, or the reason why there is none. Both return data and
 //! change nothing. [`Dispatch`](super::dispatch::Dispatch) carries it out.
 //!
 //! All frames are decided here: those of guests, of the wire and of the host. The control plane
@@ -18,7 +18,7 @@ pub(super) enum FrameOrigin<'t> {
     Guest(PortId, &'t Route),
     /// A queue of an uplink, and the port that has the whole queue, if one has.
     Queue(UplinkId, Option<Receiver<'t>>),
-    /// The control plane, which brings an uplink's multicast and what the host sends to VMs.
+    /// The control plane, which brings an uplink's multicast and the host's frames to VMs.
     ControlPlane(UplinkId),
 }
 

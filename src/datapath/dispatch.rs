@@ -38,7 +38,7 @@ impl Dispatch<'_> {
         self.carry_out(choice, receiver, frame)
     }
 
-    /// Do with a frame what was chosen.
+    /// Carry out a choice for a frame.
     #[inline]
     pub fn carry_out(
         &mut self,

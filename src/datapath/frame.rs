@@ -116,7 +116,7 @@ impl<'f> FrameView<'f> {
         FrameReader { now: FramePiece::Ours(self.start), rest: self.rest }
     }
 
-    /// Copy all of it to the front of `to`, which has room; answers that part.
+    /// Copy all of it to the front of `to`, which has room; returns that part.
     pub fn copy_to<'t>(&self, to: &'t mut [u8]) -> &'t mut [u8] {
         let to = &mut to[..self.len as usize];
         self.reader().fill(to);
@@ -170,7 +170,7 @@ enum FramePiece<'f> {
 }
 
 impl FrameReader<'_> {
-    /// Fill `room` with what comes next: callers ask for no more than the frame has.
+    /// Fill `room` with the next bytes: callers ask for no more than the frame has.
     #[inline]
     pub fn fill(&mut self, mut room: &mut [u8]) {
         loop {

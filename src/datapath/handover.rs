@@ -224,7 +224,7 @@ pub enum Handover {
     },
 }
 
-/// A worker's letter box, shared with everybody who hands packets to it.
+/// A worker's inbox, shared with all threads that hand packets to it.
 #[derive(Debug)]
 pub struct Inbox {
     handovers: ArrayQueue<Handover>,

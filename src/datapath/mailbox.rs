@@ -64,7 +64,7 @@ pub enum WorkerCommand {
         /// Acknowledged, with the table before: a worker frees none.
         done: Sender<Arc<Forwarding>>,
     },
-    /// Be ready for rings of this port; answers where its counters are published.
+    /// Be ready for rings of this port; returns where its counters are published.
     AddPort {
         /// The port.
         port: PortId,
@@ -91,7 +91,7 @@ pub enum WorkerCommand {
         /// Acknowledged.
         done: Sender<()>,
     },
-    /// Serve this ring no more; answers the ring, published and untouched from then on.
+    /// Stop serving this ring; returns it, published and untouched from then on.
     Take {
         /// The port.
         port: PortId,
@@ -112,7 +112,7 @@ pub enum WorkerCommand {
         /// long.
         done: Sender<Option<EventFd>>,
     },
-    /// Use other memory for a ring; answers the queue as it was, or None if there is no such ring
+    /// Use other memory for a ring. Returns the queue as it was, or None if there is no such ring
     /// or it cannot run there.
     Relocate {
         /// The ring.
@@ -143,7 +143,7 @@ pub enum WorkerCommand {
         /// The sight of each port.
         done: Sender<Vec<PortSight>>,
     },
-    /// Serve the uplink's sockets no more. Returns them, untouched from then on, when no other
+    /// Stop serving the uplink's sockets. Returns them, untouched from then on, when no other
     /// worker has a frame of theirs. Packets that guests send there are dropped and counted until
     /// the next sockets are given.
     TakeSockets {
@@ -152,7 +152,7 @@ pub enum WorkerCommand {
         /// Acknowledged, with the sockets that this worker had.
         done: Sender<Vec<Socket>>,
     },
-    /// Serve these sockets; answers where each is counted.
+    /// Serve these sockets; returns where each is counted.
     GiveSockets {
         /// The uplink, of which this worker has no other socket on the same queue.
         uplink: UplinkId,
@@ -171,7 +171,7 @@ pub enum WorkerCommand {
         /// Acknowledged, with the old memory: a worker unmaps nothing.
         done: Sender<Option<Arc<Umem>>>,
     },
-    /// Report how far the sockets are, waking the kernel for what it still has to send.
+    /// Report the sockets' progress, after waking the kernel for frames that it still has to send.
     Examine {
         /// The report.
         done: Sender<Vec<SocketReport>>,
@@ -303,7 +303,7 @@ impl WorkerHandle {
         self.send(|done| WorkerCommand::Give { port, index, ring: Box::new(ring), done }).map(drop)
     }
 
-    /// Serve this ring no more.
+    /// Stop serving this ring.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -364,7 +364,7 @@ impl WorkerHandle {
         self.call(|done| WorkerCommand::Survey { ports, done })
     }
 
-    /// Serve the uplink's sockets no more, and answer them.
+    /// Stop serving the uplink's sockets, and return them.
     ///
     /// # Errors
     /// [`WorkerGone`].

@@ -113,14 +113,14 @@ impl Plane {
         }
     }
 
-    /// Give the kernel what the sockets have for it.
+    /// Show the kernel the new entries of all sockets.
     pub fn flush_sockets(&mut self) {
         for socket in self.sockets.places.iter_mut().filter_map(|place| place.socket.as_mut()) {
             socket.flush();
         }
     }
 
-    /// Let readers see what is counted.
+    /// Let readers see the counters.
     pub fn publish_counters(&mut self) {
         for (uplink, count) in self.ports.take_removed() {
             self.sockets.count(Some(uplink), SocketCounter::DroppedPortRemoved, count);

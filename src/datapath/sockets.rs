@@ -143,7 +143,7 @@ impl WorkerSocket {
         self.counters.set(SocketCounter::KernelInvalid, kernel.invalid);
     }
 
-    /// Let readers see what is counted, and where the frames are.
+    /// Let readers see the counters, and where the frames are.
     pub fn publish(&mut self) {
         let present = self.socket.as_ref().or(self.leaving.as_ref());
         let census = present.map(Socket::census).unwrap_or_default();
@@ -307,7 +307,7 @@ impl Sockets {
         self.places.push(WorkerSocket::empty(uplink, queue));
     }
 
-    /// Answer `done` with the uplink's sockets, when all of their frames are home.
+    /// Send the uplink's sockets to `done`, when all of their frames are home.
     pub fn take(&mut self, uplink: UplinkId, done: Sender<Vec<Socket>>) {
         self.of(uplink).for_each(WorkerSocket::leave);
         self.leaving.push((uplink, done));

@@ -40,7 +40,7 @@ pub struct RingReport {
     pub broken: Option<Fault>,
 }
 
-/// One ring, as it is with its worker.
+/// One ring, as its worker sees it.
 #[derive(Debug)]
 pub struct RingSight {
     /// Ring number.
@@ -73,7 +73,7 @@ impl RingSight {
     }
 }
 
-/// One port, as one worker has it.
+/// One port, as one worker sees it.
 #[derive(Debug, Default)]
 pub struct PortSight {
     /// Its rings.

@@ -41,7 +41,7 @@ pub struct Setup {
     pub pool: PacketPool,
     /// Its commands.
     pub mailbox: Receiver<WorkerCommand>,
-    /// Where it tells of ports whose front-end took the memory away; their session must end.
+    /// Where it reports ports whose front-end took the memory away; their session must end.
     pub lost: Sender<PortId>,
 }
 
@@ -367,7 +367,7 @@ impl Worker {
 
     fn pause(&mut self) {
         if !self.paused {
-            // Kicks stay in their eventfds, for whoever takes over.
+            // Kicks stay in their eventfds, for the process that takes over.
             self.plane.want_busy_kicks(true);
             self.paused = true;
         }

@@ -22,7 +22,7 @@ struct FloodReceiver {
     to: QueuePair,
     /// How many of the frames made from the flooded one were offered to it.
     offered: u64,
-    /// No more are: it has no buffers, or is broken.
+    /// No further frames are offered: it has no buffers, or is broken.
     done: bool,
 }
 
@@ -325,7 +325,7 @@ impl WorkerPorts {
         delivered.frames
     }
 
-    /// Serve a ring no more: one log line, one count, and the front-end is told.
+    /// Stop serving a ring: one log line, one count, and a signal to the front-end.
     #[cold]
     pub fn break_ring(&mut self, id: RingId, fault: Fault) {
         let RingId { port, index } = id;
