@@ -60,7 +60,7 @@ pub enum SocketMapError {
         #[source]
         source: io::Error,
     },
-    /// It answers something else than what was asked for.
+    /// Its answer does not fit the request.
     #[error("the device plugin at {} answers {request:?} with {answer:?}", path.display())]
     Refused {
         /// Its socket.

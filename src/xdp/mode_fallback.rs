@@ -16,7 +16,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// The record of it, with what is known of the program; and the sockets.
+    /// The record of it, with the given facts about the program; and the sockets.
     pub fn attachment(self, attach_mode: AttachMode, reason: &str) -> (XdpAttachment, Vec<Socket>) {
         let longest = self.sockets.iter().map(Socket::packet_max).min();
         let attachment = XdpAttachment {

@@ -1,4 +1,4 @@
-//! The move-only token for one frame of a frame memory, and what a frame holds.
+//! The move-only token for one frame of a frame memory, and a frame's contents.
 
 /// Bytes of one frame; a packet and the headroom before it fit in one.
 pub const FRAME_BYTES: u32 = 4096;

@@ -1,4 +1,4 @@
-//! Why a NIC cannot be an uplink, and who is in the way.
+//! Why a NIC cannot be an uplink, and the program that is in the way.
 
 use std::fmt;
 use std::io;

@@ -250,7 +250,7 @@ impl Socket {
         0
     }
 
-    /// Return the next received frame unread; answers whether its packet continues.
+    /// Return the next received frame unread. The result tells whether its packet continues.
     fn drop_received(&mut self) -> bool {
         let Received { frame, more, .. } = self.parts.rx.take();
         self.parts.fill.put(frame);

@@ -41,7 +41,7 @@ pub struct Rings {
     pub tx_max: u32,
 }
 
-/// A NIC's own work on frames, as far as it concerns us.
+/// A NIC's own work on frames, where it concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Offloads {
     /// Takes VLAN tags (802.1Q) out of received frames.
