@@ -2,13 +2,13 @@
 //!
 //! The floors, each file importing only from those above it:
 //!
-//! - `fault`: what a guest can do wrong in a ring.
-//! - `setup`: what the front-end says of a ring, and why it cannot run.
+//! - `fault`: a guest's violations of a ring's rules.
+//! - `setup`: a front-end's data about a ring, and why the ring cannot run.
 //! - `journal`: where a packed ring is, for the next process; `journals`: the file with those of a
 //!   port.
 //! - `chain`: descriptors, and the pieces of guest memory that they name.
-//! - `ring_log`: marking what we write to a ring itself, during a migration.
-//! - `layout`: what a ring does, whatever its layout; `split` and `packed` do it.
+//! - `ring_log`: marks our writes to a ring itself, during a migration.
+//! - `layout`: the operations of a ring, of any layout; `split` and `packed` implement them.
 //! - `queue`: a checked setup, running.
 //! - `ring`: a queue with its event descriptors.
 //!
