@@ -32,7 +32,7 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// A header that the guest must not send, given what was negotiated.
+/// A header that the guest must not send, given the negotiated features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// VIRTIO_NET_HDR_F_NEEDS_CSUM without CSUM, or a type without its feature (5.1.6.2.1).
