@@ -1,4 +1,4 @@
-//! PLATFORM: what the operating system asks of a well-behaved process.
+//! PLATFORM: the operating system's demands on a well-behaved process.
 //!
 //! No file imports another, except `host_facts`, which uses `privilege`.
 
