@@ -132,6 +132,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     }
     // Not a guest's memory: a bug of ours, or broken hardware. The process dies of it as if there
     // were no handler.
+    // SAFETY: both calls are async-signal-safe; returning re-executes the faulting access.
     unsafe {
         libc::signal(libc::SIGBUS, libc::SIG_DFL);
     }
