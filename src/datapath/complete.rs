@@ -1,4 +1,4 @@
-//! What a frame's receiver does not do, done in software: checksums completed, large frames cut.
+//! Completes frames in software for receivers that do not: fills in checksums, cuts large frames.
 
 use crate::packet::{FRAME_MAX, checksum, segment};
 
@@ -9,12 +9,12 @@ use super::frame::FrameView;
 pub(super) struct Completer {
     /// Room for the longest frame there is. Pages not touched cost nothing.
     scratch: Box<[u8]>,
-    /// Of the next datagram that is cut into IPv6 fragments (RFC 8200, 4.5: not used recently for
-    /// the same addresses, which a counter is good for).
+    /// The identification of the next datagram that is cut into IPv6 fragments. RFC 8200, 4.5, asks
+    /// for one not used recently for the same addresses; a counter is enough.
     identification: u32,
 }
 
-/// One without room, in place of another that is in use.
+/// A completer without room, in place of another that is in use.
 impl Default for Completer {
     fn default() -> Self {
         Self { scratch: Box::default(), identification: 0 }
@@ -27,8 +27,10 @@ impl Completer {
     }
 
     /// Give `each` the complete frames that `frame` stands for, in order: at least one. The frame
-    /// is gathered first, since checksums go over all of it and must be of the bytes that are sent,
-    /// whatever its guest writes in the meantime. It is at most [`FRAME_MAX`] bytes long.
+    /// is at most [`FRAME_MAX`] bytes long.
+    ///
+    /// The frame is gathered first. Checksums cover all of it, and must match the bytes that are
+    /// sent even if the guest changes its memory meanwhile.
     #[inline(never)]
     pub fn complete(&mut self, frame: &FrameView<'_>, mut each: impl FnMut(&FrameView<'_>)) {
         let offload = *frame.offload();

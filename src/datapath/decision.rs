@@ -1,9 +1,9 @@
-//! Where a frame goes. [`decide`] names the way by where the frame comes from and its destination;
-//! [`choose`] picks the queue pair of a port, or the reason why there is none. Both answer data and
+//! Where a frame goes. [`decide`] names the way by where the frame comes from and its destination.
+//! [`choose`] picks the queue pair of a port, or the reason why there is none. Both return data and
 //! change nothing. [`Dispatch`](super::dispatch::Dispatch) carries it out.
 //!
-//! All frames are decided here: of guests, of the wire, of the host and the wire's multicast (which
-//! the control plane brings), and the control plane's own in the name of a port.
+//! All frames are decided here: those of guests, of the wire and of the host. The control plane
+//! brings the wire's multicast, and sends frames of its own in the name of a port.
 
 use crate::metrics::PortCounter;
 
@@ -18,7 +18,7 @@ pub(super) enum FrameOrigin<'t> {
     Guest(PortId, &'t Route),
     /// A queue of an uplink, and the port that has the whole queue, if one has.
     Queue(UplinkId, Option<Receiver<'t>>),
-    /// The control plane, which brings an uplink's multicast and what the host sends to VMs.
+    /// The control plane, which brings an uplink's multicast and the host's frames to VMs.
     ControlPlane(UplinkId),
 }
 
@@ -41,8 +41,8 @@ pub(super) enum Decision<'t> {
 
 /// Where a frame goes that comes from `origin`.
 ///
-/// Flow control is not seen here, since it has no address of its own: whoever reads a guest's frame
-/// drops that first.
+/// Flow control is not seen here, since it has no address of its own: the reader of a guest's frame
+/// drops it first.
 // Each caller has one origin, so that one arm is left when this is inlined: 70 instructions a run.
 #[inline(always)]
 pub(super) fn decide<'t>(
@@ -56,7 +56,7 @@ pub(super) fn decide<'t>(
             Attachment::Switch { .. } if is_group(destination) => {
                 flood_unless_reserved(table, route.uplink, destination)
             }
-            // A port whose guest cannot receive does not count: the guest may have migrated, or not
+            // A port whose guest cannot receive does not count. Its guest may have migrated, or not
             // have arrived yet, and is reached by the wire.
             Attachment::Switch { .. } => match table.guest(route.uplink, destination) {
                 Some(receiver) if receiver.port == port => Decision::Own,
@@ -68,7 +68,7 @@ pub(super) fn decide<'t>(
         FrameOrigin::ControlPlane(uplink) if is_group(destination) => {
             flood_unless_reserved(table, uplink, destination)
         }
-        // It has come from the wire and cannot go back: a port without a guest counts its drop.
+        // The frame came from the wire and cannot go back: a port without a guest counts its drop.
         FrameOrigin::Queue(uplink, None) | FrameOrigin::ControlPlane(uplink) => {
             table.by_mac(uplink, destination).map_or(Decision::NoPort, Decision::Port)
         }
@@ -96,11 +96,11 @@ fn is_group(address: [u8; 6]) -> bool {
 /// Which queue pair of a port a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// This one, which the worker serves that chooses.
+    /// This queue pair, which the choosing worker serves.
     Here(u16),
-    /// This one of another worker.
+    /// This queue pair, which another worker serves.
     There(WorkerId, u16),
-    /// None, and the frame is counted so.
+    /// None; the frame is counted here.
     Drop(PortCounter),
 }
 
@@ -156,7 +156,7 @@ impl Flood {
         others.filter_map(|port| table.receiver(port))
     }
 
-    /// The worker and the queue pair that one of these ports gets it by, or why by none.
+    /// The worker and the queue pair that deliver it to one of these ports, or why there is none.
     #[inline]
     pub(super) fn choose(
         self,
@@ -254,7 +254,7 @@ mod tests {
         let strange = FrameOrigin::Queue(ELSEWHERE, table.owner(ELSEWHERE, 7));
         let brought = FrameOrigin::ControlPlane(UPLINK);
         let cases = [
-            // What a guest of the switch sends.
+            // A guest of the switch sends.
             (switched, mac_of(SENDER), Way::Own),
             (switched, mac_of(OTHER), Way::Port(OTHER)),
             (switched, mac_of(ABSENT), Way::Wire),
@@ -264,26 +264,26 @@ mod tests {
             (switched, BROADCAST, Way::Flood),
             (switched, LLDP, Way::Flood),
             (switched, STP, Way::Reserved),
-            // What the guest of a wire port sends: all of it goes there.
+            // The guest of a wire port sends: all of it goes to the wire.
             (wired, mac_of(OTHER), Way::Wire),
             (wired, mac_of(HOST), Way::Wire),
             (wired, BROADCAST, Way::Wire),
             (wired, STP, Way::Wire),
-            // What the wire brings on a queue of the switch.
+            // The wire brings frames on a queue of the switch.
             (shared, mac_of(OTHER), Way::Port(OTHER)),
             (shared, mac_of(ABSENT), Way::Port(ABSENT)),
             (shared, mac_of(WIRE), Way::NoPort),
             (shared, mac_of(HOST), Way::NoPort),
             (shared, UNKNOWN, Way::NoPort),
             (shared, BROADCAST, Way::NoPort),
-            // What it brings on a wire port's queue.
+            // The wire brings frames on a wire port's queue.
             (owned, mac_of(OTHER), Way::Port(WIRE)),
             (owned, UNKNOWN, Way::Port(WIRE)),
             (owned, BROADCAST, Way::Port(WIRE)),
             (owned, STP, Way::Port(WIRE)),
             // Another uplink has ports of its own.
             (strange, mac_of(OTHER), Way::NoPort),
-            // What the control plane brings.
+            // The control plane brings frames.
             (brought, mac_of(OTHER), Way::Port(OTHER)),
             (brought, mac_of(ABSENT), Way::Port(ABSENT)),
             (brought, mac_of(HOST), Way::NoPort),
@@ -308,7 +308,7 @@ mod tests {
             (vec![0], &[0], &long, Choice::Drop(PortCounter::ToGuestDroppedOversize)),
             (vec![0], &[0], &short, Choice::Here(0)),
             (vec![0], &[1], &short, Choice::There(WorkerId(1), 0)),
-            // Pair 1 is of this worker, so what is new is taken there.
+            // This worker serves pair 1, so new flows are taken there.
             (vec![0, 1], &[1, 0], &short, Choice::Here(1)),
             (vec![0, 1], &[1, 2], &short, Choice::There(WorkerId(2), 1)),
         ];

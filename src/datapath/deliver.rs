@@ -15,9 +15,9 @@ use super::frame::{CompleteFrame, FrameView, GuestWriter};
 /// Linux posts hold about 1.5 KiB.
 const CHAINS_MAX: usize = TAKEN_MAX;
 
-/// Descriptors of one ring that are walked in a turn for frames that need more than one buffer in
-/// one piece, or find none: what a full ring of QEMU's longest takes twice. One frame more, of at
-/// most 1024, may have been tried by then.
+/// Descriptors of one ring that a turn walks for unusual frames. Such a frame does not fit into one
+/// buffer in one piece, or finds no buffer. A full ring of QEMU's longest takes half of this. The
+/// walk may exceed it by one frame, of at most 1024 descriptors.
 pub(super) const WALK_MAX: usize = 2048;
 
 /// Why a frame was not delivered. The ring is then as it was.
@@ -37,16 +37,17 @@ impl From<Fault> for Undelivered {
     }
 }
 
-/// What became of a run: that many frames, and bytes, from its start were delivered.
+/// The outcome of a run: how many frames, and bytes, from its start were delivered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Delivered {
     pub frames: usize,
     pub bytes: u64,
 }
 
-/// Copy `frames` into receive buffers of `ring` and complete them, as [`deliver`] does, up to the
-/// first that is longer than `frame_max` allows or has no buffer in one piece that is long enough:
-/// that is [`deliver`]'s to look at.
+/// Copy `frames` into receive buffers of `ring` and complete them, as [`deliver`] does.
+///
+/// It stops at the first frame longer than `frame_max` allows, or without a long enough buffer in
+/// one piece: that frame is for [`deliver`].
 #[inline]
 pub(super) fn deliver_run(
     ring: &mut Ring,
@@ -72,7 +73,7 @@ fn run_to<F: CompleteFrame>(
     ring.take_run(memory, Direction::ToGuest, frames.len(), &mut run);
     let fits = |(frame, (_, piece)): &(&F, &(Chain, GuestSlice<'_>))| {
         let needed = header_len + frame.frame_len() as usize;
-        // Another core had it last: it is on its way while those before it are written.
+        // Another core had the buffer last: fetch its lines while earlier frames are written.
         piece.prefetch_for_write(needed);
         frame.is_within(frame_max) && piece.len() >= needed
     };
@@ -85,7 +86,7 @@ fn run_to<F: CompleteFrame>(
     for (frame, (chain, piece)) in frames.iter().zip(run) {
         let len = frame.frame_len();
         if header_len == net_header::LEN {
-            // Of a length that the compiler knows.
+            // The compiler knows this length.
             piece.write(&header);
         } else {
             piece.write(&header[..header_len]);
@@ -102,8 +103,10 @@ fn run_to<F: CompleteFrame>(
 }
 
 /// Copy `frame` into receive buffers of `ring` and complete them; the guest sees it when the ring
-/// is published (virtio 1.2, 5.1.6.4). `walk` is how many descriptors may still be walked in this
-/// turn, if it is not of the usual kind; none left counts as no buffers.
+/// is published (virtio 1.2, 5.1.6.4).
+///
+/// `walk` is how many descriptors this turn may still walk for an unusual frame; none left counts
+/// as no buffers.
 #[inline]
 pub(super) fn deliver(
     ring: &mut Ring,
@@ -134,7 +137,7 @@ fn deliver_to(
         if piece.len() as u64 >= needed {
             let header = net_header::emit(frame.offload(), 1);
             if kind.header_len == net_header::LEN {
-                // Of a length that the compiler knows.
+                // The compiler knows this length.
                 piece.write(&header);
             } else {
                 piece.write(&header[..kind.header_len]);

@@ -1,5 +1,5 @@
-//! Carries out what was decided: delivers a frame to a ring of this worker, hands it over to
-//! another worker, or counts why it is dropped.
+//! Carries out decisions: delivers a frame to a ring of this worker, hands it over to another
+//! worker, or counts why it is dropped.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::handover::{Buffers, Handover, Inbox, Target};
 use super::ids::{PortId, WorkerId};
 use super::worker_ports::WorkerPorts;
 
-/// Whose buffers take what comes from the wire: nobody's, and so no port's number.
+/// In place of a port's number, for frames from the wire: they use up nobody's buffers.
 const NOBODY: PortId = PortId(4095);
 
 /// A worker's ways to the ports: its own rings, and the other workers' inboxes.
@@ -25,19 +25,20 @@ pub(super) struct Dispatch<'w> {
     pub ports: &'w mut WorkerPorts,
     pub inboxes: &'w [Arc<Inbox>],
     pub buffers: &'w mut Buffers,
-    /// The port whose guest sends what is brought, and so uses up buffers; else each receiver does.
+    /// The port whose guest sends the frames, and so uses up buffers; otherwise each receiver uses
+    /// up its own.
     pub sender: Option<PortId>,
 }
 
 impl Dispatch<'_> {
-    /// Forward a frame to a port. Answers how many frames it became here, at least one.
+    /// Forward a frame to a port. Returns how many frames it became here, at least one.
     #[inline]
     pub fn forward_to(&mut self, receiver: Receiver<'_>, frame: &FrameView<'_>) -> usize {
         let choice = choose(receiver.route, self.here, frame, || flow_hash(frame.start()));
         self.carry_out(choice, receiver, frame)
     }
 
-    /// Do with a frame what was chosen.
+    /// Carry out a choice for a frame.
     #[inline]
     pub fn carry_out(
         &mut self,
@@ -60,8 +61,8 @@ impl Dispatch<'_> {
         1
     }
 
-    /// Forward a frame to all ports of a flood: deliver it to those that this worker serves, and
-    /// hand it over once to each other worker that serves some. Answers how many copies were made
+    /// Forward a frame to all ports of a flood. Those that this worker serves get it at once; each
+    /// other worker that serves some gets it once, by handover. Returns how many copies were made
     /// here.
     pub fn flood(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
         for &worker in self.table.receivers(flood.uplink) {
@@ -72,8 +73,8 @@ impl Dispatch<'_> {
         self.flood_here(flood, frame)
     }
 
-    /// Deliver to the ports of a flood that this worker serves. What some of them do not take as it
-    /// is, is completed once for all of them. Answers how many copies were made.
+    /// Deliver to the ports of a flood that this worker serves. If some receivers do not accept the
+    /// frame as it is, it is completed once for all of them. Returns how many copies were made.
     pub fn flood_here(&mut self, flood: Flood, frame: &FrameView<'_>) -> usize {
         let mut budget = FloodBudget::new();
         let hash = flow_hash(frame.start());

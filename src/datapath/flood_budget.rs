@@ -1,13 +1,13 @@
-//! What one flooded frame may cost a worker.
+//! Limits the work of a worker on one flooded frame.
 
 /// Most copies that a worker makes of one frame, segments of it counted: four for each port there
 /// may be.
 const COPIES_MAX: usize = 4096;
-/// Most bytes that a worker copies of one frame, which takes some half a millisecond: of an MTU of
-/// 1500 more than there may be ports.
+/// Most bytes that a worker copies of one frame, which takes some half a millisecond. At an MTU of
+/// 1500 this is more copies than there may be ports.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// What may still be copied of a frame.
+/// The copies and bytes that a frame may still cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FloodBudget {
     copies: usize,

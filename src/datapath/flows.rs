@@ -1,14 +1,15 @@
 //! Which queue pair a flow belongs to: the one that its guest last sent on.
 //!
-//! Guests pick the queue pair by flow or by CPU, and expect answers where they sent (Linux: XPS and
-//! `ethtool -X` depend on it; the kernel's own tun does the same, `tun_flow_update`). The table
-//! is a hint, shared by all workers: the one that takes a flow's packets from the guest writes it,
-//! the one that receives its answers reads it, and a lost or mixed-up entry moves a flow to
-//! another of its port's queue pairs, no more. So entries are plain bytes without order.
+//! Guests pick the queue pair by flow or by CPU, and expect answers where they sent. Linux's XPS
+//! and `ethtool -X` depend on it, and the kernel's own tun does it too (`tun_flow_update`).
+//!
+//! All workers share the table. The worker that takes a flow's packets from the guest writes it;
+//! the worker that receives the answers reads it. The table is a hint: a lost or mixed-up entry
+//! only moves a flow to another queue pair of its port. So entries are plain bytes without order.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Entries, a power of two: flows beyond share.
+/// Entries, a power of two. More flows than this share entries.
 const ENTRIES: usize = 4096;
 
 /// The queue pairs of one port's flows.

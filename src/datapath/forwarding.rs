@@ -59,9 +59,11 @@ impl Route {
         Self { uplink, attachment, frame_max, workers, ready, coalesce, flows }
     }
 
-    /// The queue pair to deliver a frame to, of those that are ready: the one its flow was last
-    /// sent on; else, the same for the whole flow, one that worker `here` serves if there is one,
-    /// so that nothing is handed over.
+    /// The queue pair to deliver a frame to, of those that are ready. It is the pair that its flow
+    /// was last sent on.
+    ///
+    /// For an unknown flow, the hash picks a pair, always the same for one flow. Pairs that worker
+    /// `here` serves come first, so that nothing is handed over.
     #[inline]
     #[must_use]
     pub fn pair(&self, here: WorkerId, flow_hash: impl FnOnce() -> u32) -> Option<u16> {
@@ -109,14 +111,14 @@ impl Receiver<'_> {
 pub struct Forwarding {
     routes: Vec<Option<Route>>,
     by_mac: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
-    /// Those of them whose guest can receive, and the host's.
+    /// The ports of `by_mac` whose guest can receive, and the host's.
     guests: HashMap<u64, PortId, BuildHasherDefault<MacHasher>>,
     wires: HashMap<(UplinkId, u32), PortId>,
     switched: Vec<Vec<PortId>>,
     /// By uplink: the workers that serve switched ports with a guest.
     receivers: Vec<Vec<WorkerId>>,
     hosts: HashMap<UplinkId, PortId>,
-    /// By uplink; of the others none are forwarded.
+    /// By uplink; the groups not in here are not forwarded.
     forward_groups: Vec<ForwardGroups>,
     /// How many ports with a guest send on an uplink by each worker.
     senders: HashMap<(UplinkId, WorkerId), u32>,
@@ -287,8 +289,8 @@ fn mac_key(uplink: UplinkId, mac: [u8; 6]) -> u64 {
     u64::from_be_bytes([x, y, a, b, c, d, e, f])
 }
 
-/// One multiplication per lookup. Guests cannot choose the keys in the table, so collisions are
-/// the operator's at worst.
+/// One multiplication per lookup. Guests cannot choose the keys in the table: only an operator
+/// could cause collisions.
 #[derive(Default)]
 struct MacHasher(u64);
 

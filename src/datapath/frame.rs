@@ -8,11 +8,12 @@ use crate::packet::{FLOW_BYTES_MAX, HEADERS_MAX, Offload, flow_hash, tag_bytes};
 
 use super::limits::{ETHERNET_BYTES, is_within};
 
-/// An Ethernet frame: its start, which is ours, then the rest, and what is left to do with it.
+/// An Ethernet frame: its start, which is in our memory, then the rest, and the work left to do on
+/// it.
 ///
-/// From a guest the headers that a decision depends on were read once into the start, and what is
-/// delivered must be what was decided on; the rest is copied straight from the guest's memory to
-/// its destination.
+/// The headers of a guest's frame, which decide its way, are read once into the start. So the
+/// delivered headers are those that were decided on. The rest is copied straight from the guest's
+/// memory to its destination.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameView<'f> {
     start: &'f [u8],
@@ -56,20 +57,21 @@ impl<'f> FrameView<'f> {
         self.len
     }
 
-    /// What is left to do with it.
+    /// The work left to do on it.
     #[inline]
     pub fn offload(&self) -> &Offload {
         &self.offload
     }
 
-    /// Whether a receiver that accepts these offloads gets it as it is. A checksum elsewhere than
-    /// in a transport header is not left to anybody: whoever completes it would write into what
-    /// was decided on before.
+    /// Whether a receiver that accepts these offloads gets it as it is.
+    ///
+    /// A checksum outside a transport header is left to no receiver: to complete it is to write
+    /// into bytes that were already decided on.
     #[inline]
     pub fn can_be_left_to(&self, accepted: Offloads) -> bool {
         let Offload { checksum, segmentation } = &self.offload;
         let known = checksum.is_none_or(|checksum| {
-            // With segmentation it was found to be when the guest's header was checked.
+            // With segmentation, the check of the guest's header has established this.
             segmentation.is_some() || checksum.is_of_transport(self.start)
         });
         accepted.allow(&self.offload) && known
@@ -114,7 +116,7 @@ impl<'f> FrameView<'f> {
         FrameReader { now: FramePiece::Ours(self.start), rest: self.rest }
     }
 
-    /// Copy all of it to the front of `to`, which has room; answers that part.
+    /// Copy all of it to the front of `to`, which has room; returns that part.
     pub fn copy_to<'t>(&self, to: &'t mut [u8]) -> &'t mut [u8] {
         let to = &mut to[..self.len as usize];
         self.reader().fill(to);
@@ -160,7 +162,7 @@ pub(super) struct FrameReader<'f> {
     rest: FrameRest<'f>,
 }
 
-/// What is left of the piece that is being read.
+/// The unread part of the current piece.
 #[derive(Clone, Copy, Debug)]
 enum FramePiece<'f> {
     Guest(GuestSlice<'f>),
@@ -168,7 +170,7 @@ enum FramePiece<'f> {
 }
 
 impl FrameReader<'_> {
-    /// Fill `room` with what comes next: callers ask for no more than the frame has.
+    /// Fill `room` with the next bytes: callers ask for no more than the frame has.
     #[inline]
     pub fn fill(&mut self, mut room: &mut [u8]) {
         loop {
@@ -242,7 +244,7 @@ impl Start {
         }
         let mut bytes = [0; BYTES];
         let rest_from = match pieces {
-            // The usual case, of a length that the compiler knows.
+            // The usual case, with a length that the compiler knows.
             [first, ..] if header_len == net_header::LEN && first.len() >= BYTES => {
                 first.read(&mut bytes);
                 *first = first.part(BYTES, first.len() - BYTES);
@@ -263,14 +265,14 @@ impl Start {
         self.len
     }
 
-    /// Whether it has a VLAN tag, so that more than this start says how long it may be.
+    /// Whether it has a VLAN tag, so that this start is not enough to tell how long it may be.
     #[inline]
     pub fn is_tagged(&self) -> bool {
         tag_bytes(&self.ethernet) > 0
     }
 
-    /// The frame, continued in `pieces`: for one that is complete and untagged, and whose
-    /// destination alone decides.
+    /// The frame, continued in `pieces`: for a complete and untagged one whose destination alone
+    /// decides.
     #[inline]
     pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>]) -> FrameView<'f> {
         FrameView {
@@ -302,13 +304,13 @@ pub(super) struct FrameHeaders {
 }
 
 impl FrameHeaders {
-    /// What was read.
+    /// The bytes that were read.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.read]
     }
 
-    /// The frame, continued in `pieces`, with this left to do.
+    /// The frame, continued in `pieces`, with this work left to do.
     #[inline]
     pub fn frame<'f>(&'f self, pieces: &'f [GuestSlice<'f>], offload: Offload) -> FrameView<'f> {
         FrameView {
@@ -320,8 +322,8 @@ impl FrameHeaders {
     }
 }
 
-/// Read the first bytes of a chain, which has at least that many from piece `index` on, and cut
-/// them off the piece in which they end. Returns that piece's index.
+/// Read the first bytes of a chain, which has at least that many from piece `index` on. They are
+/// cut off the piece in which they end. Returns the index of that piece.
 #[inline]
 fn read_front(pieces: &mut [GuestSlice<'_>], mut index: usize, bytes: &mut [u8]) -> usize {
     let mut read = 0;
@@ -341,7 +343,7 @@ fn read_front(pieces: &mut [GuestSlice<'_>], mut index: usize, bytes: &mut [u8])
 
 // ---- frames of a run ----------------------------------------------------------------------------
 
-/// A complete frame, one of a run of such: all that the loops over runs need to know of it.
+/// A complete frame of a run: the only properties that the loops over runs need.
 pub(super) trait CompleteFrame {
     /// Bytes.
     fn frame_len(&self) -> u32;
@@ -371,12 +373,12 @@ pub(super) struct GuestPacket<'m> {
 
 impl<'m> GuestPacket<'m> {
     /// Read the headers off the front of `piece`, of which the first is `header_len` bytes long.
-    /// None for what is no frame, leaves something to do or is flow control: that is [`Start`]'s
-    /// to look at.
+    /// None for a packet that is no frame, has work left to do or is flow control: [`Start`]
+    /// handles it.
     #[inline]
     pub fn read(piece: GuestSlice<'m>, header_len: usize) -> Option<Self> {
         const BYTES: usize = net_header::LEN + ETHERNET_BYTES as usize;
-        // Of a length that the compiler knows; a legacy driver's packets go the general way.
+        // The compiler knows this length; a legacy driver's packets take the general path.
         if header_len != net_header::LEN || piece.len() < BYTES {
             return None;
         }
@@ -406,8 +408,8 @@ impl<'m> GuestPacket<'m> {
         [a, b, c, d, e, f]
     }
 
-    /// [`flow_hash`] of it. What that looks at is read for it alone: a guest that changes it in the
-    /// meantime chooses its queue pair, as it may anyway.
+    /// [`flow_hash`] of it. The bytes that it covers are read again for this alone. A guest that
+    /// changes them in the meantime chooses its queue pair, as it may anyway.
     #[inline]
     pub fn flow_hash(&self) -> u32 {
         let mut start = [0; FLOW_BYTES_MAX];
@@ -433,7 +435,7 @@ impl CompleteFrame for GuestPacket<'_> {
         self.len
     }
 
-    /// With one tag, if it has any: a frame whose second one matters is [`Start`]'s to look at.
+    /// With one tag, if it has any: [`Start`] handles a frame whose second tag matters.
     #[inline]
     fn start(&self) -> &[u8] {
         &self.ethernet

@@ -10,12 +10,12 @@ use super::outlet::{Outlet, TakenPackets};
 use super::plane::Plane;
 
 /// Descriptors of chains beyond the usual kind after which a ring's burst ends. Linux needs 19 for
-/// the longest packet (MAX_SKB_FRAGS), so this is more than [`BYTES_MAX`] allows an honest guest.
-/// One chain more, of at most 1024, may have been taken by then.
+/// the longest packet (MAX_SKB_FRAGS), so this is more than [`BYTES_MAX`] allows an honest guest. A
+/// burst may exceed it by one chain, of at most 1024 descriptors.
 const DESCRIPTORS_MAX: usize = 1024;
 
-/// Bursts from the busy rings, and from quiet ones: a share of them, or all if there was
-/// nothing else to do.
+/// Bursts from all busy rings, and from a share of the quiet ones; from all quiet ones if there was
+/// no other work.
 #[inline]
 pub(super) fn bursts(plane: &mut Plane, mut nothing_else: bool) -> usize {
     let (mut work, mut at) = (0, 0);
@@ -43,8 +43,10 @@ pub(super) fn bursts(plane: &mut Plane, mut nothing_else: bool) -> usize {
 }
 
 /// Take what the guest has made available, at most [`BURST`] packets, and forward it. Returns how
-/// many were taken. A burst's work is also bounded by [`DESCRIPTORS_MAX`], and by the copies and
-/// bytes of an [`Outlet`], each overrun by no more than one packet.
+/// many were taken.
+///
+/// [`DESCRIPTORS_MAX`], and the copies and bytes of an [`Outlet`], also limit a burst; it exceeds
+/// each by at most one packet.
 fn burst(plane: &mut Plane, id: RingId) -> usize {
     let Some(ring) = plane.ports.ring(id) else { return 0 };
     if ring.broken.is_some() {
@@ -66,8 +68,8 @@ fn burst(plane: &mut Plane, id: RingId) -> usize {
     usize::from(taken)
 }
 
-/// Take a burst of packets, forward or discard them; the guest is shown at the end of the turn that
-/// they are done.
+/// Take a burst of packets, and forward or discard them. The guest sees their completion at the end
+/// of the turn.
 fn serve(plane: &mut Plane, id: RingId, ring: &mut Ring) -> (u16, Option<Fault>) {
     let outlet =
         if ring.enabled { Outlet::new(plane, id.port, pair_of(id.index), ring.kind) } else { None };
@@ -95,8 +97,8 @@ fn serve(plane: &mut Plane, id: RingId, ring: &mut Ring) -> (u16, Option<Fault>)
     (taken, result.err())
 }
 
-/// Take up to [`BURST`] packets, let `forward` see them, and complete them. It answers how many it
-/// has forwarded; if that is not all, it is enough for this turn.
+/// Take up to [`BURST`] packets, show them to `forward`, and complete them. `forward` returns how
+/// many it has forwarded; if not all, the burst ends.
 #[inline]
 fn each_packet(
     ring: &mut Ring,
@@ -134,7 +136,7 @@ fn each_packet_of(
             *taken += 1;
             continue;
         }
-        // Another core has just written them: all are on their way while the first is looked at.
+        // Another core has just written them: fetch the lines of all while the first is read.
         run.iter().for_each(|(_, piece)| piece.prefetch(usize::MAX));
         let done = forward(TakenPackets::Run(&run));
         let enough = done < run.len();

@@ -1,5 +1,5 @@
-//! What is handed over to a worker: frames and packets for its rings from other workers, the wire's
-//! multicast and the host's packets from the control plane, and announcements of ports.
+//! Handovers to a worker: frames and packets from other workers for its rings, and announcements of
+//! ports. The control plane hands over the wire's multicast and the host's packets.
 
 use crate::metrics::SocketCounter;
 use crate::virtqueue::RingKind;
@@ -12,8 +12,8 @@ use super::limits::{BURST, ETHERNET_BYTES};
 use super::outlet::Outlet;
 use super::plane::Plane;
 
-/// Take frames that come home and what is handed over, at most [`BURST`] packets. Returns how many
-/// copies were made of them.
+/// Take returned frames and handovers, at most [`BURST`] packets. Returns how many copies were made
+/// of them.
 pub(super) fn burst(plane: &mut Plane) -> usize {
     let own = plane.id.index();
     while let Some((place, port, frame)) = plane.inboxes[own].next_home() {
@@ -34,7 +34,7 @@ pub(super) fn burst(plane: &mut Plane) -> usize {
     work
 }
 
-/// Answers how many copies were made, at least one.
+/// Returns how many copies were made, at least one.
 fn accept(plane: &mut Plane, handover: Handover) -> usize {
     match handover {
         Handover::Frame { home, place, received, to } => {
@@ -59,9 +59,11 @@ fn accept(plane: &mut Plane, handover: Handover) -> usize {
     }
 }
 
-/// A frame that the control plane brought, of the wire's multicast or from the host: to the
-/// switched port with its MAC, or to all of them. What is for the next bridge ends here: the host
-/// has its own of it. Answers how many copies were made.
+/// Deliver a frame that the control plane brought, of the wire's multicast or from the host. It
+/// goes to the switched port with its MAC, or to all of them.
+///
+/// A frame for the next bridge ends here: the host has its own copy. Returns how many copies were
+/// made.
 fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
     let (mut dispatch, sockets) = plane.ways(None);
     let mut drop = |reason| {
@@ -80,7 +82,7 @@ fn arrive(plane: &mut Plane, uplink: UplinkId, frame: &FrameView<'_>) -> usize {
 }
 
 /// A control-plane frame in the name of a port (its announcement after a migration): to the wire
-/// and to all others. Answers how many copies were made.
+/// and to all others. Returns how many copies were made.
 fn announce(plane: &mut Plane, port: PortId, bytes: &[u8]) -> usize {
     match Outlet::new(plane, port, 0, RingKind::default()) {
         Some(outlet) => outlet.announce(&FrameView::whole(bytes)),

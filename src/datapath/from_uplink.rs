@@ -21,10 +21,10 @@ use super::plane::Plane;
 use super::shares::Lent;
 use super::sockets::WorkerSocket;
 
-/// Flows whose segments are gathered at once; one more ends the one that began first.
+/// Flows whose segments are gathered at once. Another flow ends the train that began first.
 const TRAINS_MAX: usize = 8;
 
-/// What a receive burst works on, kept between bursts for its memory.
+/// The working data of a receive burst, kept between bursts to reuse its memory.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     /// The pieces of all packets, in order; None once handed over.
@@ -64,7 +64,7 @@ pub(super) fn burst(plane: &mut Plane, arrivals: &mut Arrivals, place: usize) ->
         trains,
     };
     let mut next = 0;
-    // What stops a run stops those after it, as a rule: they are not looked at as a run again.
+    // A packet that stops a run usually stops those after it, so they are not tried as a run again.
     let mut singles_until = 0;
     while next < pieces.len() {
         if next >= singles_until {
@@ -88,7 +88,7 @@ pub(super) fn burst(plane: &mut Plane, arrivals: &mut Arrivals, place: usize) ->
     count as usize
 }
 
-/// Whether it is no frame: shorter than an Ethernet header.
+/// Whether a packet is no frame: shorter than an Ethernet header.
 #[inline]
 fn is_runt(start: &[u8]) -> bool {
     start.len() < ETHERNET_BYTES as usize
@@ -108,8 +108,8 @@ struct Inlet<'w> {
 }
 
 impl<'w> Inlet<'w> {
-    /// Deliver the first packets at once, if they are of one frame each and for one port that takes
-    /// them as they are. Answers how many were delivered, and how many are for that port.
+    /// Deliver the first packets at once, if they are of one frame each and for one port that
+    /// accepts them as they are. Returns how many were delivered, and how many are for that port.
     #[inline]
     fn receive_run(&mut self, pieces: &[Option<Received>]) -> (usize, usize) {
         let Some(Some(first)) = pieces.first() else { return (0, 0) };
@@ -137,14 +137,14 @@ impl<'w> Inlet<'w> {
         (delivered, frames.len())
     }
 
-    /// Where a frame goes that begins so.
+    /// The decision for a frame that begins with these bytes.
     #[inline]
     fn decide(&self, start: &[u8]) -> Decision<'w> {
         decide(self.dispatch.table, self.origin, FrameView::whole(start).destination())
     }
 
-    /// Find the packet's port; deliver it, or gather it for later in this burst. What is gathered
-    /// of its flow goes first, so that a flow stays in order.
+    /// Find the packet's port; deliver it, or gather it for later in this burst. Segments already
+    /// gathered of its flow go first, so that a flow stays in order.
     #[inline]
     fn receive(&mut self, pieces: &mut [Option<Received>], packet: Range<usize>) {
         let first = packet.start;
@@ -215,7 +215,7 @@ impl<'w> Inlet<'w> {
 // ---- coalescing ---------------------------------------------------------------------------------
 
 impl Inlet<'_> {
-    /// Append a segment to what is gathered of its flow.
+    /// Append a segment to the train of its flow.
     fn gather(
         &mut self,
         pieces: &mut [Option<Received>],
@@ -241,13 +241,13 @@ impl Inlet<'_> {
         self.trains.push((port, train));
     }
 
-    /// What is gathered of a segment's flow.
+    /// The train of a segment's flow, by its place in `trains`.
     #[inline]
     fn train_of(&self, port: PortId, frame: &[u8]) -> Option<usize> {
         self.trains.iter().position(|(other, train)| *other == port && train.same_flow(frame))
     }
 
-    /// Deliver what is gathered and would be overtaken by the frame at `place`, which is not.
+    /// Deliver the trains that the frame at `place`, which is in none, would overtake.
     #[inline]
     fn end_overtaken(&mut self, pieces: &mut [Option<Received>], port: PortId, place: usize) {
         while let Some(received) = &pieces[place] {
@@ -265,7 +265,7 @@ impl Inlet<'_> {
         }
     }
 
-    /// Deliver what is gathered of one flow, as one packet.
+    /// Deliver the train of one flow, as one packet.
     fn end_at(&mut self, pieces: &mut [Option<Received>], at: usize) {
         let (port, mut train) = self.trains.remove(at);
         let Some(receiver) = self.dispatch.table.receiver(port) else {

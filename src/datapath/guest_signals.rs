@@ -1,15 +1,16 @@
-//! Signals to guests, whose cost is their port's own.
+//! Signals to guests, with their cost charged to the port.
 //!
-//! A signal is a write to an eventfd that the front-end has too, and it decides what that costs.
-//! The kernel calls everybody who watches the descriptor before the write returns
-//! (`eventfd_write`): with thousands of watchers it takes milliseconds. And a front-end can make it
-//! block.
+//! A signal is a write to an eventfd that the front-end holds too, so the front-end decides its
+//! cost. The kernel calls every watcher of the descriptor before the write returns
+//! (`eventfd_write`): with thousands of watchers it takes milliseconds. A front-end can also make
+//! the write block.
 //!
-//! So each signal is timed. What one takes longer than [`FREE`] is its port's debt, which time pays
-//! off, a thousandth of what passes. While a port owes more than [`CREDIT`], another thread sends
-//! its signals. So a port can take no more than a thousandth of a worker's time for long. A port
-//! that was merely unlucky, since its worker was not scheduled, has its signals a little later for
-//! a while.
+//! So each signal is timed. The time above [`FREE`] is added to its port's debt; a thousandth of
+//! the time that passes pays it off. While a port owes more than [`CREDIT`], another thread sends
+//! its signals. So no port can take more than a thousandth of a worker's time for long.
+//!
+//! A port may also run up debt because its worker was not scheduled. Its signals are then a little
+//! late for a while.
 
 use std::io;
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use crate::platform::interrupt::InterruptibleThread;
 use crate::virtqueue::{EventFd, Fault};
 
-/// What a signal may take: a write to an eventfd, and waking who waits for it.
+/// Time that a signal may take: a write to an eventfd, and the wake-up of its waiter.
 const FREE: Duration = Duration::from_micros(20);
-/// What a port may owe before its signals are sent by another thread.
+/// Debt of a port above which another thread sends its signals.
 const CREDIT: Duration = Duration::from_millis(2);
 /// Time in which a nanosecond of debt is paid off, nanoseconds.
 const PAID_IN: u32 = 1000;
@@ -31,11 +32,11 @@ const PAID_IN: u32 = 1000;
 /// How long the other thread may be in one signal before it is interrupted.
 const STUCK: Duration = Duration::from_millis(100);
 
-/// What a port owes for its signals.
+/// The debt of a port for its signals.
 #[derive(Clone, Copy, Debug, Default)]
 struct Debt {
     owed: Duration,
-    /// When it was that much.
+    /// When `owed` was true.
     since: Option<Instant>,
 }
 
@@ -66,7 +67,7 @@ impl Debt {
 #[derive(Debug, Default)]
 pub(super) struct Signalling {
     debt: Debt,
-    /// Of each ring whose signals the other thread sends: whether one waits there.
+    /// For each ring whose signals the other thread sends: whether a signal waits there.
     waiting: Vec<Arc<AtomicBool>>,
 }
 
@@ -110,7 +111,7 @@ struct WaitingSignal {
     event: EventFd,
 }
 
-/// The other thread. Of each ring at most one signal waits for it: one is as good as many.
+/// The other thread. At most one signal per ring waits for it: one is as good as many.
 #[derive(Debug)]
 pub(super) struct Signaller {
     sender: Sender<WaitingSignal>,
@@ -147,8 +148,8 @@ impl Signaller {
         self.asked += 1;
     }
 
-    /// Whether some signals have not been sent. The thread is interrupted if it is in one of them
-    /// for too long: a front-end may have made it block once more.
+    /// Whether some signals have not been sent. The thread is interrupted if one of them takes too
+    /// long: a front-end may have made the write block.
     pub fn is_behind(&mut self) -> bool {
         let sent = self.sent.load(Ordering::Acquire);
         if sent == self.asked {
@@ -170,7 +171,7 @@ impl Signaller {
 
 fn send_all(signals: &Receiver<WaitingSignal>, sent: &AtomicU64) {
     for WaitingSignal { waits, event } in signals {
-        // What is asked for from now on is another signal.
+        // A request from now on is another signal.
         waits.store(false, Ordering::Release);
         event.signal_apart();
         drop(event);

@@ -1,11 +1,13 @@
 //! Between workers: a packet whose ring belongs to another worker is handed over, never delivered
 //! across.
 //!
-//! Each worker has one bounded inbox. A frame from an uplink goes as it is and comes home to the
-//! socket it was received from. A packet from a guest goes in one of the worker's own buffers, of
-//! which each port has its share, and that comes home too. A packet from the control plane goes in
-//! a buffer of its pool. Full means dropped and counted by the sender. Placement makes all of this
-//! the exception.
+//! Each worker has one bounded inbox. A frame from an uplink is handed over as it is, and returns
+//! to the socket that received it. A packet from a guest travels in one of the worker's own
+//! buffers, of which each port has its share; the buffer returns too. A packet from the control
+//! plane travels in a buffer of its pool.
+//!
+//! A sender drops and counts a packet that finds an inbox full. Placement makes handovers the
+//! exception.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,9 +32,8 @@ const INBOX_PACKETS: usize = 1024;
 /// Buffers of each worker, as in the pool.
 const BUFFERS: usize = 512;
 
-/// Buffers in the control plane's pool. Each has room for the longest frame, but memory is used
-/// only where packets have been: a pool that has carried nothing but small ones has a page per
-/// buffer.
+/// Buffers in the control plane's pool. Each has room for the longest frame, but uses memory only
+/// where packets have been. A pool that has carried only small packets uses a page per buffer.
 const POOL_PACKETS: usize = 1024;
 
 /// A packet in a buffer of ours.
@@ -41,9 +42,9 @@ pub struct Packet {
     /// As long as the longest packet that it has held.
     bytes: Vec<u8>,
     len: usize,
-    /// What is left to do with it.
+    /// The work left to do on it.
     pub offload: Offload,
-    /// The worker whose buffer it is, and the port that has it; None of the control plane's.
+    /// The worker that owns the buffer, and the port that uses it; None for the control plane's.
     home: Option<(WorkerId, PortId)>,
 }
 
@@ -54,7 +55,7 @@ impl Packet {
         Self { bytes, len: 0, offload: Offload::PLAIN, home: None }
     }
 
-    /// Give it back where it was taken: to `pool`, or into the inbox of its worker.
+    /// Return it to its origin: to `pool`, or into the inbox of its worker.
     pub fn go_home<'i>(self, pool: &PacketPool, inbox: impl FnOnce(WorkerId) -> &'i Inbox) {
         match self.home {
             // As many places as buffers.
@@ -69,8 +70,8 @@ impl Packet {
         &self.bytes[..self.len]
     }
 
-    /// Complete a checksum that is not of the packet's transport. It is left to nobody else: who
-    /// completes it may have decided something by the bytes that it is written to.
+    /// Complete a checksum that is not of the packet's transport. No receiver may do this: it may
+    /// have decided something by the bytes that the checksum is written to.
     pub fn settle_checksum(&mut self) {
         let Self { bytes, len, offload, .. } = self;
         let bytes = &mut bytes[..*len];
@@ -93,7 +94,7 @@ impl Packet {
         self.len = len;
         self.offload = Offload::PLAIN;
         if self.bytes.len() < len {
-            // Within the capacity, and once for each length that is longer than all before.
+            // Within the capacity, and only for a packet longer than all before.
             self.bytes.resize(len, 0);
         }
         &mut self.bytes[..len]
@@ -157,7 +158,8 @@ impl Buffers {
         self.shares.divide(ports);
     }
 
-    /// One for a packet of this port; None while it has its share, and nobody leaves it more.
+    /// A buffer for a packet of this port. None while the port holds its share and the others leave
+    /// it no more.
     pub fn take(&mut self, port: PortId) -> Option<Packet> {
         // At most BUFFERS.
         #[allow(clippy::cast_possible_truncation)]
@@ -171,7 +173,7 @@ impl Buffers {
         Some(packet)
     }
 
-    /// One is back.
+    /// Take a buffer back.
     pub fn put(&mut self, packet: Packet) {
         if let Some((_, port)) = packet.home {
             self.shares.give_back(port, 1);
@@ -199,14 +201,14 @@ pub enum Target {
     },
 }
 
-/// What one worker gives another.
+/// A handover from one worker to another.
 #[derive(Debug)]
 pub enum Handover {
-    /// A received frame, to be sent home when it is delivered.
+    /// A received frame, to be returned when it is delivered.
     Frame {
         /// Whose frame it is.
         home: WorkerId,
-        /// In which of the home worker's places the socket is that received it.
+        /// The home worker's place of the socket that received it.
         place: usize,
         /// The packet, in the memory of that uplink.
         received: Received,
@@ -222,14 +224,14 @@ pub enum Handover {
     },
 }
 
-/// A worker's letter box, shared with everybody who hands packets to it.
+/// A worker's inbox, shared with all threads that hand packets to it.
 #[derive(Debug)]
 pub struct Inbox {
     handovers: ArrayQueue<Handover>,
-    /// Frames coming home, with their socket's place and the port that they were lent for; room for
+    /// Returning frames, with their socket's place and the port that they were lent for; room for
     /// all that may be away.
     homecoming: ArrayQueue<(usize, PortId, Frame)>,
-    /// Buffers coming home; room for all there are.
+    /// Returning buffers; room for all there are.
     buffers: ArrayQueue<Packet>,
     /// Set while the worker sleeps or is about to.
     sleeping: AtomicBool,
@@ -237,8 +239,8 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Places for all that so many workers can have under way to one: up to 16 of them, it is
-    /// never full.
+    /// Places for all packets that so many workers can have under way to one worker. With up to 16
+    /// workers the inbox is never full.
     #[must_use]
     pub fn places_for(workers: usize) -> usize {
         INBOX_PACKETS * workers.clamp(1, 16)

@@ -1,8 +1,8 @@
 //! When to sleep: a little after the last packet, so that a burst is met awake and idleness
 //! costs nothing.
 
-/// Empty turns before sleep. A turn of an idle worker takes some 50 to 200 ns, so this is a few
-/// tens of microseconds: about what a sleep and a wake-up cost.
+/// Empty turns before sleep. A turn of an idle worker takes some 50 to 200 ns. So this is a few
+/// tens of microseconds: about the cost of a sleep and a wake-up.
 const EMPTY_TURNS_MAX: u32 = 256;
 
 /// Counts empty turns.

@@ -1,4 +1,4 @@
-//! The numbers by which the control plane and the workers name what they have.
+//! The numbers by which the control plane and the workers name ports, uplinks, workers and rings.
 
 /// A port's number on this host, its place in tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

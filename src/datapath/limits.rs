@@ -17,9 +17,11 @@ pub const fn frame_max(mtu: u32) -> u32 {
     mtu + ETHERNET_BYTES + VLAN_BYTES
 }
 
-/// Whether a frame of `len` bytes is one of an interface with this [`frame_max`]: it has at most
-/// its MTU behind the Ethernet header and the VLAN tags that it really has, up to two (virtio 1.2,
-/// 5.1.4.1). `start` is the frame or its first bytes; a tag that is not in them does not count.
+/// Whether a frame of `len` bytes is one of an interface with this [`frame_max`]. Behind the
+/// Ethernet header and its actual VLAN tags, up to two, it has at most its MTU (virtio 1.2,
+/// 5.1.4.1).
+///
+/// `start` is the frame or its first bytes; a tag beyond them does not count.
 #[inline]
 pub(super) fn is_within(frame_max: u32, len: u32, start: &[u8]) -> bool {
     let untagged = frame_max.saturating_sub(VLAN_BYTES);

@@ -25,7 +25,7 @@ pub struct WorkerGone;
 /// A descriptor of a socket, with its uplink and its queue.
 pub type SocketDescriptor = (UplinkId, u32, OwnedFd);
 
-/// A ring of a paused worker: what its session does not know of it.
+/// A ring of a paused worker: the state that its session does not have.
 #[derive(Debug)]
 pub struct PausedRing {
     /// The port.
@@ -44,8 +44,8 @@ pub struct PausedRing {
     pub err: Option<OwnedFd>,
 }
 
-/// All that a paused worker has. Nothing of it moves any more, so another process may take it over,
-/// if this worker never resumes.
+/// All state of a paused worker. Nothing of it changes any more, so another process may take it
+/// over, if this worker never resumes.
 #[derive(Debug)]
 pub struct PausedWorker {
     /// The sockets.
@@ -64,7 +64,7 @@ pub enum WorkerCommand {
         /// Acknowledged, with the table before: a worker frees none.
         done: Sender<Arc<Forwarding>>,
     },
-    /// Be ready for rings of this port; answers where its counters are published.
+    /// Be ready for rings of this port; returns where its counters are published.
     AddPort {
         /// The port.
         port: PortId,
@@ -91,7 +91,7 @@ pub enum WorkerCommand {
         /// Acknowledged.
         done: Sender<()>,
     },
-    /// Serve this ring no more; answers the ring, published and untouched from then on.
+    /// Stop serving this ring; returns it, published and untouched from then on.
     Take {
         /// The port.
         port: PortId,
@@ -108,17 +108,18 @@ pub enum WorkerCommand {
         kind: EventKind,
         /// The new one.
         event: Option<EventFd>,
-        /// Acknowledged, with the old one: to close what thousands watch takes long.
+        /// Acknowledged, with the old one: to close a descriptor with thousands of watchers takes
+        /// long.
         done: Sender<Option<EventFd>>,
     },
-    /// Use other memory for a ring; answers the queue as it was, or None if there is no such ring
+    /// Use other memory for a ring. Returns the queue as it was, or None if there is no such ring
     /// or it cannot run there.
     Relocate {
         /// The ring.
         ring: RingId,
         /// All that is needed to run it, but for its position.
         setup: QueueSetup,
-        /// The memory. Whoever sends this keeps it, and the old one: a worker unmaps nothing.
+        /// The memory. The sender keeps it, and the old one: a worker unmaps nothing.
         memory: Arc<GuestMemory>,
         /// Acknowledged.
         done: Sender<Option<Queue>>,
@@ -139,19 +140,19 @@ pub enum WorkerCommand {
     Survey {
         /// The ports; few, for nothing moves meanwhile.
         ports: Vec<(PortId, bool)>,
-        /// What was seen of each.
+        /// The sight of each port.
         done: Sender<Vec<PortSight>>,
     },
-    /// Serve the uplink's sockets no more; answers them, untouched from then on, when no other
-    /// worker has a frame of theirs. What guests send there is dropped and counted until the next
-    /// are given.
+    /// Stop serving the uplink's sockets. Returns them, untouched from then on, when no other
+    /// worker has a frame of theirs. Packets that guests send there are dropped and counted until
+    /// the next sockets are given.
     TakeSockets {
         /// The uplink.
         uplink: UplinkId,
         /// Acknowledged, with the sockets that this worker had.
         done: Sender<Vec<Socket>>,
     },
-    /// Serve these sockets; answers where each is counted.
+    /// Serve these sockets; returns where each is counted.
     GiveSockets {
         /// The uplink, of which this worker has no other socket on the same queue.
         uplink: UplinkId,
@@ -170,7 +171,7 @@ pub enum WorkerCommand {
         /// Acknowledged, with the old memory: a worker unmaps nothing.
         done: Sender<Option<Arc<Umem>>>,
     },
-    /// Report how far the sockets are, waking the kernel for what it still has to send.
+    /// Report the sockets' progress, after waking the kernel for frames that it still has to send.
     Examine {
         /// The report.
         done: Sender<Vec<SocketReport>>,
@@ -180,21 +181,21 @@ pub enum WorkerCommand {
         /// By uplink and queue.
         done: Sender<io::Result<Vec<SocketDescriptor>>>,
     },
-    /// Take nothing more from guests and sockets, and only do what other workers hand over; answers
-    /// how much of that it has ever done. All that was taken before is then where it goes, or has
-    /// been handed over.
+    /// Take nothing more from guests and sockets, and only accept handovers of other workers.
+    /// Returns how many were ever accepted. All packets taken before are then delivered or handed
+    /// over.
     Pause {
         /// Acknowledged.
         done: Sender<u64>,
     },
     /// While paused, when nothing is handed over any more: show everything to guests and kernel,
-    /// and say where all is.
+    /// and report all state.
     Report {
         /// The report.
         done: Sender<io::Result<PausedWorker>>,
     },
-    /// While paused: have these sockets where another process left them. Answers whether that can
-    /// be.
+    /// While paused: set these sockets to the state in which another process paused them. Returns
+    /// whether that is possible.
     Adopt {
         /// Those that another process had; not all need be this worker's.
         sockets: Arc<Vec<(UplinkId, PausedSocket)>>,
@@ -210,7 +211,7 @@ pub enum WorkerCommand {
     Stop,
 }
 
-/// What a command will be acknowledged with.
+/// The future answer to a command.
 #[derive(Debug)]
 #[must_use]
 pub struct Acknowledgement<T>(Receiver<T>);
@@ -294,7 +295,7 @@ impl WorkerHandle {
     }
 
     /// Serve this ring once the worker resumes. Nobody waits for it: a paused worker applies all
-    /// that it was sent, in order, before it resumes.
+    /// commands in order before it resumes.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -302,7 +303,7 @@ impl WorkerHandle {
         self.send(|done| WorkerCommand::Give { port, index, ring: Box::new(ring), done }).map(drop)
     }
 
-    /// Serve this ring no more.
+    /// Stop serving this ring.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -363,7 +364,7 @@ impl WorkerHandle {
         self.call(|done| WorkerCommand::Survey { ports, done })
     }
 
-    /// Serve the uplink's sockets no more, and answer them.
+    /// Stop serving the uplink's sockets, and return them.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -407,7 +408,7 @@ impl WorkerHandle {
         self.call(|done| WorkerCommand::Sockets { done })
     }
 
-    /// Take nothing more; how much was ever done of what other workers handed over.
+    /// Take nothing more. The answer is how many handovers of other workers were ever accepted.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -415,7 +416,7 @@ impl WorkerHandle {
         self.send(|done| WorkerCommand::Pause { done })
     }
 
-    /// Where all is, of a paused worker that gets nothing handed over.
+    /// The state of a paused worker that gets no more handovers.
     ///
     /// # Errors
     /// [`WorkerGone`]; inside, no descriptor left.
@@ -423,8 +424,8 @@ impl WorkerHandle {
         self.send(|done| WorkerCommand::Report { done })
     }
 
-    /// Have those of these sockets that are its own where another process left them; false if that
-    /// cannot be.
+    /// Set those of these sockets that are its own to the state in which another process paused
+    /// them; false if that is impossible.
     ///
     /// # Errors
     /// [`WorkerGone`].
@@ -446,7 +447,7 @@ impl WorkerHandle {
 
     /// End. Rings still there are dropped.
     pub fn stop(&self) {
-        // A worker that has ended already is what was asked for.
+        // A worker that has ended already has stopped as well.
         let _ = self.commands.send(WorkerCommand::Stop);
         self.inbox.wake();
     }

@@ -1,12 +1,14 @@
 //! DATAPATH: where packets move. One [`Worker`] is one pinned thread that owns its rings and
 //! AF_XDP sockets outright; nothing mutable is shared with it but counters and mailboxes.
 //!
-//! A packet from a guest: `from_guest` takes it from its ring, `outlet` checks its header,
-//! `decision` says where it goes, and it is copied once: into a frame of the uplink's socket, or
-//! into another guest's buffers. A packet to a guest: `from_uplink` takes it from a socket,
-//! `decision` names the port, and it is copied once into receive buffers. What a receiver does not
-//! do itself (checksums, segmentation), `complete` does in software. A ring that belongs to another
-//! worker gets its packet through that worker's [`Inbox`].
+//! A packet from a guest: `from_guest` takes it from its ring, `outlet` checks its header, and
+//! `decision` says where it goes. It is copied once: into a frame of the uplink's socket, or into
+//! another guest's buffers.
+//!
+//! A packet to a guest: `from_uplink` takes it from a socket, `decision` names the port, and it is
+//! copied once into receive buffers. For a receiver without checksums or segmentation, `complete`
+//! makes them in software. A ring that belongs to another worker gets its packet through that
+//! worker's [`Inbox`].
 //!
 //! All changes ([`WorkerCommand`]) reach a worker through its mailbox, are applied between two
 //! bursts, and are acknowledged. The import arrows: virtqueue, xdp, guest_memory, packet, device,

@@ -18,13 +18,13 @@ use super::limits::BURST;
 use super::plane::Plane;
 use super::sockets::{Sending, WorkerSocket};
 
-/// Copies of flooded frames and segments of large ones after which a ring's burst ends, whatever is
-/// left for its next turn: one guest must not hold up the others' turns, nor send more at once than
-/// the uplink has frames for.
+/// Copies of flooded frames and segments of large ones after which a ring's burst ends; the rest
+/// waits for its next turn. One guest must not hold up the others' turns, nor send more at once
+/// than the uplink has frames for.
 const COPIES_MAX: usize = 2 * BURST as usize;
 
 /// Bytes of packets after which a ring's burst ends: a copy of so many takes some 25 microseconds.
-/// Four of the longest packets, or a whole burst of the usual ones.
+/// It is four of the longest packets, or a whole burst of the usual ones.
 const BYTES_MAX: u64 = 256 << 10;
 
 /// Packets taken from a guest.
@@ -58,7 +58,8 @@ pub(super) struct Outlet<'w> {
     /// Whether the guest has queue pairs to choose from itself.
     learns: bool,
     dispatch: Dispatch<'w>,
-    /// The uplink's socket for this queue pair; the control plane places rings where there is one.
+    /// The uplink's socket for this queue pair; the control plane places rings with workers that
+    /// have one.
     sending: Option<Sending<'w>>,
     forwarded: u64,
     bytes: u64,
@@ -108,7 +109,7 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// Forward packets, until enough frames were made of them. Answers how many.
+    /// Forward packets, until enough frames were made of them. Returns how many.
     #[inline]
     pub fn forward(&mut self, taken: TakenPackets<'_, '_>) -> usize {
         if self.has_done_enough() {
@@ -129,7 +130,7 @@ impl<'w> Outlet<'w> {
         self.copies >= COPIES_MAX || self.looked_at >= BYTES_MAX
     }
 
-    /// Packets in one piece each: as many at once as have the same way to go.
+    /// Forward packets in one piece each, as many at once as have one destination.
     #[inline]
     fn forward_run(&mut self, run: &[(Chain, GuestSlice<'_>)]) -> usize {
         let mut alike = ArrayVec::new();
@@ -139,7 +140,8 @@ impl<'w> Outlet<'w> {
             self.read_alike(&run[done..], &mut alike);
             let end = done + alike.len().max(1);
             done += self.forward_alike(&alike);
-            // What stopped one stops those after it, as a rule: they are not read for it again.
+            // A packet that stops a run usually stops those after it, so they are not read as a run
+            // again.
             while done < end && !self.has_done_enough() {
                 self.forward_single(&mut [run[done].1]);
                 done += 1;
@@ -148,7 +150,7 @@ impl<'w> Outlet<'w> {
         done
     }
 
-    /// Read packets up to the first that has something left to do, or another destination.
+    /// Read packets up to the first that has work left to do, or another destination.
     #[inline]
     fn read_alike<'m>(&self, run: &[(Chain, GuestSlice<'m>)], alike: &mut Alike<'m>) {
         let Self { kind, route, run_max, .. } = *self;
@@ -165,8 +167,8 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// Forward packets that go the same way. Answers how many, from the first; the next one is
-    /// [`forward_single`](Self::forward_single)'s.
+    /// Forward packets of one destination. Returns how many, from the first;
+    /// [`forward_single`](Self::forward_single) handles the next one.
     #[inline]
     fn forward_alike(&mut self, packets: &[GuestPacket<'_>]) -> usize {
         let Some(first) = packets.first() else { return 0 };
@@ -304,7 +306,7 @@ impl<'w> Outlet<'w> {
         }
     }
 
-    /// Send a frame in the name of the port: to the wire, and to all others. Answers how many
+    /// Send a frame in the name of the port: to the wire, and to all others. Returns how many
     /// copies were made.
     pub fn announce(mut self, frame: &FrameView<'_>) -> usize {
         match self.route.attachment {
@@ -327,11 +329,11 @@ impl<'w> Outlet<'w> {
         if let Some(host) = self.dispatch.table.host(uplink) {
             self.send_to_port(host, frame);
         }
-        // Those of other workers too: it is their time.
+        // Copies made by other workers count too: they take those workers' time.
         self.copies += copies.max(self.dispatch.table.switched(uplink).len());
     }
 
-    /// Complete and transmit; false if any of the frames that it makes was lost.
+    /// Complete and transmit; false if a resulting frame was lost.
     #[inline]
     fn send_to_uplink(&mut self, frame: &FrameView<'_>) -> bool {
         let Some(sending) = &mut self.sending else { return false };
@@ -390,7 +392,8 @@ fn socket_for(places: &[WorkerSocket], route: &Route, pair: u16) -> Option<usize
         }
         Attachment::Switch { .. } => {
             let count = places.iter().filter(|place| of_uplink(place)).count();
-            // This worker has every so many pairs; the next one of them takes the next socket.
+            // This worker has every n-th pair, n being the number of workers; each next one takes
+            // the next socket.
             let turn = usize::from(pair).checked_div(route.workers.len())?;
             let nth = turn.checked_rem(count)?;
             (0..places.len()).filter(|&place| of_uplink(&places[place])).nth(nth)

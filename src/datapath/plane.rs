@@ -1,5 +1,6 @@
-//! What a worker moves packets with: its rings, its sockets, the forwarding table, and the ways to
-//! other workers. The bursts work on this alone, so that they need neither the loop nor its sleep.
+//! A worker's means to move packets: its rings, its sockets, the forwarding table, and the inboxes
+//! of other workers. The bursts work on this alone, so that they need neither the loop nor its
+//! sleep.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::rotation::Rotation;
 use super::sockets::{Sockets, WorkerSocket};
 use super::worker_ports::WorkerPorts;
 
-/// What a worker's packets come from and go to. Everything in it is its thread's alone.
+/// The sources and destinations of a worker's packets. Everything in it is its thread's alone.
 #[derive(Debug)]
 pub(super) struct Plane {
     pub id: WorkerId,
@@ -37,7 +38,7 @@ pub(super) struct Plane {
     pub accepted: u64,
 }
 
-/// What a plane starts with.
+/// The arguments of a new plane.
 #[derive(Debug)]
 pub(super) struct PlaneSetup {
     pub id: WorkerId,
@@ -50,7 +51,7 @@ pub(super) struct PlaneSetup {
 }
 
 impl Plane {
-    /// Without ports, and with a table that knows none.
+    /// A plane without ports, and with an empty table.
     ///
     /// # Errors
     /// No thread to be had for signals.
@@ -75,15 +76,15 @@ impl Plane {
         &self.inboxes[self.id.index()]
     }
 
-    /// The ways to the ports, for what the guest of `sender` sends or somebody else, and apart from
-    /// them the sockets.
+    /// The ways to the ports, and apart from them the sockets. `sender` is the port whose guest
+    /// sends the frames, if a guest does.
     #[inline]
     pub fn ways(&mut self, sender: Option<PortId>) -> (Dispatch<'_>, &mut Sockets) {
         let Self { id, sockets, ports, table, inboxes, buffers, .. } = self;
         (Dispatch { here: *id, table, ports, inboxes, buffers, sender }, sockets)
     }
 
-    /// Use another table; answers the one before.
+    /// Use another table; returns the one before.
     pub fn set_table(&mut self, table: Arc<Forwarding>) -> Arc<Forwarding> {
         self.buffers.divide(table.senders_of(self.id));
         let before = std::mem::replace(&mut self.table, table);
@@ -112,14 +113,14 @@ impl Plane {
         }
     }
 
-    /// Give the kernel what the sockets have for it.
+    /// Show the kernel the new entries of all sockets.
     pub fn flush_sockets(&mut self) {
         for socket in self.sockets.places.iter_mut().filter_map(|place| place.socket.as_mut()) {
             socket.flush();
         }
     }
 
-    /// Let readers see what is counted.
+    /// Let readers see the counters.
     pub fn publish_counters(&mut self) {
         for (uplink, count) in self.ports.take_removed() {
             self.sockets.count(Some(uplink), SocketCounter::DroppedPortRemoved, count);
@@ -128,7 +129,8 @@ impl Plane {
         self.sockets.places.iter_mut().for_each(WorkerSocket::publish);
     }
 
-    /// What the kernel counts costs a call of it for each socket, so it is read when asked for.
+    /// Read the kernel's counters. This costs a system call per socket, so it is done only on
+    /// request.
     pub fn read_kernel_statistics(&mut self) {
         self.sockets.places.iter_mut().for_each(WorkerSocket::read_kernel_statistics);
     }
@@ -194,7 +196,7 @@ mod tests {
             self.plane.set_table(Arc::new(table.build()));
         }
 
-        /// What another thread does.
+        /// Hand a packet over, as another thread does.
         fn hand_over(&self, bytes: &[u8], target: Target) {
             let mut packet = self.plane.pool.take().unwrap();
             packet.room(bytes.len()).copy_from_slice(bytes);

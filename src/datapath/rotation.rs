@@ -1,25 +1,25 @@
-//! The order in which a worker looks at the rings it takes packets from: busy ones every turn,
-//! quiet ones now and then, so that a worker of many idle guests is as fast as one of none.
+//! The order in which a worker looks at the rings it takes packets from. It looks at busy rings
+//! every turn, at quiet ones now and then. So many idle guests do not slow a worker down.
 //!
-//! A quiet ring asks for kicks all the time; nothing has to be told to it before the worker
-//! sleeps or after it wakes. While the worker is busy it looks at a share of the quiet rings each
-//! turn; when nothing else is to be done, at all of them.
+//! A quiet ring asks for kicks all the time; its driver needs no notice before the worker sleeps or
+//! after it wakes. A busy worker looks at a share of the quiet rings each turn. A worker with
+//! nothing else to do looks at all of them.
 
 use super::ids::RingId;
 
-/// Turns in which a ring had nothing after which it is quiet.
+/// Turns without packets after which a ring is quiet.
 const QUIET_AFTER: u32 = 64;
 
-/// Busy turns in which each quiet ring is looked at once: a turn of full bursts takes some ten
-/// microseconds, so a first packet waits no longer than a kick takes to wake a sleeper.
+/// Busy turns in which each quiet ring is looked at once. A turn of full bursts takes some ten
+/// microseconds. So a first packet waits no longer than a kick takes to wake a sleeper.
 const TURNS_PER_ROUND: usize = 16;
 
 /// The rings to take packets from.
 #[derive(Debug, Default)]
 pub(super) struct Rotation {
     busy: Vec<BusyRing>,
-    /// The busy ring that is looked at first in this turn: another in each, since who comes first
-    /// finds most of what all share.
+    /// The busy ring that this turn looks at first. It differs each turn, since the first ring
+    /// finds most of the shared frames and buffers.
     first: usize,
     quiet: Vec<RingId>,
     /// The quiet ring to look at next.
@@ -71,7 +71,7 @@ impl Rotation {
         self.first = if self.first + 1 < self.busy.len() { self.first + 1 } else { 0 };
     }
 
-    /// Where in `busy` the ring is that is looked at as number `at`.
+    /// The index in `busy` of the ring that is looked at as number `at`.
     #[inline]
     fn index(&self, at: usize) -> usize {
         let index = self.first + at;
@@ -84,8 +84,8 @@ impl Rotation {
         (at < self.busy.len()).then(|| self.busy[self.index(at)].ring)
     }
 
-    /// The busy ring at `at` had this many packets. False if it is quiet now, and another is in
-    /// its place.
+    /// Record that the busy ring at `at` had this many packets. False if it is quiet now, and
+    /// another has its place.
     #[inline]
     pub fn stays_busy(&mut self, at: usize, taken: usize) -> bool {
         let index = self.index(at);
@@ -122,7 +122,7 @@ impl Rotation {
         Some(ring)
     }
 
-    /// A ring was kicked: if it was quiet, it is busy now.
+    /// Record that a ring was kicked: if it was quiet, it is busy now.
     pub fn kicked(&mut self, ring: RingId) {
         let Some(at) = self.quiet.iter().position(|&quiet| quiet == ring) else { return };
         self.quiet.remove(at);

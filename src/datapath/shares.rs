@@ -1,8 +1,8 @@
-//! Shares of what many ports use: transmit frames, buffers, frames that are lent.
+//! Shares of things that many ports use: transmit frames, buffers, lent frames.
 //!
-//! Half of it is divided evenly among the ports that may want some: a port's *share*, which no
-//! other port can take. The other half is for whoever comes first. So one busy port alone has more
-//! than half of it, and one that comes later finds its share whatever the others do.
+//! Half of the total is divided evenly among the ports that may want some: a port's *share*, which
+//! no other port can take. The other half is first come, first served. So one busy port alone has
+//! more than half of the total. A port that comes later finds its share, whatever the others do.
 
 use std::collections::VecDeque;
 
@@ -24,14 +24,14 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Of `total`, nothing held, for one port.
+    /// Shares of `total`, nothing held, for one port.
     pub fn new(total: u32) -> Self {
         let mut shares = Self { total, ports: 0, share: 0, held: Vec::new(), within: 0 };
         shares.divide(1);
         shares
     }
 
-    /// Have shares for so many ports from now on; of at least one each, while that can be.
+    /// Have shares for so many ports from now on: at least one each, while the total suffices.
     pub fn divide(&mut self, ports: u32) {
         self.ports = ports;
         self.share = match self.total / 2 / ports.max(1) {
@@ -67,7 +67,7 @@ impl Shares {
         self.within += (*held).min(self.share) - before;
     }
 
-    /// The port has given some back that it took.
+    /// The port has returned some that it took.
     #[inline]
     pub fn give_back(&mut self, port: PortId, count: u32) {
         let Some(held) = self.held.get_mut(port.index()) else { return };
@@ -77,19 +77,21 @@ impl Shares {
     }
 }
 
-/// Who has how many frames in flight on a socket, which come back in the order they were sent. A
-/// NIC that completes one before another is counted wrongly for that long, and no longer.
+/// How many frames each port has in flight on a socket. They are counted as returning in the order
+/// they were sent. If a NIC completes them in another order, the counts are wrong only until both
+/// have completed.
 #[derive(Debug)]
 pub(super) struct InFlight {
     shares: Shares,
     /// Frames sent one after the other by one port; None for those of a process before us.
     runs: VecDeque<(Option<PortId>, u32)>,
-    /// How many of the socket's frames had come back when that was last looked at.
+    /// How many of the socket's frames had ever come back at the last look.
     completed: u64,
 }
 
 impl InFlight {
-    /// Of `total` frames, of which `sent` are in flight already, and `completed` came back ever.
+    /// A count for `total` frames: `sent` are in flight already, and `completed` have ever come
+    /// back.
     pub fn new(total: u32, sent: u32, completed: u64) -> Self {
         let runs = (sent > 0).then_some((None, sent)).into_iter().collect();
         Self { shares: Shares::new(total), runs, completed }
@@ -140,17 +142,17 @@ impl InFlight {
     }
 }
 
-/// Which ports' received frames are with other workers, of one socket. Some of its frames never
-/// leave, so that it receives for the ports here however slow the other workers are.
+/// Which ports' received frames other workers hold, for one socket. Some frames never leave, so
+/// that the socket receives for the ports here however slow the other workers are.
 #[derive(Debug)]
 pub(super) struct Lent {
     shares: Shares,
-    /// How many may leave still.
+    /// How many more may leave.
     left: u32,
 }
 
 impl Lent {
-    /// Of `total` frames that may leave, none has.
+    /// A count for `total` frames that may leave, of which none has.
     pub fn new(total: u32) -> Self {
         Self { shares: Shares::new(total), left: total }
     }
@@ -209,7 +211,7 @@ mod tests {
         assert_eq!([A, B, C].map(|port| shares.allowance(port, free)), [0, 0, 16]);
         shares.take(C, 16);
         shares.give_back(A, 30);
-        // What A had beyond its share is anybody's; A's share is A's.
+        // Any port may take what A had beyond its share; A's share is A's.
         assert_eq!([A, B, C].map(|port| shares.allowance(port, 30)), [30, 30, 30]);
         shares.give_back(A, 30);
         assert_eq!([A, B, C].map(|port| shares.allowance(port, 60)), [60, 48, 48]);

@@ -1,5 +1,5 @@
-//! What a sleeping worker waits for: its inbox, its sockets, the kicks of its rings. Some things
-//! nobody tells of, so that they are looked at again and again.
+//! Sleep of a worker: it waits for its inbox, its sockets and the kicks of its rings. Some changes
+//! come without an event, so the worker polls for those.
 
 use std::os::fd::OwnedFd;
 
@@ -12,14 +12,14 @@ use super::handover::Inbox;
 use super::ids::{PortId, RingId};
 use super::plane::Plane;
 
-/// Longest sleep, in milliseconds, while something must be looked at without being told: a ring
-/// without a kick descriptor, or a transmit ring the kernel did not empty.
+/// Longest sleep, in milliseconds, while something must be polled: a ring without a kick
+/// descriptor, or a transmit ring that the kernel did not empty.
 const POLL_MS: i64 = 1;
 
-/// What a sleeping worker waits for.
+/// An event source of a sleeping worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Awaited {
-    /// Whatever another thread has for us.
+    /// Commands and handovers of other threads.
     Inbox,
     /// A socket, by its place.
     Socket(u32),
@@ -68,7 +68,7 @@ impl Sleeper {
         Ok(Self { epoll })
     }
 
-    /// Wake up when the driver of a ring kicks, or no more.
+    /// Start or stop waking up when the driver of a ring kicks.
     pub fn await_kicks(&self, ring: RingId, kick: &EventFd, wanted: bool) {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         let done = if wanted {
@@ -82,7 +82,7 @@ impl Sleeper {
         }
     }
 
-    /// Wait until something happens: on all of `plane`, or on the inbox alone.
+    /// Wait for an event: of all of `plane`, or of the inbox alone.
     pub fn wait(&self, plane: &mut Plane, inbox_alone: bool) {
         if inbox_alone {
             return self.wait_for_events(plane, false);
@@ -113,9 +113,10 @@ impl Sleeper {
         }
     }
 
-    /// Wake up when a socket receives, or no more. Only while asleep: the kernel calls whoever
-    /// waits for a socket for each packet that it has transmitted, wanted or not (sock_wfree,
-    /// sock_def_write_space), some 150 cycles each.
+    /// Start or stop waking up when a socket receives.
+    ///
+    /// Sockets are awaited only while asleep. The kernel calls each waiter of a socket for every
+    /// packet transmitted, wanted or not (sock_wfree, sock_def_write_space): some 150 cycles each.
     fn await_sockets(&self, plane: &Plane, wanted: bool) {
         for (index, place) in (0..).zip(&plane.sockets.places) {
             let socket = place.socket.as_ref().filter(|_| !place.failed);
@@ -132,8 +133,8 @@ impl Sleeper {
         }
     }
 
-    /// Wait no more for a socket that reports an error for ever, since its NIC is gone. The control
-    /// plane asks for such.
+    /// Stop waiting for a socket that reports an error for ever, since its NIC is gone. The control
+    /// plane asks workers for such sockets.
     #[cold]
     fn stop_waiting_for(&self, plane: &mut Plane, place: u32) {
         let place = &mut plane.sockets.places[place as usize];
@@ -145,8 +146,8 @@ impl Sleeper {
     }
 }
 
-/// Whether something must be looked at again although nobody will tell. Packets that the kernel did
-/// not take are offered to it again.
+/// Whether something must be polled, since no event announces it. Packets that the kernel did not
+/// take are offered to it again.
 fn must_poll(plane: &mut Plane) -> bool {
     let mut backlog = plane.ports.signals_wait();
     for socket in plane.sockets.places.iter_mut().filter_map(|place| place.socket.as_mut()) {

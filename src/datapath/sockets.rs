@@ -1,9 +1,11 @@
 //! The sockets of one worker, each in a place of its own.
 //!
-//! The control plane takes an uplink's sockets while its NIC is down or gone, and gives them back,
-//! or new ones, when it is there again. The places stay, and what was counted in them: a frame that
-//! another worker was lent is named by the place that it comes home to. So a socket leaves when all
-//! of its frames are home, and until then neither receives nor sends.
+//! The control plane takes an uplink's sockets while its NIC is down or gone. It returns them, or
+//! new ones, when the NIC is back.
+//!
+//! The places and their counters stay, because the place names the home of a frame that another
+//! worker was lent. So a socket leaves when all of its frames are home; until then it neither
+//! receives nor sends.
 
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use super::ids::{PortId, UplinkId, WorkerId};
 use super::limits::BURST;
 use super::shares::{InFlight, Lent};
 
-/// Other workers may have this part of a socket's frames: half of those that it receives into.
+/// Other workers may hold a socket's frames up to this part: half of those that it receives into.
 const LENT_PART: u64 = 4;
 
 /// A socket in the hands of a worker, or the place where it was.
@@ -31,9 +33,9 @@ pub(super) struct WorkerSocket {
     pub counters: Counters<SocketCounter>,
     /// It waits for the frames that are lent out.
     leaving: Option<Socket>,
-    /// What the sockets before it in this place have counted themselves.
+    /// The own counts of earlier sockets in this place.
     past: OwnCounts,
-    /// It reports an error for ever: it is waited for no more.
+    /// It reports an error for ever: the worker no longer waits for it.
     pub failed: bool,
     /// Whose frames are in flight.
     in_flight: InFlight,
@@ -41,7 +43,7 @@ pub(super) struct WorkerSocket {
     pub lent: Lent,
 }
 
-/// What a socket counts itself.
+/// The counts that a socket keeps itself.
 #[derive(Clone, Copy, Debug, Default)]
 struct OwnCounts {
     kernel: KernelStatistics,
@@ -57,7 +59,7 @@ impl OwnCounts {
     }
 }
 
-/// What a worker reports of one of its sockets.
+/// A worker's report of one of its sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketReport {
     /// Its uplink.
@@ -84,7 +86,7 @@ impl WorkerSocket {
         self.begin_counting();
     }
 
-    /// What is in flight now is nobody's.
+    /// Start to count; frames in flight now belong to no port.
     pub fn begin_counting(&mut self) {
         let Some(socket) = &self.socket else { return };
         let sent = to_u32(socket.census().transmitting);
@@ -127,7 +129,7 @@ impl WorkerSocket {
         home.expect("no socket leaves before its frames are home").recycle(frame);
     }
 
-    /// What the kernel counts costs a call, so it is read only when asked for.
+    /// Read the kernel's counters. This costs a system call, so it is done only on request.
     pub fn read_kernel_statistics(&mut self) {
         let Some(socket) = &self.socket else { return };
         let OwnCounts { kernel, .. } = self.past.and_of(socket);
@@ -141,7 +143,7 @@ impl WorkerSocket {
         self.counters.set(SocketCounter::KernelInvalid, kernel.invalid);
     }
 
-    /// Let readers see what is counted, and where the frames are.
+    /// Let readers see the counters, and where the frames are.
     pub fn publish(&mut self) {
         let present = self.socket.as_ref().or(self.leaving.as_ref());
         let census = present.map(Socket::census).unwrap_or_default();
@@ -172,7 +174,7 @@ impl WorkerSocket {
         self.leaving.as_ref().is_none_or(|socket| socket.census().away == 0)
     }
 
-    /// The socket that leaves, all of its frames shown to the kernel; what it counted stays.
+    /// The socket that leaves, all of its frames shown to the kernel; its counts stay.
     fn departed(&mut self) -> Option<Socket> {
         let mut socket = self.leaving.take()?;
         socket.flush();
@@ -212,7 +214,7 @@ impl<'w> Sending<'w> {
     }
 
     /// Copy packets of a frame each, up to the first that is longer or for which there is no frame.
-    /// Answers how many.
+    /// Returns how many.
     #[inline]
     pub fn send_run(&mut self, packets: &[GuestPacket<'_>]) -> usize {
         let WorkerSocket { socket: Some(socket), counters, .. } = &mut *self.place else {
@@ -279,7 +281,7 @@ impl<'w> Sending<'w> {
         self.left -= frames;
     }
 
-    /// The burst is over: what was taken is the port's.
+    /// Charge the port for the frames that it took, at the end of the burst.
     #[inline]
     pub fn settle(&mut self) {
         self.place.in_flight.sent(self.port, std::mem::take(&mut self.taken));
@@ -305,14 +307,14 @@ impl Sockets {
         self.places.push(WorkerSocket::empty(uplink, queue));
     }
 
-    /// Answer `done` with the uplink's sockets, when all of their frames are home.
+    /// Send the uplink's sockets to `done`, when all of their frames are home.
     pub fn take(&mut self, uplink: UplinkId, done: Sender<Vec<Socket>>) {
         self.of(uplink).for_each(WorkerSocket::leave);
         self.leaving.push((uplink, done));
         self.release();
     }
 
-    /// Serve these sockets, each in the place of its queue, or in a new one. Answers where each is
+    /// Serve these sockets, each in the place of its queue, or in a new one. Returns where each is
     /// counted.
     pub fn give(
         &mut self,
@@ -332,7 +334,7 @@ impl Sockets {
         sockets.into_iter().map(give).collect()
     }
 
-    /// Have shares of the frames to send with, and of those to lend, for the ports of this table.
+    /// Divide the frames to send with, and those to lend, among the ports of this table.
     pub fn divide(&mut self, table: &Forwarding, worker: WorkerId) {
         for place in &mut self.places {
             place.in_flight.divide(table.senders(place.uplink, worker));
@@ -340,7 +342,7 @@ impl Sockets {
         }
     }
 
-    /// Let those go that have waited for their frames and have them.
+    /// Release the sockets that have waited for their frames and now have them.
     #[inline]
     pub fn release_home(&mut self) {
         if !self.leaving.is_empty() {
@@ -357,14 +359,14 @@ impl Sockets {
                 return true;
             }
             let departed = places.iter_mut().filter(of_uplink).filter_map(WorkerSocket::departed);
-            // Whoever does not wait any more gives up the sockets: they are closed.
+            // If the requester no longer waits, the sockets are closed.
             let _ = done.send(departed.collect());
             false
         });
     }
 
-    /// Count for an uplink at the first place that it has here; of one that has none, or of an
-    /// uplink that nobody knows any more, at the first of all.
+    /// Count for an uplink at the first place that it has here. Without such a place, or without a
+    /// known uplink, count at the first place of all.
     pub fn count(&mut self, uplink: Option<UplinkId>, counter: SocketCounter, amount: u64) {
         let of_uplink = |place: &WorkerSocket| Some(place.uplink) == uplink;
         let at = self.places.iter().position(of_uplink).unwrap_or(0);

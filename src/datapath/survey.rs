@@ -1,5 +1,5 @@
-//! What a look at a port finds: how far its rings are, and which addresses its guest sends from.
-//! All of it is for people: nothing is decided by it here.
+//! The results of a look at a port: how far its rings are, and which addresses its guest sends
+//! from. They are for people: the data path decides nothing by them.
 
 use std::os::fd::OwnedFd;
 
@@ -27,7 +27,7 @@ impl Sources {
     }
 }
 
-/// What a worker reports of one of its rings.
+/// A worker's report of one of its rings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingReport {
     /// Ring number.
@@ -40,7 +40,7 @@ pub struct RingReport {
     pub broken: Option<Fault>,
 }
 
-/// One ring, as it is with its worker.
+/// One ring, as its worker sees it.
 #[derive(Debug)]
 pub struct RingSight {
     /// Ring number.
@@ -51,7 +51,7 @@ pub struct RingSight {
     pub broken: Option<Fault>,
     /// The next entry to take, as in SET_VRING_BASE.
     pub position: u32,
-    /// What the driver has written.
+    /// The driver's part of the ring.
     pub glance: Glance,
     /// The driver's signal, if it was asked for and there is one.
     pub kick: Option<OwnedFd>,
@@ -73,7 +73,7 @@ impl RingSight {
     }
 }
 
-/// One port, as one worker has it.
+/// One port, as one worker sees it.
 #[derive(Debug, Default)]
 pub struct PortSight {
     /// Its rings.

@@ -1,4 +1,4 @@
-//! A worker's progress, published for whoever watches it.
+//! A worker's progress, published for its watchers.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -1,9 +1,10 @@
 //! Frees a worker that a front-end has made to wait.
 //!
-//! The only call of a worker that may block is the signal to a guest: the descriptor is the
-//! front-end's too, and although we make it non-blocking when it comes, the front-end can undo
-//! that and fill the counter. A worker that neither turns nor sleeps is interrupted; the signal
-//! then fails, and the ring breaks as for any other fault.
+//! A worker makes only one call that may block: the signal to a guest. We make its descriptor
+//! non-blocking, but the front-end holds it too: it can undo that and fill the counter.
+//!
+//! A worker that neither turns nor sleeps is interrupted. The signal then fails, and the ring
+//! breaks as for any other fault.
 
 use std::io;
 use std::sync::Arc;
@@ -19,11 +20,11 @@ use super::turns::Turns;
 /// Between two looks while all workers wait.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Between two looks while a worker is awake. Its turn takes microseconds; one that was merely not
-/// scheduled for so long does not notice that it was interrupted.
+/// Between two looks while a worker is awake. Its turn takes microseconds. A worker that was merely
+/// not scheduled for so long does not notice the interrupt.
 const LOOK_AWAKE: Duration = Duration::from_millis(20);
 
-/// What is watched of a worker.
+/// The watched properties of a worker.
 #[derive(Debug)]
 pub struct Watched {
     /// Its progress, and whether it waits.

@@ -1,4 +1,4 @@
-//! One worker: a pinned thread, what it moves packets with, and what it is told to do.
+//! One worker: a pinned thread, its means to move packets, and its commands.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use super::{from_guest, from_inbox, from_uplink};
 /// Turns between two publications of the counters while busy.
 const TURNS_PER_PUBLICATION: u64 = 1024;
 
-/// What a worker starts with.
+/// The arguments of a new worker.
 #[derive(Debug)]
 pub struct Setup {
     /// Its number.
     pub id: WorkerId,
     /// Its sockets and their uplinks.
     pub sockets: Vec<(UplinkId, Socket)>,
-    /// The frame memory of every uplink, by number; None of one that is away.
+    /// The frame memory of every uplink, by number; None for one that is away.
     pub umems: Vec<Option<Arc<Umem>>>,
     /// Every worker's inbox, its own too, by number.
     pub inboxes: Vec<Arc<Inbox>>,
@@ -41,7 +41,7 @@ pub struct Setup {
     pub pool: PacketPool,
     /// Its commands.
     pub mailbox: Receiver<WorkerCommand>,
-    /// Where it tells of ports whose front-end took the memory away; their session must end.
+    /// Where it reports ports whose front-end took the memory away; their session must end.
     pub lost: Sender<PortId>,
 }
 
@@ -60,7 +60,7 @@ pub struct Worker {
     turned: Instant,
     busy: Duration,
     published: Arc<Turns>,
-    /// Only commands and what other workers hand over.
+    /// Takes only commands and handovers of other workers.
     paused: bool,
     stopping: bool,
 }
@@ -174,8 +174,8 @@ impl Worker {
         self.publish_counters();
     }
 
-    /// Sleep until something happens, having looked at everything once more after asking to be
-    /// told: a packet that came in between is seen by that look, a later one wakes us.
+    /// Sleep until an event. Before that, the worker asks for events and looks at everything once
+    /// more. This look sees a packet that came in between; a later packet wakes the worker.
     fn sleep(&mut self) {
         let inbox = Arc::clone(self.plane.inbox());
         inbox.set_sleeping(true);
@@ -203,8 +203,8 @@ impl Worker {
 // ---- commands -----------------------------------------------------------------------------------
 
 impl Worker {
-    /// Apply what has come. It counts as work: a ring given in the last look before sleep does not
-    /// ask for kicks yet, so there must be another look.
+    /// Apply all waiting commands. They count as work: a ring given in the last look before sleep
+    /// does not ask for kicks yet, so there must be another look.
     fn apply_commands(&mut self) -> usize {
         let mut applied = 0;
         while let Ok(command) = self.mailbox.try_recv() {
@@ -214,7 +214,7 @@ impl Worker {
         applied
     }
 
-    /// Apply one command and acknowledge it. A caller that no longer waits is of no concern.
+    /// Apply one command and acknowledge it. Nothing happens if the caller no longer waits.
     #[cold]
     fn apply(&mut self, command: WorkerCommand) {
         match command {
@@ -293,8 +293,8 @@ impl Worker {
     }
 
     fn give(&mut self, id: RingId, mut ring: Box<Ring>) {
-        // Awake, we poll; before sleeping we ask for kicks on the rings we take packets from. A
-        // guest's new receive buffers are of no news to us.
+        // Awake, we poll; before sleeping we ask for kicks on transmit rings. New receive buffers
+        // of a guest need no kick.
         ring.queue.ring_mut().want_kicks(self.paused && is_from_guest(id.index));
         if is_from_guest(id.index) {
             self.plane.rotation.add(id);
@@ -304,8 +304,8 @@ impl Worker {
         self.plane.ports.remind(id);
     }
 
-    /// Use another event descriptor: a ring that asks for kicks asks the new one for them, and the
-    /// driver looks for what it was told of by the old one.
+    /// Use another event descriptor. A ring that asks for kicks asks for them on the new one. The
+    /// driver is reminded of signals that the old one may have lost.
     fn exchange(&mut self, id: RingId, kind: EventKind, event: Option<EventFd>) -> Option<EventFd> {
         self.wait_for_kicks(id, false);
         // Without such a ring the new descriptor goes back to the caller.
@@ -326,7 +326,8 @@ impl Worker {
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Option<Queue> {
-        // As before: nobody else tells a quiet ring's driver to kick once the worker sleeps.
+        // Kicks are wanted as before: nobody else tells a quiet ring's driver to kick once the
+        // worker sleeps.
         let wanted = is_from_guest(id.index) && (self.paused || self.plane.rotation.is_quiet(id));
         let ring = self.plane.ports.ring(id)?;
         let before = ring.relocate(setup, memory).ok()?;
@@ -335,7 +336,7 @@ impl Worker {
         Some(before)
     }
 
-    /// Wake up when the driver kicks, or no more. We take packets from transmit rings only.
+    /// Start or stop waking up when the driver kicks. We take packets from transmit rings only.
     fn wait_for_kicks(&mut self, id: RingId, wanted: bool) {
         let ring = self.plane.ports.ring(id).filter(|_| is_from_guest(id.index));
         let Some(kick) = ring.and_then(|ring| ring.kick.as_ref()) else { return };
@@ -346,8 +347,7 @@ impl Worker {
         self.wait_for_kicks(id, false);
         self.plane.rotation.remove(id);
         let mut ring = self.plane.ports.lift(id)?;
-        // Kicks sent to nobody would be lost to the next owner; asked for, they stay in the
-        // eventfd.
+        // Unrequested kicks would be lost to the next owner; requested ones stay in the eventfd.
         ring.queue.ring_mut().want_kicks(true);
         Some(ring)
     }
@@ -367,7 +367,7 @@ impl Worker {
 
     fn pause(&mut self) {
         if !self.paused {
-            // Kicks stay in their eventfds, for whoever takes over.
+            // Kicks stay in their eventfds, for the process that takes over.
             self.plane.want_busy_kicks(true);
             self.paused = true;
         }
@@ -412,8 +412,8 @@ impl Worker {
 
     fn resume(&mut self) {
         self.paused = false;
-        // Another process may have tried to take over: with journals of its own, and with other
-        // requests for kicks.
+        // Another process may have tried to take over, with its own journals and its own requests
+        // for kicks.
         self.plane.ports.rings_mut().for_each(|ring| ring.queue.ring_mut().reclaim());
         for id in self.plane.rotation.quiet() {
             if let Some(ring) = self.plane.ports.ring(id) {

@@ -20,9 +20,9 @@ use super::survey::{PortSight, RingReport, RingSight, Sources};
 #[derive(Debug)]
 struct FloodReceiver {
     to: QueuePair,
-    /// How many of the frames that it becomes were offered to it.
+    /// How many of the frames made from the flooded one were offered to it.
     offered: u64,
-    /// No more are: it has no buffers, or is broken.
+    /// No further frames are offered: it has no buffers, or is broken.
     done: bool,
 }
 
@@ -31,7 +31,7 @@ struct FloodReceiver {
 struct WorkerPort {
     name: Arc<str>,
     rings: Vec<Option<Box<Ring>>>,
-    /// What walking each ring's descriptors has cost.
+    /// The cost of walking each ring's descriptors.
     walks: Vec<Walk>,
     signalling: Signalling,
     counters: Counters<PortCounter>,
@@ -75,20 +75,20 @@ pub(super) struct WorkerPorts {
     /// Rings with completions that their guests have not been shown.
     to_publish: Vec<RingId>,
     lost: Sender<PortId>,
-    /// Sends the signals of ports for which they have cost too much.
+    /// Sends the signals of ports whose signals have cost too much.
     signaller: Signaller,
     /// Counts turns from 1.
     turn: u64,
-    /// Who gets a flooded frame once it is completed.
+    /// The receivers of a flooded frame once it is completed.
     receivers: Vec<FloodReceiver>,
-    /// Where frames are completed that their receiver does not take as they are.
+    /// Completes frames that their receiver does not accept as they are.
     pub completer: Completer,
     /// Frames for ports that were removed, by uplink, until a socket counts them.
     for_removed: Vec<(UplinkId, u64)>,
 }
 
 impl WorkerPorts {
-    /// None yet. Ports whose memory is gone are told of through `lost`.
+    /// No ports yet. `lost` reports ports whose memory is gone.
     ///
     /// # Errors
     /// No thread to be had.
@@ -105,7 +105,7 @@ impl WorkerPorts {
         })
     }
 
-    /// Make room for a port; answers where its counters are published.
+    /// Make room for a port; returns where its counters are published.
     pub fn add(&mut self, port: PortId, name: Arc<str>) -> Arc<Published<PortCounter>> {
         if self.slots.len() <= port.index() {
             self.slots.resize_with(port.index() + 1, || None);
@@ -171,7 +171,7 @@ impl WorkerPorts {
         }
     }
 
-    /// A frame was for a port that was removed.
+    /// Count a frame for a port that was removed.
     #[cold]
     fn count_removed(&mut self, uplink: UplinkId) {
         match self.for_removed.iter_mut().find(|(of, _)| *of == uplink) {
@@ -180,7 +180,7 @@ impl WorkerPorts {
         }
     }
 
-    /// How many frames were for removed ports since this was asked last, by uplink.
+    /// How many frames for removed ports were counted since the last call, by uplink.
     pub fn take_removed(&mut self) -> impl Iterator<Item = (UplinkId, u64)> {
         self.for_removed.drain(..)
     }
@@ -194,8 +194,8 @@ impl WorkerPorts {
     }
 
     /// Deliver a frame to a queue pair that this worker serves, or drop it and count why: at its
-    /// uplink if the port was removed. What its guest does not take as it is, is completed first.
-    /// Answers how many frames it became.
+    /// uplink if the port was removed. A frame that the guest does not accept as it is, is
+    /// completed first. Returns how many frames it became.
     #[inline]
     pub fn deliver(&mut self, to: QueuePair, frame: &FrameView<'_>) -> usize {
         let id = to.to_guest();
@@ -236,8 +236,8 @@ impl WorkerPorts {
         frames
     }
 
-    /// As [`deliver`](Self::deliver), within `budget`; what the guest does not take as it is,
-    /// [`deliver_completed`](Self::deliver_completed) delivers.
+    /// As [`deliver`](Self::deliver), within `budget`. If the guest does not accept the frame as it
+    /// is, [`deliver_completed`](Self::deliver_completed) delivers it.
     pub fn deliver_flooded(
         &mut self,
         to: QueuePair,
@@ -254,8 +254,8 @@ impl WorkerPorts {
         }
     }
 
-    /// Complete a flooded frame once and deliver what it becomes to all that wait for that, each
-    /// until it has no buffers, and within `budget`.
+    /// Complete a flooded frame once and deliver the results to all receivers that wait for them,
+    /// each until it has no buffers, and within `budget`.
     pub fn deliver_completed(&mut self, frame: &FrameView<'_>, budget: &mut FloodBudget) {
         if self.receivers.is_empty() {
             return;
@@ -284,7 +284,7 @@ impl WorkerPorts {
         (self.receivers, self.completer) = (receivers, completer);
     }
 
-    /// Deliver a complete frame; false if the next one is in vain too.
+    /// Deliver a complete frame; false if the next one would fail too.
     fn try_deliver(&mut self, to: QueuePair, frame: &FrameView<'_>) -> bool {
         let before = self.delivered(to.port);
         self.deliver(to, frame);
@@ -295,9 +295,9 @@ impl WorkerPorts {
         self.slot(port).map_or(0, |slot| slot.counters.get(PortCounter::ToGuestPackets))
     }
 
-    /// Deliver complete frames to a queue pair that this worker serves, up to the first that is
-    /// longer than `frame_max` allows or not of the usual kind otherwise. Answers how many: the
-    /// rest are [`deliver`](Self::deliver)'s.
+    /// Deliver complete frames to a queue pair that this worker serves. It stops at the first that
+    /// is longer than `frame_max` allows or otherwise unusual. Returns how many were delivered; the
+    /// others are for [`deliver`](Self::deliver).
     #[inline]
     pub fn deliver_run(
         &mut self,
@@ -325,7 +325,7 @@ impl WorkerPorts {
         delivered.frames
     }
 
-    /// Serve a ring no more: one log line, one count, and the front-end is told.
+    /// Stop serving a ring: one log line, one count, and a signal to the front-end.
     #[cold]
     pub fn break_ring(&mut self, id: RingId, fault: Fault) {
         let RingId { port, index } = id;
@@ -340,24 +340,24 @@ impl WorkerPorts {
             slot.counters.add(PortCounter::RingFaults, 1);
             if let Some(err) = ring.break_with(fault) {
                 let now = &mut Instant::now();
-                // The ring is broken already.
+                // A failure changes nothing: the ring is broken already.
                 let _ = slot.signalling.signal(&mut self.signaller, index, err, now);
             }
             if fault == Fault::MemoryGone {
-                // Nobody listens any more only when the daemon stops.
+                // The receiver is gone only when the daemon stops.
                 let _ = self.lost.send(port);
             }
         }
     }
 
-    /// Something was completed in a ring that its guest is to be shown.
+    /// Note that a ring has completions which its guest is to be shown.
     #[inline]
     pub fn publish_later(&mut self, id: RingId) {
         self.to_publish.push(id);
     }
 
-    /// Show the guests what was completed in this turn: one index store and at most one interrupt
-    /// per ring, and one barrier for all of them, which waits for every write before it.
+    /// Show the guests what was completed in this turn. Each ring costs one index store and at most
+    /// one interrupt. All share one barrier, which waits for every write before it.
     pub fn publish_and_notify(&mut self) {
         self.turn += 1;
         let mut rings = std::mem::take(&mut self.to_publish);
@@ -387,7 +387,7 @@ impl WorkerPorts {
         self.to_publish = rings;
     }
 
-    /// A driver waited for descriptors that the backend before us had used: told once a ring.
+    /// Log once per ring that a driver waited for descriptors that the backend before us had used.
     #[cold]
     fn tell_given_back(&mut self, id: RingId, descriptors: u16) {
         let Some(slot) = self.slot(id.port) else { return };
@@ -401,8 +401,8 @@ impl WorkerPorts {
         );
     }
 
-    /// Signal a driver if it wants to hear of what was published; answers whether it did. The clock
-    /// was read at `now`.
+    /// Signal a driver if it wants to know of the published completions; returns whether it did.
+    /// The clock was read at `now`.
     #[inline]
     fn notify(&mut self, id: RingId, now: &mut Instant) -> Result<bool, Fault> {
         let RingId { port, index } = id;
@@ -413,8 +413,8 @@ impl WorkerPorts {
         signalling.signal(&mut self.signaller, index, call, now).map(|()| true)
     }
 
-    /// Signal a driver whether or not there is news: it may have been told of what is published by
-    /// way of a descriptor that nobody reads any more. It looks, and finds what there is.
+    /// Signal a driver whether or not there is news. An earlier signal may have used a descriptor
+    /// that nobody reads any more. The driver looks, and finds what there is.
     pub fn remind(&mut self, id: RingId) {
         let RingId { port, index } = id;
         let slot = self.slots.get_mut(port.index()).and_then(Option::as_deref_mut);

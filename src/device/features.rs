@@ -1,19 +1,19 @@
-//! Every feature bit once: its number, its name in profiles, who provides it, where the
-//! specification defines it, and which other bits it needs.
+//! Every feature bit once: its number, its name in profiles, its provider, the clause that defines
+//! it, and the other bits that it needs.
 //!
 //! Clauses are those of virtio 1.2 (and of the 1.4 draft where marked), protocol features those
 //! of QEMU's `docs/interop/vhost-user.rst`.
 
 use std::fmt;
 
-/// Who makes a device feature true behind a vhost-user front-end (QEMU 7.2 to 11.1).
+/// The side that provides a device feature behind a vhost-user front-end (QEMU 7.2 to 11.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provider {
     /// The bit is offered by the backend's GET_FEATURES and done by its datapath.
     Backend,
     /// The front-end implements it and sets the bit by its own command line, whatever the backend
-    /// offers. (GUEST_ANNOUNCE is not of these: QEMU implements it, but masks it with the backend's
-    /// offer, `user_feature_bits` in its `hw/net/vhost_net.c`.)
+    /// offers. (GUEST_ANNOUNCE does not belong here: QEMU implements it, but masks it with the
+    /// backend's offer, `user_feature_bits` in its `hw/net/vhost_net.c`.)
     Frontend,
     /// The vhost-user protocol's own bits, which no guest sees.
     Protocol,
@@ -21,15 +21,14 @@ pub enum Provider {
     Reserved(&'static str),
 }
 
-/// Bits that a driver which speaks virtio 1 is never shown, whoever offers them: GSO,
-/// NOTIFY_ON_EMPTY and ANY_LAYOUT (QEMU: `legacy_features` in its `hw/virtio/virtio-pci.c` and
-/// `hw/net/virtio-net.c`).
+/// Bits that are never shown to a driver of virtio 1, even if offered: GSO, NOTIFY_ON_EMPTY and
+/// ANY_LAYOUT (QEMU: `legacy_features` in its `hw/virtio/virtio-pci.c` and `hw/net/virtio-net.c`).
 pub const LEGACY: FeatureSet = FeatureSet(1 << GSO | 1 << NOTIFY_ON_EMPTY | 1 << ANY_LAYOUT);
 
 /// The bits that are between front-end and backend, and no guest's.
 pub const TRANSPORT: FeatureSet = FeatureSet(1 << LOG_ALL | 1 << PROTOCOL_FEATURES);
 
-/// What a guest may leave to the device of the packets that it receives.
+/// The work that a guest may leave to the device for received packets.
 pub const GUEST_OFFLOADS: [u8; 7] =
     [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO, GUEST_USO4, GUEST_USO6];
 
@@ -145,8 +144,7 @@ const fn feature(
 
 use Provider::{Backend, Frontend, Protocol, Reserved};
 
-/// Why reserved bits cannot be offered: who stands in the way, in one sentence each. "QEMU" is 7.2
-/// to 11.1.
+/// Why reserved bits cannot be offered: the obstacle, in one sentence each. "QEMU" is 7.2 to 11.1.
 mod obstacle {
     pub(super) const NO_PROPERTY: &str =
         "QEMU has no property for it, and so never shows it to a guest";
@@ -165,8 +163,8 @@ mod obstacle {
          has no message for the types of hash that the guest asks for";
     pub(super) const RSS: &str = "QEMU hides it behind every vhost-user backend (its steering is \
          an eBPF program for taps), and vhost-user has no message for the guest's key and table";
-    // It came into `user_feature_bits` with USO: bits that are not there are neither masked by the
-    // backend's offer nor acknowledged to it.
+    // It came into `user_feature_bits` with USO: bits that are missing there are neither masked by
+    // the backend's offer nor acknowledged to it.
     pub(super) const RSC_EXT: &str = "QEMU 7.2 neither asks the backend for it nor tells it that \
          the guest took it";
     pub(super) const BEYOND: &str =
@@ -183,7 +181,8 @@ const BEYOND: &[&str] = &[
     "host_udp_tunnel_gso_csum",
 ];
 
-/// Why the feature with this name cannot be offered behind any front-end of today, if it cannot.
+/// Why the feature with this name cannot be offered behind any present front-end; None without an
+/// obstacle.
 #[must_use]
 pub fn obstacle(name: &str) -> Option<&'static str> {
     if BEYOND.contains(&name) {
@@ -254,10 +253,10 @@ pub static FEATURES: &[Feature] = &[
     feature(63, "speed_duplex", Frontend, "5.1.3", &[]),
 ];
 
-/// What this version's datapath can do: the widest a profile's backend features may be.
+/// The features of this version's datapath: the widest a profile's backend features may be.
 pub const IMPLEMENTED: FeatureSet = FeatureSet(
-    // Checksums and segmentation are done in software for whoever cannot, so that no NIC and no
-    // neighbour decides on them (`datapath/complete.rs`).
+    // Checksums and segmentation are done in software for receivers that cannot, so they depend on
+    // no NIC and no neighbour (`datapath/complete.rs`).
     1 << CSUM
         | 1 << GUEST_CSUM
         | 1 << MTU
@@ -271,12 +270,12 @@ pub const IMPLEMENTED: FeatureSet = FeatureSet(
         | 1 << HOST_ECN
         | 1 << HOST_UFO
         | 1 << MRG_RXBUF
-        // The front-end's to do; it shows the bit to its guest only if we offer it.
+        // The front-end does it, but shows the bit to its guest only if we offer it.
         | 1 << GUEST_ANNOUNCE
         | 1 << MQ
         | 1 << NOTIFY_ON_EMPTY
         | 1 << LOG_ALL
-        // Every descriptor chain is taken as VERSION_1 wants it, and that is what this bit says.
+        // Every descriptor chain is accepted in the way of VERSION_1, which includes any layout.
         | 1 << ANY_LAYOUT
         | 1 << INDIRECT_DESC
         | 1 << EVENT_IDX
@@ -339,8 +338,8 @@ impl fmt::Display for FeatureSet {
     }
 }
 
-/// The features of `set` that lack a prerequisite in `offered`, each with the first group of bits
-/// of which it needs one (virtio 1.2, 5.1.3.1).
+/// The features of `set` that lack a prerequisite in `offered`. Each comes with the first unmet
+/// group of bits, of which it needs one (virtio 1.2, 5.1.3.1).
 pub fn unmet(
     set: FeatureSet,
     offered: FeatureSet,

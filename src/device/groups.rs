@@ -1,13 +1,13 @@
 //! Group addresses that end at the next bridge, 01-80-C2-00-00-00 to -0F (IEEE 802.1Q-2022, 8.6.3):
-//! spanning tree, PAUSE, LACP, 802.1X, LLDP. A Linux bridge forwards none of them unless it is told
-//! to (`group_fwd_mask`); a switch of ours does the same.
+//! spanning tree, PAUSE, LACP, 802.1X, LLDP. A Linux bridge forwards none of them unless configured
+//! to (`group_fwd_mask`); our switch does likewise.
 
 use std::ops::BitOr;
 use std::str::FromStr;
 
 use super::mac;
 
-/// The first of them; the last four bits are the group.
+/// The first of them; the last four bits number the group.
 const FIRST: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
 /// The group of PAUSE (IEEE 802.3, 31B).
 const PAUSE: u64 = mac::number([0x01, 0x80, 0xc2, 0, 0, 1]);
@@ -36,8 +36,8 @@ impl ForwardGroups {
     /// None of them is forwarded.
     pub const NONE: Self = Self(0);
 
-    /// Whether a frame to this address is forwarded: to any but a reserved group, or to one of
-    /// these.
+    /// Whether a frame to this address is forwarded: to any address that is no reserved group, or
+    /// to one of these groups.
     #[inline]
     #[must_use]
     pub fn allow(self, destination: [u8; 6]) -> bool {
@@ -72,10 +72,12 @@ fn group(destination: [u8; 6]) -> Option<u16> {
     (front == FIRST[..5] && last < 16).then_some(u16::from(last))
 }
 
-/// Whether a frame that begins so is flow control: MAC control to whatever address, since a MAC
-/// obeys PAUSE to its own too, or anything to the group of PAUSE. A guest's never leaves its port;
-/// NICs drop it from their virtual functions likewise (Linux,
-/// `i40e_add_filter_to_drop_tx_flow_control_frames`). Every packet is asked: two comparisons.
+/// Whether a frame that begins so is flow control. MAC control counts for any address, since a MAC
+/// also obeys PAUSE to its own. All frames to the group of PAUSE count.
+///
+/// A guest's flow control never leaves its port. NICs drop it from their virtual functions likewise
+/// (Linux, `i40e_add_filter_to_drop_tx_flow_control_frames`). Every packet is checked: two
+/// comparisons.
 #[inline]
 #[must_use]
 pub fn is_flow_control(ethernet: &[u8; 14]) -> bool {

@@ -17,8 +17,8 @@ pub struct MacAddress(pub [u8; 6]);
 pub struct MacAddressError(String);
 
 impl MacAddress {
-    /// The address of a port that was given none: always the same for the same host and name,
-    /// unicast, and of the locally administered kind, so that it is nobody's product.
+    /// The address of a port without a configured one, always the same for the same host and name.
+    /// It is unicast and locally administered, so that it equals no product's address.
     #[must_use]
     pub fn derived(host: &str, port: &str) -> Self {
         let digest = Sha256::digest([host.as_bytes(), b"\n", port.as_bytes()].concat());

@@ -1,4 +1,4 @@
-//! DEVICE: what the guest sees of a virtio-net device. Pure functions and data: no I/O.
+//! DEVICE: a virtio-net device as the guest sees it. Pure functions and data: no I/O.
 
 #![forbid(unsafe_code)]
 

@@ -7,8 +7,8 @@ use crate::packet::{
 use super::features::{FeatureSet, MRG_RXBUF, VERSION_1};
 use super::offloads::Offloads;
 
-/// Bytes of the header of a modern device: with `num_buffers` always, whether buffers are merged
-/// or not (5.1.6.4.1: without merging it is set to 1).
+/// Bytes of the header of a modern device. It always has `num_buffers`, merged or not (5.1.6.4.1:
+/// without merging it is set to 1).
 pub const LEN: usize = 12;
 
 /// Bytes of the header of a driver that acknowledged neither VERSION_1 nor MRG_RXBUF: without
@@ -32,7 +32,7 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// A header that the guest must not send, given what was negotiated.
+/// A header that the guest must not send, given the negotiated features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// VIRTIO_NET_HDR_F_NEEDS_CSUM without CSUM, or a type without its feature (5.1.6.2.1).
@@ -41,16 +41,16 @@ pub enum HeaderError {
     /// No such type.
     #[error("asks for segmentation of type {0:#x}, which there is not")]
     Type(u8),
-    /// The checksum is not inside the frame, or in what forwarding is decided by.
+    /// The checksum is not inside the frame, or in the bytes by which forwarding is decided.
     #[error("the checksum is not inside the frame, behind its Ethernet header and tags")]
     Checksum,
-    /// The frame's own headers are not what the type says, or would make too many frames.
+    /// The frame's own headers do not match the type, or would make too many frames.
     #[error("the frame cannot be segmented as it says")]
     Segmentation,
 }
 
-/// The header of a packet from a guest. Of its flags only NEEDS_CSUM is ours to look at
-/// (5.1.6.2.2: the device ignores the others).
+/// The header of a packet from a guest. We read only NEEDS_CSUM of its flags (5.1.6.2.2: the device
+/// ignores the others).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetHeader {
     needs_checksum: bool,
@@ -60,7 +60,7 @@ pub struct NetHeader {
 }
 
 impl NetHeader {
-    /// Read its first ten bytes. The header's length field is a hint that we do not take.
+    /// Read its first ten bytes. The header's length field is a hint that we do not use.
     #[inline]
     #[must_use]
     pub fn parse(bytes: &[u8; LEN_LEGACY]) -> Self {
@@ -81,8 +81,8 @@ impl NetHeader {
         !self.needs_checksum && self.segmentation_type == GSO_NONE
     }
 
-    /// What the guest leaves to us, checked against what it may (`allowed`) and against the frame,
-    /// of which `start` holds the headers and which is `len` bytes long.
+    /// The work that the guest leaves to us, checked against the permitted work (`allowed`) and
+    /// against the frame. `start` holds the frame's headers; `len` is the frame's length in bytes.
     ///
     /// # Errors
     /// [`HeaderError`]: the packet is dropped, the ring continues.
@@ -101,19 +101,19 @@ impl NetHeader {
             let offload = Offload { checksum, segmentation: None };
             return if allowed.allow(&offload) { Ok(offload) } else { Err(NotNegotiated) };
         };
-        // 5.1.6.2.1: what is to be segmented needs its checksum too.
+        // 5.1.6.2.1: a frame to be segmented needs its checksum too.
         let checksum = checksum.ok_or(HeaderError::Segmentation)?;
         let segmentation = Segmentation::check(start, len, wanted, checksum);
         let segmentation = segmentation.ok_or(HeaderError::Segmentation)?;
         let offload =
             |segmentation| Offload { checksum: Some(checksum), segmentation: Some(segmentation) };
-        // What was negotiated is about what this header says. ECN in a frame whose header does not
-        // speak of it is still ECN to its receiver.
+        // Negotiation covers only the work that this header names. ECN in a frame whose header does
+        // not mention it is still ECN to its receiver.
         let asked = offload(Segmentation { ecn: wanted.ecn, ..segmentation });
         if allowed.allow(&asked) { Ok(offload(segmentation)) } else { Err(NotNegotiated) }
     }
 
-    /// The segmentation that is asked for, if any.
+    /// The requested segmentation, if any.
     fn wanted(&self) -> Result<Option<Wanted>, HeaderError> {
         let kind = match self.segmentation_type & !GSO_ECN {
             GSO_NONE => return Ok(None),
@@ -129,14 +129,15 @@ impl NetHeader {
 }
 
 /// Whether the checksum's field is inside a frame of `len` bytes that begins with `frame`, and
-/// behind its Ethernet header and tags: forwarding has been decided by those when it is written.
+/// behind its Ethernet header and tags. Forwarding was decided by those before the field is
+/// written.
 fn fits(PartialChecksum { start, offset }: PartialChecksum, frame: &[u8], len: u32) -> bool {
     let [start, offset] = [start, offset].map(u32::from);
     start >= ETHERNET_BYTES + tag_bytes(frame) && start + offset + 2 <= len
 }
 
-/// The header of a packet to a guest with this left to do, in `buffers` receive buffers. For a
-/// driver without `num_buffers` the last two bytes are not sent (5.1.6.4.1).
+/// The header of a packet to a guest with this work left to do, in `buffers` receive buffers. A
+/// driver without `num_buffers` is not sent the last two bytes (5.1.6.4.1).
 #[inline]
 #[must_use]
 pub fn emit(offload: &Offload, buffers: u16) -> [u8; LEN] {

@@ -1,4 +1,4 @@
-//! Which work on a frame one side may leave to the other (virtio 1.2, 5.1.3).
+//! The work on a frame that one side may leave to the other (virtio 1.2, 5.1.3).
 
 use crate::packet::{Offload, SegmentKind};
 
@@ -23,15 +23,15 @@ impl Offloads {
     /// None: every frame is complete.
     pub const NONE: Self = Self(0);
 
-    /// All there is.
+    /// All kinds of work.
     pub const ALL: Self = Self(CHECKSUM | TSO4 | TSO6 | ECN | UFO | USO4 | USO6);
 
-    /// What a driver that acknowledged `features` may leave to us.
+    /// The work that a driver that acknowledged `features` may leave to us.
     #[must_use]
     pub fn sent(features: FeatureSet) -> Self {
         let map = [
             (CSUM, CHECKSUM),
-            // 5.1.3.2: all types of segmentation there were then.
+            // 5.1.3.2: all types of segmentation of that time.
             (GSO, TSO4 | TSO6 | ECN | UFO),
             (HOST_TSO4, TSO4),
             (HOST_TSO6, TSO6),
@@ -42,7 +42,7 @@ impl Offloads {
         Self::of(features, &map)
     }
 
-    /// What we may leave to a driver that acknowledged `features`.
+    /// The work that we may leave to a driver that acknowledged `features`.
     #[must_use]
     pub fn accepted(features: FeatureSet) -> Self {
         let map = [
@@ -62,7 +62,7 @@ impl Offloads {
         Self(map.iter().map(of).fold(0, |all, offloads| all | offloads))
     }
 
-    /// Whether a frame may be passed on with this left to do.
+    /// Whether a frame may be passed on with this work left to do.
     #[inline]
     #[must_use]
     pub fn allow(self, offload: &Offload) -> bool {
@@ -75,7 +75,7 @@ impl Offloads {
         self.0 & needed == needed
     }
 
-    /// Whether TCP segments may be merged at all: what they become has its checksum left to do.
+    /// Whether TCP segments may be merged at all: the merged frame has its checksum left to do.
     #[inline]
     #[must_use]
     pub fn allow_merging(self) -> bool {

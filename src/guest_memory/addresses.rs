@@ -4,7 +4,6 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestAddress(pub u64);
 
-/// An address in the front-end's own address space, as ring addresses are given in
-/// SET_VRING_ADDR.
+/// An address in the front-end's own address space, such as the ring addresses of SET_VRING_ADDR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendAddress(pub u64);

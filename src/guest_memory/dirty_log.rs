@@ -1,12 +1,12 @@
-//! The dirty log: which pages of the guest's memory were written by us, for a front-end that
-//! migrates the guest while it runs (vhost-user, "Migration").
+//! The dirty log: the pages of the guest's memory that we wrote, for a front-end that migrates the
+//! guest while it runs (vhost-user, "Migration").
 //!
 //! One bit for each page of 4 KiB, from guest address 0 on, in a file that the front-end shares and
-//! clears while we set. A page is marked after it was written: the front-end clears the mark, then
-//! copies the page, so a mark set too early could be cleared before the write it stands for.
+//! clears while we set. The front-end clears a mark, then copies the page. So a page is marked
+//! after it was written: an earlier mark could be cleared before the write.
 //!
-//! Mapped and owned by the session that received it; part of the
-//! [`GuestMemory`](super::GuestMemory) whose pages it is about for as long as they are logged.
+//! The session that received the log maps and owns it. It is part of the
+//! [`GuestMemory`](super::GuestMemory) whose pages it covers for as long as they are logged.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use super::region::{Region, RegionSpec};
 /// Bytes that one bit stands for (VHOST_LOG_PAGE).
 pub const LOG_PAGE_BYTES: u64 = 0x1000;
 
-/// Largest log, with what is before it in its file, bytes: for guest addresses up to 2^47.
+/// Largest log, with the part before it in its file, bytes: for guest addresses up to 2^47.
 pub const LOG_BYTES_MAX: u64 = 1 << 32;
 
-/// Bytes of a log that any guest may have, whatever it needs: those of addresses up to 2 TiB, where
-/// memory may be that we are not told of.
+/// Bytes of a log that any guest may have, whatever it needs: enough for addresses up to 2 TiB.
+/// There may be memory there that we are not told of.
 const SPARE_BYTES: u64 = 64 << 20;
 
 /// Why a log was not taken; the one in force stays.
@@ -54,7 +54,7 @@ pub enum LogError {
         /// Bytes.
         limit: u64,
     },
-    /// The file is not there, or not as long as was said.
+    /// The file is missing, or shorter than described.
     #[error("cannot map the log, which starts at guest address 0")]
     Map(#[source] MapError),
     /// Not "large enough to cover all known guest addresses".
@@ -91,7 +91,7 @@ impl DirtyLog {
         Self::map_in(&MappingBudget::new(MemoryFiles::Shared), file, LogRange { size, offset })
     }
 
-    /// Map it within the budget of a port.
+    /// Map the log within the budget of a port.
     ///
     /// # Errors
     /// As [`map`](Self::map).
@@ -108,8 +108,8 @@ impl DirtyLog {
         Ok(Self { bits: Region::map_bytes(budget, spec, file).map_err(LogError::Map)? })
     }
 
-    /// Whether memory that ends at `end` makes use of a log of so many bytes: at most twice what it
-    /// needs, which leaves room for memory to come.
+    /// Whether memory that ends at `end` justifies a log of so many bytes. The limit is twice the
+    /// need, which leaves room for later memory.
     ///
     /// # Errors
     /// [`LogError::TooLarge`], [`LogError::BeyondMemory`].
@@ -151,11 +151,11 @@ impl DirtyLog {
         end.is_some_and(|end| end.div_ceil(8 * LOG_PAGE_BYTES) <= self.size())
     }
 
-    /// Mark the pages of `len` bytes at `address`, which were written before. Whoever set the
-    /// address has asked [`covers`](Self::covers); pages without a bit are passed over.
+    /// Mark the pages of `len` bytes at `address`, which were written before. The code that set the
+    /// address has checked [`covers`](Self::covers); pages without a bit are skipped.
     pub fn mark(&self, address: GuestAddress, len: u64) {
         for (index, mask) in bytes_of(address, len) {
-            // Release: the writes come before their mark. Its partner is the exchange by which the
+            // Release: the writes come before their mark. It pairs with the exchange by which the
             // front-end takes the mark before it reads the page (QEMU: hw/virtio/vhost.c,
             // `vhost_dev_sync_region`).
             self.byte(index).map(|byte| byte.fetch_or(mask, Ordering::Release));
@@ -185,13 +185,13 @@ impl DirtyLog {
         // A log has at most LOG_BYTES_MAX bytes, and they are mapped.
         #[allow(clippy::cast_possible_truncation)]
         let byte = self.bits.host_base().wrapping_add(index as usize);
-        // SAFETY: `Region::map` mapped `size` bytes from host_base, and the index is below that;
-        // they stay mapped while `self` is borrowed. All of our accesses are atomic.
+        // SAFETY: `Region::map` mapped `size` bytes from host_base, and the index is below that.
+        // They stay mapped while `self` is borrowed. All of our accesses are atomic.
         Some(unsafe { AtomicU8::from_ptr(byte) })
     }
 }
 
-/// The bytes of a log, and in each the bits, that stand for `len` bytes at `address`.
+/// The bytes of a log, each with its bits, for `len` bytes at `address`.
 fn bytes_of(address: GuestAddress, len: u64) -> impl Iterator<Item = (u64, u8)> {
     let first = address.0 / LOG_PAGE_BYTES;
     let end = address.0.saturating_add(len).div_ceil(LOG_PAGE_BYTES);

@@ -4,10 +4,11 @@ use std::io;
 
 use vm_memory::mmap::MmapRegionError;
 
-/// Bytes of the smallest page, to which every address of a region lies as its place in the file.
+/// Bytes of the smallest page. Every address of a region has the same offset in its page as in the
+/// file.
 pub(super) const PAGE_BYTES: u64 = 4096;
 
-/// Bytes that every port may map whatever the others have: for 1024 ports, half of the address
+/// Bytes that every port may map whatever the others map: for 1024 ports, half of the address
 /// space.
 pub const SHARE_BYTES: u64 = 1 << 36;
 /// Bytes that all ports together may map beyond their shares.
@@ -31,7 +32,7 @@ pub enum MapError {
         /// Offset in the file.
         offset: u64,
     },
-    /// Touching the missing part would be a bus error.
+    /// The file is too short: an access to the missing part would be a bus error.
     #[error(
         "region at guest address {guest:#x} needs {needed} bytes of its file, which has {actual}"
     )]
@@ -43,7 +44,7 @@ pub enum MapError {
         /// Bytes the file has.
         actual: u64,
     },
-    /// Its pages would come when somebody else likes.
+    /// A foreign file system would provide the pages, at its own pace.
     #[error(
         "the file is not memory (memfd, tmpfs, hugetlbfs), and each access to it could wait for \
          its file system; share such memory (memory-backend-memfd, or memory-backend-file in \
@@ -51,7 +52,7 @@ pub enum MapError {
          or on hugetlbfs, each with share=on), or allow all files with `memory_files = \"any\"`"
     )]
     Foreign,
-    /// Its addresses would have another alignment here than they have for the guest.
+    /// The region's addresses would have another alignment here than for the guest.
     #[error(
         "region at guest address {guest:#x}: front-end address {frontend:#x} and file offset \
          {offset:#x} do not lie at the same place of a page of {PAGE_BYTES} bytes"
@@ -64,16 +65,16 @@ pub enum MapError {
         /// Offset in the file.
         offset: u64,
     },
-    /// The process's address space is for all ports.
+    /// All ports share the process's address space.
     #[error(
         "no room to map {bytes:#x} bytes beside the {mapped:#x} that the port has: \
          {SHARE_BYTES:#x} are each port's, and {COMMON_BYTES:#x} are there for what all need \
          beyond that"
     )]
     NoRoom {
-        /// Of this mapping.
+        /// Bytes of this mapping.
         bytes: u64,
-        /// By the port, in bytes.
+        /// Bytes that the port has mapped.
         mapped: u64,
     },
     /// The file could not be examined.

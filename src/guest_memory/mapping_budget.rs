@@ -1,9 +1,10 @@
-//! How much of our address space the guests' memory takes.
+//! The budget of our address space for the guests' memory.
 //!
-//! A file may be sparse, so what a front-end shares costs it nothing, and us address space, of
-//! which a process has 2^47 bytes. What one table of regions may have is a limit of the port.
-//! Beyond that, each port has a share that nobody takes from it, and what all have beyond their
-//! shares is bounded: so a port within its share is served whatever the others do.
+//! A file may be sparse. So shared memory costs a front-end nothing, but costs us address space, of
+//! which a process has 2^47 bytes. A port's own limit bounds one table of regions.
+//!
+//! Beyond that, each port has a share that no other port can take. The total beyond all shares is
+//! bounded. So a port within its share is served, whatever the others do.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,15 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::files::MemoryFiles;
 use super::map_error::{COMMON_BYTES, MapError, SHARE_BYTES};
 
-/// What all ports of the process have beyond their shares.
+/// Bytes that all ports of the process have mapped beyond their shares.
 static COMMON: AtomicU64 = AtomicU64::new(0);
 
-/// What a port may map, and has mapped.
+/// The files and bytes that a port may map, and those that it has mapped.
 #[derive(Debug)]
 pub struct MappingBudget {
     /// The files that may be memory.
     files: MemoryFiles,
-    /// Whether other files may be as well: a guest that runs keeps what it has.
+    /// Whether other files are also allowed: a running guest keeps the files that it has.
     keeps: AtomicBool,
     /// Whether it has such a file.
     foreign: AtomicBool,
@@ -53,19 +54,21 @@ impl MappingBudget {
         outcome
     }
 
-    /// The guest had another process's port, and keeps whatever files it had there.
+    /// Allow other files: the guest comes with another process's port, and keeps all files that it
+    /// had there.
     pub fn keep(&self) {
         self.keeps.store(true, Ordering::Relaxed);
     }
 
-    /// It has all that it had: others may come only if there are some. Answers whether there are.
+    /// End the take-over: other files stay allowed only if the guest has some. Returns whether it
+    /// has.
     pub fn kept(&self) -> bool {
         let foreign = self.foreign.load(Ordering::Relaxed);
         self.keeps.store(foreign, Ordering::Relaxed);
         foreign
     }
 
-    /// Take `bytes` of it for a mapping.
+    /// Take `bytes` of the budget for a mapping.
     ///
     /// # Errors
     /// [`MapError::NoRoom`].
@@ -89,7 +92,7 @@ fn beyond_share(bytes: u64) -> u64 {
     bytes.saturating_sub(SHARE_BYTES)
 }
 
-/// MappingBudget for one mapping, given back when dropped.
+/// Bytes taken from a [`MappingBudget`] for one mapping, returned when dropped.
 #[derive(Debug)]
 pub(super) struct TakenBytes {
     budget: Arc<MappingBudget>,

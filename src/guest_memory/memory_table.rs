@@ -26,7 +26,7 @@ pub enum TableError {
     NotFound(u64),
 }
 
-/// Where one region is: in the guest, for the front-end, and in our process.
+/// The addresses of one region: in the guest, in the front-end, and in our process.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     guest: u64,
@@ -35,10 +35,10 @@ struct Span {
     host: *mut u8,
 }
 
-// SAFETY: an address, used only through the table, which holds the region that it is of.
+// SAFETY: an address, used only through the table, which holds the region behind it.
 unsafe impl Send for Span {}
-// SAFETY: as above; the memory behind it may change at any moment from anywhere, and is only
-// touched through `GuestSlice`, which knows that.
+// SAFETY: as above. Any process may change the memory behind it at any moment; it is only accessed
+// through `GuestSlice`, which allows for that.
 unsafe impl Sync for Span {}
 
 impl Span {
@@ -58,7 +58,7 @@ impl Span {
         // The region is mapped, so offsets and lengths within it fit in usize.
         #[allow(clippy::cast_possible_truncation)]
         let (offset, part) = (offset as usize, part as usize);
-        // SAFETY: offset + part <= size, and `Region::map` mapped `size` bytes from `host`; the
+        // SAFETY: offset + part <= size, and `Region::map` mapped `size` bytes from `host`. The
         // slice borrows the table that the span is in, and with it the region, which unmaps only
         // when dropped.
         Some(unsafe { GuestSlice::new(self.host.wrapping_add(offset), part) })
@@ -69,9 +69,10 @@ impl Span {
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Arc<Region>>,
-    /// What a translation needs of each region, side by side: it is looked up for every buffer.
+    /// The addresses that a translation needs of each region, side by side: each buffer is looked
+    /// up here.
     spans: Vec<Span>,
-    /// Where writes are logged, if they are.
+    /// The log of writes, if they are logged.
     log: Option<Arc<DirtyLog>>,
 }
 
@@ -94,13 +95,13 @@ impl GuestMemory {
         Self { regions, spans, log }
     }
 
-    /// The same regions, with writes logged to `log` from now on, or not.
+    /// A table of these regions, with writes logged to `log`, or not logged.
     #[must_use]
     pub fn logged(&self, log: Option<Arc<DirtyLog>>) -> Self {
         Self::of(self.regions.clone(), log)
     }
 
-    /// Where writes are logged, if they are.
+    /// The log of writes, if they are logged.
     #[must_use]
     pub fn log(&self) -> Option<&Arc<DirtyLog>> {
         self.log.as_ref()
@@ -116,8 +117,8 @@ impl GuestMemory {
         Self::new(regions)
     }
 
-    /// This table less one region (REM_MEM_REG), which must match in both addresses and size;
-    /// the file offset is not compared, since vhost-user says front-ends send 0 there.
+    /// This table without one region (REM_MEM_REG), which must match in both addresses and size.
+    /// The file offset is not compared, since vhost-user says that front-ends send 0 there.
     ///
     /// # Errors
     /// [`TableError::NotFound`].
@@ -142,7 +143,7 @@ impl GuestMemory {
         self.regions.iter().map(|region| (region.spec(), region.file()))
     }
 
-    /// The region that is exactly what `spec` and `file` describe, and whose file is still there.
+    /// The region that `spec` and `file` describe exactly, if its file is still there.
     #[must_use]
     pub fn find(&self, spec: &RegionSpec, file: &File) -> Option<&Arc<Region>> {
         self.regions.iter().find(|region| region.is_of(spec, file) && !region.faulted())
@@ -160,7 +161,7 @@ impl GuestMemory {
         GuestAddress(self.regions().map(|spec| spec.guest.0 + spec.size).max().unwrap_or(0))
     }
 
-    /// Whether any region's file, or the log's, was cut short under us; what was read since is not
+    /// Whether any region's file, or the log's, was cut short under us; bytes read since are not
     /// the guest's.
     #[must_use]
     pub fn faulted(&self) -> bool {
@@ -168,8 +169,8 @@ impl GuestMemory {
         log || self.regions.iter().any(|region| region.faulted())
     }
 
-    /// As much of `len` bytes at `address` as lies in one region: shorter than `len` where the
-    /// range continues in another, `None` where `address` is not the guest's or `len` is 0.
+    /// As much of `len` bytes at `address` as lies in one region. It is shorter than `len` where
+    /// the range continues in another. `None` where `address` is not the guest's or `len` is 0.
     #[inline]
     #[must_use]
     pub fn translate(&self, address: GuestAddress, len: u32) -> Option<GuestSlice<'_>> {
@@ -184,7 +185,7 @@ impl GuestMemory {
         (slice.len() as u64 == len).then_some(slice)
     }
 
-    /// Where in guest memory a pointer into one of the regions' mappings points.
+    /// The guest address of a pointer into one of the regions' mappings.
     #[must_use]
     pub fn guest_address(&self, pointer: *const u8) -> Option<GuestAddress> {
         self.regions.iter().find_map(|region| {
@@ -194,8 +195,8 @@ impl GuestMemory {
         })
     }
 
-    /// The first `len` bytes of `pieces`, which [`translate`](Self::translate) made, were written:
-    /// mark their pages if writes are logged.
+    /// Record that the first `len` bytes of `pieces`, which [`translate`](Self::translate) made,
+    /// were written: mark their pages if writes are logged.
     #[inline]
     pub fn written(&self, pieces: &[GuestSlice<'_>], len: u64) {
         if let Some(log) = &self.log {
@@ -203,7 +204,8 @@ impl GuestMemory {
         }
     }
 
-    /// A piece knows its place in our process only, so it is looked up again.
+    /// Mark the pages of pieces. A piece has only its address in our process, so its guest address
+    /// is looked up again.
     #[cold]
     #[inline(never)]
     fn mark(&self, log: &DirtyLog, pieces: &[GuestSlice<'_>], len: u64) {

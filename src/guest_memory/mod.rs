@@ -1,14 +1,14 @@
 //! GUEST MEMORY: the only code that turns a guest's addresses into ours.
 //!
-//! A front-end shares its guest's memory as files; each becomes a [`Region`], and the regions in
-//! force form one [`GuestMemory`] table that is never edited, only replaced whole. Rings hold an
-//! `Arc` of the table they were resolved against, so a mapping outlives every pointer into it.
+//! A front-end shares its guest's memory as files; each becomes a [`Region`]. The regions in force
+//! form one [`GuestMemory`] table, which is never edited, only replaced whole. Rings hold an `Arc`
+//! of the table they were resolved against, so a mapping outlives every pointer into it.
 //!
 //! The guest and the front-end write to this memory while we read it, so no Rust reference to it
 //! ever exists: [`GuestSlice`] is a checked pointer and a length, and its copies are raw.
 //!
-//! While a front-end wants to know which pages we write, the table has a [`DirtyLog`], and whoever
-//! writes marks what was written.
+//! While a front-end wants to know which pages we write, the table has a [`DirtyLog`], and each
+//! writer marks the pages that it wrote.
 //!
 //! The floors, each file importing only from those above it:
 //!
@@ -22,8 +22,8 @@
 //! - `dirty_log`: the pages that we wrote, for a migration.
 //! - `memory_table`: the regions in force, and the translation of addresses.
 //!
-//! Owned by the session that received the files; read by the workers that serve its rings. What
-//! this module does not do: it knows nothing of rings, descriptors or messages.
+//! The session that received the files owns the memory; the workers that serve its rings read it.
+//! This module knows nothing of rings, descriptors or messages.
 
 mod addresses;
 mod dirty_log;

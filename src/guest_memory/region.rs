@@ -16,16 +16,16 @@ use super::sigbus::Watch;
 /// The largest huge page of any architecture, bytes.
 const HUGE_PAGE_BYTES_MAX: u64 = 16 << 30;
 
-/// What a front-end says of a memory region (vhost-user: "Memory region description").
+/// A front-end's description of a memory region (vhost-user: "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionSpec {
-    /// Where the guest sees it.
+    /// Its address for the guest.
     pub guest: GuestAddress,
-    /// Where the front-end has mapped it.
+    /// Its address in the front-end's mapping.
     pub frontend: FrontendAddress,
     /// Bytes.
     pub size: u64,
-    /// Where in the file it starts, bytes.
+    /// Its start in the file, bytes.
     pub file_offset: u64,
 }
 
@@ -37,9 +37,9 @@ pub struct Region {
     // no longer ours.
     watch: Watch,
     mapping: MmapRegion,
-    /// Where in the mapping its first byte is.
+    /// The offset of its first byte in the mapping.
     start: usize,
-    // After `mapping`: the budget has its bytes again when it is unmapped.
+    // After `mapping`: the budget gets its bytes back when it is unmapped.
     _taken: TakenBytes,
 }
 
@@ -52,8 +52,8 @@ impl Region {
         Self::map_in(&MappingBudget::new(MemoryFiles::Shared), spec, file)
     }
 
-    /// Map it within the budget of a port. Each address has the alignment here that it has in the
-    /// guest and in the front-end, down to a page.
+    /// Map the region within the budget of a port. Down to a page, each address has the same
+    /// alignment here as in the guest and in the front-end.
     ///
     /// # Errors
     /// [`MapError`], before anything is mapped unless the kernel itself refuses.
@@ -70,7 +70,8 @@ impl Region {
         Self::map_bytes(budget, spec, file)
     }
 
-    /// Map what is no guest's memory, and is read and written in single bytes: of any alignment.
+    /// Map a file that is not a guest's memory, and is read and written in single bytes: of any
+    /// alignment.
     pub(super) fn map_bytes(
         budget: &Arc<MappingBudget>,
         spec: RegionSpec,
@@ -90,13 +91,13 @@ impl Region {
         Ok(Self { spec, watch, mapping, start, _taken: taken })
     }
 
-    /// What the front-end said of it.
+    /// The front-end's description of it.
     #[must_use]
     pub fn spec(&self) -> &RegionSpec {
         &self.spec
     }
 
-    /// The file it is of.
+    /// Its file.
     pub(super) fn file(&self) -> &File {
         self.mapping.file_offset().expect("a region is mapped from a file").file()
     }
@@ -115,20 +116,20 @@ impl Region {
         self.watch.faulted()
     }
 
-    /// Where the region's first byte is in our process; `spec().size` bytes are mapped there.
+    /// The address of the region's first byte in our process; `spec().size` bytes are mapped there.
     pub(super) fn host_base(&self) -> *mut u8 {
         self.mapping.as_ptr().wrapping_add(self.start)
     }
 }
 
-/// What is mapped of a file: whole pages of its kind, since huge pages are mapped and unmapped
-/// whole and a region need not begin or end with one.
+/// The mapped part of a file: whole pages of its kind. Huge pages are mapped and unmapped whole,
+/// and a region need not begin or end with one.
 struct Extent {
-    /// Where in the file the mapping begins, bytes.
+    /// Start of the mapping in the file, bytes.
     first: u64,
-    /// Where in the mapping the region begins, bytes.
+    /// Start of the region in the mapping, bytes.
     start: usize,
-    /// Bytes mapped; start + size are at most these.
+    /// Bytes mapped, at least start + size.
     length: usize,
 }
 
@@ -203,7 +204,7 @@ mod tests {
             let refused = Region::map(spec(guest, frontend, offset), memory(1 << 20)).unwrap_err();
             assert!(matches!(refused, MapError::Misaligned { .. }), "{refused}");
         }
-        // None of them begins with a page, and all of them at the same place of one.
+        // None of them begins with a page, and all of them have the same offset in one.
         let region = Region::map(spec(0x4234, 0x8234, 0x1234), memory(1 << 20)).unwrap();
         assert_eq!(region.host_base().addr() % 4096, 0x234);
     }

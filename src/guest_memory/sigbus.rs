@@ -1,15 +1,19 @@
-//! Surviving a front-end that cuts its memory file short under us.
+//! Protection from a front-end that cuts its memory file short under us.
 //!
-//! Touching a mapped page that its file no longer has raises SIGBUS, which would end the process
-//! and with it every other VM's traffic. The handler here puts an anonymous zero page over the
-//! missing one and marks the region; the access then completes (on zeroes), and the worker finds
-//! the mark at the end of its burst and ends that session. SIGBUS anywhere else stays fatal.
+//! An access to a mapped page that its file no longer has raises SIGBUS. The signal would end the
+//! process and with it every other VM's traffic.
 //!
-//! The handler may run in any thread at any instruction, so all it uses is a fixed table of
-//! atomics and one system call. A slot of the table may change while the handler reads it: another
-//! session's region goes, and a third one's takes its place. So each slot has a generation, and the
-//! handler believes base and length only if both are of one generation. The slot of the mapping
-//! that it looks for cannot change: the access that faulted keeps that mapping.
+//! The handler here puts anonymous zero pages over the mapping and marks the region. The access
+//! then completes (on zeroes). The worker finds the mark at the end of its burst and ends that
+//! session. SIGBUS anywhere else stays fatal.
+//!
+//! The handler may run in any thread at any instruction, so it uses only a fixed table of atomics
+//! and one system call.
+//!
+//! A slot of the table may change while the handler reads it: one session's region is unmapped, and
+//! another's takes its place. So each slot has a generation, and the handler uses base and length
+//! only if both are of one generation. The slot of the mapping that it looks for cannot change: the
+//! access that faulted keeps that mapping.
 
 use std::ptr;
 use std::sync::Once;
@@ -41,10 +45,10 @@ static SLOTS: [WatchSlot; WATCHES_MAX] = [const {
 }; WATCHES_MAX];
 
 impl WatchSlot {
-    /// Watch `len` bytes at `base` from now on. Only whoever has claimed the slot may change it.
+    /// Watch `len` bytes at `base` from now on. Only the claimer of the slot may change it.
     fn set(&self, base: usize, len: usize) {
         self.generation.fetch_add(1, Ordering::Relaxed);
-        // Whoever sees what follows sees the odd generation too.
+        // A reader of the later stores also sees the odd generation.
         fence(Ordering::Release);
         self.base.store(base, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
@@ -56,7 +60,7 @@ impl WatchSlot {
         let before = self.generation.load(Ordering::Acquire);
         let len = self.len.load(Ordering::Relaxed);
         let base = self.base.load(Ordering::Relaxed);
-        // What was read was read before the generation is looked at again.
+        // Both loads come before the second look at the generation.
         fence(Ordering::Acquire);
         let after = self.generation.load(Ordering::Relaxed);
         (before == after && before.is_multiple_of(2)).then_some((base, len))
@@ -126,19 +130,20 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
             }
         }
     }
-    // Not a guest's memory: a bug of ours, or broken hardware. Die of it as if never caught.
+    // Not a guest's memory: a bug of ours, or broken hardware. The process dies of it as if there
+    // were no handler.
     // SAFETY: both calls are async-signal-safe; returning re-executes the faulting access.
     unsafe {
         libc::signal(libc::SIGBUS, libc::SIG_DFL);
     }
 }
 
-/// Put anonymous zeroes over the whole mapping: the front-end broke its promise for all of it,
-/// and one replacement bounds the number of signals to one per region.
+/// Put anonymous zeroes over the whole mapping. The front-end broke its promise for all of it, and
+/// one replacement limits the signals to one per region.
 fn replace_with_zeroes(base: usize, len: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: the range is exactly one watched mapping, which stays mapped while it is watched;
-    // pointers into it stay valid since the same addresses are mapped again.
+    // SAFETY: the range is exactly one watched mapping, which stays mapped while it is watched.
+    // Pointers into it stay valid since the same addresses are mapped again.
     let mapped = unsafe {
         libc::mmap(
             ptr::with_exposed_provenance_mut(base),

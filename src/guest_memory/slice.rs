@@ -3,10 +3,10 @@
 use std::marker::PhantomData;
 use std::ptr;
 
-/// Have the cache line of an address brought near, for a read that comes soon.
+/// Prefetch the cache line of an address, for a read that comes soon.
 #[inline]
 pub fn prefetch(address: *const u8) {
-    // SAFETY: a hint about an address, which may be any.
+    // SAFETY: a hint about an address; any address is allowed.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -33,7 +33,7 @@ impl<'m> GuestSlice<'m> {
         Self { ptr, len, memory: PhantomData }
     }
 
-    /// No bytes at all: what a descriptor of length zero names, wherever it points.
+    /// No bytes at all: the buffer of a descriptor of length zero, whatever its address.
     #[must_use]
     pub fn empty() -> Self {
         Self { ptr: ptr::dangling_mut(), len: 0, memory: PhantomData }
@@ -71,22 +71,22 @@ impl<'m> GuestSlice<'m> {
         unsafe { GuestSlice::new(self.ptr.add(offset), len) }
     }
 
-    /// Have the first `len` bytes, or what there is of them, brought near for a read that comes
-    /// soon: two cache lines at most, the processor sees where a longer copy goes.
+    /// Prefetch the first `len` bytes, or fewer if the slice ends, for a read that comes soon. It
+    /// prefetches two cache lines at most: for a longer copy the processor prefetches by itself.
     #[inline]
     pub fn prefetch(&self, len: usize) {
         prefetch(self.ptr);
         prefetch(self.last_of(len));
     }
 
-    /// As [`prefetch`](Self::prefetch), for a write: the line is taken from the core that has it at
-    /// once, not first shared with it.
+    /// As [`prefetch`](Self::prefetch), for a write: the line is taken from another core at once,
+    /// not first shared with it.
     #[inline]
     pub fn prefetch_for_write(&self, len: usize) {
         let last = self.last_of(len);
-        // SAFETY: a hint about an address, which may be any. By its name, since the compiler knows
-        // the instruction only for processors newer than those it makes code for; older ones take
-        // it for nothing.
+        // SAFETY: a hint about an address; any address is allowed. The instruction is written by
+        // name, since the compiler knows it only for newer processors than its target. Older
+        // processors ignore it.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             std::arch::asm!(
@@ -99,8 +99,8 @@ impl<'m> GuestSlice<'m> {
         }
     }
 
-    /// The last of the first `len` bytes, or of those that there are, that is in the first cache
-    /// line or the second.
+    /// The last of the first `len` bytes, or of those that exist, in the first cache line or the
+    /// second.
     #[inline]
     fn last_of(&self, len: usize) -> *mut u8 {
         self.ptr.wrapping_add(len.min(self.len).saturating_sub(1).min(CACHE_LINE))
@@ -113,8 +113,8 @@ impl<'m> GuestSlice<'m> {
     #[inline]
     pub fn read(&self, destination: &mut [u8]) {
         assert!(destination.len() <= self.len);
-        // SAFETY: the range is mapped for 'm and at least as long as the destination (asserted);
-        // the destination is ours alone, so the two cannot overlap.
+        // SAFETY: the range is mapped for 'm and at least as long as the destination (asserted).
+        // The destination is ours alone, so the two cannot overlap.
         unsafe { ptr::copy_nonoverlapping(self.ptr, destination.as_mut_ptr(), destination.len()) }
     }
 

@@ -19,7 +19,7 @@ pub trait Counter: Copy {
     fn index(self) -> usize;
 }
 
-/// What is counted per port.
+/// The counters of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum PortCounter {
@@ -45,7 +45,7 @@ pub enum PortCounter {
     FromGuestDroppedUplinkDown,
     /// Addressed to itself, or no uplink queue on its worker.
     FromGuestDroppedNoRoute,
-    /// Of a port that is in no forwarding table, since it is being added or removed.
+    /// Its port is in no forwarding table, since it is being added or removed.
     FromGuestDroppedUnrouted,
     /// Delivered to the guest.
     ToGuestPackets,
@@ -106,8 +106,8 @@ impl Counter for PortCounter {
     }
 }
 
-/// What is counted per AF_XDP socket; `rx` and `tx` are the kernel's words. The `frames_…` are
-/// not sums but the present whereabouts of the socket's frames; the `kernel_…` are its own
+/// The counters of an AF_XDP socket; `rx` and `tx` are the kernel's words. The `frames_…` are not
+/// sums but the present whereabouts of the socket's frames. The `kernel_…` are the kernel's own
 /// (XDP_STATISTICS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]

@@ -1,5 +1,5 @@
-//! METRICS: what is counted. Workers count in plain integers of their own and publish them now
-//! and then; readers add the workers up.
+//! METRICS: the counters. Workers count in plain integers of their own and publish them now and
+//! then; readers add the workers up.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
 //! The Internet checksum (RFC 1071): the ones' complement of a ones' complement sum of 16-bit
-//! words; and the lengths in IP headers, of which IPv4's is summed.
+//! words. Also the lengths in IP headers, since IPv4's header checksum covers its length.
 
 use super::headers::{
     Headers, IPV6_LEN, Network, Transport, UDP_CHECKSUM_AT, low_u16, put_u16, u16_at,
@@ -9,13 +9,13 @@ use super::offload::PartialChecksum;
 /// Words that are added side by side, so that the compiler can use vector registers.
 const LANES: usize = 8;
 
-/// The ones' complement sum of `bytes` as big-endian words, an odd last one with a zero behind it.
-/// It is folded already: 65536 of them may be added before the next [`fold`].
+/// The ones' complement sum of `bytes` as big-endian words; an odd last byte has a zero behind it.
+/// It is already folded: 65536 of them may be added before the next [`fold`].
 #[inline]
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u32 {
-    // In the machine's byte order, 32 bits at a time: neither changes the folded sum but for the
-    // order of its two bytes (RFC 1071, 2).
+    // In the machine's byte order, 32 bits at a time. Both change only the order of the two bytes
+    // of the folded sum (RFC 1071, 2).
     let (blocks, rest) = bytes.as_chunks::<{ 4 * LANES }>();
     let mut lanes = [0; LANES];
     for block in blocks {
@@ -50,8 +50,8 @@ pub fn fold(sum: u32) -> u16 {
 }
 
 /// The sum of the pseudo header in front of `len` bytes of transport header and payload (RFC 9293,
-/// 3.1; RFC 768; RFC 8200, 8.1), with the addresses of the IP header. Not of a packet that a
-/// routing header has still to lead elsewhere.
+/// 3.1; RFC 768; RFC 8200, 8.1), with the addresses of the IP header. It is wrong for a packet that
+/// a routing header still leads elsewhere.
 #[inline]
 #[must_use]
 pub(super) fn pseudo_header(start: &[u8], headers: &Headers, len: usize) -> u32 {
@@ -60,7 +60,7 @@ pub(super) fn pseudo_header(start: &[u8], headers: &Headers, len: usize) -> u32 
     sum(headers.addresses(start)) + protocol + (len >> 16) + (len & 0xffff)
 }
 
-/// Complete a checksum in place. False, and the frame as it was, if the field is not inside.
+/// Complete a checksum in place. False, and the frame unchanged, if the field is not inside.
 #[inline]
 #[must_use]
 pub fn complete(frame: &mut [u8], partial: PartialChecksum) -> bool {
@@ -74,8 +74,9 @@ pub fn complete(frame: &mut [u8], partial: PartialChecksum) -> bool {
     true
 }
 
-/// The checksum for a sum, to be put `offset` bytes into a transport header. Where UDP's is, zero
-/// would say that there is none (RFC 768), so its other form is taken; TCP's is zero (RFC 1624, 3).
+/// The checksum for a sum, to be put `offset` bytes into a transport header. In UDP's field, zero
+/// would say that there is none (RFC 768), so its other form is used. In TCP's field it stays zero
+/// (RFC 1624, 3).
 #[inline]
 pub(super) fn finished(sum: u32, offset: u16) -> u16 {
     match !fold(sum) {
@@ -84,8 +85,8 @@ pub(super) fn finished(sum: u32, offset: u16) -> u16 {
     }
 }
 
-/// Write what follows from the length of the IP packet whose `headers` are in `bytes`: IPv4's
-/// total length and header checksum, or IPv6's payload length.
+/// Write the header fields that depend on the length of the IP packet whose `headers` are in
+/// `bytes`. These are IPv4's total length and header checksum, or IPv6's payload length.
 pub(super) fn set_packet_len(bytes: &mut [u8], headers: &Headers, network_end: usize, len: usize) {
     let at = usize::from(headers.network_at);
     match headers.network {
@@ -99,8 +100,9 @@ pub(super) fn set_packet_len(bytes: &mut [u8], headers: &Headers, network_end: u
     }
 }
 
-/// Is the TCP or UDP checksum right, and that of an IPv4 header? `frame` is whole; what is behind
-/// the IP packet is not summed. A UDP datagram over IPv4 without a checksum is right (RFC 768).
+/// Whether the TCP or UDP checksum is right, and that of an IPv4 header. `frame` is whole; bytes
+/// behind the IP packet are not summed. A UDP datagram over IPv4 without a checksum is right (RFC
+/// 768).
 #[must_use]
 pub fn verify(frame: &[u8], headers: &Headers) -> bool {
     let Some(end) = headers.packet_end(frame) else { return false };

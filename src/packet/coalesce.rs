@@ -1,6 +1,6 @@
 //! Many TCP segments as one frame: receive coalescing in software, by the rules of Linux's GRO
-//! (`tcp_gro_receive`, `inet_gro_receive`, `ipv6_gro_receive`), so that what a guest gets is what
-//! its own kernel would have made of the segments, and they can be had back by segmentation.
+//! (`tcp_gro_receive`, `inet_gro_receive`, `ipv6_gro_receive`). So a guest gets the frame that its
+//! own kernel would have made. Segmentation can restore the segments.
 //!
 //! A [`Train`] borrows no frame: it knows each by a token of its caller, and copies the headers of
 //! the first.
@@ -22,20 +22,21 @@ const FLAGS: u16 = 0x0fff;
 const ACK: u16 = 0x010;
 const PSH: u16 = 0x008;
 
-/// A received TCP segment that may be merged with its neighbours: all checksums are right, nothing
-/// but ACK and PSH is set, there is payload, and neither IPv4 options nor IPv6 extension headers.
+/// A received TCP segment that may be merged with its neighbours. All its checksums are right, and
+/// no flag except ACK and PSH is set. It has payload, and neither IPv4 options nor IPv6 extension
+/// headers.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpSegment {
     headers: Headers,
-    /// Without the padding that Ethernet's shortest frames have.
+    /// Without the padding of Ethernet's shortest frames.
     payload_len: u16,
     sequence: u32,
     push: bool,
 }
 
 impl TcpSegment {
-    /// Look at a received frame, which is whole. The checksum, which costs most, is that of a kind
-    /// which its receiver `takes`.
+    /// Parse a received frame, which is whole. The checksum costs most, so it is verified only for
+    /// a kind that the receiver `takes`.
     #[inline]
     #[must_use]
     pub fn parse(frame: &[u8], takes: impl FnOnce(SegmentKind) -> bool) -> Option<Self> {
@@ -63,7 +64,7 @@ impl TcpSegment {
     }
 }
 
-/// What a frame made of TCP segments has to be cut as.
+/// The kind of segmentation that cuts a frame of merged TCP segments.
 fn kind_of(network: Network) -> SegmentKind {
     match network {
         Network::Ipv4 => SegmentKind::Tcp4,
@@ -71,25 +72,25 @@ fn kind_of(network: Network) -> SegmentKind {
     }
 }
 
-/// Payload of a train: the bytes from `start` of the frame that `token` stands for.
+/// Payload of a train: bytes of the frame that `token` stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The caller's name for the frame.
     pub token: u16,
-    /// Where the payload begins.
+    /// Offset of the payload in the frame.
     pub start: u16,
     /// Its bytes.
     pub len: u16,
 }
 
-/// What became of a segment.
+/// The outcome of pushing a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
     /// It is part of the train.
     Taken,
-    /// It is its last part: deliver now.
+    /// It is the last part of the train: deliver now.
     TakenAndFull,
-    /// It is not: deliver the train, then this segment, which may start another.
+    /// It is not part of the train: deliver the train, then this segment, which may start another.
     Refused,
 }
 
@@ -105,7 +106,7 @@ enum Identification {
 /// Segments of one flow in sequence.
 #[derive(Clone, Debug)]
 pub struct Train {
-    /// Those of the first segment, whose flags collect the others' PSH.
+    /// The headers of the first segment, whose flags collect the others' PSH.
     header: [u8; HEADERS_MAX],
     headers: Headers,
     pieces: ArrayVec<Piece, TOKENS_MAX>,
@@ -117,7 +118,7 @@ pub struct Train {
 }
 
 impl Train {
-    /// A train of one: `frame`, which `segment` was parsed from.
+    /// A train of one segment: `frame`, from which `segment` was parsed.
     #[inline]
     #[must_use]
     pub fn start(token: u16, frame: &[u8], segment: &TcpSegment) -> Self {
@@ -138,7 +139,7 @@ impl Train {
         }
     }
 
-    /// Whether a frame whose ports are where the train's are is of its flow.
+    /// Whether a frame with its ports at the train's place is of the train's flow.
     #[inline]
     #[must_use]
     pub fn same_flow(&self, frame: &[u8]) -> bool {
@@ -149,16 +150,16 @@ impl Train {
             && frame[protocol_at] == self.header[protocol_at]
     }
 
-    /// Whether any frame may be of the train's flow, so that it must not overtake the train. Where
-    /// options, extension headers or fragmentation keep the ports from being where the train's
-    /// are, the addresses decide.
+    /// Whether any frame may be of the train's flow, so that it must not overtake the train.
+    /// Options, extension headers or fragmentation may keep its ports from the train's place; then
+    /// the addresses decide.
     #[inline]
     #[must_use]
     pub fn may_be_of_flow(&self, frame: &[u8]) -> bool {
         self.same_addresses(frame) && (self.has_ports_elsewhere(frame) || self.same_flow(frame))
     }
 
-    /// Of Ethernet, tags and IP.
+    /// Whether a frame has the same Ethernet header, tags and IP addresses.
     fn same_addresses(&self, frame: &[u8]) -> bool {
         let [network_at, transport_at] =
             [self.headers.network_at, self.headers.transport_at].map(usize::from);
@@ -171,7 +172,8 @@ impl Train {
             && frame[..network_at] == self.header[..network_at]
     }
 
-    /// Of a frame with an IP header that ends where the train's does, if it has no options.
+    /// Whether a frame has its ports at another place. Its IP header, if it has no options, ends at
+    /// the same place as the train's.
     fn has_ports_elsewhere(&self, frame: &[u8]) -> bool {
         let ip = &frame[usize::from(self.headers.network_at)..];
         match self.headers.network {
@@ -184,7 +186,7 @@ impl Train {
         }
     }
 
-    /// Of the field that says what is behind the IP header.
+    /// The offset of the field that names the protocol behind the IP header.
     fn protocol_offset(&self) -> usize {
         match self.headers.network {
             Network::Ipv4 => 9,
@@ -192,7 +194,7 @@ impl Train {
         }
     }
 
-    /// Append a segment if it continues where the train ends.
+    /// Append a segment if it continues at the end of the train.
     #[inline]
     pub fn push(&mut self, token: u16, frame: &[u8], segment: &TcpSegment) -> Pushed {
         let size = self.pieces[0].len;
@@ -227,9 +229,9 @@ impl Train {
         if self.full { Pushed::TakenAndFull } else { Pushed::Taken }
     }
 
-    /// Are the fields that no merged frame could tell apart the same: IP's but for lengths,
-    /// identification and checksum; TCP's acknowledgement, window and options, time stamps among
-    /// them? Flags are, but for PSH.
+    /// Whether the fields that a merged frame has only once are the same. For IP these are all
+    /// except lengths, identification and checksum; for TCP the acknowledgement, the window, and
+    /// the options with time stamps. Flags need no check: only PSH can differ.
     fn same_headers(&self, frame: &[u8]) -> bool {
         let [network_at, transport_at, payload_at] =
             [self.headers.network_at, self.headers.transport_at, self.headers.payload_at]
@@ -251,7 +253,7 @@ impl Train {
             && same(transport_at + TCP_LEN, payload_at)
     }
 
-    /// How the identification changes with this frame; None if it does not.
+    /// How the identification changes with this frame; None if it changes in another way.
     fn next_identification(&self, frame: &[u8]) -> Option<Identification> {
         if self.headers.network == Network::Ipv6 {
             return Some(self.identification);
@@ -277,14 +279,14 @@ impl Train {
         &self.pieces
     }
 
-    /// It is one segment: deliver its frame as it came.
+    /// Whether it is one segment: deliver its frame as it came.
     #[inline]
     #[must_use]
     pub fn is_single(&self) -> bool {
         self.pieces.len() == 1
     }
 
-    /// Nothing can be added: deliver now.
+    /// Whether nothing can be added: deliver now.
     #[inline]
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -298,8 +300,8 @@ impl Train {
         u32::from(self.headers.payload_at) + u32::from(self.payload_len)
     }
 
-    /// The headers of the merged frame, and what would be left to do with it. Of a single segment,
-    /// its own, and nothing.
+    /// The headers of the merged frame, and the work left to do on it. For a single segment, its
+    /// own headers and no work.
     pub fn headers(&mut self) -> (&[u8], Offload) {
         let payload_at = usize::from(self.headers.payload_at);
         let header = &mut self.header[..payload_at];

@@ -1,25 +1,28 @@
-//! Which flow a frame is of, as a number.
+//! The flow of a frame, as a number.
 
 use super::headers::{self, Network, Transport};
 
-/// As far into an IP packet as [`flow_hash`] looks: an IPv6 header, thirty bytes of extension
+/// Bytes of an IP packet that [`flow_hash`] reads: an IPv6 header, thirty bytes of extension
 /// headers, and the ports. A packet whose ports come later counts by its addresses.
 const IP_BYTES_MAX: usize = 74;
 
-/// As far into a frame, behind an Ethernet header and two tags.
+/// Bytes of a frame that it reads: those, behind an Ethernet header and two tags.
 pub const FLOW_BYTES_MAX: usize = 22 + IP_BYTES_MAX;
 
-/// A hash of the flow that a frame is of, the same for both of its directions: of addresses and
-/// ports; of the addresses alone if there are no ports, and for every fragment, since only the
-/// first has any; of the MAC addresses if it is not IP. `start` is the frame or its first bytes.
+/// A hash of a frame's flow, the same for both of its directions. `start` is the frame or its first
+/// bytes.
 ///
-/// Any of its bits are good enough to choose by. It is not keyed: who wants his flows on one queue
-/// can have that, as with a NIC's Toeplitz hash.
+/// It covers addresses and ports. It covers the addresses alone if there are no ports, and for
+/// every fragment, since only the first has ports. It covers the MAC addresses if the frame is not
+/// IP.
+///
+/// Any of its bits are good enough to choose by. It is not keyed. A sender that wants its flows on
+/// one queue can have that, as with a NIC's Toeplitz hash.
 #[inline]
 #[must_use]
 pub fn flow_hash(start: &[u8]) -> u32 {
     let (one, other) = ip_ends(start).unwrap_or_else(|| mac_ends(start));
-    // A sum, unlike an exclusive or, does not make all flows from an end to itself one.
+    // With a sum, unlike an exclusive or, flows from an end to itself differ.
     let hash = mix(mix(one).wrapping_add(mix(other)));
     (hash >> 32) as u32
 }
@@ -55,15 +58,15 @@ fn ports(start: &[u8], network: Network, at: usize) -> Option<[u64; 2]> {
     Some([u16::from_be_bytes([a, b]).into(), u16::from_be_bytes([c, d]).into()])
 }
 
-/// An IPv6 address in 64 bits. The upper half, often the same at both ends, is mixed first so
-/// that it does not cancel what differs in the lower.
+/// An IPv6 address in 64 bits. The upper half, often the same at both ends, is mixed first so that
+/// it does not cancel differences in the lower.
 #[inline]
 fn ipv6(address: &[u8]) -> u64 {
     let half = |at: usize| address[at..].first_chunk().map_or(0, |half| u64::from_be_bytes(*half));
     mix(half(0)).wrapping_add(half(8))
 }
 
-/// The two ends of a frame; of less than a header, nothing.
+/// The two ends of a frame; zero for less than a header.
 #[inline]
 fn mac_ends(start: &[u8]) -> (u64, u64) {
     let Some([a, b, c, d, e, f, rest @ ..]) = start.first_chunk::<12>() else {
@@ -74,7 +77,7 @@ fn mac_ends(start: &[u8]) -> (u64, u64) {
     (number([*a, *b, *c, *d, *e, *f]), number([*g, *h, *i, *j, *k, *l]))
 }
 
-/// Spread what differs anywhere over all bits.
+/// Spread any difference over all bits.
 #[inline]
 fn mix(value: u64) -> u64 {
     // The finaliser of splitmix64.

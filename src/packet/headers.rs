@@ -1,4 +1,4 @@
-//! Where the headers of a frame are.
+//! The places of a frame's headers.
 
 use super::offload::{HEADERS_MAX, PartialChecksum};
 
@@ -31,7 +31,7 @@ pub(super) const UDP_CHECKSUM_AT: u16 = 6;
 /// The EtherTypes of a VLAN tag (IEEE 802.1Q, 9.6).
 const TAG: u16 = 0x8100;
 const SERVICE_TAG: u16 = 0x88a8;
-/// VLAN tags in front of the EtherType that counts.
+/// Most VLAN tags in front of the EtherType that counts.
 const TAGS_MAX: usize = 2;
 
 /// The network protocol.
@@ -69,7 +69,7 @@ impl Transport {
     }
 }
 
-/// Where the headers of a TCP or UDP packet are. All of them are within [`HEADERS_MAX`].
+/// The places of the headers of a TCP or UDP packet. All of them are within [`HEADERS_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
     /// The network protocol.
@@ -80,15 +80,16 @@ pub struct Headers {
     pub transport: Transport,
     /// Its header, behind all IPv4 options or IPv6 extension headers.
     pub transport_at: u16,
-    /// What is behind all headers.
+    /// The end of all headers, where the payload begins.
     pub payload_at: u16,
 }
 
 impl Headers {
-    /// The headers in `start`, a frame or its first bytes: Ethernet II, up to two tags, IPv4 with
-    /// options or IPv6 with hop-by-hop, routing and destination headers, then TCP or UDP. None for
-    /// anything else, for fragments, and for headers that are not whole. Lengths that the headers
-    /// tell of the packet are not looked at.
+    /// The headers in `start`, a frame or its first bytes. They are Ethernet II, up to two tags,
+    /// IPv4 with options or IPv6 with hop-by-hop, routing and destination headers, then TCP or UDP.
+    ///
+    /// None for anything else, for fragments, and for incomplete headers. The lengths in the
+    /// headers are not checked.
     #[inline]
     #[must_use]
     pub fn parse(start: &[u8]) -> Option<Self> {
@@ -125,8 +126,8 @@ impl Headers {
         PartialChecksum { start: self.transport_at, offset }
     }
 
-    /// Where the IP packet ends by its own word, in the whole `frame`: what follows is padding.
-    /// None if that is outside, or within the headers.
+    /// The end of the IP packet, by its own length, in the whole `frame`; padding follows. None if
+    /// that is outside, or within the headers.
     pub(super) fn packet_end(&self, frame: &[u8]) -> Option<usize> {
         let at = usize::from(self.network_at);
         let end = at
@@ -148,7 +149,8 @@ impl Headers {
 }
 
 impl PartialChecksum {
-    /// Whether it is that of the frame's own TCP or UDP. `start` is the frame or its headers.
+    /// Whether it is the checksum of the frame's own TCP or UDP. `start` is the frame or its
+    /// headers.
     #[inline]
     #[must_use]
     pub fn is_of_transport(self, start: &[u8]) -> bool {
@@ -156,21 +158,21 @@ impl PartialChecksum {
     }
 }
 
-/// What an IP header says of what comes behind it.
+/// The IP header's data about the part behind it.
 pub(super) struct UpperLayer {
     pub protocol: u8,
     pub at: usize,
-    /// It is only a part of it.
+    /// It is only a fragment of that part.
     pub fragment: bool,
 }
 
-/// The part of a frame that headers are looked for in.
+/// The part of a frame in which headers are searched.
 #[inline]
 pub(super) fn clip(start: &[u8]) -> &[u8] {
     &start[..start.len().min(HEADERS_MAX)]
 }
 
-/// The network protocol of a frame and where its header is.
+/// The network protocol of a frame and the place of its header.
 #[inline]
 pub(super) fn network(start: &[u8]) -> Option<(Network, usize)> {
     const IPV4: u16 = 0x0800;
@@ -187,8 +189,8 @@ pub(super) fn network(start: &[u8]) -> Option<(Network, usize)> {
     None
 }
 
-/// Bytes of the VLAN tags behind a frame's addresses, of two at most: of the frame or its first
-/// bytes, so one that is not there does not count.
+/// Bytes of the VLAN tags behind a frame's addresses, of two at most. `start` is the frame or its
+/// first bytes; a tag beyond them does not count.
 #[inline]
 #[must_use]
 pub fn tag_bytes(start: &[u8]) -> u32 {
@@ -200,7 +202,7 @@ pub fn tag_bytes(start: &[u8]) -> u32 {
     }
 }
 
-/// What comes behind the IP header at `at` and its options or extension headers.
+/// The part behind the IP header at `at` and its options or extension headers.
 #[inline]
 pub(super) fn upper_layer(start: &[u8], network: Network, at: usize) -> Option<UpperLayer> {
     match network {
@@ -242,7 +244,7 @@ fn after_ipv6(start: &[u8], at: usize) -> Option<UpperLayer> {
     None
 }
 
-/// A length that was checked to be one of an IP packet, as its field holds it.
+/// A length, checked to be one of an IP packet, in the size of its field.
 #[inline]
 #[allow(clippy::cast_possible_truncation)]
 pub(super) fn low_u16(value: usize) -> u16 {

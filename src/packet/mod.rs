@@ -1,17 +1,17 @@
-//! PACKET: frames as bytes: where their headers are, which flow they are of, their checksums, and
-//! one large frame as many small ones, both ways.
+//! PACKET: frames as bytes: their headers, flows and checksums, and one large frame as many small
+//! ones, both ways.
 //!
-//! What a guest leaves to its device (virtio 1.2, 5.1.6.2), the NIC would do; where it cannot, or
-//! where there is none between two guests, it is done here. All of it is pure: no I/O, no
-//! allocation, and no trust in any byte. A frame that was copied out of a guest's memory once is
-//! what all these functions look at.
+//! A guest leaves work to its device (virtio 1.2, 5.1.6.2), which a NIC would do. If the NIC
+//! cannot, or if two guests have none between them, it is done here. All of it is pure: no I/O, no
+//! allocation, and no trust in any byte. All functions read a frame that was copied once out of a
+//! guest's memory.
 //!
-//! Its files, each above those that it imports: `offload` (what is left to do with a frame),
-//! `headers` (where they are), `checksum`, `flow`, then `segment` (one frame as many) and
-//! `coalesce` (many as one).
+//! Its files, each above those that it imports: `offload` (work left to do on a frame), `headers`
+//! (their places), `checksum`, `flow`, then `segment` (one frame as many) and `coalesce` (many as
+//! one).
 //!
-//! What is deliberately not done: tunnels, IPv6 jumbograms, and SCTP's checksum, which is none of
-//! the ones' complement kind.
+//! Deliberately missing are tunnels, IPv6 jumbograms, and SCTP's checksum, which is no ones'
+//! complement sum.
 
 #![forbid(unsafe_code)]
 

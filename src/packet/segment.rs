@@ -12,7 +12,7 @@ use super::offload::{HEADERS_MAX, PartialChecksum, SegmentKind, Segmentation};
 
 /// Most frames that one is cut into. Linux sends no TCP segments smaller than 48 bytes with their
 /// options (TCP_MIN_SND_MSS), so 36 with time stamps: 1821 of them are the longest packet. A guest
-/// that asks for more work than that wants nothing but work.
+/// that asks for more only wants to cause work.
 pub const SEGMENTS_MAX: u32 = 2048;
 
 /// Bytes of an IPv6 fragment header (RFC 8200, 4.5).
@@ -39,7 +39,7 @@ pub enum WantedKind {
     Udp,
 }
 
-/// What a guest asks for in the header of a packet, not believed yet.
+/// A guest's request in the header of a packet, not checked yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// How to cut.
@@ -51,10 +51,12 @@ pub struct Wanted {
 }
 
 impl Segmentation {
-    /// Check what a guest asked for against the headers it wrote. `start` is the frame, or its
-    /// first [`HEADERS_MAX`] bytes; `frame_len` its length. None: it fits no such segmentation,
-    /// its checksum is not the transport's own, the sizes make no sense, or there would be more
-    /// than [`SEGMENTS_MAX`]; to be dropped.
+    /// Check a guest's request against the headers it wrote. `start` is the frame, or its first
+    /// [`HEADERS_MAX`] bytes; `frame_len` its length.
+    ///
+    /// None means that the frame must be dropped. It does not fit such a segmentation, or its
+    /// checksum is not the transport's own. Or the sizes make no sense, or there would be more than
+    /// [`SEGMENTS_MAX`] frames.
     #[must_use]
     pub fn check(
         start: &[u8],
@@ -94,8 +96,8 @@ impl Segmentation {
         })
     }
 
-    /// Bytes of the longest frame that a frame of `frame_len` bytes becomes. Cut, it may be longer
-    /// than `frame_len`: IPv6's fragments have a header that the datagram has not.
+    /// Bytes of the longest frame that results from a frame of `frame_len` bytes. A cut frame may
+    /// be longer than `frame_len`: IPv6's fragments have a header that the datagram lacks.
     #[inline]
     #[must_use]
     pub fn longest(&self, frame_len: u32) -> u32 {
@@ -105,7 +107,7 @@ impl Segmentation {
     }
 }
 
-/// The kind that fits the headers. Virtio's names for UDP do not say the network.
+/// The kind that fits the headers. Virtio's names for UDP do not name the network.
 fn fit(wanted: WantedKind, headers: &Headers) -> Option<SegmentKind> {
     use {
         Network::{Ipv4, Ipv6},
@@ -121,13 +123,13 @@ fn fit(wanted: WantedKind, headers: &Headers) -> Option<SegmentKind> {
     }
 }
 
-/// Where a frame is cut.
+/// The place at which a frame is cut.
 struct Cut {
-    /// From here on.
+    /// Start of the part that is cut.
     at: u16,
     /// Bytes in front of each piece.
     repeated_len: u16,
-    /// Where the protocol of what is cut is written, in an IPv6 packet that is fragmented.
+    /// The field that names the protocol of the cut part, in a fragmented IPv6 packet.
     next_header_at: usize,
 }
 
@@ -151,9 +153,9 @@ impl Cut {
     }
 }
 
-/// Where the fragmentable part of an IPv6 packet begins, and the field that says what it is: all
-/// headers up to the routing header, or else the hop-by-hop header, go into every fragment
-/// (RFC 8200, 4.5).
+/// The start of the fragmentable part of an IPv6 packet, and the field that names its protocol. All
+/// headers up to the routing header, or else the hop-by-hop header, go into every fragment (RFC
+/// 8200, 4.5).
 fn fragmentable(start: &[u8], headers: &Headers) -> (usize, usize) {
     let network_at = usize::from(headers.network_at);
     let (mut field_at, mut at) = (network_at + 6, network_at + IPV6_LEN);
@@ -172,12 +174,12 @@ fn fragmentable(start: &[u8], headers: &Headers) -> (usize, usize) {
     found
 }
 
-/// Cut `frame`, whole and with its checksum still partial, into frames with all checksums
-/// complete, in order. Each is handed over as its headers, ours, and its payload, a part of
-/// `frame`. What fits in one gives one. `identification` is for the fragments of an IPv6 packet:
-/// a number that was not used for another one lately.
+/// Cut `frame`, whole and with its checksum still partial, into frames with all checksums complete,
+/// in order. Each is handed over as its headers, ours, and its payload, a part of `frame`. A frame
+/// that fits in one gives one. `identification` is for the fragments of an IPv6 packet: a number
+/// that was not used recently for another one.
 ///
-/// Says how many there were: none if `frame` is not what [`Segmentation::check`] saw.
+/// Returns how many there were: none if `frame` is not the one that [`Segmentation::check`] saw.
 pub fn segment(
     frame: &[u8],
     what: &Segmentation,
@@ -209,7 +211,7 @@ struct Whole<'f> {
 
 impl Whole<'_> {
     /// TCP segments or UDP datagrams: all the headers in front of each piece of the payload, with
-    /// what differs written anew.
+    /// their differences written for each.
     fn segments(&self, mut each: impl FnMut(&[u8], &[u8])) -> u32 {
         let Self { frame, headers, size } = self;
         let [network_at, transport_at, payload_at] =
@@ -245,8 +247,8 @@ struct Template<'h> {
     flags: u8,
     /// IPv4's first identification.
     identification: u16,
-    /// Sum of the pseudo header but for its length. It is the guest's, like Linux's: with a routing
-    /// header it is not of the address that stands in the IPv6 header (RFC 8200, 8.1).
+    /// Sum of the pseudo header without its length. Like Linux, it uses the guest's sum. With a
+    /// routing header, that sum does not use the address in the IPv6 header (RFC 8200, 8.1).
     pseudo: u32,
 }
 
@@ -270,7 +272,7 @@ impl<'h> Template<'h> {
         Self { header, headers: *headers, sequence, flags, identification, pseudo }
     }
 
-    /// CWR is the first segment's, since it answers one event; FIN and PSH are the last's.
+    /// CWR goes into the first segment, since it answers one event; FIN and PSH go into the last.
     fn set_tcp(&mut self, offset: usize, first: bool, last: bool) {
         let at = usize::from(self.headers.transport_at);
         let offset = u32::from(low_u16(offset));
@@ -284,7 +286,8 @@ impl<'h> Template<'h> {
         put_u16(self.header, usize::from(self.headers.transport_at) + 4, low_u16(len));
     }
 
-    /// Each has its own, also under DF, where it would not matter (RFC 6864).
+    /// Each segment has its own identification, even under DF, where it would not matter (RFC
+    /// 6864).
     fn set_identification(&mut self, index: usize) {
         if self.headers.network == Network::Ipv4 {
             let identification = self.identification.wrapping_add(low_u16(index));
@@ -305,7 +308,7 @@ impl<'h> Template<'h> {
 }
 
 impl Whole<'_> {
-    /// IP fragments of the datagram, whose checksum is completed first: it is over all of them.
+    /// IP fragments of the datagram. Its checksum covers all of them, so it is completed first.
     fn fragments(
         &self,
         what: &Segmentation,
@@ -337,7 +340,7 @@ impl Whole<'_> {
         for index in 0..fragments {
             let at = index * size;
             let end = total.min(at + size);
-            // The headers that are cut off with the payload: ours, for they have the checksum.
+            // The headers that are cut off with the payload: our copy, which has the checksum.
             let inner = if index == 0 { &header[cut_at..] } else { &[] };
             let front = fragment.front(inner, at..end, end < total);
             each(front, &frame[cut_at + at + inner.len()..cut_at + end]);
@@ -367,15 +370,14 @@ impl Fragment {
         Self { bytes, headers: *headers, repeated }
     }
 
-    /// The headers of the fragment with these bytes of the datagram, the first of which are
-    /// `inner`.
+    /// The headers of the fragment with these bytes of the datagram, which begin with `inner`.
     fn front(&mut self, inner: &[u8], range: Range<usize>, more: bool) -> &[u8] {
         let Self { bytes, headers, repeated } = self;
         let (network_at, repeated) = (usize::from(headers.network_at), *repeated);
         let offset = low_u16(range.start);
         match headers.network {
             Network::Ipv4 => {
-                // DF goes: the guest asks for fragments, and Linux does the same.
+                // DF is cleared, as Linux does: the guest asks for fragments.
                 let more = if more { MORE_FRAGMENTS } else { 0 };
                 put_u16(bytes, network_at + 6, (offset / 8) | more);
                 if offset > 0 {
@@ -391,8 +393,8 @@ impl Fragment {
     }
 }
 
-/// Overwrite the IPv4 options that are not for all fragments with no-operations (RFC 791, 3.1, the
-/// "copied" flag; as Linux's `ip_options_fragment`). What is no list of options stays.
+/// Overwrite the IPv4 options that only the first fragment has with no-operations (RFC 791, 3.1,
+/// the "copied" flag; as Linux's `ip_options_fragment`). Bytes that are no list of options stay.
 fn drop_first_only_options(options: &mut [u8]) {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;

@@ -1,22 +1,22 @@
-//! Room in the table of open files, part of which is reserved: what front-ends bring must not take
-//! the last descriptors, which the API, the state file and the NICs need.
+//! Reserved room in the table of open files. The descriptors of front-ends must not take the last
+//! places, which the API, the state file and the NICs need.
 //!
-//! The kernel gives the lowest number that is free (POSIX, "File Descriptor Allocation"), so a new
-//! descriptor's number says how many are open at least. A number near the limit means that the
-//! table is nearly full; nothing has to be counted for that.
+//! The kernel gives the lowest free number (POSIX, "File Descriptor Allocation"). So at least as
+//! many descriptors are open as a new one's number says. A number near the limit means that the
+//! table is nearly full, so there is no need to count.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Resource, getrlimit};
 
-/// Most descriptors that are reserved; of a low limit it is a quarter.
+/// Most descriptors that are reserved; at a low limit, a quarter of it.
 const RESERVED_MAX: u64 = 256;
 
-/// How often somebody was refused for want of room.
+/// How many requests were refused for want of room.
 static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
-/// How many descriptors there may be.
+/// The limit on open descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFileLimit {
     /// RLIMIT_NOFILE: every number is below it.
@@ -26,13 +26,13 @@ pub struct OpenFileLimit {
 }
 
 impl OpenFileLimit {
-    /// By the limit that is in force now.
+    /// From the limit in force now.
     #[must_use]
     pub fn now() -> Self {
         Self::of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
     }
 
-    /// By this limit.
+    /// From this limit.
     #[must_use]
     pub fn of(limit: u64) -> Self {
         Self { limit, reserved: RESERVED_MAX.min(limit / 4) }
@@ -44,25 +44,25 @@ impl OpenFileLimit {
         self.limit - self.reserved
     }
 
-    /// Whether a descriptor that was just made took one of those reserved.
+    /// Whether a new descriptor took one of the reserved places.
     #[must_use]
     pub fn is_reserved(&self, descriptor: &impl AsFd) -> bool {
         let number = descriptor.as_fd().as_raw_fd();
         u64::try_from(number).is_ok_and(|number| number >= self.unreserved())
     }
 
-    /// Somebody is refused since only reserved ones are left.
+    /// Count a refusal because only reserved places are left.
     pub fn note_refusal() {
         REFUSALS.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often that was.
+    /// How many refusals were counted.
     #[must_use]
     pub fn refusals() -> u64 {
         REFUSALS.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing but the reserved ones is left: the next descriptor would be one of them.
+    /// Whether only the reserved places are left: the next descriptor would take one of them.
     #[must_use]
     pub fn is_full(&self) -> bool {
         std::fs::File::open("/dev/null").map_or(true, |file| self.is_reserved(&file))

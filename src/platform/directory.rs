@@ -1,4 +1,4 @@
-//! Whether a directory can be written to, found out without writing.
+//! Whether a directory can be written to, found without writing.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use serde::Serialize;
 /// A directory that is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Directory {
-    /// What for, in the configuration's words.
+    /// Its purpose, in the configuration's words.
     pub what: &'static str,
     /// Which.
     pub path: PathBuf,
@@ -19,13 +19,13 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Look at one that has to be there.
+    /// Examine a directory that must exist.
     #[must_use]
     pub fn existing(what: &'static str, path: &Path) -> Self {
         Self { what, path: path.to_owned(), problem: obstacle(path) }
     }
 
-    /// Look at one that is made where it is missing: then what counts is where it would be.
+    /// Examine a directory that is made if missing: then its nearest existing parent counts.
     #[must_use]
     pub fn made(what: &'static str, path: &Path) -> Self {
         let there = |path: &&Path| fs::symlink_metadata(path).is_ok();
@@ -53,7 +53,7 @@ fn obstacle(path: &Path) -> Option<String> {
     if let Err(error) = access(path, Access::WRITE_OK | Access::EXEC_OK) {
         return Some(told(error.into()));
     }
-    // Some file systems count neither.
+    // Some file systems report neither count.
     let room = statvfs(path).ok()?;
     let full = room.f_blocks > 0 && room.f_bavail == 0 || room.f_files > 0 && room.f_favail == 0;
     full.then(|| "its file system is full".to_owned())

@@ -1,9 +1,9 @@
-//! How often an event was signalled that nobody reads.
+//! The number of signals of an event that nobody reads.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// How often an eventfd was signalled that nobody reads (its counter, proc_pid_fdinfo(5)); None if
-/// it is none, or the kernel does not say.
+/// How often an eventfd that nobody reads was signalled (its counter, proc_pid_fdinfo(5)). None if
+/// it is no eventfd, or the kernel reports no counter.
 #[must_use]
 pub fn signals(event: BorrowedFd<'_>) -> Option<u64> {
     let path = format!("/proc/self/fdinfo/{}", event.as_raw_fd());

@@ -1,4 +1,4 @@
-//! What this host is: its kernel, its CPUs and nodes, its limits.
+//! The facts about this host: its kernel, its CPUs and nodes, its limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,13 +15,13 @@ use super::privilege;
 pub struct HostFacts {
     /// `uname -r`.
     pub kernel: String,
-    /// `uname -v`, where Debian has the number that counts.
+    /// `uname -v`, which has the relevant version number on Debian.
     pub kernel_build: String,
     /// Capabilities that we need and lack.
     pub missing_capabilities: Vec<String>,
-    /// Locked memory allowed, bytes; None for as much as there is.
+    /// Locked memory allowed, bytes; None if unlimited.
     pub locked_memory: Option<u64>,
-    /// Open files allowed, by the hard limit; None for as many as there may be.
+    /// Open files allowed, by the hard limit; None if unlimited.
     pub open_files: Option<u64>,
     /// Memory that could be had, bytes.
     pub available_memory: Option<u64>,
@@ -42,7 +42,7 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// Look. Capabilities are those to make `sockets` and to put a `program` on a NIC.
+    /// Read the facts. Capabilities are those to make `sockets` and to put a `program` on a NIC.
     #[must_use]
     pub fn read(sockets: bool, program: bool) -> Self {
         let system = uname();
@@ -96,7 +96,7 @@ fn nodes() -> BTreeMap<usize, u32> {
     entries.filter_map(of_node).flatten().collect()
 }
 
-/// The kernel's way to write a set of CPUs: `0-3,8`. What is none of it is left out.
+/// Parse the kernel's form of a set of CPUs: `0-3,8`. Other text is skipped.
 fn cpu_list(text: &str) -> BTreeSet<usize> {
     /// More CPUs than any machine has.
     const CPUS_MAX: usize = 1 << 16;

@@ -30,7 +30,7 @@ impl InterruptibleThread {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(handle) = &*handle {
             // SAFETY: the thread is not joined while its handle is here, so its id is valid; the
-            // signal has a handler. A thread that has ended makes this an error of no concern.
+            // signal has a handler. The error for an ended thread does not matter.
             unsafe { libc::pthread_kill(handle.as_pthread_t(), signal()) };
         }
     }
@@ -38,7 +38,7 @@ impl InterruptibleThread {
     /// Wait for the thread's end. Does nothing the second time.
     ///
     /// # Errors
-    /// What the thread panicked with.
+    /// The value that the thread panicked with.
     pub fn join(&self) -> std::thread::Result<()> {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
         handle.map_or(Ok(()), JoinHandle::join)

@@ -1,6 +1,6 @@
-//! Standard error as a log that nobody has to wait for. Its reader may hang: a pipe is full then,
-//! and whoever writes to it stands still. So lines that cannot be written at once are queued, and a
-//! thread writes them.
+//! Standard error as a log that never blocks its writers. Its reader may hang: then a pipe fills
+//! up, and a write to it blocks. So lines that cannot be written at once are queued, and a thread
+//! writes them.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How many lines may wait, and how many bytes they may have.
+/// Most lines that may wait, and most bytes of them.
 const LINES_MAX: usize = 4096;
 const BYTES_MAX: usize = 4 << 20;
 /// How long the end of the process may wait until all lines are written.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
-/// What a pipe takes at once (PIPE_BUF), bytes.
+/// Bytes that a pipe takes at once (PIPE_BUF).
 const LINE_MAX: usize = 4096;
 
 static STANDARD_ERROR: LogQueue = LogQueue::new();
 
-/// Start the thread that writes to standard error what [`LogLine`]s bring. `tell_lost` makes the
-/// line that says how many were lost. To be called once.
+/// Start the thread that writes the lines of [`LogLine`]s to standard error. `tell_lost` makes the
+/// line that reports how many were lost. Call this once.
 ///
 /// # Errors
 /// There is no thread to be had.
@@ -31,12 +31,12 @@ pub fn start(tell_lost: fn(u64) -> String) -> io::Result<()> {
     thread::Builder::new().name("log".to_owned()).spawn(body).map(drop)
 }
 
-/// Wait until all that was logged is written, a second at most. Answers whether it is.
+/// Wait until all logged lines are written, a second at most. Returns whether they are.
 pub fn flush() -> bool {
     STANDARD_ERROR.flush(FLUSH_WAIT)
 }
 
-/// End the process here, with its last words written if somebody takes them.
+/// End the process here. Its last lines are written if there is a reader.
 pub fn exit(status: i32) -> ! {
     flush();
     std::process::exit(status)
@@ -65,13 +65,13 @@ fn is_ready(out: &impl AsFd) -> bool {
     ready.is_ok() && polled[0].revents() == PollFlags::OUT
 }
 
-/// Lines on their way to one thread. They are lost when there are too many.
+/// Lines on their way to one thread. Lines beyond the limit are lost.
 #[derive(Debug)]
 struct LogQueue {
     waiting: Mutex<Waiting>,
     /// For the thread: there is something to write.
     filled: Condvar,
-    /// For those who flush: all is written.
+    /// For flushers: all lines are written.
     written: Condvar,
 }
 
@@ -81,12 +81,12 @@ struct Waiting {
     bytes: usize,
     /// How many were lost after the last of these lines.
     lost: u64,
-    /// The thread has one in its hands.
+    /// The thread is writing a line.
     is_writing: bool,
 }
 
-/// How many lines were lost at this place, and the line after them; the latter is missing at the
-/// end of the queue.
+/// How many lines were lost at this place, and the line after them, which is missing at the end of
+/// the queue.
 #[derive(Debug, PartialEq)]
 struct Line {
     lost: u64,
@@ -103,9 +103,11 @@ impl LogQueue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Write a line at once, if that cannot block and no other is before it: then it is there
-    /// before what it tells of can be seen, and if the process is killed. False if it is not
-    /// written. A pipe that is ready has room for [`LINE_MAX`] (pipe(7)), a socket for more.
+    /// Write a line at once, if that cannot block and no other line waits. The line is then written
+    /// before its event has visible effects, and even if the process is killed. False if it is not
+    /// written.
+    ///
+    /// A pipe that is ready has room for [`LINE_MAX`] (pipe(7)), a socket for more.
     fn write_now(&self, text: &[u8], mut out: impl Write + AsFd) -> bool {
         let waiting = self.lock();
         let is_first = !waiting.is_writing && waiting.is_empty();
@@ -113,7 +115,7 @@ impl LogQueue {
     }
 
     fn push(&self, text: &[u8]) {
-        // Memory is found before the lock is held: nobody waits for long.
+        // Memory is allocated before the lock is taken, so nobody waits for long.
         let text = text.to_vec();
         let mut waiting = self.lock();
         if waiting.lines.len() >= LINES_MAX || waiting.bytes + text.len() > BYTES_MAX {
@@ -127,7 +129,7 @@ impl LogQueue {
         self.filled.notify_one();
     }
 
-    /// The next line, when there is one. The one before it is written.
+    /// Wait for the next line. The one before it is written.
     fn next(&self) -> Line {
         let mut waiting = self.lock();
         waiting.is_writing = false;
@@ -141,7 +143,7 @@ impl LogQueue {
         }
     }
 
-    /// Write all lines for ever.
+    /// Write lines for ever.
     fn write_to(&self, mut out: impl Write, tell_lost: fn(u64) -> String) {
         let mut lost = 0;
         loop {
@@ -150,7 +152,7 @@ impl LogQueue {
             if lost > 0 && out.write_all(tell_lost(lost).as_bytes()).is_ok() {
                 lost = 0;
             }
-            // An error (nobody reads any more, the disk is full) costs this line and no other.
+            // An error (no reader, a full disk) loses this line and no other.
             if line.text.is_some_and(|text| out.write_all(&text).is_err()) {
                 lost += 1;
             }

@@ -1,8 +1,9 @@
-//! Which host this is.
+//! The identity of this host.
 
 use std::sync::OnceLock;
 
-/// What tells this host from others (machine-id(5)); empty where there is none.
+/// The identifier that distinguishes this host from others (machine-id(5)); empty where there is
+/// none.
 #[must_use]
 pub fn machine_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();

@@ -1,6 +1,6 @@
-//! PLATFORM: what the operating system asks of a well-behaved process.
+//! PLATFORM: the operating system's demands on a well-behaved process.
 //!
-//! No file imports another but `host_facts`, which asks `privilege`.
+//! No file imports another, except `host_facts`, which uses `privilege`.
 
 pub mod descriptors;
 pub mod directory;

@@ -1,6 +1,7 @@
-//! Files that people name: read whole if they are plausible, refused before they are read if not.
+//! Files that people name: read whole if they are plausible, otherwise refused before they are
+//! read.
 //!
-//! A wrong path may lead to a directory, a device without end, a pipe nobody writes to, or a disk
+//! A wrong path may lead to a directory, a device without end, a pipe without a writer, or a disk
 //! image. None of them is waited for or read into memory.
 
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Why a file's text is not to be had.
+/// Why a file's text cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be opened or read.
@@ -37,13 +38,13 @@ pub enum FileError {
     NoText {
         /// Which.
         path: PathBuf,
-        /// Where it is not.
+        /// The place of the first invalid bytes.
         #[source]
         source: std::string::FromUtf8Error,
     },
 }
 
-/// The text of the file at `path`, which may have `limit` bytes.
+/// The text of the file at `path`, of at most `limit` bytes.
 ///
 /// # Errors
 /// [`FileError`].
@@ -56,7 +57,7 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
         return Err(FileError::NoFile(path.to_owned()));
     }
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a file that is too large, whatever size it claims to have.
+    // One byte more than allowed reveals a file that is too large, whatever size it claims to have.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > limit) {
         return Err(FileError::TooLarge { path: path.to_owned(), limit });
@@ -64,24 +65,24 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
     String::from_utf8(bytes).map_err(|source| FileError::NoText { path: path.to_owned(), source })
 }
 
-/// Replace the file at `path` by one with this content: whoever reads it, whenever, finds the old
-/// or the new whole, and after a crash too.
+/// Replace the file at `path` by one with this content. At any time, even after a crash, a reader
+/// finds the old or the new content whole.
 ///
 /// # Errors
-/// Whatever the file system says; the old content is still there then, and nothing of the new.
+/// The file system's; the old content is then unchanged, and nothing of the new is left.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
-    // It is of a process that was killed, or of another user: not ours to write into.
+    // The file is of a killed process, or of another user: we must not write into it.
     let _ = std::fs::remove_file(&new);
     let written = write_new(&new, content).and_then(|()| std::fs::rename(&new, path));
     if let Err(error) = written {
-        // On a full disk the part that was written is room that others lack.
+        // On a full disk the part that was written takes room that others lack.
         let _ = std::fs::remove_file(&new);
         return Err(error);
     }
-    // The rename itself is in the directory.
+    // The rename itself is stored in the directory.
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }

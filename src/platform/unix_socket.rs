@@ -1,11 +1,13 @@
-//! Sockets with a name in the file system: who may take the name, and who gives it back.
+//! Sockets with a name in the file system: how a process takes the name and gives it back.
 //!
-//! A socket file outlives the process that made it, so a name that is taken may belong to a live
-//! process or to a dead one. [`claim`] tells them apart by connecting: a live one is refused to
-//! us, a dead one's is taken over, and anything that is no socket is left alone. The
-//! [`SocketFile`] removes the name again, unless somebody else has taken it since. A process that
-//! is not the owner yet makes its sockets [`unnamed`], and gives them their names ([`name`]) when
-//! it is: so it leaves nothing if it never comes to be.
+//! A socket file outlives the process that made it. So a name that is taken may belong to a live
+//! process or to a dead one. [`claim`] tells them apart by connecting. It refuses the name of a
+//! live process, takes over that of a dead one, and leaves anything that is no socket alone.
+//!
+//! The [`SocketFile`] removes the name again, unless another process has taken it since.
+//!
+//! A process that is not the owner yet makes its sockets [`unnamed`], and gives them their names
+//! ([`name`]) when it becomes the owner. So it leaves nothing if it never does.
 //!
 //! Used for the API and for every port. It accepts no connections itself.
 
@@ -23,12 +25,12 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
-/// What a socket file may be used by until it is told otherwise: its owner.
+/// Permissions of a socket file until others are set: its owner's only.
 const OWNER_ONLY: u32 = 0o600;
 
 /// How long another process of our user may hold the lock of a name.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often it is tried again.
+/// Time between two attempts.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// Why a socket's name could not be taken.
@@ -40,13 +42,13 @@ pub enum ClaimError {
         .0.display()
     )]
     Live(PathBuf),
-    /// The path is taken by something that is not ours to remove.
+    /// Another kind of file has the path, and is not ours to remove.
     #[error("{} exists and is no socket; remove it or choose another path", .0.display())]
     NotASocket(PathBuf),
     /// The directory is not there.
     #[error("socket {}: its directory does not exist; create it first", .0.display())]
     NoDirectory(PathBuf),
-    /// The directory is not ours to write to: systemd's ProtectSystem, most likely.
+    /// We may not write to the directory: systemd's ProtectSystem, most likely.
     #[error(
         "socket {}: its directory is read-only here; in a systemd unit, ReadWritePaths= names what \
          can be written",
@@ -63,7 +65,7 @@ pub enum ClaimError {
     },
 }
 
-/// A listening socket and the name it is found by.
+/// A listening socket and its name.
 #[derive(Debug)]
 pub struct Claimed {
     /// Listening, blocking, its file open to the owner only.
@@ -96,8 +98,8 @@ pub fn claim(path: &Path) -> Result<Claimed, ClaimError> {
     Ok(Claimed { listener, file })
 }
 
-/// A socket that is to listen on `path` once it has that [`name`], and whose name can be had, as
-/// far as can be seen without touching anything.
+/// A socket that is to listen on `path` once it has that [`name`]. The name is available, as far as
+/// a check without changes can tell.
 ///
 /// # Errors
 /// [`ClaimError`].
@@ -119,8 +121,8 @@ pub fn unnamed(path: &Path) -> Result<UnixListener, ClaimError> {
 /// [`ClaimError`]; nothing was changed then.
 pub fn name(socket: BorrowedFd<'_>, path: &Path) -> Result<SocketFile, ClaimError> {
     let system = |source| ClaimError::System { path: path.to_owned(), source };
-    // Between two processes that both see a dead socket, the second must not remove what the
-    // first has just made: the name is locked for as long as we look and act.
+    // If two processes both see a dead socket, the second must not remove the first's new one. So
+    // the name is locked while we look and act.
     let _lock = NameLock::take(path);
     if is_taken(path)? {
         std::fs::remove_file(path).map_err(system)?;
@@ -148,17 +150,19 @@ fn is_taken(path: &Path) -> Result<bool, ClaimError> {
     }
 }
 
-/// Whether the name, or a directory before it, is not there.
+/// Whether the name, or a directory before it, is missing.
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// A file `PATH.lock` beside a socket, locked and removed again.
 ///
-/// Only our own user can open it. A lock on the directory itself would be everybody's to take who
-/// may read the directory. Where the file cannot be had (a read-only or full file system, a file
-/// of somebody else's, a lock that is not given up) there is no lock: two processes that take over
-/// the same dead socket in the same instant are rare, and a port that is not made is worse.
+/// Only our own user can open it. A lock on the directory itself could be taken by anyone who may
+/// read the directory.
+///
+/// There is no lock where the file cannot be had: a read-only or full file system, another user's
+/// file, a lock that is never released. Two processes rarely take over the same dead socket in the
+/// same instant, and a missing port would be worse.
 struct NameLock(PathBuf, File);
 
 impl NameLock {
@@ -170,7 +174,7 @@ impl NameLock {
         loop {
             let file = open_own(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Whoever had it has removed it: what we have locked must be what is there.
+                // The former holder has removed its file: the locked file must be the present one.
                 Ok(()) if is_at(&file, &path) => return Some(Self(path, file)),
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_RETRY),
@@ -186,14 +190,14 @@ impl NameLock {
 impl Drop for NameLock {
     fn drop(&mut self) {
         if is_at(&self.1, &self.0) {
-            // Before it is unlocked, so that nobody locks a file that is about to go. A file that
-            // stays is taken by the next.
+            // Removed before it is unlocked, so that nobody locks a file that is about to vanish.
+            // The next process uses a file that stays.
             let _ = std::fs::remove_file(&self.0);
         }
     }
 }
 
-/// The file at `path`, made if it is not there, if it is our user's and nobody else may open it.
+/// The file at `path`, made if missing, if it is our user's and no other user may open it.
 fn open_own(path: &Path) -> Option<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut options = File::options();
@@ -212,8 +216,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     matches!((file.metadata().map(identity), there), (Ok(ours), Ok(there)) if ours == there)
 }
 
-/// Whether somebody listens. Only a refused connection says that nobody does; one that would have
-/// to wait (EAGAIN: a full backlog) is proof of life.
+/// Whether a process listens. Only a refused connection proves that none does; one that would have
+/// to wait (EAGAIN: a full backlog) proves that one does.
 fn is_live(path: &Path) -> io::Result<bool> {
     let socket = new_socket(SocketFlags::NONBLOCK)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
@@ -228,7 +232,7 @@ fn new_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-/// It has no name and does not listen yet. `path` is where it is going to.
+/// A socket without a name that does not listen yet. `path` is its later name.
 fn new_listener(path: &Path) -> Result<UnixListener, ClaimError> {
     let new = || {
         SocketAddrUnix::new(path)?;
@@ -238,8 +242,8 @@ fn new_listener(path: &Path) -> Result<UnixListener, ClaimError> {
 }
 
 fn listen(socket: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
-    // The file gets the socket's own mode, so it is never open to more than it should be, not even
-    // between bind and a later chmod (Linux, net/unix/af_unix.c, unix_bind_bsd).
+    // The file gets the socket's own mode. So it is never open to others, not even between bind and
+    // a later chmod (Linux, net/unix/af_unix.c, unix_bind_bsd).
     rustix::fs::fchmod(socket, Mode::from_raw_mode(OWNER_ONLY))?;
     rustix::net::bind(socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(socket, BACKLOG)
@@ -279,7 +283,7 @@ pub enum AccessError {
 }
 
 impl NamedFile {
-    /// Whether the name is still this file's: nobody has removed or replaced it.
+    /// Whether the name is still this file's: it was neither removed nor replaced.
     #[must_use]
     pub fn is_there(&self) -> bool {
         std::fs::symlink_metadata(&self.path)
@@ -306,7 +310,7 @@ impl SocketFile {
         Ok(Self::left(path, (metadata.dev(), metadata.ino())))
     }
 
-    /// The name, for whoever looks after it without the socket.
+    /// The name, for a caller that manages it without the socket.
     #[must_use]
     pub fn named(&self) -> &NamedFile {
         &self.0
@@ -366,7 +370,7 @@ impl Drop for SocketFile {
 }
 
 /// The number of a group. Directory services are not asked: they may block, and a daemon that
-/// starts before the network must not.
+/// starts before the network must not block.
 fn group_id(group: &str) -> io::Result<Option<u32>> {
     if let Ok(id) = group.parse() {
         return Ok(Some(id));
@@ -408,7 +412,7 @@ pub enum InheritError {
 }
 
 /// The socket at descriptor `number`, as a duplicate that is closed on exec. The original stays
-/// open: end a connection with shutdown(2), which reaches the other side all the same.
+/// open. So end a connection with shutdown(2), which reaches the other side even then.
 ///
 /// # Errors
 /// [`InheritError`].
@@ -527,7 +531,8 @@ mod tests {
         UnixStream::connect(&path).unwrap();
     }
 
-    /// Somebody who may read the directory, or who got at the lock's name first, is no obstacle.
+    /// A user who may read the directory, or who made the lock's file first, does not prevent a
+    /// claim.
     #[test]
     fn no_lock_of_somebody_elses_stands_in_the_way() {
         let directory = tempfile::tempdir().unwrap();

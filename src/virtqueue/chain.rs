@@ -1,4 +1,4 @@
-//! What the two ring layouts share: the pieces that descriptors name, and indirect tables.
+//! The common parts of the two ring layouts: the pieces that descriptors name, and indirect tables.
 
 use arrayvec::ArrayVec;
 
@@ -7,7 +7,7 @@ use crate::guest_memory::{GuestAddress, GuestMemory, GuestSlice};
 use super::fault::Fault;
 
 /// Pieces of the chains of one packet that we keep: the longest chain that QEMU itself allows. A
-/// descriptor of no bytes counts as a piece, so this bounds the descriptors that are walked too.
+/// descriptor of no bytes counts as a piece, so this also bounds the walked descriptors.
 const CHAIN_SEGMENTS_MAX: usize = 1024;
 
 /// The pieces of guest memory that one or more chains name, in order.
@@ -40,13 +40,13 @@ pub enum Direction {
 /// A chain taken from a ring, to be completed or given back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// What the driver knows it by: its first descriptor (split) or its buffer id (packed).
+    /// The driver's name for it: its first descriptor (split) or its buffer id (packed).
     pub id: u16,
     /// Descriptors it has in the ring.
     pub(super) descriptors: u16,
 }
 
-/// What a descriptor says of one buffer, read once into our own memory.
+/// A descriptor's data about one buffer, read once into our own memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Buffer {
     pub address: u64,
@@ -55,14 +55,14 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Whether nobody has ever written it.
+    /// Whether the entry has never been written.
     pub fn is_zero(self) -> bool {
         (self.address, self.len, self.flags) == (0, 0, 0)
     }
 }
 
-/// The fields of a descriptor's two words, as read: address, length, and the two of 16 bits, whose
-/// meaning is the layout's.
+/// The fields of a descriptor's two words: address, length, and two of 16 bits, whose meaning
+/// depends on the layout.
 #[inline]
 pub(super) fn fields([low, high]: [u64; 2]) -> (u64, u32, u16, u16) {
     let high = u64::from_le(high);
@@ -72,7 +72,8 @@ pub(super) fn fields([low, high]: [u64; 2]) -> (u64, u32, u16, u16) {
     (u64::from_le(low), len, third, fourth)
 }
 
-/// What a descriptor names, if it is the whole of its chain and in one piece.
+/// The piece that a descriptor names, if the descriptor is its whole chain and the buffer is in one
+/// piece.
 #[inline]
 pub(super) fn only_piece(
     memory: &GuestMemory,
@@ -90,7 +91,7 @@ pub(super) fn only_piece(
     (piece.len() as u64 == u64::from(len)).then_some(piece)
 }
 
-/// Where a chain's pieces are looked up and collected.
+/// Looks up and collects a chain's pieces.
 pub(super) struct Gather<'m, 's> {
     pub memory: &'m GuestMemory,
     pub direction: Direction,
@@ -98,8 +99,8 @@ pub(super) struct Gather<'m, 's> {
 }
 
 impl Gather<'_, '_> {
-    /// Append what descriptor `index` names: one piece, or one per region it touches. One of no
-    /// bytes is an empty piece: DPDK's driver sends one for each empty segment of an mbuf
+    /// Append the buffer of descriptor `index`: one piece, or one per region it touches. A buffer
+    /// of no bytes is an empty piece. DPDK's driver sends one for each empty segment of an mbuf
     /// (virtqueue_enqueue_xmit_packed), though QEMU's devices refuse it (virtqueue_map_desc).
     #[inline]
     pub fn push(&mut self, index: u16, buffer: Buffer) -> Result<(), Fault> {
@@ -119,7 +120,7 @@ impl Gather<'_, '_> {
             let start = address.checked_add(u64::from(done)).ok_or(unmapped)?;
             let piece = memory.translate(GuestAddress(start), len - done).ok_or(unmapped)?;
             segments.try_push(piece).map_err(|_| full)?;
-            // A piece is no longer than what was asked for, a u32.
+            // A piece is no longer than requested, a u32.
             #[allow(clippy::cast_possible_truncation)]
             let piece_len = piece.len() as u32;
             done += piece_len;
@@ -128,9 +129,10 @@ impl Gather<'_, '_> {
     }
 }
 
-/// The table that an indirect descriptor names (2.7.5.3, 2.8.7), and its number of entries: the
-/// last of its chain, and no longer than the ring, as all drivers and QEMU have it. A table that
-/// continues in another region would need a gathered read that no driver asks for.
+/// The table that an indirect descriptor names (2.7.5.3, 2.8.7), and its number of entries. The
+/// descriptor must be the last of its chain, and the table no longer than the ring; all drivers and
+/// QEMU comply. A table that continues in another region would need a gathered read; no driver
+/// makes one.
 pub(super) fn indirect_table(
     memory: &GuestMemory,
     index: u16,

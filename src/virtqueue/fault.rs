@@ -1,4 +1,4 @@
-//! What a guest can do wrong in a ring. Each breaks that ring alone.
+//! A guest's violations of a ring's rules. Each breaks that ring alone.
 
 /// A driver's violation of the virtio specification, found while serving its ring. The clauses
 /// are those of virtio 1.2.

@@ -1,9 +1,9 @@
-//! Where a packed ring is, written down where our death does not reach it.
+//! The position of a packed ring, written down so that it survives our death.
 //!
-//! A split ring has its used index in guest memory. A packed ring has nothing like it: where the
-//! device is, and how often it went around, only the device knows, and a front-end learns it with
-//! GET_VRING_BASE. If we die it does not learn it. So each packed ring has a slot in a file of its
-//! port ([`Journals`](super::Journals)), which the next process finds as it was left:
+//! A split ring has its used index in guest memory. A packed ring has no such index. Only the
+//! device knows its position and how often it went around; a front-end learns it with
+//! GET_VRING_BASE. If we die, the front-end does not learn it. So each packed ring has a slot in a
+//! file of its port ([`Journals`](super::Journals)), which the next process finds as it was left:
 //!
 //! ```text
 //! state         position u16, count u16, mark u16, open u16     one word, so never half written
@@ -12,25 +12,29 @@
 //! completions   128 × { id u16, descriptors u16, written u32 }
 //! ```
 //!
-//! What is completed goes to `completions` first and is not shown to the driver. A publication is
-//! four steps, and we may end between any two stores of them:
+//! A completion goes to `completions` first and is not shown to the driver. A publication is three
+//! steps, and we may end between any two stores of them:
 //!
 //! 1. `count` completions from `position` on are announced in `state`;
-//! 2. they are written to the ring, the flags of the first one last: before that store the driver
+//! 2. they are written to the ring, the flags of the first one last. Before that store the driver
 //!    sees none of them, after it all (virtio 1.2, 2.8.6);
 //! 3. `state` gets the new position, and no completions.
 //!
-//! Found after step 1, the first descriptor's flags say whether step 2 was done: if it is still
-//! available in its round it was not, and is done again, whole, with the same words. What was taken
-//! and not announced is untouched in the ring, and is taken again. So every descriptor is given
-//! back once.
+//! A process that finds step 1 done looks at the first descriptor's flags. If it is still available
+//! in its round, step 2 is repeated, whole, with the same words. Otherwise step 2 was done. Chains
+//! taken but not announced are untouched in the ring, and are taken again. So every descriptor is
+//! given back once.
 //!
-//! A slot must not be believed of another ring: of a VM that was started, or of a driver that was
-//! loaded, since. It is believed if size and addresses are the same, if the front-end names the
-//! base that it named when the ring began (it has learnt no other since), and if the ring's memory
-//! has the slot's *mark*: a random number that we put into the device area when a ring begins. It
-//! is where drivers find nothing of meaning, the offset of an event that we never ask for (2.8.10),
-//! and whoever makes a ring clears that area.
+//! A slot must not be used for another ring: of a VM started since, or of a driver loaded since. It
+//! is used only if all of these hold:
+//!
+//! - Size and addresses match.
+//! - The front-end names the base that it named when the ring began; it has learnt no other since.
+//! - The ring's memory has the slot's *mark*: a random number that we put into the device area when
+//!   a ring begins.
+//!
+//! The mark is in the offset of an event that we never ask for (2.8.10), which means nothing to
+//! drivers. A driver that makes a ring clears that area.
 
 use std::any::Any;
 use std::collections::hash_map::RandomState;
@@ -44,8 +48,8 @@ use super::setup::QueueSetup;
 /// Completions that a slot has room for.
 pub(super) const COMPLETIONS_MAX: usize = 128;
 
-/// Chains that may be taken before the first of them is completed: what a ring shows of itself
-/// before it takes more leaves room for so many.
+/// Chains that may be taken before the first of them is completed. A ring publishes its completions
+/// in time to leave room for so many.
 pub const TAKEN_MAX: usize = 64;
 
 /// One ring's slot. Only its ring writes to it; atomics, because the next process maps it too.
@@ -59,7 +63,7 @@ pub(super) struct JournalSlot {
 }
 
 impl JournalSlot {
-    /// A slot of no ring, as it is in a new file.
+    /// A slot of no ring, as in a new file.
     pub(super) fn new() -> Self {
         Self {
             state: AtomicU64::new(0),
@@ -73,7 +77,7 @@ impl JournalSlot {
 /// A slot's first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JournalState {
-    /// Where the driver has seen us, as in SET_VRING_BASE.
+    /// The position that the driver has seen, as in SET_VRING_BASE.
     pub position: u16,
     /// Completions from there on that are being published.
     pub count: u16,
@@ -82,7 +86,7 @@ pub(super) struct JournalState {
 }
 
 impl JournalState {
-    /// In the word of a slot whose ring runs, or ran when we ended.
+    /// Set in the word of a slot whose ring runs, or ran when we ended.
     const OPEN: u64 = 1 << 48;
 
     fn to_word(self) -> u64 {
@@ -120,7 +124,7 @@ pub struct Journal {
     _keep: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the slot is made of atomics, and `_keep`, which may be anywhere, keeps it.
+// SAFETY: the slot is made of atomics; `_keep`, which may be in any thread, keeps it.
 unsafe impl Send for Journal {}
 
 impl fmt::Debug for Journal {
@@ -130,13 +134,13 @@ impl fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// Another handle to the slot, for a ring that continues in other memory: the ring before
-    /// writes to it no more.
+    /// Another handle to the slot, for a ring that continues in other memory: the former ring no
+    /// longer writes to it.
     pub(super) fn again(&self) -> Self {
         Self { slot: self.slot, _keep: Arc::clone(&self._keep) }
     }
 
-    /// A journal that ends with us: for rings that no other process continues with.
+    /// A journal that ends with us: for rings that no other process resumes.
     #[must_use]
     pub fn private() -> Self {
         let slot = Arc::new(JournalSlot::new());
@@ -158,15 +162,15 @@ impl Journal {
 
     // ---- beginning and ending -------------------------------------------------------------------
 
-    /// Where the ring of this setup was left, if the slot is of that very ring: one in whose memory
-    /// there is `mark`.
+    /// The state in which the ring of this setup was left, if the slot is of that very ring, whose
+    /// memory has `mark`.
     pub(super) fn left(&self, setup: &QueueSetup, mark: u16) -> Option<JournalState> {
         let state = self.state()?;
         let slot = self.slot();
         let [size, base, ..] = fields(slot.setup.load(Ordering::Relaxed));
         let addresses = slot.addresses.each_ref().map(|word| word.load(Ordering::Relaxed));
         let same = size == setup.size && addresses == addresses_of(setup) && state.mark == mark;
-        // A ring that is moved to other memory begins where it is.
+        // A ring that is moved to other memory begins at its present position.
         let expected = setup.base == base || (setup.base, 0) == (state.position, state.count);
         let within = state.position & 0x7fff < setup.size
             && usize::from(state.count) <= COMPLETIONS_MAX
@@ -176,8 +180,8 @@ impl Journal {
         (same && expected && within).then_some(state)
     }
 
-    /// Make the slot that of a ring which begins at its base, and that is found by the base which
-    /// the front-end knows. Its memory has the mark already.
+    /// Assign the slot to a ring that begins at its base. The slot is found again by the base that
+    /// the front-end knows. The ring's memory already has the mark.
     pub(super) fn open(&self, setup: &QueueSetup, mark: u16) {
         let slot = self.slot();
         self.close();
@@ -188,13 +192,14 @@ impl Journal {
         self.store(JournalState { position: setup.base, count: 0, mark });
     }
 
-    /// The front-end knows where the ring is, and is to be believed when it begins again.
+    /// Close the slot: the front-end knows the ring's position, and its base counts when the ring
+    /// begins again.
     pub(super) fn close(&self) {
         self.slot().state.store(0, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// A mark that this slot has not had last.
+    /// A mark that differs from this slot's last one.
     pub(super) fn new_mark(&self) -> u16 {
         let before = self.state().map_or(0, |state| state.mark);
         loop {
@@ -211,15 +216,15 @@ impl Journal {
         JournalState::from_word(self.slot().state.load(Ordering::Acquire))
     }
 
-    /// One store, that no other of ours is moved across: a process that is killed has done all that
-    /// came before it and nothing that comes after.
+    /// Store the state at once; none of our other stores is moved across. A process that is killed
+    /// has done every store before it and none after it.
     #[inline]
     pub(super) fn store(&self, state: JournalState) {
         self.slot().state.store(state.to_word(), Ordering::Release);
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Note the completion number `place` of those that are published next.
+    /// Note completion number `place` of the next publication.
     ///
     /// # Panics
     /// More than [`TAKEN_MAX`] chains were taken at once: our own bug.
@@ -230,7 +235,7 @@ impl Journal {
         self.slot().completions[place].store(word, Ordering::Relaxed);
     }
 
-    /// What was noted.
+    /// The noted completion.
     #[inline]
     pub(super) fn completion(&self, place: usize) -> NotedCompletion {
         let word = self.slot().completions[place].load(Ordering::Relaxed);

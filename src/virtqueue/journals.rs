@@ -5,9 +5,9 @@
 //! 4096   a slot per ring
 //! ```
 //!
-//! A file of another version, port or number of rings is not read and not changed: it is replaced
-//! by a new one, so that whoever has it mapped still keeps what is theirs. All of its pages are
-//! there from the start; a file system that is full later takes nothing away.
+//! A file of another version, port or number of rings is neither read nor changed. A new one
+//! replaces it, so that a process that still has it mapped keeps its data. All pages are allocated
+//! from the start, so a file system that fills up later does no harm.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -30,7 +30,7 @@ const VERSION: u32 = 1;
 /// Where the slots begin, bytes.
 const SLOTS: usize = 4096;
 
-/// Why a port's file is not to be had.
+/// Why a port's file cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file system refused.
@@ -65,8 +65,8 @@ pub struct Journals {
 }
 
 impl Journals {
-    /// Map the file at `path`, for `rings` rings of the port that `owner` tells from all others on
-    /// this host. What was left in it is found by rings that begin.
+    /// Map the file at `path`, for `rings` rings of the port. `owner` tells the port from all
+    /// others on this host. Rings that begin find the state that was left in the file.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -77,8 +77,8 @@ impl Journals {
         Self::map(path, file, rings)
     }
 
-    /// Map the file while another process owns the port: nothing changes at `path`. A file that is
-    /// to take its place is made as `aside`, and [put there](SetAside::put_back) by the next owner.
+    /// Map the file while another process owns the port: nothing changes at `path`. A replacement
+    /// file is made as `aside`; the next owner [puts it in place](SetAside::put_back).
     ///
     /// # Errors
     /// [`JournalError`].
@@ -97,8 +97,7 @@ impl Journals {
         Ok((journals, Some(next)))
     }
 
-    /// Keep the journals in memory, where there is no room for a file: for as long as this process
-    /// lives.
+    /// Keep the journals in memory, where there is no room for a file, until this process ends.
     ///
     /// # Errors
     /// [`JournalError::Map`].
@@ -109,8 +108,8 @@ impl Journals {
         Ok(Self { mapping: Arc::new(mapping), rings })
     }
 
-    /// What is in memory only becomes a file at `path`, for the next process: no ring runs any
-    /// more.
+    /// Write journals that are only in memory to a file at `path`, for the next process. No ring
+    /// may run any more.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -123,8 +122,8 @@ impl Journals {
             .map_err(|source| JournalError::File { path: path.to_owned(), source })
     }
 
-    /// Whether it is the file at `path` that is written: not if that was removed or replaced, or if
-    /// there is no file.
+    /// Whether the journals are in the file at `path`. They are not if that file was removed or
+    /// replaced, or if there is no file.
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
         let Some(file) = self.mapping.file_offset() else { return false };
@@ -168,7 +167,7 @@ impl Journals {
         let offset = SLOTS + usize::from(index) * size_of::<JournalSlot>();
         let slot = self.mapping.as_ptr().wrapping_add(offset).cast::<JournalSlot>();
         // SAFETY: inside the mapping, which is as long as all slots, starts at a page and lives as
-        // long as the Arc; a slot is made of atomics, of which any bits are valid.
+        // long as the Arc. A slot is made of atomics, of which any bits are valid.
         unsafe { Journal::new(slot, Arc::clone(&self.mapping) as _) }
     }
 
@@ -198,7 +197,7 @@ fn header(owner: &str, rings: u16) -> [u8; 24] {
 
 /// The file that begins with `header`, if it is at this path.
 fn existing(path: &Path, header: &[u8], length: usize) -> io::Result<Option<File>> {
-    // Not through a link, and without waiting for whoever else is at a pipe.
+    // Do not follow a link, and do not wait for the other end of a pipe.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     if let Ok(mut file) = File::options().read(true).write(true).custom_flags(flags).open(path) {
         let data = file.metadata()?;
@@ -214,7 +213,7 @@ fn existing(path: &Path, header: &[u8], length: usize) -> io::Result<Option<File
     Ok(None)
 }
 
-/// A port's file under another name: one that may be needed again, or one that is to be used next.
+/// A port's file under another name: one that may be needed again, or one to be used next.
 #[derive(Debug)]
 pub struct SetAside {
     place: PathBuf,
@@ -222,7 +221,7 @@ pub struct SetAside {
 }
 
 impl SetAside {
-    /// Give the file of a port, if there is one, the name `aside`, in a directory that is made.
+    /// Rename the file of a port, if there is one, to `aside`, in a directory that is made.
     #[must_use]
     pub fn of(place: PathBuf, aside: PathBuf) -> Option<Self> {
         if let Some(directory) = aside.parent() {
@@ -232,10 +231,10 @@ impl SetAside {
         Some(Self { place, aside })
     }
 
-    /// It is needed in its place: whatever is there now is not.
+    /// Put the file in its place, and replace any file there.
     pub fn put_back(&self) {
         if let Some(directory) = self.place.parent() {
-            // If that fails the next step says so.
+            // The next step reports a failure.
             let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         }
         if let Err(error) = fs::rename(&self.aside, &self.place) {
@@ -244,7 +243,7 @@ impl SetAside {
         }
     }
 
-    /// It is not.
+    /// Remove the file, since it is not needed.
     pub fn discard(&self) {
         Journals::remove(&self.aside);
     }

@@ -1,4 +1,4 @@
-//! What a ring does, whatever its layout.
+//! The operations of a ring, of any layout.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -17,29 +17,30 @@ const _: () = assert!(RUN <= TAKEN_MAX, "a journal has room for them");
 /// Chains of one descriptor, each with its buffer, which is in one piece.
 pub type Run<'m> = ArrayVec<(Chain, GuestSlice<'m>), RUN>;
 
-/// What the driver has written into a ring, as our mapping of its memory shows it.
+/// The state of the driver's part of a ring, as our mapping of its memory shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Glance {
-    /// Nothing at all: everything that the driver writes first is zero.
+    /// The driver has written nothing: all that it writes first is zero.
     pub untouched: bool,
-    /// Nothing that was not taken.
+    /// The driver has written nothing that was not taken.
     pub quiet: bool,
 }
 
-/// The device side of one ring. Hot loops are generic over it, so that each layout has its own
-/// compiled loop of the one written.
+/// The device side of one ring. Hot loops are written once, generic over it, and compiled for each
+/// layout.
 pub trait Layout {
     /// Entries.
     fn size(&self) -> u16;
 
-    /// What GET_VRING_BASE answers: the next entry to take; of a packed ring both positions and
-    /// both wrap counters (vhost-user, "Vring state description").
+    /// The answer to GET_VRING_BASE: the next entry to take. For a packed ring it has both
+    /// positions and both wrap counters (vhost-user, "Vring state description").
     fn position(&self) -> u32;
 
-    /// What the driver has written. It changes nothing, not even what we have seen.
+    /// The driver's part of the ring. The look changes nothing, not even the state that we have
+    /// seen.
     fn glance(&self) -> Glance;
 
-    /// End the ring's life with this device, and answer its position, which is the front-end's to
+    /// End the ring's life with this device. Returns its position, which the front-end must
     /// remember from now on.
     fn retire(&mut self) -> u32;
 
@@ -49,8 +50,8 @@ pub trait Layout {
     /// [`Fault::AvailableIndex`].
     fn has_available(&mut self) -> Result<bool, Fault>;
 
-    /// Take the next chain, which [`has_available`](Self::has_available) said is there: append
-    /// its pieces to `segments`.
+    /// Take the next chain, which [`has_available`](Self::has_available) has reported: append its
+    /// pieces to `segments`.
     ///
     /// # Errors
     /// [`Fault`], for a chain that breaks the ring's rules.
@@ -62,17 +63,17 @@ pub trait Layout {
     ) -> Result<Chain, Fault>;
 
     /// Take the next chain, which must be there, if it is of the usual kind: one descriptor whose
-    /// buffer is in one piece. None, and nothing is taken, for any other, which
-    /// [`take`](Self::take) takes or finds at fault.
+    /// buffer is in one piece. None, and nothing is taken, for any other chain:
+    /// [`take`](Self::take) takes it or finds its fault.
     fn take_one<'m>(
         &mut self,
         memory: &'m GuestMemory,
         direction: Direction,
     ) -> Option<(Chain, GuestSlice<'m>)>;
 
-    /// Take the next chains into `run`, `most` at most, up to the first that is not there or not of
-    /// the usual kind: what it is [`has_available`](Self::has_available) and [`take`](Self::take)
-    /// say. Then all that follows of them can be on its way while the first is worked on.
+    /// Take the next chains into `run`, at most `most`. It stops where the next chain is missing or
+    /// unusual; [`has_available`](Self::has_available) and [`take`](Self::take) tell which. The
+    /// caller can then prefetch later chains while it works on the first.
     #[inline]
     fn take_run<'m>(
         &mut self,
@@ -87,28 +88,28 @@ pub trait Layout {
         }
     }
 
-    /// Give back the chain taken last, as if it had not been.
+    /// Return the chain taken last, as if it had not been taken.
     fn untake(&mut self, chain: Chain);
 
-    /// Say that a chain is done and `written` bytes of it were written. Chains are completed in
-    /// the order they were taken, and at most [`TAKEN_MAX`] are taken before the
-    /// first of them is. The driver sees it with the next [`publish`](Self::publish), or, when very
-    /// many are done, once all that were taken are.
+    /// Complete a chain of which `written` bytes were written. Chains are completed in the order
+    /// they were taken, and at most [`TAKEN_MAX`] are taken before the first of them is completed.
+    /// The driver sees it with the next [`publish`](Self::publish). If very many are completed, it
+    /// sees them as soon as no taken chain is left.
     fn complete(&mut self, chain: Chain, written: u32);
 
-    /// Whether [`publish`](Self::publish) would have something to answer for.
+    /// Whether [`publish`](Self::publish) would report something new.
     fn has_unpublished(&self) -> bool;
 
-    /// Show the driver all that was completed. Answers whether there was anything that this had not
-    /// been answered for.
+    /// Show the driver all completions. Returns whether there were any that no earlier call has
+    /// reported.
     fn publish(&mut self) -> bool;
 
-    /// Whether the driver wants an interrupt for what was published since the last decision. Ask
-    /// once per burst, after `publish` and then [`settle`].
+    /// Whether the driver wants an interrupt for the publications since the last decision. Ask once
+    /// per burst, after `publish` and then [`settle`].
     fn needs_notification(&mut self) -> bool;
 
-    /// Descriptors that were given back in place of the backend before us, since this was last
-    /// asked: what it used last was lost in a migration, and the driver waited for it.
+    /// Descriptors given back in place of the backend before us, since the last call. A migration
+    /// lost the last ones that it used, and the driver waited for them.
     fn take_given_back(&mut self) -> u16 {
         0
     }
@@ -117,14 +118,13 @@ pub trait Layout {
     /// [`has_available`](Self::has_available) again before sleeping.
     fn want_kicks(&mut self, wanted: bool);
 
-    /// Take the ring's mark back: another process has begun to continue with the ring, and did
-    /// not.
+    /// Restore the ring's mark: another process has tried to resume the ring and failed.
     fn reclaim(&mut self) {}
 }
 
-/// Have what was published seen by the drivers of all rings before their wishes are read. Pairs
-/// with a driver's barrier between setting its wish and looking for what was published (virtio
-/// 1.2, 2.7.7.2, 2.8.10). One is enough for any number of rings.
+/// Make publications visible to the drivers of all rings before their wishes are read. It pairs
+/// with a driver's barrier between setting its wish and looking for publications (virtio 1.2,
+/// 2.7.7.2, 2.8.10). One call serves any number of rings.
 #[inline]
 pub fn settle() {
     fence(Ordering::SeqCst);

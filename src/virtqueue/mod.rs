@@ -2,32 +2,33 @@
 //!
 //! The floors, each file importing only from those above it:
 //!
-//! - `fault`: what a guest can do wrong in a ring.
-//! - `setup`: what the front-end says of a ring, and why it cannot run.
+//! - `fault`: a guest's violations of a ring's rules.
+//! - `setup`: a front-end's data about a ring, and why the ring cannot run.
 //! - `journal`: where a packed ring is, for the next process; `journals`: the file with those of a
 //!   port.
 //! - `chain`: descriptors, and the pieces of guest memory that they name.
-//! - `ring_log`: marking what we write to a ring itself, during a migration.
-//! - `layout`: what a ring does, whatever its layout; `split` and `packed` do it.
+//! - `ring_log`: marks our writes to a ring itself, during a migration.
+//! - `layout`: the operations of a ring, of any layout; `split` and `packed` implement them.
 //! - `queue`: a checked setup, running.
 //! - `ring`: a queue with its event descriptors.
 //!
-//! A [`QueueSetup`] gathers what the front-end says of a ring; `activate` checks all of it
-//! against the guest's memory, once, and makes a [`Queue`], which resolves nothing again while it
-//! runs. Its ring is split or packed; both do what [`Layout`] says, and the hot loops are written
-//! once, over that. A [`Ring`] is a queue with its event descriptors: the unit that a session
-//! hands to a worker and takes back, and that only its present owner may touch.
+//! A [`QueueSetup`] gathers the front-end's data about a ring. `activate` checks all of it against
+//! the guest's memory, once, and makes a [`Queue`], which resolves nothing again while it runs. Its
+//! ring is split or packed. Both implement [`Layout`], and the hot loops are written once, over
+//! that.
 //!
-//! If we are killed, another process continues where we were. A split ring says itself how far
-//! that is, a packed one in its [`Journal`].
+//! A [`Ring`] is a queue with its event descriptors. A session hands it to a worker and takes it
+//! back, and only its present owner may touch it.
 //!
-//! While the memory is logged, a ring marks what it writes to itself; whoever writes to the buffers
-//! marks those.
+//! If we are killed, another process resumes at our position. A split ring has its position in the
+//! ring, a packed one in its [`Journal`].
 //!
-//! The verbs: `take` a chain the driver made available, `complete` it, `publish` what was
-//! completed, and decide once per burst whether to `notify`. Everything read from the guest is
-//! read once, checked, then used; every loop is bounded by the ring's size; a [`Fault`] is the
-//! guest's doing and ends the ring, never the process.
+//! While the memory is logged, a ring marks its own writes; the writer of the buffers marks those.
+//!
+//! The verbs: `take` a chain the driver made available, `complete` it, `publish` the completions,
+//! and decide once per burst whether to `notify`. All data from the guest is read once, checked,
+//! then used. Every loop is bounded by the ring's size. A [`Fault`] is caused by the guest and ends
+//! the ring, never the process.
 
 mod chain;
 mod fault;

@@ -1,7 +1,7 @@
 //! The packed ring (virtio 1.2, 2.8), device side.
 //!
-//! One ring of descriptors that the driver makes available and we mark used, in place, and two
-//! event suppression areas, all little-endian, in the guest's memory:
+//! One ring of descriptors, which the driver makes available and we mark used in place, and two
+//! event suppression areas. All are little-endian, in the guest's memory:
 //!
 //! ```text
 //! descriptors   size × { address u64, len u32, id u16, flags u16 }          both write
@@ -9,9 +9,9 @@
 //! device area   { offset and wrap u16, flags u16 }                          we write
 //! ```
 //!
-//! Whether a descriptor is available or used is told by two of its flags, compared with a wrap
-//! counter that flips each time around (2.8.1). Where we are, only we know: it is kept in a
-//! [`Journal`], through which all that is completed goes.
+//! Two flags of a descriptor tell whether it is available or used, compared with a wrap counter
+//! that flips each time around (2.8.1). Only we know our position: it is kept in a [`Journal`],
+//! through which all completions go.
 
 use std::ptr;
 use std::sync::Arc;
@@ -41,17 +41,17 @@ const EVENTS_DESCRIPTOR: u16 = 2;
 /// The wrap counter beside a 15-bit ring position, here and in SET_VRING_BASE.
 const WRAP: u16 = 1 << 15;
 
-/// Where the flags are in a descriptor and in an event area, bytes.
+/// Offsets of the flags in a descriptor and in an event area, bytes.
 const DESCRIPTOR_FLAGS: usize = 14;
 const EVENT_FLAGS: usize = 2;
-/// Where the ring's mark is in our event area: in place of an event's offset, which drivers look at
-/// only when the flags say EVENTS_DESCRIPTOR (2.8.10), as ours never do.
+/// Offset of the ring's mark in our event area, in place of an event's offset. Drivers read it only
+/// when the flags say EVENTS_DESCRIPTOR (2.8.10), which ours never do.
 const MARK: usize = 0;
 
-/// Completions after which the driver is shown them before more chains are taken.
+/// Completions after which they are shown to the driver before more chains are taken.
 const SHOWN_AT: usize = COMPLETIONS_MAX - TAKEN_MAX;
 
-/// A place in the ring, and how often we came around, modulo 2.
+/// A place in the ring, and how often we went around, modulo 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cursor {
     index: u16,
@@ -68,7 +68,7 @@ impl Cursor {
         self.index | if self.wrap { WRAP } else { 0 }
     }
 
-    /// `by` descriptors on, at most one round.
+    /// Move `by` descriptors forward, at most one round.
     #[inline]
     fn advance(&mut self, by: u16, size: u16) {
         let left = size - self.index;
@@ -80,8 +80,8 @@ impl Cursor {
         }
     }
 
-    /// Descriptors from here to `later`: modulo two rounds, which is all that cursors tell apart.
-    /// A guest's word may be no place of this ring; what comes out then is a number all the same.
+    /// Descriptors from here to `later`, modulo two rounds: cursors tell no more apart. A guest's
+    /// word may be outside this ring; the result is then still a number.
     fn distance(self, later: Self, size: u16) -> u16 {
         let size = u32::from(size);
         let place = |at: Self| u32::from(at.index) + if at.wrap { 0 } else { size };
@@ -89,7 +89,7 @@ impl Cursor {
         u16::try_from(distance).unwrap_or(u16::MAX)
     }
 
-    /// `by` descriptors back, at most one round.
+    /// Move `by` descriptors back, at most one round.
     #[inline]
     fn retreat(&mut self, by: u16, size: u16) {
         if by <= self.index {
@@ -127,19 +127,21 @@ pub struct PackedRing {
     indirect: bool,
     available: Cursor,
     used: Cursor,
-    /// Where the driver has seen us: behind `used` by what is noted in the journal.
+    /// The position that the driver has seen: behind `used` by the completions noted in the
+    /// journal.
     published: Cursor,
     /// Completions noted.
     noted: usize,
-    /// The driver was shown some that nobody has asked about: there were many.
+    /// The driver was shown completions that `publish` has not reported: there were many.
     shown: bool,
     journal: Journal,
     /// The ring's mark, as in the journal.
     mark: u16,
-    /// Descriptors completed since the last notification decision; None before the first, which
-    /// always notifies: whether the driver was told of earlier ones is not known then.
+    /// Descriptors completed since the last notification decision. None before the first, which
+    /// always notifies: it is unknown whether the driver was told of earlier ones.
     undecided: Option<u16>,
-    /// Where the front-end had the ring begin, until its driver was seen to be there.
+    /// The position at which the front-end had the ring begin, until its driver was seen to be
+    /// there.
     began: Option<Cursor>,
     /// Descriptors given back in place of the backend before us.
     given_back: u16,
@@ -148,16 +150,17 @@ pub struct PackedRing {
     _memory: Arc<GuestMemory>,
 }
 
-// SAFETY: as for SplitRing: the pointers stay valid in any thread while the ring holds the memory,
-// and the ring is the only one on the device side to use them.
+// SAFETY: as for SplitRing: the pointers stay valid in any thread while the ring holds the memory.
+// On the device side, only the ring uses them.
 unsafe impl Send for PackedRing {}
 
 // ---- accessors: each touches one field of guest memory, once ------------------------------------
 
 impl PackedRing {
     /// # Safety
-    /// `parts` (descriptors, driver area, device area) must lie in `memory`, aligned and as long
-    /// as virtio 1.2, 2.8.10 demands for `setup.size`; the index in `setup.base` must be below it.
+    /// `parts` (descriptors, driver area, device area) must lie in `memory`. They must be aligned
+    /// and as long as virtio 1.2, 2.8.10 demands for `setup.size`. The index in `setup.base` must
+    /// be below it.
     pub(super) unsafe fn new(
         memory: Arc<GuestMemory>,
         parts: [*mut u8; 3],
@@ -200,9 +203,9 @@ impl PackedRing {
     /// The 16-bit field `offset` bytes into a part.
     #[inline]
     fn atomic(&self, part: *const u8, offset: usize) -> &AtomicU16 {
-        // SAFETY: callers pass one of the three parts and an even offset inside it, which was
-        // checked for alignment and extent when the ring was made. AtomicU16 may be shared with
-        // the driver, which accesses the same field.
+        // SAFETY: callers pass one of the three parts and an even offset inside it. Its alignment
+        // and extent were checked when the ring was made. AtomicU16 may be shared with the driver,
+        // which accesses the same field.
         unsafe { AtomicU16::from_ptr(part.add(offset).cast_mut().cast()) }
     }
 
@@ -224,18 +227,18 @@ impl PackedRing {
     #[inline]
     fn is_available(&self, at: Cursor) -> bool {
         // Acquire pairs with the driver's write barrier before it makes the first descriptor of a
-        // chain available, all others being so already (2.8.21.1).
+        // chain available, after all others (2.8.21.1).
         let flags = u16::from_le(self.flags(at.index).load(Ordering::Acquire));
         let (available, used) = (flags & AVAILABLE != 0, flags & USED != 0);
         available == at.wrap && used != at.wrap
     }
 
-    /// Write length and id of used descriptor `index`; its flags are written apart.
+    /// Write length and id of used descriptor `index`; its flags are written separately.
     #[inline]
     fn write_used(&mut self, index: u16, id: u16, written: u32) {
         let offset = DESCRIPTOR_BYTES * usize::from(index);
-        // SAFETY: inside the ring, as in `descriptor`; 8 is where the length is, 12 where the id
-        // is, each aligned to its size.
+        // SAFETY: inside the ring, as in `descriptor`; the length is at 8, the id at 12, each
+        // aligned to its size.
         unsafe {
             ptr::write_volatile(self.descriptors.add(offset + 8).cast(), written.to_le());
             ptr::write_volatile(self.descriptors.add(offset + 12).cast(), id.to_le());
@@ -246,7 +249,7 @@ impl PackedRing {
 // ---- beginning, and showing the driver what is done ---------------------------------------------
 
 impl PackedRing {
-    /// Go on where this ring was left, or begin a new one where the front-end says.
+    /// Continue where this ring was left, or begin a new one at the front-end's base.
     fn begin(&mut self, setup: &QueueSetup) {
         let mark = u16::from_le(self.atomic(self.device_area, MARK).load(Ordering::Relaxed));
         if let Some(left) = self.journal.left(setup, mark) {
@@ -260,7 +263,7 @@ impl PackedRing {
         self.journal.open(setup, self.mark);
     }
 
-    /// Have the ring's memory say whose journal is to be believed.
+    /// Put the mark into the ring's memory, which tells that the journal belongs to it.
     fn put_mark(&self) {
         self.atomic(self.device_area, MARK).store(self.mark.to_le(), Ordering::Relaxed);
         if let Some(log) = &self.log {
@@ -268,7 +271,7 @@ impl PackedRing {
         }
     }
 
-    /// Finish a publication that was announced, unless it was done but for the last store.
+    /// Finish an announced publication, unless only its last store is missing.
     fn resume(&mut self, left: JournalState) {
         self.published = Cursor::from_base(left.position);
         self.used = self.published;
@@ -286,13 +289,13 @@ impl PackedRing {
         self.available = self.used;
     }
 
-    /// Show the driver all that is noted. Answers whether there was anything.
+    /// Show the driver all noted completions. Returns whether there were any.
     #[inline]
     fn show(&mut self) -> bool {
         if self.noted == 0 {
             return false;
         }
-        // At most COMPLETIONS_MAX, which `note` sees to.
+        // At most COMPLETIONS_MAX, which `note` ensures.
         #[allow(clippy::cast_possible_truncation)]
         let count = self.noted as u16;
         self.journal.store(JournalState {
@@ -305,8 +308,8 @@ impl PackedRing {
         true
     }
 
-    /// Write what is noted to the ring, the flags of the first descriptor last: the driver looks at
-    /// no later one before it (2.8.6).
+    /// Write the noted completions to the ring, the flags of the first descriptor last: the driver
+    /// looks at no later one before it (2.8.6).
     #[inline]
     fn mark_used(&mut self) {
         let (first, mut cursor) = (self.published, self.published);
@@ -322,14 +325,14 @@ impl PackedRing {
                 // Ordered before the first one's flags by the release below.
                 self.flags(cursor.index).store(flags.to_le(), Ordering::Relaxed);
             }
-            // What is in a file may change; the cursor stays in the ring all the same.
+            // The contents of a file may change; the cursor stays in the ring even then.
             cursor.advance(descriptors.min(self.size), self.size);
         }
         // Release pairs with the driver's read barrier after it has read the flags (2.8.22).
         self.flags(first.index).store(first_flags.to_le(), Ordering::Release);
     }
 
-    /// The driver has seen all that was noted.
+    /// Record that the driver has seen all noted completions.
     #[inline]
     fn settle(&mut self) {
         if let Some(log) = &self.log {
@@ -343,8 +346,8 @@ impl PackedRing {
         (self.published, self.noted) = (self.used, 0);
     }
 
-    /// Mark in the log the descriptors that were marked used, from `first` to where we are now. A
-    /// chain's first is the one that is written; the others lie between.
+    /// Mark in the log the descriptors that were marked used, from `first` to our position. Only a
+    /// chain's first is written; the others lie between.
     #[cold]
     fn log_published(&self, log: &RingLog, first: u16) {
         let ahead = self.used.index.wrapping_sub(first);
@@ -358,28 +361,30 @@ impl PackedRing {
 // ---- what another backend did not give back -----------------------------------------------------
 
 impl PackedRing {
-    /// Give back what the driver waits for behind the place where the ring began.
+    /// Give back the descriptors that the driver waits for behind the place where the ring began.
     ///
     /// A backend that a guest migrates away from may have used descriptors without marking their
-    /// pages in the dirty log: DPDK marks other pages than it writes (lib/vhost/virtio_net.c,
-    /// `vhost_flush_enqueue_shadow_packed`: the offset into the descriptors is added to the address
-    /// of the device area). What it used last is then still available here, and the driver waits
-    /// for it for ever. `wish` says where: a driver that asks for an event at a descriptor
-    /// (2.8.14) asks for the next one it looks at. From there on nothing was given back, or the
-    /// driver would not wait, so the driver writes none of it until we have.
+    /// pages in the dirty log. DPDK marks other pages than it writes (lib/vhost/virtio_net.c,
+    /// `vhost_flush_enqueue_shadow_packed`): it adds the offset into the descriptors to the address
+    /// of the device area. Its last used descriptors are then still available here, and the driver
+    /// waits for them for ever.
     ///
-    /// They are given back with nothing written, as of a packet that was lost. Answers whether any
-    /// was.
+    /// `wish` tells where. A driver that asks for an event at a descriptor (2.8.14) asks for the
+    /// next one it looks at. No descriptor from there on was given back, or the driver would not
+    /// wait. So the driver writes none of them until we have given them back.
+    ///
+    /// They are given back with nothing written, like a lost packet. Returns whether there were
+    /// any.
     #[cold]
     fn give_back(&mut self, began: Cursor, wish: Cursor) -> bool {
         let behind = wish.distance(began, self.size);
         if wish.index >= self.size || behind == 0 || behind > self.size {
-            // The driver is there, or asks for what does not exist.
+            // The driver is there, or asks for a descriptor that does not exist.
             self.began = None;
             return false;
         }
         if !self.is_available(wish) {
-            // It was given back, and the driver is about to look.
+            // The descriptor was given back, and the driver is about to look.
             return false;
         }
         self.began = None;
@@ -401,8 +406,8 @@ impl PackedRing {
         true
     }
 
-    /// The id of the chain that starts at a cursor, and where the next one starts; None if it does
-    /// not end at `limit` at the latest.
+    /// The id of the chain that starts at a cursor, and where the next one starts. None if it does
+    /// not end by `limit`.
     fn chain_end(&self, mut cursor: Cursor, limit: Cursor) -> Option<(u16, Cursor)> {
         while cursor != limit {
             let Descriptor { buffer, id } = self.descriptor(cursor.index);
@@ -418,7 +423,7 @@ impl PackedRing {
 // ---- taking chains ------------------------------------------------------------------------------
 
 impl PackedRing {
-    /// Append the entries of an indirect table (2.8.7): all of them, in order.
+    /// Append all entries of an indirect table (2.8.7), in order.
     fn push_table(
         &self,
         outer: u16,
@@ -429,8 +434,8 @@ impl PackedRing {
         let (table, entries) = indirect_table(gather.memory, outer, buffer, entries_max)?;
         for index in 0..entries {
             let Descriptor { mut buffer, .. } = Descriptor::parse(read_entry(table, index));
-            // DPDK's driver presets this flag in the tables it sends from and does not clear it in
-            // all entries (vring_desc_init_indirect_packed, virtqueue_enqueue_xmit_packed).
+            // DPDK's driver presets this flag in its transmit tables and does not clear it in all
+            // entries (vring_desc_init_indirect_packed, virtqueue_enqueue_xmit_packed).
             if gather.direction == Direction::FromGuest {
                 buffer.flags &= !flag::WRITE;
             }
@@ -566,7 +571,7 @@ impl Layout for PackedRing {
                 {
                     return true;
                 }
-                // A position of the round before ours is that much further back.
+                // A position of the round before ours lies one ring size further back.
                 let back = if wish.wrap == self.used.wrap { 0 } else { self.size };
                 let event = wish.index.wrapping_sub(back);
                 event_is_due(event, self.used.index, self.used.index.wrapping_sub(moved))

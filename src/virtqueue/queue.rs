@@ -1,5 +1,5 @@
 //! The queue that a checked setup becomes: a ring of either layout, and the memory that its
-//! descriptors speak of.
+//! descriptors refer to.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl DeviceRing {
         }
     }
 
-    /// What both do, for what is not done per packet.
+    /// The common operations, for work that is not done per packet.
     #[inline]
     pub fn any(&mut self) -> &mut dyn Layout {
         match self {
@@ -60,7 +60,7 @@ impl DeviceRing {
     }
 }
 
-/// A started ring and the memory its descriptors speak of, borrowed apart by [`Queue::parts`].
+/// A started ring and the memory that its descriptors refer to, borrowed apart by [`Queue::parts`].
 #[derive(Debug)]
 pub struct Queue {
     memory: Arc<GuestMemory>,
@@ -68,7 +68,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The memory, for the lifetime of what is taken from the ring, and the ring.
+    /// The memory, for the lifetime of chains taken from the ring, and the ring.
     #[inline]
     pub fn parts(&mut self) -> (&GuestMemory, &mut DeviceRing) {
         (&self.memory, &mut self.ring)
@@ -79,7 +79,7 @@ impl Queue {
         self.ring.journal()
     }
 
-    /// The ring, for what is not done per packet.
+    /// The ring, for work that is not done per packet.
     #[inline]
     pub fn ring_mut(&mut self) -> &mut dyn Layout {
         self.ring.any()
@@ -105,11 +105,12 @@ impl Queue {
 impl QueueSetup {
     /// Check all of it against `memory` and make the queue, whose position is kept in `journal`.
     ///
-    /// A split ring's used index is in the ring itself, and the next entry to take is set equal to
-    /// it: we complete what we take within one burst, so after a crash (ours or the front-end's)
-    /// the used index alone says what was done, and `base` may be stale. A packed ring has no such
-    /// index: it continues where the journal has it, if the journal is of that very ring, and else
-    /// `base` is both positions.
+    /// A split ring has its used index in the ring itself, and the next entry to take is set equal
+    /// to it. We complete the entries we take within one burst. So after a crash (ours or the
+    /// front-end's) the used index alone says what was done, and `base` may be stale.
+    ///
+    /// A packed ring has no such index. It continues at the journal's position, if the journal is
+    /// of that very ring. Otherwise `base` is both positions.
     ///
     /// # Errors
     /// [`ActivateError`]; nothing has been touched then.
@@ -134,7 +135,7 @@ impl QueueSetup {
         let log = RingLog::new(memory, self, resolved[0]);
         let keep = Arc::clone(memory);
         // SAFETY: the three parts were just checked for alignment and extent in the layout's own
-        // terms, and lie in `memory`; so was the base.
+        // terms, and lie in `memory`. The base was checked too.
         let ring = unsafe {
             if packed {
                 DeviceRing::Packed(PackedRing::new(keep, resolved, self, log, journal))
@@ -146,7 +147,7 @@ impl QueueSetup {
     }
 }
 
-/// Where a part of a ring is in our process.
+/// The address of a part of a ring in our process.
 fn resolve(
     memory: &GuestMemory,
     address: FrontendAddress,

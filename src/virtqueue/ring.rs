@@ -1,4 +1,4 @@
-//! A queue with its event descriptors: what a session hands to a worker and takes back.
+//! A queue with its event descriptors, which a session hands to a worker and takes back.
 
 use std::fs::File;
 use std::io;
@@ -30,9 +30,9 @@ pub enum EventFdError {
 pub struct EventFd(Arc<File>);
 
 impl EventFd {
-    /// Whether a descriptor is an event, whose close(2) never blocks. The kernel is asked for its
-    /// name, which asks no file system: fstat(2) of somebody's file could block for ever. No file
-    /// can have this name, since those of files begin with a slash.
+    /// Whether a descriptor is an event, whose close(2) never blocks. The check reads its name from
+    /// the kernel, which involves no file system: fstat(2) of a foreign file could block for ever.
+    /// No file can have this name, since names of files begin with a slash.
     ///
     /// # Errors
     /// [`EventFdError`].
@@ -45,8 +45,8 @@ impl EventFd {
         Err(EventFdError::NotAnEventFd(target.display().to_string()))
     }
 
-    /// Take a descriptor that came with a message. One that is no event is closed here: whoever may
-    /// not wait for that asks [`check`](Self::check) first.
+    /// Take a descriptor that came with a message. One that is no event is closed here, which may
+    /// block: a caller that must not wait calls [`check`](Self::check) first.
     ///
     /// # Errors
     /// [`EventFdError`].
@@ -66,8 +66,8 @@ impl EventFd {
         Ok(self.0.try_clone()?.into())
     }
 
-    /// Signal the other side. A full counter is a signal that was not yet read; any other
-    /// failure is the front-end's loss.
+    /// Signal the other side. A full counter is a signal that was not yet read. Any other failure
+    /// harms only the front-end.
     ///
     /// # Errors
     /// [`Fault::CallBlocked`]: the front-end has made the descriptor block again, and we were
@@ -81,7 +81,7 @@ impl EventFd {
     }
 
     /// Signal the other side, which may have made the descriptor block: it is made non-blocking
-    /// once more before. What fails is the front-end's loss.
+    /// again first. A failure harms only the front-end.
     pub fn signal_apart(&self) {
         if let Ok(flags) = rustix::fs::fcntl_getfl(&*self.0) {
             let _ = rustix::fs::fcntl_setfl(&*self.0, flags | rustix::fs::OFlags::NONBLOCK);
@@ -96,7 +96,7 @@ impl AsFd for EventFd {
     }
 }
 
-/// Which event descriptor of a ring.
+/// One of the event descriptors of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// SET_VRING_KICK: the driver's signal to us.
@@ -107,7 +107,7 @@ pub enum EventKind {
     Err,
 }
 
-/// What was negotiated of a ring's packets, decided when it starts.
+/// The negotiated format of a ring's packets, decided when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingKind {
     /// Bytes of the virtio-net header.
@@ -125,31 +125,31 @@ impl Default for RingKind {
     }
 }
 
-/// One virtqueue of a started session. It belongs to the session or to one worker, never both: to
-/// change anything but its memory and its descriptors, the session takes it back, changes it, and
-/// hands it over again.
+/// One virtqueue of a started session. It belongs to the session or to one worker, never both. A
+/// worker exchanges only its memory and its descriptors in place. For any other change the session
+/// takes it back, changes it, and hands it over again.
 #[derive(Debug)]
 pub struct Ring {
     /// The ring itself.
     pub queue: Queue,
     /// The driver's signal to us; None asks us to poll.
     pub kick: Option<EventFd>,
-    /// Our signal to the driver; None asks us not to.
+    /// Our signal to the driver; None asks us to send none.
     pub call: Option<EventFd>,
     /// Our signal that the ring is broken.
     pub err: Option<EventFd>,
-    /// SET_VRING_ENABLE. A ring that is started but disabled gets no packets, and what it sends
-    /// is taken and discarded (vhost-user: "Ring states").
+    /// SET_VRING_ENABLE. A ring that is started but disabled gets no packets; its own packets are
+    /// taken and discarded (vhost-user: "Ring states").
     pub enabled: bool,
-    /// What was negotiated of its packets.
+    /// The negotiated format of its packets.
     pub kind: RingKind,
-    /// Why the ring is served no more.
+    /// Why the ring is no longer served.
     pub broken: Option<Fault>,
 }
 
 impl Ring {
-    /// Stop serving the ring: the first fault counts. Answers the descriptor to tell the front-end
-    /// by, once.
+    /// Stop serving the ring; the first fault counts. The first call returns the descriptor that
+    /// tells the front-end.
     #[cold]
     pub fn break_with(&mut self, fault: Fault) -> Option<&EventFd> {
         let first = self.broken.is_none();
@@ -157,8 +157,8 @@ impl Ring {
         self.err.as_ref().filter(|_| first)
     }
 
-    /// Go on in `memory`, as `setup` says but from where the ring is; to be done between two
-    /// bursts. Gives the queue as it was, which keeps its memory mapped until it is dropped.
+    /// Continue in `memory`, by `setup` but at the ring's position; only between two bursts.
+    /// Returns the former queue, which keeps its memory mapped until it is dropped.
     ///
     /// # Errors
     /// [`ActivateError`]; the ring is as it was then.
@@ -167,15 +167,15 @@ impl Ring {
         setup: QueueSetup,
         memory: &Arc<GuestMemory>,
     ) -> Result<Queue, ActivateError> {
-        // A packed ring has two positions. Between two bursts nothing is taken and not yet used, so
-        // the one that available entries are taken from is enough.
+        // A packed ring has two positions. Between two bursts no entry is taken and not yet used,
+        // so the position of available entries is enough.
         let [low, high, ..] = self.queue.ring().position().to_le_bytes();
         let base = u16::from_le_bytes([low, high]);
         let queue = QueueSetup { base, ..setup }.activate(memory, self.queue.journal())?;
         Ok(std::mem::replace(&mut self.queue, queue))
     }
 
-    /// Use another event descriptor from now on; answers the one before.
+    /// Use another event descriptor from now on; returns the one before.
     #[allow(clippy::must_use_candidate, reason = "whoever does not want it closes it")]
     pub fn set_event(&mut self, kind: EventKind, event: Option<EventFd>) -> Option<EventFd> {
         let place = match kind {
@@ -186,11 +186,11 @@ impl Ring {
         std::mem::replace(place, event)
     }
 
-    /// Whether the driver wants to hear of what was published and [settled](super::settle), and the
-    /// descriptor to signal it by.
+    /// The descriptor to signal the driver by, if it wants to know of the publications that were
+    /// [settled](super::settle).
     #[inline]
     pub fn wants_signal(&mut self) -> Option<&EventFd> {
-        // Asked even without a descriptor: the decision is about what was published until now.
+        // Asked even without a descriptor: the decision covers the publications until now.
         let wanted = self.queue.ring_mut().needs_notification();
         self.call.as_ref().filter(|_| wanted)
     }

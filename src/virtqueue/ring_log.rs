@@ -1,9 +1,10 @@
-//! Marking what we write to a ring itself, while the front-end logs it.
+//! Marks our writes to a ring itself, while the front-end logs them.
 //!
-//! A split ring's used ring, and a packed ring's device area, are logged where SET_VRING_ADDR said,
-//! which need not be where they are. Of the descriptors of a packed ring, which we write as well,
-//! the protocol says nothing: they are logged where they are in guest memory, since the front-end's
-//! address is that of the device area (QEMU: hw/virtio/vhost.c, `vhost_virtqueue_set_addr`).
+//! A split ring's used ring, and a packed ring's device area, are logged at the address in
+//! SET_VRING_ADDR, which may differ from their own. We also write the descriptors of a packed ring,
+//! for which the protocol has no rule. They are logged at their guest address, since the
+//! front-end's log address is that of the device area (QEMU: hw/virtio/vhost.c,
+//! `vhost_virtqueue_set_addr`).
 
 use std::sync::Arc;
 
@@ -11,18 +12,19 @@ use crate::guest_memory::{DirtyLog, GuestAddress, GuestMemory};
 
 use super::setup::QueueSetup;
 
-/// Where the writes to one ring are logged.
+/// The log addresses of the writes to one ring.
 #[derive(Debug)]
 pub(super) struct RingLog {
     log: Arc<DirtyLog>,
-    /// The used ring's or device area's, as said.
+    /// The log address of the used ring or device area, from the front-end.
     device_part: GuestAddress,
-    /// The descriptors'.
+    /// The guest address of the descriptors.
     descriptors: GuestAddress,
 }
 
 impl RingLog {
-    /// For a ring of `memory` whose descriptors are at `descriptors`; None if it is not logged.
+    /// A log for a ring of `memory` whose descriptors are at `descriptors`; None if it is not
+    /// logged.
     pub(super) fn new(
         memory: &GuestMemory,
         setup: &QueueSetup,
@@ -33,13 +35,13 @@ impl RingLog {
         Some(Self { log, device_part: setup.log?, descriptors })
     }
 
-    /// `len` bytes were written `offset` bytes into the used ring or device area.
+    /// Mark `len` bytes written at `offset` bytes into the used ring or device area.
     #[cold]
     pub(super) fn device_part(&self, offset: usize, len: usize) {
         mark(&self.log, self.device_part, offset, len);
     }
 
-    /// `len` bytes were written `offset` bytes into the descriptors.
+    /// Mark `len` bytes written at `offset` bytes into the descriptors.
     #[cold]
     pub(super) fn descriptors(&self, offset: usize, len: usize) {
         mark(&self.log, self.descriptors, offset, len);
@@ -47,12 +49,12 @@ impl RingLog {
 }
 
 fn mark(log: &DirtyLog, start: GuestAddress, offset: usize, len: usize) {
-    // `covers` was asked for the whole part.
+    // `covers` has checked the whole part.
     log.mark(GuestAddress(start.0.saturating_add(offset as u64)), len as u64);
 }
 
-/// The places that `count` entries from `first` on take in a ring of `size`: one run, or two where
-/// they go around.
+/// The places of `count` entries from `first` on in a ring of `size`: one run, or two if they wrap
+/// around.
 pub(super) fn runs(first: u16, count: u16, size: u16) -> [(usize, usize); 2] {
     let here = count.min(size - first);
     [(first, here), (0, count - here)].map(|(start, len)| (usize::from(start), usize::from(len)))

@@ -1,4 +1,4 @@
-//! What a front-end says of a ring, and why it cannot run.
+//! A front-end's data about a ring, and why the ring cannot run.
 
 use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory};
 
@@ -6,8 +6,8 @@ use crate::guest_memory::{FrontendAddress, GuestAddress, GuestMemory};
 /// 2.8.10: likewise).
 pub const QUEUE_SIZE_MAX: u32 = 32768;
 
-/// Where the three parts of a ring are, in the front-end's address space; in brackets what they
-/// are in a packed ring.
+/// Addresses of the three parts of a ring, in the front-end's address space; in brackets the parts
+/// of a packed ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueAddresses {
     /// The descriptor table (the ring).
@@ -44,20 +44,21 @@ pub struct QueueSetup {
     pub size: u16,
     /// Parts (SET_VRING_ADDR).
     pub addresses: QueueAddresses,
-    /// The next available entry to take (SET_VRING_BASE); of a packed ring, bit 15 is the wrap
+    /// The next available entry to take (SET_VRING_BASE); for a packed ring, bit 15 is the wrap
     /// counter there.
     pub base: u16,
-    /// The base that the front-end knows, and names again if we die: `base`, unless the ring went
-    /// on since.
+    /// The base that the front-end knows, and names again if we die: `base`, unless the ring has
+    /// moved since.
     pub named: u16,
     /// Features (SET_FEATURES).
     pub options: QueueOptions,
-    /// Where our writes to the device's part are logged (SET_VRING_ADDR with VHOST_VRING_F_LOG), if
-    /// the memory is logged: as if the part began there. None: the ring's are not.
+    /// The log address of our writes to the device's part, as if the part began there
+    /// (SET_VRING_ADDR with VHOST_VRING_F_LOG), if the memory is logged. None: this ring's writes
+    /// are not logged.
     pub log: Option<GuestAddress>,
 }
 
-/// What virtio demands of one of a ring's three parts.
+/// Virtio's requirements for one of a ring's three parts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
     /// For messages.
@@ -77,7 +78,7 @@ pub enum ActivateError {
     /// Not between 1 and [`QUEUE_SIZE_MAX`].
     #[error("packed ring size {0} is not between 1 and {QUEUE_SIZE_MAX}")]
     PackedSize(u32),
-    /// A packed ring cannot start behind its end.
+    /// The base of a packed ring is behind its end.
     #[error("base {index} is behind the end of a packed ring of {size}")]
     Base {
         /// As given, without the wrap counter.
@@ -117,8 +118,8 @@ pub enum ActivateError {
     },
 }
 
-/// The number of entries, if a ring of this layout can have it: any for a packed ring, a power of
-/// two for a split one.
+/// The number of entries, if a ring of this layout can have it. A packed ring can have any number,
+/// a split one a power of two.
 ///
 /// # Errors
 /// [`ActivateError::Size`], [`ActivateError::PackedSize`].
@@ -132,7 +133,7 @@ pub fn check_size(entries: u32, packed: bool) -> Result<u16, ActivateError> {
 }
 
 impl QueueSetup {
-    /// Whether the memory's log, if it has one, has room for the ring's.
+    /// Whether the memory's log, if it has one, has room for the ring's part.
     ///
     /// # Errors
     /// [`ActivateError::Log`].
@@ -147,16 +148,15 @@ impl QueueSetup {
         }
     }
 
-    /// Where the device's part is logged, and its bytes, if the ring is logged.
+    /// Log address and bytes of the device's part, if the ring is logged.
     #[must_use]
     pub fn logged_part(&self) -> Option<(GuestAddress, u64)> {
         let [_, _, device] = self.parts();
         self.log.map(|address| (address, device.len))
     }
 
-    /// The three parts, by the tables of virtio 1.2, 2.7 and 2.8.10. The
-    /// two bytes at the end of each split ring (used_event, avail_event) are there whether
-    /// negotiated or not.
+    /// The three parts, by the tables of virtio 1.2, 2.7 and 2.8.10. The two bytes at the end of
+    /// each split ring (used_event, avail_event) are there whether negotiated or not.
     pub(super) fn parts(&self) -> [Part; 3] {
         let size = u64::from(self.size);
         let part = |name, alignment, len| Part { name, alignment, len };

@@ -65,24 +65,24 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index that the driver has seen.
     published: u16,
-    /// The used index at the last notification decision; None before the first, which always
-    /// notifies: whether the driver was told of earlier entries is not known then.
+    /// The used index at the last notification decision. None before the first, which always
+    /// notifies: it is unknown whether the driver was told of earlier entries.
     decided: Option<u16>,
     log: Option<RingLog>,
     /// Keeps the three pointers valid.
     _memory: Arc<GuestMemory>,
 }
 
-// SAFETY: the pointers stay valid in any thread while the ring holds the memory, and the ring is
-// the only one on the device side to use them: it is neither Clone nor Sync.
+// SAFETY: the pointers stay valid in any thread while the ring holds the memory. On the device
+// side, only the ring uses them: it is neither Clone nor Sync.
 unsafe impl Send for SplitRing {}
 
 // ---- accessors: each touches one field of guest memory, once ------------------------------------
 
 impl SplitRing {
     /// # Safety
-    /// `parts` (descriptors, available, used) must lie in `memory`, aligned and as long as
-    /// virtio 1.2, 2.7 demands for `setup.size`, which must be a power of two.
+    /// `parts` (descriptors, available, used) must lie in `memory`. They must be aligned and as
+    /// long as virtio 1.2, 2.7 demands for `setup.size`, which must be a power of two.
     pub(super) unsafe fn new(
         memory: Arc<GuestMemory>,
         parts: [*mut u8; 3],
@@ -116,9 +116,9 @@ impl SplitRing {
     /// The 16-bit field `offset` bytes into the available or used ring.
     #[inline]
     fn atomic(&self, part: *const u8, offset: usize) -> &AtomicU16 {
-        // SAFETY: callers pass available or used and one of the offsets 0, 2 or `event_offset`,
-        // all even and inside the part, which was checked for alignment and extent when the ring
-        // was made. AtomicU16 may be shared with the driver, which writes the same field.
+        // SAFETY: callers pass available or used and one of the offsets 0, 2 or `event_offset`, all
+        // even and inside the part. Its alignment and extent were checked when the ring was made.
+        // AtomicU16 may be shared with the driver, which writes the same field.
         unsafe { AtomicU16::from_ptr(part.add(offset).cast_mut().cast()) }
     }
 
@@ -146,7 +146,7 @@ impl SplitRing {
         Descriptor::parse(unsafe { ptr::read_volatile(self.descriptors.add(offset).cast()) })
     }
 
-    /// Have the descriptors of the next `count` heads brought near.
+    /// Prefetch the descriptors of the next `count` heads.
     #[inline]
     fn prefetch_descriptors(&self, count: usize) {
         let mut position = self.next_available;
@@ -175,7 +175,7 @@ impl SplitRing {
         }
     }
 
-    /// Mark the used index and the entries that it has just come to cover.
+    /// Mark the used index and the entries that it newly covers.
     #[cold]
     fn log_published(&self, log: &RingLog) {
         log.device_part(2, 2);
@@ -334,8 +334,8 @@ impl Layout for SplitRing {
         Some((Chain { id: head, descriptors: 1 }, piece))
     }
 
-    /// With the position in a register: a field written and read again for each chain costs more
-    /// than all else.
+    /// The position stays in a register: to write and read a field for each chain costs more than
+    /// all else.
     #[inline]
     fn take_run<'m>(
         &mut self,
@@ -407,8 +407,8 @@ impl Layout for SplitRing {
     #[inline]
     fn want_kicks(&mut self, wanted: bool) {
         if self.event_idx {
-            // Parked half the index space away, it is not reached while we poll; when the ring
-            // gets there all the same the driver kicks once, in vain.
+            // Parked half the index space away, it is not reached while we poll. If the ring gets
+            // there even so, the driver kicks once, in vain.
             let parked = if wanted { 0 } else { 0x8000 };
             let event = self.next_available.wrapping_add(parked);
             let offset = self.avail_event_offset();

@@ -1,10 +1,11 @@
-//! Busy polling (Documentation/networking/napi.rst of the kernel, since Linux 5.11): a worker's own
-//! system calls drive the NIC, and its interrupts stay off as long as they come.
+//! Busy polling: a worker's own system calls drive the NIC, and its interrupts stay off while the
+//! calls come (the kernel's Documentation/networking/napi.rst, since Linux 5.11).
 //!
-//! Three socket options ask for it, and two settings of the NIC let it take effect; a third one has
-//! interrupts suspended for longer while packets are found. Those are the host's: they are put back
-//! when the uplink goes, and what they were is written down first, so that after a death without
-//! notice whoever starts next puts them back.
+//! Three socket options ask for it, and two settings of the NIC let it take effect. A third setting
+//! suspends interrupts for longer while packets are found.
+//!
+//! The settings are the host's, and are restored when the uplink ends. Their former values are
+//! written to a note first. So after a death without notice, the next process restores them.
 
 use std::fs;
 use std::io;
@@ -17,15 +18,16 @@ use crate::platform::text_file::{self, FileError};
 use super::napi::{self, Deferral, Napi};
 use super::uplink_interface::Interface;
 
-/// What the kernel's own example for AF_XDP and DPDK's driver use: the worker may be away for a
-/// fifth of a millisecond before the kernel polls instead, and twice that before interrupts are on.
+/// The values of the kernel's own example for AF_XDP, and of DPDK's driver. The kernel polls
+/// instead after a worker was away for a fifth of a millisecond. Interrupts are on after twice
+/// that.
 const POLLED: Deferral =
     Deferral { defer_hard_irqs: 2, gro_flush_timeout: 200_000, irq_suspend_timeout: 0 };
-/// As the kernel's documentation has it (napi.rst, "IRQ suspension"), ns: how long a worker that
-/// found packets may be away.
+/// How long a worker that found packets may be away, ns: the value of the kernel's documentation
+/// (napi.rst, "IRQ suspension").
 const SUSPENDED: u64 = 20_000_000;
 
-/// What a note's name ends in, after the interface.
+/// The ending of a note's name, after the interface.
 const NOTE: &str = ".json";
 /// Longest note that is read, bytes: a thousand instances have a tenth of it.
 const NOTE_BYTES_MAX: u64 = 1 << 20;
@@ -37,8 +39,8 @@ pub struct BusyPoll {
     pub budget: u16,
     /// Whether interrupts stay off for longer after packets were found (Linux 6.13).
     pub suspend: bool,
-    /// Where the NIC's settings are written down while ours are in force; nowhere if None, and then
-    /// nobody puts them back after a death without notice.
+    /// Where the NIC's settings are written down while ours are in force. Nowhere if None: then
+    /// nothing restores them after a death without notice.
     pub notes: Option<PathBuf>,
 }
 
@@ -78,10 +80,10 @@ pub enum BusyPollError {
         #[source]
         source: io::Error,
     },
-    /// What was written down cannot be read.
+    /// The note cannot be read.
     #[error("cannot read what interrupt settings a NIC had")]
     Unreadable(#[from] FileError),
-    /// What was written down says nothing to us.
+    /// The note has no meaning to us.
     #[error(
         "{} does not say what interrupt settings a NIC had; remove it if they are well",
         path.display()
@@ -95,13 +97,13 @@ pub enum BusyPollError {
     },
 }
 
-/// What a NIC had before.
+/// The settings that a NIC had before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 enum Former {
     /// Each instance its own.
     Instances(Vec<Napi>),
-    /// All of them the same: where the kernel has no others.
+    /// All of them the same, on a kernel without settings for each instance.
     Device(Deferral),
 }
 
@@ -114,7 +116,7 @@ pub struct DeferredInterrupts {
 }
 
 impl DeferredInterrupts {
-    /// Defer the interrupts of a NIC whose sockets are bound: that may have made new instances.
+    /// Defer the interrupts of a NIC whose sockets are bound: binding may have made new instances.
     pub(super) fn start(interface: &Interface, wish: &BusyPoll) -> Result<Self, BusyPollError> {
         let name = || interface.name.clone();
         let settings = |source| BusyPollError::Settings { interface: name(), source };
@@ -133,7 +135,7 @@ impl DeferredInterrupts {
                 .write(note)
                 .map_err(|source| BusyPollError::Note { interface: name(), source })?;
         }
-        // From here on dropping it puts all back.
+        // From here on, dropping this restores all settings.
         let deferred = Self { interface: interface.name.clone(), former, note };
         deferred.former.replaced_by(polled).set(&interface.name).map_err(settings)?;
         Ok(deferred)
@@ -149,14 +151,15 @@ impl Drop for DeferredInterrupts {
     }
 }
 
-/// Put back what isonic left that ended without notice. Before any uplink is opened.
+/// Restore the settings that an isonic process left changed when it ended without notice. Call this
+/// before any uplink is opened.
 ///
 /// # Errors
 /// [`BusyPollError`].
 pub fn recover(notes: &Path) -> Result<(), BusyPollError> {
     for entry in fs::read_dir(notes).into_iter().flatten().flatten() {
         let path = entry.path();
-        // Another ending has a note that was not written to its end: nothing had been set then.
+        // A note with another ending was not written completely: no setting had been changed then.
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(interface) = name.and_then(|name| name.strip_suffix(NOTE)) else { continue };
         let text = text_file::read_text(&path, NOTE_BYTES_MAX)?;
@@ -168,7 +171,7 @@ pub fn recover(notes: &Path) -> Result<(), BusyPollError> {
     Ok(())
 }
 
-/// A NIC may be gone, and an instance with it: what there is then has no settings of ours.
+/// A NIC may be gone, and an instance with it: a new one has no settings of ours.
 fn put_back(former: &Former, interface: &str) {
     if let Err(error) = former.set(interface) {
         tracing::warn!(interface, %error, "the interrupt settings may not be what they were");
@@ -206,7 +209,7 @@ impl Former {
         }
     }
 
-    /// All that are still there, whatever became of those before; the first error.
+    /// Set all that still exist, even after an error; returns the first error.
     fn set(&self, interface: &str) -> io::Result<()> {
         let outcomes = match self {
             Self::Instances(instances) => {

@@ -1,4 +1,4 @@
-//! What is counted of a socket: where its frames are, what the kernel counts, how far it is.
+//! The counts of a socket: where its frames are, the kernel's statistics, and its progress.
 
 use std::ops::Add;
 
@@ -23,7 +23,7 @@ impl FrameCensus {
     }
 }
 
-/// What the kernel counts of a socket (struct xdp_statistics of linux/if_xdp.h).
+/// The kernel's counts for a socket (struct xdp_statistics of linux/if_xdp.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelStatistics {
     /// Packets dropped for other reasons than the two below.
@@ -49,7 +49,7 @@ impl Add for KernelStatistics {
     }
 }
 
-/// How far a socket is: what does not change while it stands still.
+/// A socket's progress: counts that do not change while it stands still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketProgress {
     /// Frames that are with the kernel to be transmitted.

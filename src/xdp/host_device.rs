@@ -1,9 +1,9 @@
-//! The way between an uplink's VMs and the host itself: a TAP device, and the programs of
-//! `bpf/host.bpf.c` that make it a part of the NIC.
+//! The way between an uplink's VMs and the host itself: a TAP device. The programs of
+//! `bpf/host.bpf.c` make it a part of the NIC.
 //!
-//! The device goes with its descriptor and the programs with their links, so that nothing of it
-//! is left however we end. Its frames carry virtio-net headers: what the host leaves to a NIC that
-//! is not there, a guest may take, and the other way round.
+//! The device ends with its descriptor and the programs with their links, so nothing remains
+//! however we end. Its frames carry virtio-net headers. So a guest may receive work that the host
+//! leaves to a NIC, and the host work that a guest leaves.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -74,8 +74,8 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// Make a device and join it to the NIC, whose VMs `redirect` knows and whose multicast `tap`
-    /// brings.
+    /// Make a device and join it to the NIC. `redirect` knows the NIC's VMs, and `tap` brings its
+    /// multicast.
     ///
     /// # Errors
     /// [`HostDeviceError`]; nothing is left then.
@@ -87,7 +87,7 @@ impl HostDevice {
         let failed = |step| move |source| HostDeviceError::Device { step, source };
         let (tap, name) = make_tap().map_err(failed("/dev/net/tun"))?;
         offer_offloads(&tap).map_err(failed("offloads"))?;
-        // Any socket will do to ask.
+        // Any socket can ask for the index.
         let index = name_to_index(multicast, &name).map_err(io::Error::from);
         let index = index.map_err(failed("index"))?;
 
@@ -97,7 +97,7 @@ impl HostDevice {
         open.maps.macs.reuse_fd(redirect.macs()).map_err(HostDeviceError::Load)?;
         let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
         (constants.nic, constants.device) = (nic.index, index);
-        // The programs outlive it: what they are attached to holds them.
+        // The programs outlive it: their attachments hold them.
         let skeleton = open.load().map_err(HostDeviceError::Load)?;
         let programs = &skeleton.progs;
 
@@ -106,7 +106,8 @@ impl HostDevice {
         let (ingress, egress) = (libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS);
         let admit = attach("isonic_admit", programs.isonic_admit.as_fd(), device, egress)?;
         let deliver = attach("isonic_deliver", programs.isonic_deliver.as_fd(), device, ingress)?;
-        // Up only now that nothing else can pass through it, and used only now that it is.
+        // The device is brought up only now that nothing else can pass through it, and used only
+        // afterwards.
         bring_up(index, nic.mtu).map_err(failed("up"))?;
         let filter = multicast.filter_with(programs.isonic_multicast.as_fd());
         filter.map_err(failed("filter of multicast"))?;
@@ -115,7 +116,7 @@ impl HostDevice {
         Ok(Self { tap, name, index, _links: links })
     }
 
-    /// Follow the NIC, which has this MTU now: the kernel passes no longer frames through the
+    /// Give the device the NIC's present MTU: the kernel passes no longer frames through the
     /// device.
     ///
     /// # Errors
@@ -185,7 +186,7 @@ fn offer_offloads(tap: &OwnedFd) -> io::Result<()> {
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Up, without any address of its own.
+/// Bring the device up, without any address of its own.
 fn bring_up(index: u32, mtu: u32) -> io::Result<()> {
     let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let silent = LinkUnspec::new_with_index(index)
@@ -209,7 +210,7 @@ struct AttachTarget<'n> {
     index: u32,
 }
 
-/// After those that are there already: they see what the host sends to its VMs too.
+/// Attach a program after those that are there already: they see the host's frames to its VMs too.
 fn attach(
     program: &'static str,
     fd: BorrowedFd<'_>,

@@ -1,5 +1,5 @@
-//! What a privileged launcher hands in beside its own XDP program on the NIC: the sockets, or the
-//! XSKMAP that its program redirects by, for our sockets to be put into.
+//! A privileged launcher with its own XDP program on the NIC. It hands in the sockets, or the
+//! XSKMAP that its program redirects by, into which our sockets are put.
 
 use std::ffi::CString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,7 +16,7 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 
-/// What is handed in.
+/// The objects that are handed in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handed {
     /// Sockets that this process was started with, by their descriptors, one for each queue.
@@ -60,24 +60,24 @@ pub enum SocketMapError {
         #[source]
         source: io::Error,
     },
-    /// It answers something else than what was asked for.
+    /// Its answer does not fit the request.
     #[error("the device plugin at {} answers {request:?} with {answer:?}", path.display())]
     Refused {
         /// Its socket.
         path: PathBuf,
-        /// What it was asked.
+        /// The request.
         request: String,
-        /// What it said.
+        /// The answer.
         answer: String,
     },
 }
 
-/// An XSKMAP: which socket has what arrives on a queue.
+/// An XSKMAP: it maps a queue to the socket that has the queue's packets.
 #[derive(Debug)]
 pub(super) struct SocketMap(OwnedFd);
 
 impl SocketMap {
-    /// One that is pinned.
+    /// Open a pinned map.
     pub fn pinned(path: &Path) -> Result<Self, SocketMapError> {
         let failed = |source| SocketMapError::Pinned { path: path.to_owned(), source };
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| failed(e.into()))?;
@@ -90,7 +90,7 @@ impl SocketMap {
         Self::checked(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Keys and values of other sizes would have the kernel read beyond ours.
+    /// Check the map: with keys and values of other sizes the kernel would read beyond ours.
     fn checked(map: OwnedFd) -> Result<Self, SocketMapError> {
         let mut info = libbpf_sys::bpf_map_info::default();
         let mut len = u32::try_from(size_of_val(&info)).expect("a hundred bytes");
@@ -102,7 +102,7 @@ impl SocketMap {
         if is_map { Ok(Self(map)) } else { Err(SocketMapError::NoSocketMap) }
     }
 
-    /// What arrives on the queue is the socket's. It is so no more when the socket is closed.
+    /// Give a queue's packets to the socket, until it is closed.
     pub fn set(&self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SocketMapError> {
         let value = socket.as_raw_fd();
         // SAFETY: keys and values of an XSKMAP have four bytes (`xsk_map_alloc` of
@@ -124,8 +124,8 @@ impl SocketMap {
 // ---- the device plugin --------------------------------------------------------------------------
 
 // Words of the plugin's protocol, version 0.1 (constants/constants.go and internal/udsserver of
-// github.com/redhat-et/afxdp-plugins-for-kubernetes): a message each way, in a socket that keeps
-// them apart.
+// github.com/redhat-et/afxdp-plugins-for-kubernetes). Each side sends one message at a time, over a
+// socket that keeps message boundaries.
 const CONNECT: &str = "/connect";
 const HOST_OK: &str = "/host_ok";
 const MAP_FD: &str = "/xsk_map_fd";

@@ -1,8 +1,8 @@
-//! What changes of a NIC while it is in use, as the kernel tells it (rtnetlink(7)).
+//! Changes of a NIC while it is in use, as the kernel reports them (rtnetlink(7)).
 //!
-//! A message says when to look; what counts is how the link is then. So a message that was lost
-//! does no harm for longer than until the next look. Only that a link was removed is taken from the
-//! message: another one may have its index by then.
+//! A message says only when to look; the link's present state decides. So a lost message does no
+//! harm beyond the next look. Only the removal of a link is taken from the message: another link
+//! may have its index by then.
 
 use std::fmt;
 use std::io;
@@ -36,7 +36,7 @@ pub struct Link {
     pub mac: [u8; 6],
 }
 
-/// What a wait brought.
+/// The result of a wait.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkNews {
     /// Something has changed, of whatever link.
@@ -45,7 +45,7 @@ pub struct LinkNews {
     pub removed: Vec<u32>,
 }
 
-/// One message: the index of the link that it says is removed, if it says that.
+/// One message: the index of the link that it reports as removed, if it does.
 type Removed = Option<u32>;
 
 /// The links of this network namespace.
@@ -62,7 +62,7 @@ impl fmt::Debug for Links {
 }
 
 impl Links {
-    /// Begin to listen.
+    /// Start to listen.
     ///
     /// # Errors
     /// No socket to be had.
@@ -72,11 +72,11 @@ impl Links {
         Ok(Self { runtime, handle, messages })
     }
 
-    /// Wait for news, `limit`, or to be told to `stop`: then None.
+    /// Wait for news, for `limit`, or for `stop`: then None.
     ///
     /// # Errors
-    /// The socket failed, most likely since messages came faster than they were read. There is
-    /// another one then, and something may have changed.
+    /// The socket failed, most likely since messages came faster than they were read. It has been
+    /// replaced then, and something may have changed.
     pub fn wait(&mut self, limit: Duration, stop: &Notify) -> io::Result<Option<LinkNews>> {
         let Self { runtime, messages, .. } = self;
         let woken = runtime.block_on(async {
@@ -145,7 +145,7 @@ fn connect(runtime: &Runtime) -> io::Result<(Handle, BoxStream<'static, Removed>
     let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Link])?;
     runtime.spawn(connection);
     let removed = messages.map(|(message, _)| match message.payload {
-        // A bridge tells of a port that leaves it in the same words, but for the family.
+        // A bridge reports a port that leaves it in the same way, except for the family.
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
             if link.header.interface_family == AddressFamily::Unspec =>
         {

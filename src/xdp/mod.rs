@@ -2,17 +2,17 @@
 //!
 //! The floors, each file importing only from those above it:
 //!
-//! - `umem_frame`: the move-only token for one frame, and what a frame holds.
+//! - `umem_frame`: the move-only token for one frame, and a frame's contents.
 //! - `xsk_ring`: the four rings between us and the kernel; `xsk_calls`: AF_XDP's system calls.
 //! - `umem`: the frame memory.
-//! - `xdp_attachment`: how a NIC is attached; `census`: what is counted of a socket.
-//! - `program`: our XDP program on the NIC, which decides what comes to us.
-//! - `netdev`: a netlink family; `nic`: what can be known of a NIC; `uplink_interface`: what must
-//!   be known to open it; `link_watch`: what becomes of it.
+//! - `xdp_attachment`: how a NIC is attached; `census`: the counts of a socket.
+//! - `program`: our XDP program on the NIC, which decides which frames come to us.
+//! - `netdev`: a netlink family; `nic`: all facts about a NIC; `uplink_interface`: the facts needed
+//!   to open it; `link_watch`: its changes while in use.
 //! - `xdp_socket`: one queue of a NIC, with its four rings and its frames.
-//! - `launcher`: what a privileged launcher does in our place; `usable`: whether the kernel lets us
-//!   use AF_XDP.
-//! - `open_sockets`: the sockets of all queues; `mode_fallback`: zero-copy, or what else they get.
+//! - `launcher`: a privileged launcher in our place; `usable`: whether the kernel lets us use
+//!   AF_XDP.
+//! - `open_sockets`: the sockets of all queues; `mode_fallback`: zero-copy, or the next best mode.
 //! - `multicast`: the copies of broadcast and multicast; `host_device`: joins the host to its VMs.
 //! - `napi`, `busy_poll`: the workers' calls drive the NIC.
 //! - `uplink_error`: why a NIC cannot be an uplink; `uplink`: all of it put together.

@@ -1,5 +1,5 @@
-//! Which mode the sockets of an uplink get. Here, and nowhere else, zero-copy falls back to copy
-//! mode, and packets of several frames to packets of one.
+//! The choice of the sockets' mode. Only here does zero-copy fall back to copy mode, and packets of
+//! several frames to packets of one.
 
 use super::launcher::Handed;
 use super::open_sockets::{Binding, SocketError, inherit, open_all};
@@ -8,7 +8,7 @@ use super::uplink_interface::Interface;
 use super::xdp_attachment::{AttachMode, BindMode, ModeWish, XdpAttachment};
 use super::xdp_socket::Socket;
 
-/// The sockets of an uplink, and how they came to their mode.
+/// The sockets of an uplink, and the reasons for their mode.
 pub(super) struct Opened {
     pub sockets: Vec<Socket>,
     mode: BindMode,
@@ -16,7 +16,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// The record of it, with what is known of the program; and the sockets.
+    /// The record of it, with the given facts about the program; and the sockets.
     pub fn attachment(self, attach_mode: AttachMode, reason: &str) -> (XdpAttachment, Vec<Socket>) {
         let longest = self.sockets.iter().map(Socket::packet_max).min();
         let attachment = XdpAttachment {
@@ -39,9 +39,8 @@ struct Attempt {
 
 /// Open the sockets of an uplink in the best way that its NIC takes.
 ///
-/// # Errors
-/// [`SocketError`], of the last attempt, or of one whose failure no other would avoid: a queue that
-/// has another socket.
+/// [`SocketError`] of the last attempt. A failure that no other attempt would avoid is returned at
+/// once: a queue that has another socket.
 pub(super) fn open_best(
     interface: &Interface,
     queues: &[u32],
@@ -82,13 +81,13 @@ pub(super) fn open_best(
     }
 }
 
-/// What is tried, in this order.
+/// The attempts, in their order.
 fn attempts(interface: &Interface, wish: ModeWish, attached: AttachMode) -> Vec<Attempt> {
     let possible = attached == AttachMode::Native;
     let zero_copy = match wish {
         ModeWish::ZeroCopy => possible,
-        // To try costs the frame memory, which would be made twice: some tens of milliseconds in
-        // which every guest of a daemon that is started again waits.
+        // To try zero-copy costs making the frame memory twice. It takes some tens of milliseconds,
+        // in which every guest of a restarted daemon waits.
         ModeWish::Auto => possible && interface.zero_copy_frames > 0,
         ModeWish::Copy | ModeWish::Generic => false,
     };
@@ -104,7 +103,7 @@ fn attempts(interface: &Interface, wish: ModeWish, attached: AttachMode) -> Vec<
     modes.into_iter().filter(|(tried, ..)| *tried).flat_map(of_mode).collect()
 }
 
-/// Why the first attempt is of its mode.
+/// The reason for the mode of the first attempt.
 fn why_first(
     interface: &Interface,
     wish: ModeWish,
@@ -117,13 +116,13 @@ fn why_first(
         (BindMode::Copy, ModeWish::Auto, AttachMode::Native) => {
             format!("driver {} has no zero-copy", interface.driver)
         }
-        // A generic program has no zero-copy, which was said of the program.
+        // A generic program has no zero-copy; the program's own reason says so.
         (BindMode::Copy, ..) => String::new(),
     }
 }
 
 /// Open sockets for a launcher's program. A launcher's socket can be bound once, so the kernel
-/// itself falls back to copy mode. It does so too where packets are to have more frames than the
+/// itself falls back to copy mode. It also does so if packets are to have more frames than the
 /// driver takes.
 ///
 /// # Errors
@@ -153,7 +152,7 @@ pub(super) fn open_handed(
     Ok(Opened { sockets, mode, reason })
 }
 
-/// The parts that say something, one after the other.
+/// The parts that are not empty, joined.
 fn sentence(parts: &[&str]) -> String {
     let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
     parts.join("; ")

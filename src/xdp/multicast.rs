@@ -1,12 +1,14 @@
 //! The daemon's copy of a NIC's broadcast and multicast.
 //!
-//! An XDP program cannot give a frame to the host and to us. So multicast passes to the host,
-//! which needs it (ARP, neighbour discovery, its own groups), and a packet socket on the same NIC
-//! brings us what passed. It is a system call per frame, on a control thread: right for the
-//! trickle that multicast is on a switched uplink. A VM that lives on multicast takes a wire port.
+//! An XDP program cannot give a frame to the host and to us. So multicast passes to the host, which
+//! needs it (ARP, neighbour discovery, its own groups). A packet socket on the NIC brings us a copy
+//! of the passed frames.
 //!
-//! This socket also makes the NIC promiscuous for as long as we live (PACKET_ADD_MEMBERSHIP ends
-//! with the socket), since frames for the VMs' MACs must not be filtered in the NIC.
+//! A control thread makes one system call per frame, which suits the few multicast frames of a
+//! switched uplink. A VM with much multicast should have a wire port.
+//!
+//! This socket also makes the NIC promiscuous, since the NIC must not filter frames for the VMs'
+//! MACs. PACKET_ADD_MEMBERSHIP ends with the socket, and so with us.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -63,13 +65,13 @@ impl MulticastTap {
         Self { socket }
     }
 
-    /// Receive one frame, waiting for it; its VLAN tag is put back where it was. Returns its
-    /// length; None for one that does not fit, which is lost.
+    /// Wait for one frame and receive it, with its VLAN tag put back in place. Returns its length;
+    /// None for a frame that does not fit, which is lost.
     ///
     /// # Errors
     /// The kernel's; ENETDOWN while the NIC is down.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        // Room in front of the frame for the tag: the two addresses move up when there is one.
+        // Room in front of the frame for the tag: the two addresses move forward when there is one.
         let mut part = libc::iovec {
             iov_base: buffer[VLAN_TAG_BYTES..].as_mut_ptr().cast(),
             iov_len: buffer.len() - VLAN_TAG_BYTES,
@@ -82,7 +84,7 @@ impl MulticastTap {
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control);
-        // MSG_TRUNC: answer the frame's own length, even where that is more than fits.
+        // MSG_TRUNC: return the frame's own length, even if more than fits.
         let (fd, flags) = (self.socket.as_raw_fd(), libc::MSG_TRUNC);
         // SAFETY: all buffers outlive the call and are as long as said.
         let got = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
@@ -103,7 +105,7 @@ impl MulticastTap {
         }))
     }
 
-    /// How many frames were lost since this was last asked, for want of room in the socket.
+    /// How many frames were lost since the last call, for want of room in the socket.
     ///
     /// # Errors
     /// The kernel's.
@@ -137,7 +139,7 @@ impl MulticastTap {
         self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
     }
 
-    /// Accept what this program accepts, which takes the place of the filter.
+    /// Accept frames by this program instead of the filter.
     pub(super) fn filter_with(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &program.as_raw_fd())
     }

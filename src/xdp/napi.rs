@@ -1,6 +1,8 @@
-//! When a NIC's interrupts give way to polling: the settings of its NAPI instances, over the netdev
-//! netlink family (Documentation/netlink/specs/netdev.yaml of the kernel, since Linux 6.13), or of
-//! the whole NIC by its files in sysfs (Documentation/ABI/testing/sysfs-class-net, since 5.8).
+//! Settings that decide when polling replaces a NIC's interrupts.
+//!
+//! Each NAPI instance has its own over the netdev netlink family (the kernel's
+//! Documentation/netlink/specs/netdev.yaml, since Linux 6.13). The whole NIC has them in sysfs
+//! (Documentation/ABI/testing/sysfs-class-net, since 5.8).
 
 use std::fs;
 use std::io;
@@ -11,23 +13,23 @@ use serde::{Deserialize, Serialize};
 
 use super::netdev::{NetdevMessage, ask};
 
-/// What decides how long interrupts stay off after a poll.
+/// The settings for how long interrupts stay off after a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deferral {
     /// Polls that find nothing before interrupts are on again.
     pub defer_hard_irqs: u64,
     /// After this time without a poll the kernel polls by itself, ns.
     pub gro_flush_timeout: u64,
-    /// The same while whoever polls finds packets by epoll(7), ns; 0 for no difference. An
-    /// instance's alone.
+    /// As `gro_flush_timeout`, ns, but while the poller finds packets by epoll(7); 0 for no
+    /// difference. Only an instance has it.
     #[serde(default)]
     pub irq_suspend_timeout: u64,
 }
 
-/// One NAPI instance: what is polled together, a queue or a few.
+/// One NAPI instance: one queue or a few that are polled together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Napi {
-    /// Its number, of no other instance on the host.
+    /// Its number, unique on the host.
     pub id: u64,
     /// Its settings.
     pub deferral: Deferral,
@@ -48,7 +50,7 @@ const NAPI_IRQ_SUSPEND_TIMEOUT: u16 = 7;
 /// their own.
 ///
 /// # Errors
-/// The kernel's, for a NIC that is not there say.
+/// The kernel's; for example, there is no such NIC.
 pub fn instances(index: u32) -> io::Result<Vec<Napi>> {
     let question = NetdevMessage::new(NAPI_GET, &[(NAPI_IFINDEX, index.into())]);
     let answers = ask(question, NLM_F_DUMP)?;
@@ -97,7 +99,7 @@ pub(super) fn of_device(interface: &str) -> io::Result<Deferral> {
     })
 }
 
-/// Give them to all instances. It takes a file of root's to be written.
+/// Give all instances these settings. The process must be allowed to write root's files.
 pub(super) fn set_device(interface: &str, deferral: Deferral) -> io::Result<()> {
     fs::write(file(interface, GRO_FLUSH_TIMEOUT), deferral.gro_flush_timeout.to_string())?;
     fs::write(file(interface, DEFER_HARD_IRQS), deferral.defer_hard_irqs.to_string())
@@ -123,7 +125,7 @@ mod tests {
             Deferral { defer_hard_irqs: 2, gro_flush_timeout: 9, irq_suspend_timeout: 11 };
         let answer = NetdevMessage::new(NAPI_GET, &numbers);
         assert_eq!(napi(&answer), Some(Napi { id: 8193, deferral }));
-        // Linux before 6.13 names its instances and no settings of theirs.
+        // Linux before 6.13 names its instances without settings.
         assert_eq!(napi(&NetdevMessage::new(NAPI_GET, &numbers[..1])), None);
     }
 }

@@ -10,7 +10,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 
-// linux/genetlink.h: who knows the families' numbers.
+// linux/genetlink.h: the controller, which knows the families' numbers.
 const CONTROLLER: u16 = 16;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
@@ -20,8 +20,8 @@ const ALIGNMENT: u32 = 4;
 
 /// All answers to a question.
 ///
-/// Over a socket of its own: the kernel does not mark this family's answers as parts of several
-/// (NLM_F_MULTI), so netlink-proto takes the first for all of them.
+/// It uses a socket of its own. The kernel does not mark this family's answers as parts of several
+/// (NLM_F_MULTI), so netlink-proto would end at the first.
 pub(super) fn ask(question: NetdevMessage, flags: u16) -> io::Result<Vec<NetdevMessage>> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind_auto()?;
@@ -60,7 +60,7 @@ fn exchange(
             match answer.payload {
                 NetlinkPayload::InnerMessage(message) => answers.push(message.payload),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                // The end of many, or the acknowledgement of one.
+                // The end of several answers, or the acknowledgement of one request.
                 NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(answers),
                 _ => {}
             }
@@ -76,10 +76,10 @@ pub(super) struct NetdevMessage {
 }
 
 impl NetdevMessage {
-    /// With these numbers.
+    /// A message with these numbers.
     pub fn new(command: u8, numbers: &[(u16, u64)]) -> Self {
         let attribute = |&(kind, number): &(u16, u64)| {
-            // What the kernel calls a "uint" may have either size, all others the shorter.
+            // The kernel's "uint" may have either size; all others have the shorter.
             let short = u32::try_from(number).map(|number| number.to_ne_bytes().to_vec());
             DefaultNla::new(kind, short.unwrap_or_else(|_| number.to_ne_bytes().to_vec()))
         };
@@ -135,7 +135,7 @@ impl ParseableParametrized<[u8], GenlHeader> for NetdevMessage {
 mod tests {
     use super::*;
 
-    /// What the kernel calls a "uint" comes in the form that it needs.
+    /// The kernel's "uint" comes in the size that its value needs.
     #[test]
     fn a_message_is_the_same_after_a_way_over_the_wire() {
         let hour = 3_600_000_000_000;

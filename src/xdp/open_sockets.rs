@@ -15,10 +15,10 @@ use super::xdp_socket::{FRAMES_PER_SOCKET, RING_ENTRIES, Socket, mode_of};
 use super::xsk_calls::{self, QueueAddress};
 use super::xsk_ring::SocketParts;
 
-/// How long a queue may have another socket: the kernel lets go of one that was closed, or whose
-/// process was killed, some time after (`xp_put_pool` leaves it to a work queue).
+/// Longest wait for a queue that has another socket. The kernel releases the socket of a closed
+/// descriptor or a killed process some time later (`xp_put_pool` leaves it to a work queue).
 const RELEASE_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often it is asked.
+/// Time between two attempts.
 const RELEASE_RETRY: Duration = Duration::from_millis(2);
 
 /// Why a socket could not be made.
@@ -82,17 +82,17 @@ fn is_busy(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EBUSY)
 }
 
-/// What sockets are bound as.
+/// The parameters for binding sockets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Binding {
-    /// None: zero-copy where the driver has it, by the kernel's choice.
+    /// None: the kernel chooses zero-copy where the driver has it.
     pub mode: Option<BindMode>,
     /// Most frames of a packet.
     pub frames: usize,
 }
 
-/// Open one socket per queue, on one UMEM: those that were `inherited`, if any were, or new ones.
-/// Queues whose socket was just closed are waited for.
+/// Open one socket per queue, on one UMEM: the `inherited` ones, if any, or new ones. It waits for
+/// queues whose socket was just closed.
 pub(super) fn open_all(
     interface: &Interface,
     queues: &[u32],
@@ -108,7 +108,7 @@ pub(super) fn open_all(
         let own = unassigned.by_ref().take(FRAMES_PER_SOCKET);
         let name = || interface.name.clone();
         let create_error = |source| SocketError::Create { interface: name(), queue, source };
-        // Where the choice is the kernel's, copy mode is what it tries last.
+        // Where the kernel chooses, it tries copy mode last.
         let mode = binding.mode.unwrap_or(BindMode::Copy);
         let bind_error = |source| SocketError::Bind { interface: name(), queue, mode, source };
         let fd = match &mut inherited {
@@ -130,8 +130,8 @@ pub(super) fn open_all(
     Ok(sockets)
 }
 
-/// The sockets that a launcher made, by their descriptors' numbers. All of them are looked at
-/// before one is used: one that was given memory has it for good.
+/// The sockets that a launcher made, by their descriptors' numbers. All are checked before one is
+/// used: a socket that was given memory has it for good.
 pub(super) fn inherit(numbers: &[u32]) -> Result<Vec<OwnedFd>, SocketError> {
     let inherited = |&number: &u32| {
         xsk_calls::inherited_socket(number)
@@ -146,12 +146,12 @@ fn create_umem(sockets: usize) -> Result<Arc<Umem>, SocketError> {
     Umem::create(bytes).map(Arc::new).map_err(|source| SocketError::Umem { bytes, source })
 }
 
-/// Bring the frame memory to the kernel, by the first of the sockets that share it.
+/// Register the frame memory with the kernel, on the first of the sockets that share it.
 fn register(fd: BorrowedFd<'_>, umem: &Umem) -> Result<(), SocketError> {
     umem.register(fd).map_err(|source| SocketError::Umem { bytes: umem.bytes(), source })
 }
 
-/// Give a socket that is bound to nothing yet its rings.
+/// Give an unbound socket its rings.
 fn equip(fd: BorrowedFd<'_>) -> io::Result<SocketParts> {
     xsk_calls::make_rings(fd, RING_ENTRIES)?;
     xsk_calls::map_rings(fd, RING_ENTRIES)

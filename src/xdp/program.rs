@@ -62,7 +62,7 @@ pub enum ProgramError {
         #[source]
         source: io::Error,
     },
-    /// It could not take the place of the one that another process has attached.
+    /// It could not replace the program that another process has attached.
     #[error("cannot put the XDP program in the place of the one on {interface}")]
     Replace {
         /// NIC.
@@ -82,8 +82,8 @@ pub enum ProgramError {
     },
 }
 
-/// The loaded program, and its link to the NIC while attached. The kernel detaches it when the
-/// last descriptor of the link is closed, so however we end, the NIC is the host's again.
+/// The loaded program, and its link to the NIC while attached. The kernel detaches the program when
+/// the last descriptor of the link is closed. So the NIC is the host's again, however we end.
 #[derive(Debug)]
 pub struct Redirect {
     program: OwnedFd,
@@ -116,7 +116,7 @@ impl Redirect {
         })
     }
 
-    /// Its identifier in the kernel, if that tells it.
+    /// Its identifier in the kernel, if the kernel tells it.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         info_of(self.program.as_fd()).map(|info| info.id)
@@ -168,8 +168,8 @@ impl Redirect {
         self.link.as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether it is still on the NIC: an administrator may detach what a link attached, and the
-    /// link stays with us without one.
+    /// Whether it is still on the NIC: an administrator may detach it, and its link then stays with
+    /// us without a program.
     #[must_use]
     pub fn is_attached(&self) -> bool {
         let Some(link) = &self.link else { return false };
@@ -184,13 +184,13 @@ impl Redirect {
         result != 0 || index != 0
     }
 
-    /// Have the link to the NIC that another process has made, whose program stays in force until
-    /// [`replace`](Self::replace).
+    /// Use the link to the NIC that another process has made. The program of that process stays in
+    /// force until [`replace`](Self::replace).
     pub fn inherit(&mut self, link: OwnedFd) {
         self.link = Some(link);
     }
 
-    /// Put this program in the place of the one in force: every frame meets either of them.
+    /// Replace the program in force by this one: every frame meets one of the two.
     ///
     /// # Errors
     /// [`ProgramError::Replace`].
@@ -206,7 +206,7 @@ impl Redirect {
         Err(ProgramError::Replace { interface: interface.to_owned(), source })
     }
 
-    /// Redirect what comes to us from `queue` to this socket.
+    /// Redirect our frames from `queue` to this socket.
     ///
     /// # Errors
     /// [`ProgramError::Map`].
@@ -239,7 +239,7 @@ impl Redirect {
             .map_err(|source| ProgramError::Map { what: "queues", source })
     }
 
-    /// What became of the frames since the program was attached.
+    /// The verdicts on frames since the program was attached.
     ///
     /// # Errors
     /// [`ProgramError::Map`].
@@ -273,7 +273,7 @@ impl Redirect {
     }
 }
 
-/// Where a program is attached to the NIC with this index, whoever's it is.
+/// Where any program is attached to the NIC with this index.
 pub(super) fn attached(index: u32) -> Option<AttachMode> {
     let mut answer = libbpf_sys::bpf_xdp_query_opts {
         sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as u64,
@@ -284,7 +284,7 @@ pub(super) fn attached(index: u32) -> Option<AttachMode> {
     let index = index as i32;
     // SAFETY: the answer's size field says how long it is, and it outlives the call.
     unsafe { libbpf_sys::bpf_xdp_query(index, 0, &raw mut answer) };
-    // linux/if_link.h: nothing; in the driver, in the NIC or at several hooks; in the stack.
+    // linux/if_link.h: none; in the driver, in the NIC or at several hooks; in the stack.
     match answer.attach_mode {
         0 => None,
         2 => Some(AttachMode::Generic),
@@ -292,7 +292,7 @@ pub(super) fn attached(index: u32) -> Option<AttachMode> {
     }
 }
 
-/// The name of the program with this identifier; None if it has gone, or we may not ask
+/// The name of the program with this identifier. None if it is gone, or if we may not ask
 /// (CAP_SYS_ADMIN).
 pub(super) fn name_of(id: u32) -> Option<String> {
     let program = Program::fd_from_id(id).ok()?;
@@ -303,7 +303,7 @@ pub(super) fn name_of(id: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&name).into_owned())
 }
 
-/// What the kernel says of a program.
+/// The kernel's record of a program.
 fn info_of(program: BorrowedFd<'_>) -> Option<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut len = u32::try_from(size_of_val(&info)).expect("some hundred bytes");

@@ -16,7 +16,7 @@ pub struct Umem {
     owner: Owner,
 }
 
-/// Whose the memory is: it goes when this is dropped.
+/// The owner of the memory, which ends when this is dropped.
 #[derive(Debug)]
 enum Owner {
     /// A file of ours, mapped: the kernel and other processes can have it too.
@@ -30,24 +30,24 @@ enum Owner {
     Other { _keep: Box<dyn Any + Send + Sync> },
 }
 
-// SAFETY: the memory is plain bytes, valid while `owner` lives; which thread may touch which part
-// of it is decided by who holds the frame's token.
+// SAFETY: the memory is plain bytes, valid while `owner` lives. Only the holder of a frame's token
+// may touch that frame.
 unsafe impl Send for Umem {}
-// SAFETY: as above: through a shared reference only frames whose token one holds are reachable.
+// SAFETY: as above: a shared reference reaches only frames whose token the caller holds.
 unsafe impl Sync for Umem {}
 
 impl Umem {
     /// # Safety
     /// `base` must be the start of `bytes` readable and writable bytes that stay mapped while
-    /// `owner` lives, and that nobody but the kernel and the holders of frame tokens touches.
+    /// `owner` lives. Only the kernel and the holders of frame tokens may touch them.
     pub unsafe fn new(base: *mut u8, bytes: usize, owner: Box<dyn Any + Send + Sync>) -> Self {
         Self { base, bytes, owner: Owner::Other { _keep: owner } }
     }
 
-    /// Fresh memory of so many bytes, all of it there.
+    /// Fresh memory of so many bytes, all of it allocated.
     ///
     /// # Errors
-    /// The kernel has not so much.
+    /// The kernel has less memory than that.
     pub(super) fn create(bytes: u64) -> io::Result<Self> {
         Self::of_file(xsk_calls::memory_file(bytes)?)
     }
@@ -62,7 +62,7 @@ impl Umem {
         Ok(Self { base: mapping.base(), bytes, owner: Owner::File { mapping, file } })
     }
 
-    /// The file that the memory is of; None for plain memory.
+    /// The memory's file; None for plain memory.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.owner {
@@ -76,7 +76,7 @@ impl Umem {
         self.bytes as u64
     }
 
-    /// Make it a socket's, and that of all that share it.
+    /// Register the memory with a socket, for all sockets that share it.
     ///
     /// # Errors
     /// The kernel's.
@@ -104,12 +104,12 @@ impl Umem {
         all.then(|| addresses.iter().copied().map(Frame::at).collect())
     }
 
-    /// What was received in a frame.
+    /// The packet that a frame received.
     #[inline]
     #[must_use]
     pub fn packet<'f>(&'f self, received: &'f Received) -> &'f [u8] {
         let (offset, len) = self.checked(received.frame.address(), received.len);
-        // SAFETY: inside the mapping (checked); the token says that no ring holds the frame, so
+        // SAFETY: inside the mapping (checked). The token says that no ring holds the frame, so
         // nobody writes it while both are borrowed.
         unsafe { slice::from_raw_parts(self.base.add(offset), len) }
     }

@@ -1,14 +1,14 @@
-//! The move-only token for one frame of a frame memory, and what a frame holds.
+//! The move-only token for one frame of a frame memory, and a frame's contents.
 
 /// Bytes of one frame; a packet and the headroom before it fit in one.
 pub const FRAME_BYTES: u32 = 4096;
 
-/// Longest packet that a frame takes when it is received: the kernel keeps the first 256 bytes
-/// for an XDP program (XDP_PACKET_HEADROOM of linux/bpf.h).
+/// Longest packet that one frame can receive: the kernel keeps the first 256 bytes for an XDP
+/// program (XDP_PACKET_HEADROOM of linux/bpf.h).
 pub const FRAME_PACKET_MAX: u32 = FRAME_BYTES - 256;
 
-/// Most frames of one packet: what a packet of the largest MTU, 65535 bytes, is received in. It is
-/// also what the kernel sends at most in copy mode, one linear part and CONFIG_MAX_SKB_FRAGS, 17,
+/// Most frames of one packet: a packet of the largest MTU, 65535 bytes, is received in so many. The
+/// kernel also sends at most so many in copy mode: one linear part and CONFIG_MAX_SKB_FRAGS, 17,
 /// pages (`xsk_build_skb` of net/xdp/xsk.c).
 pub const FRAGMENTS_MAX: usize = 18;
 

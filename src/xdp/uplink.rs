@@ -40,7 +40,8 @@ pub struct Uplink {
     pub interface: Interface,
     /// How it is attached.
     pub attachment: XdpAttachment,
-    /// While it is busy polled. Goes before the program, whose end may end NAPI instances.
+    /// Present while it is busy polled. It is dropped before the program, whose end may end NAPI
+    /// instances.
     pub deferred: Option<DeferredInterrupts>,
     /// The program; None where it is a launcher's.
     pub redirect: Option<Redirect>,
@@ -77,11 +78,12 @@ impl Uplink {
         Ok((uplink, sockets))
     }
 
-    /// Use the NIC `name` by what a launcher hands in. Its program is on the NIC and redirects what
-    /// arrives on `queues` to their sockets: whatever comes, comes to us.
+    /// Use the NIC `name` through the objects that a launcher hands in. The launcher's program is
+    /// on the NIC and redirects packets on `queues` to their sockets: all packets that come are
+    /// ours.
     ///
     /// # Errors
-    /// [`UplinkError`]; a launcher's socket may then be of no use any more.
+    /// [`UplinkError`]; a launcher's socket may then be useless.
     pub fn adopt(
         name: &str,
         queues: Option<&[u32]>,
@@ -202,8 +204,8 @@ fn chosen_queues(interface: &Interface, queues: Option<&[u32]>) -> Result<Vec<u3
     Ok(queues)
 }
 
-/// Native unless it was not asked for; generic where any mode will do and the driver refuses, or
-/// its frames would come to no socket.
+/// Attach natively unless another mode was asked for. The generic hook serves where any mode will
+/// do, and the driver refuses or its frames would come to no socket.
 fn attach(
     redirect: &mut Redirect,
     interface: &Interface,
@@ -233,6 +235,6 @@ fn attach(
         }
         error => error.into(),
     })?;
-    // The mode that is reported is the one that the kernel chose, whatever was asked of it.
+    // The reported mode is the one that the kernel chose, not the one asked for.
     Ok((program::attached(interface.index).unwrap_or(mode), reason))
 }

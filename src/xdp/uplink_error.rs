@@ -1,4 +1,4 @@
-//! Why a NIC cannot be an uplink, and who is in the way.
+//! Why a NIC cannot be an uplink, and the program that is in the way.
 
 use std::fmt;
 use std::io;
@@ -61,7 +61,7 @@ pub enum UplinkError {
     /// The program is not in place.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// Somebody else's program is.
+    /// Another program is in place.
     #[error("{0}")]
     Occupied(Box<Occupant>),
     /// No sockets.
@@ -79,7 +79,7 @@ pub enum UplinkError {
     /// No busy polling.
     #[error(transparent)]
     BusyPoll(#[from] BusyPollError),
-    /// What another process had of it cannot be taken over.
+    /// The descriptors of another process cannot be taken over.
     #[error("its sockets cannot be taken over; Linux before 6.4 does not allow it")]
     Inherit(#[source] io::Error),
     /// It is to have other queues than it had.
@@ -92,7 +92,7 @@ pub enum UplinkError {
     },
 }
 
-/// Who has an XDP program where ours was to be.
+/// The holder of an XDP program that is in the way of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Occupant {
     /// The interface that we wanted.
@@ -104,7 +104,7 @@ pub struct Occupant {
 }
 
 impl Occupant {
-    /// Whoever keeps us from this interface.
+    /// The program that keeps us from this interface.
     pub(super) fn of(wanted: &str) -> Self {
         let on = |interface: &str| nic::ask(nic::program_on(interface)).ok()?.ok();
         let (mut interface, mut program) = (wanted.to_owned(), None);
@@ -143,9 +143,9 @@ impl fmt::Display for Occupant {
 }
 
 impl UplinkError {
-    /// Whether it may pass by itself: the NIC is not there, or down, or its queues have another
-    /// process's sockets still. The kernel parts with those of a process that was killed when it
-    /// gets to it, and not before the last frame was sent.
+    /// Whether the error may pass by itself: the NIC is absent or down, or its queues still have
+    /// another process's sockets. The kernel releases the sockets of a killed process some time
+    /// later, and only after the last frame was sent.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {

@@ -1,5 +1,4 @@
-//! What an uplink needs to know of its NIC to open it; [`NicFacts`](super::NicFacts) is all there
-//! is to know.
+//! The facts about a NIC that opening an uplink needs; [`NicFacts`](super::NicFacts) has all facts.
 
 use std::io;
 
@@ -24,10 +23,10 @@ pub struct Interface {
     pub up: bool,
     /// Queues that can receive now.
     pub receive_queues: u32,
-    /// Most frames of one packet that the driver takes in zero-copy mode: 0 where it says that it
-    /// has no such mode, 1 where it takes no more or does not say.
+    /// Most frames of one packet that the driver takes in zero-copy mode. It is 0 if the driver
+    /// reports no such mode. It is 1 if the driver takes no more, or reports nothing.
     pub zero_copy_frames: u32,
-    /// What kind of device it is, and what lies below it.
+    /// Its kind of device, and the devices below it.
     pub device: Device,
 }
 
@@ -58,7 +57,7 @@ impl Interface {
     }
 }
 
-/// Kernels before 6.3 say nothing of a driver, and some drivers say nothing of themselves: then it
+/// Kernels before 6.3 report nothing of a driver, and some drivers report nothing: then zero-copy
 /// must be tried.
 fn zero_copy_frames(features: Option<XdpFeatures>) -> u32 {
     match features {
@@ -87,7 +86,7 @@ fn from_link(name: &str, link: &LinkMessage, channels: Option<&Channels>) -> Int
             _ => {}
         }
     }
-    // What the driver says it uses; the link's number counts all that were allocated.
+    // The driver's number counts queues in use; the link's number counts all that were allocated.
     interface.receive_queues = channels.map_or(interface.receive_queues, Channels::receiving);
     interface
 }

@@ -1,4 +1,4 @@
-//! Whether this kernel lets this process use AF_XDP at all, found out without touching a NIC.
+//! Whether this kernel lets this process use AF_XDP at all, found without touching a NIC.
 
 use std::io;
 
@@ -18,7 +18,7 @@ pub enum Unusable {
     Other(i32),
 }
 
-/// Load our XDP program as an uplink does, and let go of it again.
+/// Load our XDP program as an uplink does, and release it.
 ///
 /// # Errors
 /// [`ProgramError::Load`].
@@ -26,7 +26,7 @@ pub fn check_program() -> Result<(), ProgramError> {
     Redirect::load().map(drop)
 }
 
-/// Make an AF_XDP socket, which is bound to nothing, and let go of it again.
+/// Make an AF_XDP socket, which is bound to nothing, and close it.
 ///
 /// # Errors
 /// [`Unusable`].

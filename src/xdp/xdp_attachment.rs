@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::umem_frame::{FRAGMENTS_MAX, FRAME_PACKET_MAX};
 
-/// What the operator wants of the NIC.
+/// The operator's choice of mode for the NIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModeWish {
     /// The fastest that works.
@@ -45,7 +45,7 @@ pub struct XdpAttachment {
     pub attach_mode: AttachMode,
     /// How packets move.
     pub socket_mode: BindMode,
-    /// Why not something better.
+    /// The reason why it has no better mode.
     pub reason: String,
     /// The longest packet that every socket sends and receives, bytes.
     pub packet_max: u32,
@@ -67,8 +67,8 @@ impl XdpAttachment {
 
 /// The longest packet of a socket in this mode with at most `frames` frames to a packet.
 ///
-/// What limits it is what a frame holds of a received packet. In zero-copy mode that is less where
-/// packets have several: the kernel keeps 320 bytes at the end of each for itself, struct
+/// The limit is the part of a received packet that a frame holds. In zero-copy mode, a frame holds
+/// less if packets have several. The kernel then keeps 320 bytes at the end of each for its struct
 /// skb_shared_info, and gives drivers a multiple of 128 (`xsk_pool_get_rx_frame_size`).
 #[must_use]
 pub fn packet_max(mode: BindMode, frames: usize) -> u32 {

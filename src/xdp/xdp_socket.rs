@@ -31,7 +31,7 @@ pub struct Socket {
     queue: u32,
     umem: Arc<Umem>,
     parts: SocketParts,
-    /// How many there are of its own, wherever they are.
+    /// How many frames are its own, wherever they are.
     frames: u64,
     free: Vec<Frame>,
     census: FrameCensus,
@@ -43,7 +43,7 @@ pub struct Socket {
     call_batch: u32,
     /// Our calls drive the NIC: one each turn.
     busy_polled: bool,
-    /// What keeps the queue's interrupts off while packets are found, if they are busy polled for.
+    /// If busy polled with suspension: keeps the queue's interrupts off while packets are found.
     suspender: Option<OwnedFd>,
     /// Longest packet, bytes.
     packet_max: u32,
@@ -51,7 +51,7 @@ pub struct Socket {
     completed: u64,
     /// Packets received.
     received: u64,
-    /// In the middle of a received packet of too many frames, whose rest is dropped.
+    /// In the middle of a received packet of too many frames, whose remaining frames are dropped.
     cutting: bool,
     /// Received packets of too many frames.
     dropped_fragments: u64,
@@ -80,7 +80,7 @@ impl Socket {
         socket
     }
 
-    /// A socket that moves nothing in its rings, which may be another process's.
+    /// A socket that changes nothing in its rings, which may be another process's.
     fn without_frames(queue: u32, umem: Arc<Umem>, parts: SocketParts, packet_max: u32) -> Self {
         Self {
             queue,
@@ -110,7 +110,7 @@ impl Socket {
         Self::new(queue, umem, parts, frames, packet_max(BindMode::Copy, FRAGMENTS_MAX))
     }
 
-    /// Give it its descriptor, by which the kernel is called.
+    /// Give it its descriptor, for calls to the kernel.
     pub(super) fn with_descriptor(mut self, fd: OwnedFd) -> Self {
         self.call_batch = widen_call_batch(fd.as_fd());
         self.fd = Some(fd);
@@ -129,7 +129,7 @@ impl Socket {
         &self.umem
     }
 
-    /// How packets move, by the kernel's word; None for a ring pair in memory.
+    /// How packets move, as the kernel reports; None for a ring pair in memory.
     pub(super) fn mode(&self) -> Option<BindMode> {
         mode_of(self.fd()?).ok()
     }
@@ -176,7 +176,7 @@ impl Socket {
         self.census
     }
 
-    /// What the kernel counts of the socket; None for a ring pair in memory.
+    /// The kernel's counts for the socket; None for a ring pair in memory.
     #[must_use]
     pub fn kernel_statistics(&self) -> Option<KernelStatistics> {
         let statistics = xsk_calls::statistics(self.fd()?).ok()?;
@@ -190,8 +190,8 @@ impl Socket {
 
     // ---- receiving ------------------------------------------------------------------------------
 
-    /// Take up to `limit` received packets, all frames of each one after the other; give each frame
-    /// back with [`recycle`](Self::recycle). Returns the number of packets.
+    /// Take up to `limit` received packets, the frames of each one after the other. The caller
+    /// returns each frame with [`recycle`](Self::recycle). Returns the number of packets.
     #[inline]
     pub fn receive(&mut self, limit: u32, mut each: impl FnMut(Received)) -> u32 {
         let there = self.parts.rx.acquire();
@@ -223,9 +223,9 @@ impl Socket {
         packets
     }
 
-    /// How many of the `left` frames are the next packet; none while its rest is not there. One of
-    /// too many frames is dropped before, as far as it is there. The kernel shows whole packets
-    /// (`xsk_flush` follows the last frame), but nothing here rests on it.
+    /// How many of the `left` frames are the next packet; none while its last frame is missing. A
+    /// packet of too many frames is dropped first, as far as it has arrived. The kernel shows whole
+    /// packets (`xsk_flush` follows the last frame), but nothing here depends on it.
     #[cold]
     fn frames_of_next(&mut self, left: &mut u32) -> u32 {
         // A small constant.
@@ -250,7 +250,7 @@ impl Socket {
         0
     }
 
-    /// Give the next received frame back unread; whether its packet continues.
+    /// Return the next received frame unread. The result tells whether its packet continues.
     fn drop_received(&mut self) -> bool {
         let Received { frame, more, .. } = self.parts.rx.take();
         self.parts.fill.put(frame);
@@ -258,7 +258,7 @@ impl Socket {
         more
     }
 
-    /// Give a received frame back to the kernel; [`flush`](Self::flush) shows it.
+    /// Return a received frame to the kernel; [`flush`](Self::flush) shows it.
     #[inline]
     pub fn recycle(&mut self, frame: Frame) {
         self.parts.fill.put(frame);
@@ -269,12 +269,15 @@ impl Socket {
 
     // ---- transmitting ---------------------------------------------------------------------------
 
-    /// Send a packet of `len` bytes: `fill` is called once per frame, in order, with the room to
-    /// fill, [`FRAME_BYTES`] in each but the last; [`flush`](Self::flush) shows it to the kernel.
-    /// One that is too short for Ethernet gets zeroes behind it: not all NICs pad, and what is in
-    /// the frame's memory is another's.
-    /// False, and nothing is called, while too many transmit frames are in flight, and for a packet
-    /// longer than [`packet_max`](Self::packet_max).
+    /// Send a packet of `len` bytes. `fill` is called once per frame, in order, with the room to
+    /// fill: [`FRAME_BYTES`] in each but the last. [`flush`](Self::flush) shows the packet to the
+    /// kernel.
+    ///
+    /// A packet too short for Ethernet gets zeroes behind it: not all NICs pad, and the frame's
+    /// memory holds another packet's bytes.
+    ///
+    /// False, and `fill` is not called, while too many transmit frames are in flight, and for a
+    /// packet longer than [`packet_max`](Self::packet_max).
     #[inline]
     pub fn send(&mut self, len: u32, mut fill: impl FnMut(&mut [u8])) -> bool {
         if len > FRAME_BYTES {
@@ -301,7 +304,7 @@ impl Socket {
         });
     }
 
-    /// A packet of several frames, which is sent whole or not at all.
+    /// Send a packet of several frames, whole or not at all.
     #[inline(never)]
     fn send_long(&mut self, len: u32, mut fill: impl FnMut(&mut [u8])) -> bool {
         let frames = len.div_ceil(FRAME_BYTES) as usize;
@@ -342,8 +345,8 @@ impl Socket {
         self.completed += u64::from(count);
     }
 
-    /// How far it is. The kernel is woken for what it still has to transmit, so that what stands
-    /// still after this was not merely forgotten.
+    /// The socket's progress. The kernel is woken for frames that it still has to transmit, so
+    /// frames that stand still afterwards were not merely forgotten.
     pub fn examine(&mut self) -> SocketProgress {
         self.reclaim();
         if self.census.transmitting > 0 {
@@ -357,16 +360,16 @@ impl Socket {
         }
     }
 
-    /// What is in its rings and will be lost when it is dropped. Of the frames to be transmitted
-    /// the kernel may have sent some and not said so yet.
+    /// The frames in its rings, which are lost when it is dropped. The kernel may have sent some of
+    /// the frames to transmit without reporting it yet.
     pub fn abandoned(&mut self) -> Abandoned {
         self.reclaim();
         let received = u64::from(self.parts.rx.acquire());
         Abandoned { received, transmitting: self.census.transmitting }
     }
 
-    /// Drive the NIC with a call at each flush from now on, which has it take at most so many
-    /// packets; with the queue's interrupts suspended while it finds some, if that is wanted.
+    /// From now on, drive the NIC with a call at each flush, which takes at most `budget` packets.
+    /// With `suspend`, the queue's interrupts are suspended while it finds some.
     pub(super) fn poll_busily(&mut self, budget: u16, suspend: bool) -> io::Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
         xsk_calls::set_busy_poll(fd.as_fd(), budget)?;
@@ -375,16 +378,16 @@ impl Socket {
         Ok(())
     }
 
-    /// Show the kernel what was put since the last time, or not taken then, and wake it if it asks
-    /// for that. Once a turn.
+    /// Show the kernel the entries put since the last time, or not taken then, and wake it if it
+    /// asks for that. Call this once a turn.
     #[inline]
     pub fn flush(&mut self) {
         self.pressed = false;
         self.show();
     }
 
-    /// Call the kernel for frames to send with, in the middle of a turn: once, since it has nothing
-    /// new the second time. False if that was done.
+    /// Call the kernel for free frames in the middle of a turn. Only the first call of a turn can
+    /// bring new frames; false for a later one.
     pub fn press(&mut self) -> bool {
         if std::mem::replace(&mut self.pressed, true) {
             return false;
@@ -411,7 +414,7 @@ impl Socket {
         self.fd.is_some() && self.parts.tx.backlog() > 0
     }
 
-    /// Call the kernel again for what it did not take.
+    /// Call the kernel again for frames that it did not take.
     pub fn retry(&mut self) {
         self.unflushed = true;
         self.flush();
@@ -428,27 +431,28 @@ impl Socket {
                 }
             }
         }
-        // Busy polled, it is this call that has the driver look at its queue.
+        // If busy polled, this call has the driver look at its queue.
         if self.parts.fill.needs_wakeup() || self.busy_polled {
             xsk_calls::wake_receive(fd.as_fd());
         }
-        // Still there: virtio_net transmits by another NAPI instance than it receives by.
+        // Frames are still there: virtio_net transmits by another NAPI instance than it receives
+        // by.
         if self.busy_polled && self.parts.tx.backlog() > 0 {
             xsk_calls::wake_polled_transmit(fd.as_fd());
         }
-        // What was not taken is offered again in the next turn, though nothing else may be sent.
+        // Frames not taken are offered again in the next turn, even if nothing else is sent.
         self.unflushed = self.parts.tx.needs_wakeup() && self.parts.tx.backlog() > 0;
     }
 }
 
-/// What the kernel says of a bound socket.
+/// The mode of a bound socket, as the kernel reports it.
 pub(super) fn mode_of(fd: BorrowedFd<'_>) -> io::Result<BindMode> {
     let zero_copy = xsk_calls::is_zero_copy(fd)?;
     Ok(if zero_copy { BindMode::ZeroCopy } else { BindMode::Copy })
 }
 
-/// Let one call transmit all that the ring holds, in copy mode. Linux before 6.17 cannot, and goes
-/// on with its own batch. Answers what one call transmits.
+/// Let one call transmit the whole ring, in copy mode. Linux before 6.17 cannot, and keeps its own
+/// batch. Returns how many frames one call transmits.
 fn widen_call_batch(fd: BorrowedFd<'_>) -> u32 {
     match xsk_calls::set_transmit_budget(fd, RING_ENTRIES) {
         Ok(()) => RING_ENTRIES,
@@ -471,7 +475,7 @@ mod tests {
         (0..len).map(|at| seed.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
     }
 
-    /// Take up to `limit` packets, their pieces joined, and give the frames back.
+    /// Take up to `limit` packets, their pieces joined, and return the frames.
     fn receive(socket: &mut Socket, limit: u32) -> Vec<Vec<u8>> {
         let mut taken = Vec::new();
         let count = socket.receive(limit, |received| taken.push(received));
@@ -542,7 +546,7 @@ mod tests {
         // Received and not taken yet; sent, and neither transmitted nor given back.
         assert!(wire.arrive(&bytes(9000, 7)));
         assert!(send(&mut first, &bytes(70, 8)));
-        // It is there before the first one rests, and touches nothing.
+        // The second socket exists before the first one pauses, and touches nothing.
         let mut second = successor(&first);
         let paused = first.rest();
         assert!(second.resume(&paused));
@@ -688,8 +692,8 @@ mod tests {
         assert_eq!(packet_max(BindMode::Copy, 1), 3840);
         assert_eq!(packet_max(BindMode::ZeroCopy, 1), 3840);
         assert_eq!(packet_max(BindMode::ZeroCopy, 5), 5 * 3456);
-        // The largest MTU with an Ethernet header and two VLAN tags; and no more than 17 frames to
-        // send, which is what every driver takes.
+        // The largest MTU with an Ethernet header and two VLAN tags. To send, it takes no more than
+        // the 17 frames that every driver accepts.
         let longest = packet_max(BindMode::Copy, FRAGMENTS_MAX);
         assert!(longest >= 65535 + 14 + 8);
         assert!(longest.div_ceil(FRAME_BYTES) <= 17);

@@ -1,9 +1,10 @@
-//! AF_XDP's system calls (Documentation/networking/af_xdp.rst of the kernel), one small function
-//! each: a socket, its frame memory, its four rings, what it is bound to and what is counted of it.
+//! AF_XDP's system calls (the kernel's Documentation/networking/af_xdp.rst), one small function
+//! each. They cover a socket, its frame memory, its four rings, its queue and its statistics.
 //!
-//! A socket is made in this order: registered with its memory (the first of those that share it),
-//! given rings, mapped, bound. Rings are mapped before: kernels before 6.4 refuse it afterwards
-//! (`xsk_mmap` of net/xdp/xsk.c), and with it that another process takes the socket over.
+//! A socket is made in this order: register its memory (on the first of those that share it), make
+//! rings, map them, bind. Rings are mapped before the bind because kernels before 6.4 refuse it
+//! afterwards (`xsk_mmap` of net/xdp/xsk.c). So on those kernels no other process can take the
+//! socket over.
 
 use std::any::Any;
 use std::ffi::c_void;
@@ -49,7 +50,7 @@ impl Drop for Mapping {
 }
 
 impl Mapping {
-    /// `bytes` of the file from `offset` on, all of them there from the start.
+    /// Map `bytes` of the file from `offset` on, all pages present from the start.
     pub fn new(file: impl AsFd, bytes: usize, offset: u64) -> io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
@@ -64,7 +65,7 @@ impl Mapping {
     }
 }
 
-/// A file in memory whose size stays as it is, so that a mapping of it cannot lose its pages.
+/// A file in memory of fixed size, so that a mapping of it cannot lose its pages.
 pub(super) fn memory_file(bytes: u64) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = rustix::fs::memfd_create("isonic-frames", flags)?;
@@ -74,7 +75,7 @@ pub(super) fn memory_file(bytes: u64) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// Bytes of a file that [`memory_file`] made, in whatever process.
+/// Bytes of a file that [`memory_file`] made, in any process.
 pub(super) fn memory_size(file: &OwnedFd) -> io::Result<u64> {
     let seals = rustix::fs::fcntl_get_seals(file)?;
     if !seals.contains(SealFlags::SHRINK) {
@@ -86,14 +87,14 @@ pub(super) fn memory_size(file: &OwnedFd) -> io::Result<u64> {
 
 // ---- making a socket ----------------------------------------------------------------------------
 
-/// A socket that is nothing yet. It takes CAP_NET_RAW; what follows takes nothing.
+/// A bare socket. It takes CAP_NET_RAW; the later calls take no capability.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     let (family, flags) = (AddressFamily::XDP, SocketFlags::CLOEXEC);
     Ok(rustix::net::socket_with(family, SocketType::RAW, flags, None)?)
 }
 
-/// A socket that this process was started with, by its descriptor's number: EBADF if that is not
-/// open, ENOTSOCK or EPROTOTYPE if it is something else.
+/// A socket that this process was started with, by its descriptor's number. EBADF if that is not
+/// open; ENOTSOCK or EPROTOTYPE if it is something else.
 pub(super) fn inherited_socket(number: u32) -> io::Result<OwnedFd> {
     let number = i32::try_from(number).map_err(|_| Errno::BADF)?;
     // SAFETY: the number is not -1. The borrow ends within this statement, and the kernel checks
@@ -105,8 +106,7 @@ pub(super) fn inherited_socket(number: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Register the frame memory: the kernel pins its pages for as long as a socket of it is open, in
-/// whatever process.
+/// Register the frame memory: the kernel pins its pages while any process has a socket of it open.
 pub(super) fn register(
     socket: BorrowedFd<'_>,
     memory: &Mapping,
@@ -140,7 +140,7 @@ pub(super) struct QueueAddress {
     pub queue: u32,
 }
 
-/// Bind to a queue. With a socket to share the frame memory with, the kernel takes its flags.
+/// Bind to a queue. If a socket shares its frame memory, the kernel uses that socket's flags.
 pub(super) fn bind(
     socket: BorrowedFd<'_>,
     QueueAddress { interface, queue }: QueueAddress,
@@ -167,15 +167,15 @@ pub(super) fn set_busy_poll(socket: BorrowedFd<'_>, budget: u16) -> io::Result<(
     // From asm-generic/socket.h; neither rustix nor libc has these two.
     const SO_PREFER_BUSY_POLL: libc::c_int = 69;
     const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
-    /// µs that a call polls which blocks. To ours, which do not, it says that they may poll at all.
+    /// µs that a blocking call polls. Ours do not block; to them it only allows polling.
     const BUSY_POLL: u32 = 20;
     set_option(socket, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1)?;
     set_option(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, BUSY_POLL)?;
     set_option(socket, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, budget.into())
 }
 
-/// An epoll instance that asks of a socket whether it has packets, and keeps the interrupts of its
-/// queue suspended while the answer is yes ([`suspend_interrupts`]). Linux 6.9.
+/// An epoll instance that asks a socket whether it has packets. While it has, the interrupts of its
+/// queue stay suspended ([`suspend_interrupts`]). Linux 6.9.
 pub(super) fn suspender(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// struct epoll_params of linux/eventpoll.h.
     #[repr(C)]
@@ -187,7 +187,8 @@ pub(super) fn suspender(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     /// EPIOCSPARAMS.
     const SET_PARAMS: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<Params>(0x8a, 1);
-    // It never polls by itself, for it is never waited on, but only so does it look for the queue.
+    // It never polls by itself, since nobody waits on it, but without these values it does not look
+    // for the queue.
     let params = Params { busy_poll_usecs: 1, busy_poll_budget: 1, prefer_busy_poll: 1, pad: 0 };
     let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     // SAFETY: the request takes a struct epoll_params, which has this layout, and only reads it.
@@ -262,26 +263,26 @@ pub(super) fn is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
 
 // ---- while it runs ------------------------------------------------------------------------------
 
-/// What the kernel counts of the socket.
+/// The kernel's counts for the socket.
 pub(super) fn statistics(socket: BorrowedFd<'_>) -> io::Result<XdpStatistics> {
     Ok(sockopt::xdp_statistics(socket)?)
 }
 
-/// Have the kernel transmit. False when to ask again is useless now: EBUSY and ENOBUFS say that the
-/// driver's queue is full, ENETDOWN and ENXIO that the NIC is down or gone. What was not taken
-/// stays in the ring for the next turn. EAGAIN says that the batch limit was reached.
+/// Have the kernel transmit. False when another call is useless now: EBUSY and ENOBUFS say that the
+/// driver's queue is full, ENETDOWN and ENXIO that the NIC is down or gone. Frames not taken stay
+/// in the ring for the next turn. EAGAIN says that the batch limit was reached.
 pub(super) fn wake_transmit(socket: BorrowedFd<'_>) -> bool {
     matches!(rustix::net::send(socket, &[], SendFlags::DONTWAIT), Ok(_) | Err(Errno::AGAIN))
 }
 
 /// Have the kernel receive into the frames of the fill ring.
 pub(super) fn wake_receive(socket: BorrowedFd<'_>) {
-    // A receive of nothing into nothing; what it fails with is seen when transmitting.
+    // A receive of nothing into nothing; its errors show when transmitting.
     let _ = rustix::net::recv(socket, &mut [] as &mut [u8], RecvFlags::DONTWAIT);
 }
 
-/// Keep the interrupts of a queue off for its `irq_suspend_timeout` if its socket has packets: by
-/// the event that says so (`ep_suspend_napi_irqs` of fs/eventpoll.c, Linux 6.13).
+/// If the socket has packets, keep the interrupts of its queue off for `irq_suspend_timeout`. The
+/// epoll event for packets does it (`ep_suspend_napi_irqs` of fs/eventpoll.c, Linux 6.13).
 pub(super) fn suspend_interrupts(suspender: BorrowedFd<'_>) {
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut event = [const { MaybeUninit::uninit() }; 1];
@@ -289,11 +290,11 @@ pub(super) fn suspend_interrupts(suspender: BorrowedFd<'_>) {
     let _ = epoll::wait(suspender, &mut event, Some(&at_once));
 }
 
-/// Have the kernel transmit on a socket that is busy polled. It leaves that to the poll of the
-/// receiving side and skips the call for it (`xsk_no_wakeup` of net/xdp/xsk.c), but not in poll(2).
+/// Have the kernel transmit on a busy polled socket. The kernel leaves this to the receiving side's
+/// poll and skips the send call for it (`xsk_no_wakeup` of net/xdp/xsk.c), but not in poll(2).
 pub(super) fn wake_polled_transmit(socket: BorrowedFd<'_>) {
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
-    // What it fails with is seen when transmitting.
+    // Its errors show when transmitting.
     let _ = rustix::event::poll(&mut asked, Some(&at_once));
 }

@@ -1,9 +1,9 @@
 //! The four rings between us and the kernel (Documentation/networking/af_xdp.rst), inline.
 //!
-//! Each ring has one producer and one consumer, whose 32-bit indices run freely and are masked
-//! into the ring. Our side keeps its own index and a cached copy of the other side's, so that
-//! shared cache lines are touched once per burst: `acquire` looks what is there, `put`/`take`
-//! work on our side alone, `release` shows the result to the kernel.
+//! Each ring has one producer and one consumer, whose 32-bit indices run freely and are masked into
+//! the ring. Our side keeps its own index and a cached copy of the other side's, so that shared
+//! cache lines are touched once per burst. `acquire` reads the other side's index, `put`/`take`
+//! work on our side alone, and `release` shows the result to the kernel.
 
 use std::any::Any;
 use std::fmt;
@@ -60,7 +60,7 @@ struct View<T> {
     entry: std::marker::PhantomData<T>,
 }
 
-// SAFETY: the pointers are valid in any thread while `keep` lives, and the ring protocol gives each
+// SAFETY: the pointers are valid in any thread while `keep` lives. The ring protocol gives each
 // side its own index; a View is our only handle for our side.
 unsafe impl<T> Send for View<T> {}
 
@@ -73,7 +73,7 @@ impl<T: Copy> View<T> {
         Self { parts, own: 0, other: 0, entry: std::marker::PhantomData }
     }
 
-    /// Go on where `which`, our side's index, is in the ring: another process was our side before.
+    /// Continue at `which`, our side's index in the ring: another process was our side before.
     fn resume(&mut self, which: *mut u32) {
         self.own = self.index(which).load(Ordering::Acquire);
     }
@@ -105,7 +105,7 @@ impl<T: Copy> View<T> {
         entry
     }
 
-    /// The entry so many places after the next one, both of them among those that are filled.
+    /// The entry so many places after the next one; both must be filled.
     #[inline]
     fn peek(&self, ahead: u32) -> T {
         // SAFETY: as in `write`.
@@ -171,12 +171,12 @@ impl Fill {
         self.0.parts.again()
     }
 
-    /// Go on where our side is in the ring.
+    /// Continue at our side's index in the ring.
     pub(super) fn resume(&mut self) {
         self.0.resume(self.0.parts.producer);
     }
 
-    /// Give a frame. There is always room: a socket has no more receive frames than entries.
+    /// Put a frame. There is always room: a socket has no more receive frames than entries.
     #[inline]
     #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
     pub fn put(&mut self, frame: Frame) {
@@ -184,7 +184,7 @@ impl Fill {
         self.0.write(frame.address());
     }
 
-    /// Show the kernel what was put.
+    /// Show the kernel the new entries.
     #[inline]
     pub fn release(&self) {
         self.0.release_produced();
@@ -216,7 +216,7 @@ impl Rx {
         self.0.parts.again()
     }
 
-    /// Go on where our side is in the ring.
+    /// Continue at our side's index in the ring.
     pub(super) fn resume(&mut self) {
         self.0.resume(self.0.parts.consumer);
     }
@@ -227,8 +227,8 @@ impl Rx {
         self.0.filled()
     }
 
-    /// Whether a packet continues after the frame so many places after the next one. `acquire` has
-    /// counted that frame.
+    /// Whether a packet continues after the frame so many places after the next one. `acquire` must
+    /// have counted that frame.
     #[inline]
     #[must_use]
     pub fn continues(&self, ahead: u32) -> bool {
@@ -242,7 +242,7 @@ impl Rx {
         Received { frame: Frame::at(address), len, more: options & CONTINUED != 0 }
     }
 
-    /// Give the ring's places back to the kernel.
+    /// Return the ring's places to the kernel.
     #[inline]
     pub fn release(&self) {
         self.0.release_consumed();
@@ -267,13 +267,13 @@ impl Tx {
         self.0.parts.again()
     }
 
-    /// Go on where our side is in the ring.
+    /// Continue at our side's index in the ring.
     pub(super) fn resume(&mut self) {
         self.0.resume(self.0.parts.producer);
     }
 
-    /// Give a frame with `len` bytes of a packet, and say whether the packet has `more`. There is
-    /// always room: a socket has no more transmit frames than entries.
+    /// Put a frame with `len` bytes of a packet; `more` if the packet continues. There is always
+    /// room: a socket has no more transmit frames than entries.
     #[inline]
     #[allow(clippy::needless_pass_by_value, reason = "the frame is given away")]
     pub fn put(&mut self, frame: Frame, len: u32, more: bool) {
@@ -281,7 +281,7 @@ impl Tx {
         self.0.write(XdpDescriptor { address: frame.address(), len, options });
     }
 
-    /// Show the kernel what was put: whole packets.
+    /// Show the kernel the new entries: whole packets.
     #[inline]
     pub fn release(&self) {
         self.0.release_produced();
@@ -301,7 +301,7 @@ impl Tx {
     }
 }
 
-/// Frames the kernel has transmitted and gives back.
+/// Frames that the kernel has transmitted and returns.
 #[derive(Debug)]
 pub struct Completion(View<u64>);
 
@@ -319,7 +319,7 @@ impl Completion {
         self.0.parts.again()
     }
 
-    /// Go on where our side is in the ring.
+    /// Continue at our side's index in the ring.
     pub(super) fn resume(&mut self) {
         self.0.resume(self.0.parts.consumer);
     }
@@ -336,7 +336,7 @@ impl Completion {
         Frame::at(self.0.read())
     }
 
-    /// Give the ring's places back to the kernel.
+    /// Return the ring's places to the kernel.
     #[inline]
     pub fn release(&self) {
         self.0.release_consumed();

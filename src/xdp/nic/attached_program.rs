@@ -1,4 +1,4 @@
-//! The XDP program that is on a NIC, whoever's it is.
+//! The XDP program that is on a NIC, of any owner.
 
 use std::fmt;
 
@@ -36,7 +36,7 @@ impl AttachedProgram {
         self.name.as_deref() == Some(program::NAME)
     }
 
-    /// What a link says of it; None if there is none.
+    /// The program that a link reports; None if there is none.
     pub(super) fn of(attributes: &[LinkXdp]) -> Option<Self> {
         let mut program = Self::default();
         for attribute in attributes {

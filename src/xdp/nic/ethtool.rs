@@ -41,7 +41,7 @@ pub struct Rings {
     pub tx_max: u32,
 }
 
-/// What a NIC does to frames by itself, of that which concerns us.
+/// A NIC's own work on frames, where it concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Offloads {
     /// Takes VLAN tags (802.1Q) out of received frames.
@@ -59,7 +59,7 @@ pub struct Offloads {
 }
 
 impl Offloads {
-    /// From the kernel's names of what is active (`netdev_features_strings` of
+    /// From the kernel's names of active features (`netdev_features_strings` of
     /// net/ethtool/common.c).
     fn of(active: &BTreeSet<String>) -> Self {
         let any = |names: &[&str]| names.iter().any(|&name| active.contains(name));
@@ -129,7 +129,7 @@ fn connect() -> Option<EthtoolHandle> {
     Some(handle)
 }
 
-/// What the first answer says; None where the driver does not know the question.
+/// The attributes of the first answer; None where the driver does not know the question.
 async fn first(
     answers: impl Stream<Item = Result<GenlMessage<EthtoolMessage>, EthtoolError>>,
 ) -> Option<Vec<EthtoolAttr>> {

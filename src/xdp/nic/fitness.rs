@@ -1,5 +1,5 @@
-//! What a kind of device is good for as an uplink: decided here, for the daemon, which refuses or
-//! warns, and for the doctor, which tells it beforehand.
+//! The fitness of a kind of device as an uplink. The daemon refuses or warns by it, and the doctor
+//! reports it beforehand.
 //!
 //! Pure. `docs/operations/uplinks.md`, "Kinds of interface", has the table, which was measured
 //! (`tests/machine/uplink_kinds.rs`, `tests/machine/uplink_kinds_inner.rs`). Three things about the
@@ -7,13 +7,13 @@
 //!
 //! - AF_XDP takes a frame only from the device and queue that the socket is bound to
 //!   (`xsk_rcv_check` of net/xdp/xsk.c). A bond, and a Hyper-V NIC with a VF, give a native program
-//!   to their ports, where it finds other devices than the socket's.
+//!   to their ports. There it finds other devices than the socket's.
 //! - The generic hook is reached once for each device that a frame passes
-//!   (`__netif_receive_skb_core` of net/core/dev.c). GRO is done at the lowest one, before: the
-//!   kernel leaves it out for a device with a generic program of its own (`netif_elide_gro`), and
-//!   not for those below.
-//! - Before a frame is handed from a device to the one above, its VLAN tag is taken out and kept
-//!   beside it, where an XDP program does not see it.
+//!   (`__netif_receive_skb_core` of net/core/dev.c). GRO is done before, at the lowest one. The
+//!   kernel skips GRO for a device with a generic program of its own (`netif_elide_gro`), but not
+//!   for those below.
+//! - Before a device hands a frame to the one above, the kernel takes its VLAN tag out and keeps it
+//!   beside the frame. An XDP program does not see it there.
 
 use super::ethtool::Offloads;
 use super::lower_devices::{Device, LinkLayer, Lower, Macvlan};
@@ -29,7 +29,7 @@ pub enum Unfit {
     NoFrames {
         /// Asked for.
         interface: String,
-        /// What it carries, or its kind.
+        /// Its link layer, or its kind.
         carries: String,
     },
     /// The loopback.
@@ -53,16 +53,16 @@ pub enum Unfit {
     },
 }
 
-/// What works with a device, and not as one would expect.
+/// A property of a device that works, but not as one would expect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caution {
     /// The doctor's check that it belongs to.
     pub check: &'static str,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What it means.
+    /// Its meaning.
     pub meaning: String,
-    /// Commands, or another way.
+    /// Commands, or another solution.
     pub remedy: String,
 }
 
@@ -76,7 +76,7 @@ impl std::fmt::Display for Caution {
 const UNTAGGED: [&str; 6] = ["bridge", "bond", "team", "macvlan", "macvtap", "openvswitch"];
 /// Kinds whose frames arrive on their ports, present or future.
 const OF_PORTS: [&str; 3] = ["bond", "team", "bridge"];
-/// Kinds that drop what is sent.
+/// Kinds that drop sent frames.
 const SINKS: [&str; 2] = ["dummy", "ifb"];
 
 impl Device {
@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    /// Why a native program would not bring its frames to its sockets; None if it would.
+    /// Why a native program would not bring the device's frames to its sockets; None if it would.
     #[must_use]
     pub fn generic_only(&self) -> Option<String> {
         let ports = self.ports();
@@ -116,13 +116,13 @@ impl Device {
         ))
     }
 
-    /// The only MAC whose unicast it passes on is its own.
+    /// Whether it passes unicast only for its own MAC.
     #[must_use]
     pub fn own_mac_only(&self) -> bool {
         self.macvlan == Some(Macvlan::OwnMac)
     }
 
-    /// What is not as one would expect under a program of this kind.
+    /// The cautions for this device under a program of this kind.
     #[must_use]
     pub fn cautions(&self, generic: bool) -> Vec<Caution> {
         let mut cautions = Vec::new();
@@ -172,7 +172,7 @@ impl Device {
         })
     }
 
-    /// What is merged below comes as one long frame.
+    /// The caution that segments merged below come as one long frame.
     fn merging_caution(&self) -> Option<Caution> {
         let merging: Vec<String> = self.below.iter().filter_map(Lower::stop_merging).collect();
         let what = match (merging.is_empty(), self.below_elsewhere) {
@@ -224,7 +224,7 @@ impl Device {
 }
 
 impl Lower {
-    /// The command that has it merge no more; None if it merges nothing.
+    /// The command that stops its merging; None if it merges nothing.
     fn stop_merging(&self) -> Option<String> {
         let Offloads { gro, gro_hardware, lro, .. } = self.offloads.as_ref()?;
         // A TAP's packets come one by one, and as long as its holder writes them.
@@ -294,7 +294,7 @@ mod tests {
         for kind in ["bond", "team", "bridge"] {
             assert!(device(kind, &[]).generic_only().is_some(), "{kind}, without a port yet");
         }
-        // A Hyper-V NIC is one of the kind while it has a VF.
+        // A Hyper-V NIC belongs to this kind while it has a VF.
         assert_eq!(device("hv_netvsc", &[]).generic_only(), None);
         let text = device("hv_netvsc", &[("eth1", true, gro())]).generic_only().unwrap();
         assert!(text.contains("runs on eth1"), "{text}");
@@ -318,7 +318,7 @@ mod tests {
         let mut tap = device("bridge", &[("tap0", true, gro())]);
         tap.below[0].kind = "tun".to_owned();
         assert_eq!(checks(&tap, true), ["vlan-tags"]);
-        // What is below a native program is none of its business.
+        // A native program is not affected by the devices below it.
         assert_eq!(checks(&device("vlan", &[("eth0", false, gro())]), true), ["merging"]);
         let mut moved = device("macvlan", &[]);
         (moved.macvlan, moved.below_elsewhere) = (Some(Macvlan::Passthru), true);

@@ -1,5 +1,5 @@
-//! Which process has an XDP program on a NIC: whoever holds its link, as /proc tells those who may
-//! look (proc_pid_fdinfo(5)).
+//! The process that has an XDP program on a NIC: the holder of its link, from /proc for those who
+//! may look (proc_pid_fdinfo(5)).
 
 use std::fmt;
 use std::fs;
@@ -25,15 +25,15 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The first process, but for our own, that holds the link of one of these programs. None where
-/// there is none (a program may be attached without a link), or we may not look.
+/// The first process, except our own, that holds the link of one of these programs. None if there
+/// is none (a program may be attached without a link), or if we may not look.
 pub(super) fn find(programs: &[u32]) -> Option<Holder> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut others = ids.filter(|&id: &u32| id != std::process::id()).take(PROCESSES_MAX);
     let process = others.find(|id| holds(&Path::new("/proc").join(id.to_string()), programs))?;
     let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
-    // A process names itself, with whatever bytes.
+    // A process names itself, with any bytes.
     let name = name.trim().chars().filter(|letter| !letter.is_control()).collect();
     Some(Holder { process, name })
 }

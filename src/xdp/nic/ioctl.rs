@@ -1,9 +1,9 @@
-//! What ethtool's netlink family does not have: SIOCETHTOOL of linux/sockios.h.
+//! SIOCETHTOOL of linux/sockios.h, for the features that ethtool's netlink family lacks.
 //!
-//! Flow rules and the driver's version are not in the family at all; an indirection table can be
-//! read there since Linux 6.3 and written since 6.17. The ioctl has all of them on every kernel.
+//! The family has neither flow rules nor the driver's version. It reads an indirection table since
+//! Linux 6.3, and writes it since 6.17. The ioctl has all of them on every kernel.
 //!
-//! The structures of linux/ethtool.h are written here as words of 32 bits, by their offsets: three
+//! The structures of linux/ethtool.h are written here as words of 32 bits, by their offsets. Three
 //! of them end in an array, and the kernel copies bytes.
 
 use std::io;
@@ -24,12 +24,12 @@ const GRXCLSRLALL: u32 = 0x30;
 const GRSSH: u32 = 0x46;
 const SRSSH: u32 = 0x47;
 
-/// Most entries of an indirection table that are believed; drivers have up to 4096.
+/// Most entries of an indirection table that are accepted; drivers have up to 4096.
 const TABLE_ENTRIES_MAX: u32 = 1 << 16;
 /// Most flow rules that are read; NICs have up to some ten thousand.
 const RULES_MAX: u32 = 1 << 16;
 
-/// A command, and what the kernel writes back in its place.
+/// A command, and the kernel's answer, written over it.
 struct Command {
     /// As long as the command's structure says in its own fields.
     words: Vec<u32>,
@@ -60,14 +60,16 @@ impl Command {
             .copy_from_slice(bytes);
         let mut request = Request { name, data: self.words.as_mut_ptr(), rest: [0; 2] };
         let socket = any_socket()?;
-        // SAFETY: the request has struct ifreq's form; the kernel reads and writes no more of
-        // `words` than the sizes that its callers below put into it, and both outlive the call.
+        // SAFETY: the request has struct ifreq's form, and it and `words` outlive the call. The
+        // kernel reads and writes no more of `words` than the sizes that the callers below put into
+        // it.
         let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(self.words) }
     }
 }
 
-/// Any socket will do; this kind needs no privilege and is open to a sandboxed daemon too.
+/// A socket for the call. Any kind will do; this one needs no privilege and is open to a sandboxed
+/// daemon too.
 fn any_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
@@ -117,8 +119,8 @@ pub(super) fn set_indirection_table(interface: &str, table: &[u32]) -> io::Resul
     let mut command = Command::new(SRSSH, RXFH_WORDS + table.len());
     command.words[RXFH_TABLE_SIZE] =
         u32::try_from(table.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // Its first byte is the hash function, where 0 means no change; the second, since Linux 6.8,
-    // the transformation of its input, where only the present one means no change.
+    // The first byte is the hash function, where 0 means no change. The second, since Linux 6.8, is
+    // the transformation of its input, where only the present value means no change.
     let [_, transformation, ..] = now[RXFH_FUNCTION].to_ne_bytes();
     command.words[RXFH_FUNCTION] = u32::from_ne_bytes([0, transformation, 0, 0]);
     command.words[RXFH_WORDS..].copy_from_slice(table);
@@ -128,7 +130,7 @@ pub(super) fn set_indirection_table(interface: &str, table: &[u32]) -> io::Resul
 // ---- flow rules ---------------------------------------------------------------------------------
 
 /// struct ethtool_rxnfc: cmd, flow_type, data (64 bits), the flow specification of 168 bytes,
-/// rule_cnt, and the array of locations; the whole is padded to 192 bytes.
+/// rule_cnt, the array of locations. The whole is padded to 192 bytes.
 const RXNFC_WORDS: usize = 48;
 const RXNFC_FLOW_TYPE: usize = 1;
 const RXNFC_DATA: usize = 2;
@@ -152,8 +154,9 @@ pub(super) fn rule_locations(interface: &str) -> Vec<u32> {
     words[RXNFC_RULES..RXNFC_RULES + count].to_vec()
 }
 
-/// Where the rule at this location sends its frames: a queue in the lower 32 bits, or all ones to
-/// drop them (RX_CLS_FLOW_DISC). None if it has gone, or sends them to another function of the NIC.
+/// The target of the rule at this location: a queue in the lower 32 bits, or all ones to drop its
+/// frames (RX_CLS_FLOW_DISC). The upper 32 bits name a virtual function, if the frames go to one.
+/// None if the rule is gone.
 pub(super) fn rule_target(interface: &str, location: u32) -> Option<u64> {
     let mut command = Command::new(GRXCLSRULE, RXNFC_WORDS);
     command.words[RXNFC_LOCATION] = location;

@@ -1,4 +1,4 @@
-//! What a link says of itself, and the links and addresses that belong to it.
+//! The facts that a link reports, and the links and addresses that belong to it.
 
 use futures_util::TryStreamExt;
 use rtnetlink::Handle;
@@ -10,7 +10,7 @@ use super::attached_program::AttachedProgram;
 use super::link_messages::{InterfaceError, connect, driver, kind, link, mac_of, name_of};
 use super::lower_devices::Device;
 
-/// What the link itself says.
+/// The facts that the link itself reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LinkFacts {
     /// Name.
@@ -48,7 +48,7 @@ pub struct LinkFacts {
     pub other_end: Option<(u32, Option<i32>)>,
 }
 
-/// Another interface that has to do with this one.
+/// Another interface, related to this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Relative {
     /// Name.
@@ -57,7 +57,7 @@ pub struct Relative {
     pub kind: String,
 }
 
-/// The facts of one link, and what kind of device it is.
+/// The facts of one link, and its kind of device.
 pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceError> {
     let message = link(name).await?;
     let device = Device::read(name, &message).await;
@@ -75,7 +75,7 @@ pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceErr
         match attribute {
             LinkAttribute::Mtu(mtu) => facts.mtu = *mtu,
             LinkAttribute::MinMtu(mtu) => facts.mtu_min = Some(*mtu),
-            // Drivers that name no limit say 0.
+            // Drivers without a limit report 0.
             LinkAttribute::MaxMtu(mtu) => facts.mtu_max = Some(*mtu).filter(|&mtu| mtu > 0),
             LinkAttribute::Carrier(carrier) => facts.carrier = *carrier != 0,
             LinkAttribute::NumRxQueues(queues) => facts.receive_queues = *queues,
@@ -92,22 +92,22 @@ pub(super) async fn read(name: &str) -> Result<(LinkFacts, Device), InterfaceErr
             facts.master = relatives(&handle, |link| link.header.index == index).await.pop();
         }
         facts.uppers = relatives(&handle, |link| lies_on(link, facts.index)).await;
-        // The other end of a veth lies on ours as ours does on it.
+        // Each end of a veth counts as lying on the other.
         facts.uppers.retain(|upper| upper.kind != "veth");
         facts.addresses = addresses(&handle, facts.index).await;
     }
     Ok((facts, device))
 }
 
-/// The program that is on an interface, and the bridge, bond or team that the interface is a port
-/// of.
+/// The program that is on an interface, and the bridge, bond or team of which the interface is a
+/// port.
 pub(crate) async fn program_on(
     name: &str,
 ) -> Result<(Option<AttachedProgram>, Option<Relative>), InterfaceError> {
     read(name).await.map(|(facts, _)| (facts.program, facts.master))
 }
 
-/// The links of which this holds.
+/// The links for which `is_one` holds.
 async fn relatives(handle: &Handle, is_one: impl Fn(&LinkMessage) -> bool) -> Vec<Relative> {
     let all: Vec<LinkMessage> =
         handle.link().get().execute().try_collect().await.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Asking the kernel about links, in the route netlink family, and reading what it says of one.
+//! Questions to the kernel about links, in the route netlink family, and its answers.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ pub enum InterfaceError {
     },
 }
 
-/// Put questions to the kernel, and wait for the answers.
+/// Ask the kernel, and wait for the answers.
 pub(crate) fn ask<T>(questions: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(questions))

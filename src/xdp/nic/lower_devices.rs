@@ -1,7 +1,7 @@
-//! What an interface is made of: its kind, and the devices below it, whose frames come to it.
+//! The composition of an interface: its kind, and the devices below it, whose frames come to it.
 //!
-//! Netlink and not sysfs: the files of /sys/class/net are those of the namespace in which it was
-//! mounted, which need not be ours.
+//! It is read over netlink, not from sysfs: the files of /sys/class/net are those of the namespace
+//! that mounted it, which need not be ours.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use serde::Serialize;
 use super::ethtool::{Offloads, offloads};
 use super::link_messages::{connect, driver, kind, name_of};
 
-/// Most devices below one that are looked at: a bridge may have a port for each VM of a host.
+/// Most devices below one that are examined: a bridge may have a port for each VM of a host.
 const BELOW_MAX: usize = 256;
 
-/// What kind of device an interface is, and what lies below it.
+/// The kind of device of an interface, and the devices below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Device {
     /// Its name.
@@ -27,7 +27,7 @@ pub struct Device {
     /// Driver, or the kind of a virtual device.
     #[serde(skip)]
     pub kind: String,
-    /// What its frames are.
+    /// The kind of its frames.
     pub link_layer: LinkLayer,
     /// The mode of a macvlan or macvtap.
     pub macvlan: Option<Macvlan>,
@@ -41,7 +41,7 @@ pub struct Device {
     pub below_elsewhere: bool,
 }
 
-/// What an interface carries (ARPHRD_ of linux/if_arp.h).
+/// The link layer of an interface (ARPHRD_ of linux/if_arp.h).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkLayer {
@@ -79,7 +79,7 @@ pub struct Lower {
     pub kind: String,
     /// It is a port of the device in question itself.
     pub port: bool,
-    /// What it does to frames; None where it does not say.
+    /// Its work on frames; None where it reports none.
     pub offloads: Option<Offloads>,
 }
 
@@ -114,7 +114,7 @@ impl Device {
         ports.map(|lower| lower.interface.as_str()).collect()
     }
 
-    /// What only a kind of device has.
+    /// Read the properties that only one kind of device has.
     fn look_at_details(&mut self, link: &LinkMessage) {
         match info(link) {
             Some(InfoData::MacVlan(infos)) => {
@@ -169,7 +169,7 @@ fn parent(link: &LinkMessage) -> Option<Parent> {
     });
     let elsewhere =
         link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
-    // A VXLAN names the device that it sends through among its own attributes.
+    // A VXLAN reports the device that it sends through in its own attributes.
     let through = match info(link) {
         Some(InfoData::Vxlan(infos)) => infos.iter().find_map(|info| match info {
             InfoVxlan::Link(index) => Some(*index),
@@ -181,7 +181,7 @@ fn parent(link: &LinkMessage) -> Option<Parent> {
     Some(Parent { index, elsewhere })
 }
 
-/// Whether the frames of its parent come to it: a veth's other end is called its parent too.
+/// Whether it receives the frames of its parent: a veth's other end is called its parent too.
 fn is_stacked(link: &LinkMessage) -> bool {
     !matches!(kind(link).as_deref(), Some("veth" | "netkit" | "vxcan"))
 }

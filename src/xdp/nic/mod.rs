@@ -1,17 +1,18 @@
-//! What the kernel says of a NIC and of its place on the host, before anything is bound.
+//! The facts that the kernel reports about a NIC and its place on the host, before anything is
+//! bound.
 //!
 //! The floors, each file importing only from those above it:
 //!
-//! - `link_messages`: asking the route netlink family; `ethtool` and `xdp_features` ask two generic
-//!   ones, `ioctl` and `steering` what netlink does not have.
-//! - `place`: sysfs, and the files of those who manage interfaces.
+//! - `link_messages`: questions in the route netlink family. `ethtool` and `xdp_features` use two
+//!   generic families, `ioctl` and `steering` the calls that netlink lacks.
+//! - `place`: sysfs, and the state files of programs that manage interfaces.
 //! - `holder`: the process that has a program; `attached_program`: the program.
-//! - `lower_devices`: what a virtual device is made of; `fitness` judges what its kind is good for.
+//! - `lower_devices`: the composition of a virtual device; `fitness` judges its kind as an uplink.
 //! - `link_facts`: the facts of a link; `peer`: the other end of a veth.
 //! - `nic_facts`: all of it.
 //!
-//! Nothing here changes a NIC but [`steering`], and nothing opens a socket on one. What a driver
-//! does not tell is None. All of it blocks: for the control plane only.
+//! Nothing here changes a NIC except [`steering`], and nothing opens a socket on one. A value that
+//! a driver does not report is None. All of it blocks: for the control plane only.
 
 mod attached_program;
 mod ethtool;

@@ -1,4 +1,4 @@
-//! All that can be known of a NIC before it is used, asked for together.
+//! All facts about a NIC before it is used, read together.
 
 use serde::Serialize;
 
@@ -12,13 +12,13 @@ use super::place::{self, Manager};
 use super::steering::Steering;
 use super::xdp_features::{XdpFeatures, xdp_features};
 
-/// All that is known of a NIC before it is used.
+/// All facts about a NIC before it is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NicFacts {
     /// Its link.
     #[serde(flatten)]
     pub link: LinkFacts,
-    /// What kind of device it is, and what lies below it.
+    /// Its kind of device, and the devices below it.
     pub device: Device,
     /// Version of the driver, or of the kernel where the driver has none of its own.
     pub driver_version: Option<String>,
@@ -28,26 +28,26 @@ pub struct NicFacts {
     pub channels: Option<Channels>,
     /// Sizes of its own rings, now and at most.
     pub rings: Option<Rings>,
-    /// What it does to frames by itself.
+    /// Its own work on frames.
     pub offloads: Option<Offloads>,
-    /// What its driver does of XDP.
+    /// Its driver's support of XDP.
     pub xdp: Option<XdpFeatures>,
-    /// Which of its queues receive what.
+    /// Which of its queues receive which frames.
     pub steering: Steering,
     /// NUMA node.
     pub numa_node: Option<u32>,
     /// Nanoseconds for which its interrupts may be held back after a poll (`gro_flush_timeout`).
     pub gro_flush_timeout: Option<u64>,
-    /// Polls without packets after which they come again (`napi_defer_hard_irqs`).
+    /// Polls without packets after which interrupts come again (`napi_defer_hard_irqs`).
     pub defer_hard_irqs: Option<u64>,
-    /// Who else configures it.
+    /// The other program that configures it.
     pub manager: Option<Manager>,
     /// The other end, of a veth.
     pub peer: Option<Peer>,
 }
 
 impl NicFacts {
-    /// Ask all there is to ask about the interface `name`.
+    /// Read all facts about the interface `name`.
     ///
     /// # Errors
     /// [`InterfaceError`].

@@ -1,8 +1,9 @@
-//! The other end of a veth, wherever it is that we may look.
+//! The other end of a veth, if we may look at it.
 //!
-//! What it leaves undone we get undone: a veth calls checksums and VLAN tags the business of a NIC
-//! that is not there. The other end mostly lies in another network namespace. The kernel says its
-//! index there and the namespace's identifier here; those who have a file are compared with it.
+//! A veth leaves checksums and VLAN tags to a NIC that does not exist, so we receive the frames
+//! with that work undone. The other end mostly lies in another network namespace. The kernel
+//! reports its index there and the namespace's identifier here. The identifier is compared with
+//! those of the namespaces that have a file.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ use super::ethtool::{Offloads, offloads};
 use super::link_facts::LinkFacts;
 use super::link_messages::{ask, connect, name_of};
 
-/// Most processes whose namespaces are looked at.
+/// Most processes whose namespaces are examined.
 const PROCESSES_MAX: usize = 4096;
 
 /// The other end.
@@ -32,7 +33,7 @@ pub struct Peer {
     pub interface: Option<String>,
     /// The file of its network namespace; None if that is ours, or was not found.
     pub namespace: Option<PathBuf>,
-    /// What it does to frames that it sends to us.
+    /// Its work on frames that it sends to us.
     pub offloads: Option<Offloads>,
 }
 
@@ -42,7 +43,7 @@ pub(super) fn find(link: &LinkFacts) -> Option<Peer> {
     let Some(id) = namespace else { return look(index) };
     let place = ask(async { find_namespace(&connect()?, id).await }).ok().flatten();
     let Some((path, file)) = place else { return Some(Peer::default()) };
-    // Only the thread that enters it is in there, and it ends with the answer.
+    // Only the thread that enters the namespace is in it, and it ends with the answer.
     let inside = || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
         look(index)
@@ -62,8 +63,7 @@ fn look(index: u32) -> Option<Peer> {
     found.ok().flatten()
 }
 
-/// The namespace that is known here by this identifier, among those with a name and those of
-/// processes.
+/// The namespace with this identifier here, among those with a name and those of processes.
 async fn find_namespace(handle: &Handle, id: i32) -> Option<(PathBuf, File)> {
     let named = paths_in("/run/netns").map(|entry| entry.to_owned());
     let numeric = |path: &PathBuf| {
@@ -86,7 +86,7 @@ fn paths_in(folder: &str) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// What a namespace is called in ours (RTM_GETNSID); None if it has no name here.
+/// The identifier of a namespace in ours (RTM_GETNSID); None if it has none here.
 async fn identifier(mut handle: Handle, namespace: &File) -> Option<i32> {
     let mut question = NsidMessage::default();
     let descriptor = u32::try_from(namespace.as_raw_fd()).ok()?;

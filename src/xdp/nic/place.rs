@@ -1,4 +1,4 @@
-//! Where a NIC is on the host, and who else configures it: sysfs, and the state files of
+//! The place of a NIC on the host, and its other configurators: from sysfs, and the state files of
 //! systemd-networkd and NetworkManager.
 
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// Who configures an interface.
+/// A program that configures an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Manager {
@@ -16,7 +16,7 @@ pub enum Manager {
     NetworkManager,
 }
 
-/// The interfaces with a device on a bus, by name: what is most likely a NIC.
+/// The interfaces with a device on a bus, by name: most likely NICs.
 #[must_use]
 pub fn physical_interfaces() -> Vec<String> {
     let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
@@ -34,7 +34,7 @@ pub(super) fn number(interface: &str, file: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// The NUMA node of the device on the bus. A virtio device lies on another one, which knows.
+/// The NUMA node of the device on the bus. A virtio device lies on another device, which knows it.
 pub(super) fn numa_node(interface: &str) -> Option<u32> {
     number(interface, "device/numa_node")
         .or_else(|| number(interface, "device/../numa_node"))
@@ -42,8 +42,8 @@ pub(super) fn numa_node(interface: &str) -> Option<u32> {
         .and_then(|node| u32::try_from(node).ok())
 }
 
-/// Who configures the interface with this index, as far as that can be told: both write a file for
-/// each interface of the first network namespace.
+/// The program that configures the interface with this index, if known. Both write a file for each
+/// interface of the first network namespace.
 pub(super) fn manager(index: u32) -> Option<Manager> {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
     if namespace("self")? != namespace("1")? {

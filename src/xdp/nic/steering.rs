@@ -1,9 +1,8 @@
-//! Which queues of a NIC receive what, and whether each has a socket.
+//! Which queues of a NIC receive which frames, and whether each has a socket.
 //!
-//! AF_XDP gives a socket what arrives on its own queue and no other. Which queue that is, the NIC
-//! decides: by a flow rule, else by the entry of its indirection table that the hash of the frame
-//! points at (RSS). A frame for a VM that arrives on a queue without a socket passes to the host,
-//! which drops it.
+//! AF_XDP gives a socket only packets that arrive on its own queue. The NIC chooses the queue: by a
+//! flow rule, else by the entry of its indirection table that the frame's hash points at (RSS). A
+//! frame for a VM that arrives on a queue without a socket passes to the host, which drops it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,14 +11,14 @@ use serde::Serialize;
 
 use super::ioctl;
 
-/// What decides on which queue a frame arrives.
+/// The settings that decide on which queue a frame arrives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Steering {
     /// The queue by hash; None where the NIC has no such table, and any queue may receive.
     pub table: Option<Vec<u32>>,
-    /// Rules that go before it.
+    /// Rules that take precedence over the table.
     pub rules: Vec<FlowRule>,
-    /// What is hashed of a packet, by the type of its flow.
+    /// The hashed fields of a packet, by the type of its flow.
     pub hashed: BTreeMap<&'static str, Vec<&'static str>>,
 }
 
@@ -35,7 +34,7 @@ pub struct FlowRule {
 /// Why the queues that receive cannot be chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum SteeringError {
-    /// The NIC spreads by itself.
+    /// The NIC has no table to set.
     #[error(
         "steering = \"set\": {0} has no indirection table; leave out `queues`, to take all, or use \
          steering = \"check\""
@@ -56,7 +55,7 @@ pub enum SteeringError {
 
 /// ethtool_rxnfc's flow types.
 const FLOWS: [(&str, u32); 4] = [("tcp4", 1), ("udp4", 2), ("tcp6", 5), ("udp6", 6)];
-/// Bits of what is hashed (RXH_ of linux/ethtool.h).
+/// Bits of hashed fields (RXH_ of linux/ethtool.h).
 const FIELDS: [(&str, u32); 6] = [
     ("vlan", 1 << 2),
     ("protocol", 1 << 3),
@@ -69,7 +68,7 @@ const FIELDS: [(&str, u32); 6] = [
 const DROPS: u64 = u64::MAX;
 
 impl Steering {
-    /// Ask the NIC `interface`; empty where it does not say.
+    /// Ask the NIC `interface`; empty where it reports nothing.
     #[must_use]
     pub fn read(interface: &str) -> Self {
         let hashed = FLOWS.into_iter().filter_map(|(flow, number)| {
@@ -90,7 +89,7 @@ impl Steering {
         }
     }
 
-    /// The queues of `all` that receive what no rule decides on and are not among those `served`.
+    /// The queues of `all` that receive frames without a rule and are not among those `served`.
     #[must_use]
     pub fn unserved(&self, all: u32, served: &[u32]) -> Vec<u32> {
         unserved(self.table.as_deref(), all, served)
@@ -129,7 +128,8 @@ pub fn table(interface: &str) -> Option<Vec<u32>> {
     ioctl::indirection_table(interface)
 }
 
-/// Set the indirection table, and see that it is in force: drivers may take one and not keep it.
+/// Set the indirection table, and check that it is in force: drivers may accept a table and not
+/// keep it.
 ///
 /// # Errors
 /// The driver's; EOPNOTSUPP where it cannot; [`io::ErrorKind::InvalidData`] where it took the table
@@ -142,9 +142,8 @@ pub fn set_table(interface: &str, table: &[u32]) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "the driver took the table and has another"))
 }
 
-/// Give the NIC back the table that it had. One that was the kernel's default
-/// (`ethtool_rxfh_indir_default`) is left to the driver again: a table that was set stands in the
-/// way of fewer queues.
+/// Restore the NIC's former table. The driver sets it if it was the kernel's default
+/// (`ethtool_rxfh_indir_default`): a table set by us would prevent fewer queues.
 ///
 /// # Errors
 /// The driver's.

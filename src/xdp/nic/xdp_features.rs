@@ -1,26 +1,26 @@
-//! What a driver does of XDP and AF_XDP, as the netdev netlink family has it (Linux 6.3).
+//! A driver's support of XDP and AF_XDP, from the netdev netlink family (Linux 6.3).
 
 use rtnetlink::packet_core::NLM_F_ACK;
 use serde::Serialize;
 
 use crate::xdp::netdev::{NetdevMessage, ask};
 
-/// What a driver says of itself.
+/// The features that a driver reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct XdpFeatures {
     /// Takes a native program.
     pub native: bool,
-    /// Does what a native program says with XDP_REDIRECT, as ours does.
+    /// Carries out XDP_REDIRECT of a native program, as ours uses it.
     pub redirect: bool,
     /// Gives a native program packets in several buffers.
     pub multi_buffer: bool,
     /// Has zero-copy AF_XDP.
     pub zero_copy: bool,
-    /// Most frames of one packet in zero-copy mode; 1 where it says nothing.
+    /// Most frames of one packet in zero-copy mode; 1 where it reports nothing.
     pub zero_copy_frames: u32,
     /// Completes checksums of frames that AF_XDP sends.
     pub tx_checksum: bool,
-    /// Says when it sent a frame.
+    /// Reports when it sent a frame.
     pub tx_timestamp: bool,
     /// Sends a frame at a given time.
     pub tx_launch_time: bool,
@@ -90,7 +90,7 @@ mod tests {
         let ice = said(&[(DEV_XDP_FEATURES, 0x7f), (DEV_XDP_ZC_MAX_SEGS, 8)]);
         assert!(ice.native && ice.redirect && ice.multi_buffer && ice.zero_copy);
         assert_eq!((ice.zero_copy_frames, ice.tx_checksum), (8, false));
-        // As veth does: everything but zero-copy, and what a program can ask of a frame.
+        // As veth does: everything except zero-copy, and all metadata that a program can ask for.
         let metadata = (DEV_XDP_RX_METADATA_FEATURES, 7);
         let veth = said(&[(DEV_XDP_FEATURES, 0x67), metadata, (DEV_XSK_FEATURES, 2)]);
         assert!(veth.native && !veth.zero_copy && veth.rx_vlan_tag && veth.rx_hash);

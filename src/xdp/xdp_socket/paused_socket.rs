@@ -1,4 +1,4 @@
-//! A socket that one process leaves and another continues with, rings and all.
+//! A socket that one process pauses and another resumes, rings and all.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::xdp::umem_frame::Frame;
 use crate::xdp::xsk_calls;
 use crate::xdp::xsk_ring::SocketParts;
 
-/// A socket between two turns, for another process to resume: what is not in its rings.
+/// A socket between two turns, for another process to resume: its state outside the rings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PausedSocket {
     /// The queue.
@@ -43,8 +43,8 @@ impl Socket {
         Ok(socket.with_descriptor(fd))
     }
 
-    /// Show the kernel everything, and say where the frames are. Another process may resume now, if
-    /// this one does nothing more with the socket.
+    /// Show the kernel everything, and report where the frames are. Another process may resume now,
+    /// if this one does nothing more with the socket.
     pub fn rest(&mut self) -> PausedSocket {
         self.unflushed = true;
         self.flush();
@@ -58,8 +58,8 @@ impl Socket {
         }
     }
 
-    /// Resume where another process has left it. False, and nothing is done, if what is said of its
-    /// frames cannot be.
+    /// Resume where another process paused. False, and nothing is done, if the frames in `paused`
+    /// are impossible.
     pub fn resume(&mut self, paused: &PausedSocket) -> bool {
         let PausedSocket { receiving, transmitting, cutting, .. } = *paused;
         let Some(free) = self.umem.adopt(&paused.free) else { return false };
@@ -73,7 +73,7 @@ impl Socket {
         completion.resume();
         self.census = FrameCensus { free: free.len() as u64, receiving, transmitting, away: 0 };
         (self.free, self.cutting) = (free, cutting);
-        // The kernel may sleep on what was put last.
+        // The kernel may not have seen the last entries and sleep.
         self.unflushed = true;
         true
     }
