@@ -16,10 +16,11 @@ use isonic::datapath::{Attachment, Route, UplinkId, WorkerId, frame_max};
 use isonic::reference::RingLoop;
 use isonic::test_support::guest_driver::{Driver, GuestRam};
 use isonic::test_support::rig::Rig;
+use isonic::virtqueue::QueueOptions;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use common::{BURST, OPTIONS, RING_SIZE, memory, queue, ram, time};
+use common::{BURST, LAYOUTS, OPTIONS, RING_SIZE, memory, queue, ram, time};
 
 /// Frame lengths.
 const LENGTHS: [usize; 2] = [64, 1500];
@@ -45,10 +46,10 @@ struct Guest {
 }
 
 impl Guest {
-    fn new() -> Self {
+    fn new(options: QueueOptions) -> Self {
         let mut ram = ram();
-        let to_guest = Driver::new(&mut ram, RING_SIZE, OPTIONS);
-        let from_guest = Driver::new(&mut ram, RING_SIZE, OPTIONS);
+        let to_guest = Driver::new(&mut ram, RING_SIZE, options);
+        let from_guest = Driver::new(&mut ram, RING_SIZE, options);
         Self { ram, to_guest, from_guest }
     }
 
@@ -77,7 +78,7 @@ struct Ours {
 }
 
 impl Ours {
-    fn new(frame: Vec<u8>) -> Self {
+    fn new(frame: Vec<u8>, options: QueueOptions) -> Self {
         let mut rig = Rig::new(1);
         let guests = [1, 2].map(|number| {
             let attachment = Attachment::Switch { mac: mac(number) };
@@ -85,7 +86,7 @@ impl Ours {
             let route = Route::new(UplinkId(0), attachment, frame_max(1500), workers);
             let route = Route { ready: vec![0], ..route };
             let port = rig.add_port(route);
-            let guest = Guest::new();
+            let guest = Guest::new(options);
             rig.give(0, port, 0, guest.to_guest.ring().0);
             rig.give(0, port, 1, guest.from_guest.ring().0);
             guest
@@ -117,7 +118,7 @@ struct Theirs {
 
 impl Theirs {
     fn new(frame: Vec<u8>) -> Self {
-        let guests = [Guest::new(), Guest::new()];
+        let guests = [OPTIONS, OPTIONS].map(Guest::new);
         Self {
             ring_loop: RingLoop::new(1522),
             memories: [memory(&guests[0].ram), memory(&guests[1].ram)],
@@ -163,23 +164,25 @@ fn from_guest(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(u64::from(BURST)));
     for len in LENGTHS {
         let frame = frame(OUTSIDE, mac(1), len);
-        let mut ours = Ours::new(frame.clone());
-        group.bench_function(format!("isonic/{len}"), |bencher| {
-            bencher.iter_custom(|bursts| {
-                time(
-                    bursts,
-                    &mut ours,
-                    [
-                        |ours| ours.guests[0].send(&ours.frame),
-                        Ours::turn,
-                        |ours| {
-                            ours.clear_wire();
-                            ours.guests[0].completed(1);
-                        },
-                    ],
-                )
+        for (name, options) in LAYOUTS {
+            let mut ours = Ours::new(frame.clone(), options);
+            group.bench_function(format!("{name}/{len}"), |bencher| {
+                bencher.iter_custom(|bursts| {
+                    time(
+                        bursts,
+                        &mut ours,
+                        [
+                            |ours| ours.guests[0].send(&ours.frame),
+                            Ours::turn,
+                            |ours| {
+                                ours.clear_wire();
+                                ours.guests[0].completed(1);
+                            },
+                        ],
+                    )
+                });
             });
-        });
+        }
         let mut theirs = Theirs::new(frame);
         group.bench_function(format!("reference/{len}"), |bencher| {
             bencher.iter_custom(|bursts| {
@@ -203,25 +206,27 @@ fn to_guest(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(u64::from(BURST)));
     for len in LENGTHS {
         let frame = frame(mac(2), OUTSIDE, len);
-        let mut ours = Ours::new(frame.clone());
-        group.bench_function(format!("isonic/{len}"), |bencher| {
-            bencher.iter_custom(|bursts| {
-                time(
-                    bursts,
-                    &mut ours,
-                    [
-                        |ours| {
-                            ours.guests[1].post();
-                            for _ in 0..BURST {
-                                assert!(ours.rig.wires[0].arrive(&ours.frame));
-                            }
-                        },
-                        Ours::turn,
-                        |ours| ours.guests[1].completed(1),
-                    ],
-                )
+        for (name, options) in LAYOUTS {
+            let mut ours = Ours::new(frame.clone(), options);
+            group.bench_function(format!("{name}/{len}"), |bencher| {
+                bencher.iter_custom(|bursts| {
+                    time(
+                        bursts,
+                        &mut ours,
+                        [
+                            |ours| {
+                                ours.guests[1].post();
+                                for _ in 0..BURST {
+                                    assert!(ours.rig.wires[0].arrive(&ours.frame));
+                                }
+                            },
+                            Ours::turn,
+                            |ours| ours.guests[1].completed(1),
+                        ],
+                    )
+                });
             });
-        });
+        }
         let mut theirs = Theirs::new(frame);
         group.bench_function(format!("reference/{len}"), |bencher| {
             bencher.iter_custom(|bursts| {
@@ -248,23 +253,25 @@ fn guest_to_guest(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(u64::from(BURST)));
     for len in LENGTHS {
         let frame = frame(mac(2), mac(1), len);
-        let mut ours = Ours::new(frame.clone());
-        group.bench_function(format!("isonic/{len}"), |bencher| {
-            bencher.iter_custom(|bursts| {
-                time(
-                    bursts,
-                    &mut ours,
-                    [
-                        |ours| {
-                            ours.guests[0].send(&ours.frame);
-                            ours.guests[1].post();
-                        },
-                        Ours::turn,
-                        |ours| ours.guests.iter_mut().for_each(|guest| guest.completed(1)),
-                    ],
-                )
+        for (name, options) in LAYOUTS {
+            let mut ours = Ours::new(frame.clone(), options);
+            group.bench_function(format!("{name}/{len}"), |bencher| {
+                bencher.iter_custom(|bursts| {
+                    time(
+                        bursts,
+                        &mut ours,
+                        [
+                            |ours| {
+                                ours.guests[0].send(&ours.frame);
+                                ours.guests[1].post();
+                            },
+                            Ours::turn,
+                            |ours| ours.guests.iter_mut().for_each(|guest| guest.completed(1)),
+                        ],
+                    )
+                });
             });
-        });
+        }
         let mut theirs = Theirs::new(frame);
         group.bench_function(format!("reference/{len}"), |bencher| {
             bencher.iter_custom(|bursts| {

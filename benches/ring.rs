@@ -8,12 +8,13 @@ mod common;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use isonic::guest_memory::GuestMemory;
 use isonic::test_support::guest_driver::{Driver, GuestRam, HEADER};
-use isonic::virtqueue::{self, DeviceRing, Direction, Layout, Segments};
+use isonic::virtqueue::{self, DeviceRing, Direction, Layout, QueueOptions, Segments};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use common::{BURST, OPTIONS, RING_SIZE, memory, queue, ram, time};
+use common::{BURST, LAYOUTS, OPTIONS, RING_SIZE, memory, queue, ram, time};
 
 struct Bench {
     driver: Driver,
@@ -25,10 +26,22 @@ struct Bench {
     _ram: GuestRam,
 }
 
+/// Take and complete all that the driver has offered.
+fn serve<L: Layout>(memory: &GuestMemory, ring: &mut L) {
+    while ring.has_available().unwrap() {
+        let mut segments = Segments::new();
+        let chain = ring.take(memory, Direction::FromGuest, &mut segments).unwrap();
+        black_box(&segments);
+        ring.complete(chain, 0);
+    }
+    ring.publish();
+    black_box(ring.needs_notification());
+}
+
 impl Bench {
-    fn new(cut: Vec<usize>) -> Self {
+    fn new(cut: Vec<usize>, options: QueueOptions) -> Self {
         let mut ram = ram();
-        let driver = Driver::new(&mut ram, RING_SIZE, OPTIONS);
+        let driver = Driver::new(&mut ram, RING_SIZE, options);
         let (ours, theirs, memory) = (driver.activate(), queue(&driver), memory(&ram));
         Self { driver, cut, ours, theirs, memory, _ram: ram }
     }
@@ -44,17 +57,10 @@ impl Bench {
     }
 
     fn ours(&mut self) {
-        let (memory, DeviceRing::Split(ring)) = self.ours.parts() else {
-            unreachable!("the driver's ring is split")
-        };
-        while ring.has_available().unwrap() {
-            let mut segments = Segments::new();
-            let chain = ring.take(memory, Direction::FromGuest, &mut segments).unwrap();
-            black_box(&segments);
-            ring.complete(chain, 0);
+        match self.ours.parts() {
+            (memory, DeviceRing::Split(ring)) => serve(memory, ring),
+            (memory, DeviceRing::Packed(ring)) => serve(memory, ring),
         }
-        ring.publish();
-        black_box(ring.needs_notification());
     }
 
     fn theirs(&mut self) {
@@ -74,12 +80,14 @@ fn ring(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ring");
     group.throughput(Throughput::Elements(u64::from(BURST)));
     for (name, cut) in [("one_descriptor", vec![]), ("two_descriptors", vec![HEADER])] {
-        let mut bench = Bench::new(cut.clone());
-        group.bench_function(format!("isonic/{name}"), |bencher| {
-            let steps = [Bench::offer, Bench::ours, Bench::clear];
-            bencher.iter_custom(|bursts| time(bursts, &mut bench, steps));
-        });
-        let mut bench = Bench::new(cut);
+        for (layout, options) in LAYOUTS {
+            let mut bench = Bench::new(cut.clone(), options);
+            group.bench_function(format!("{layout}/{name}"), |bencher| {
+                let steps = [Bench::offer, Bench::ours, Bench::clear];
+                bencher.iter_custom(|bursts| time(bursts, &mut bench, steps));
+            });
+        }
+        let mut bench = Bench::new(cut, OPTIONS);
         group.bench_function(format!("virtio-queue/{name}"), |bencher| {
             let steps = [Bench::offer, Bench::theirs, Bench::clear];
             bencher.iter_custom(|bursts| time(bursts, &mut bench, steps));

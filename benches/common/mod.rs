@@ -16,6 +16,9 @@ pub const RING_SIZE: u16 = 256;
 /// a burst.
 pub const OPTIONS: QueueOptions =
     QueueOptions { event_idx: true, indirect: true, ..QueueOptions::NONE };
+/// Our rows, and the rings of each. The reference device has split rings alone.
+pub const LAYOUTS: [(&str, QueueOptions); 2] =
+    [("isonic", OPTIONS), ("isonic_packed", QueueOptions { packed: true, ..OPTIONS })];
 /// Bytes of a guest's memory.
 const RAM_BYTES: usize = 16 << 20;
 
