@@ -4,12 +4,12 @@
 //! # A packet's path
 //!
 //! From a guest: [`datapath::Worker::turn`] → `datapath::from_guest` → [`virtqueue::SplitRing`]
-//! (take) → [`guest_memory`] (translate) → [`device::net_header`] (check) →
-//! [`datapath::Forwarding`] (where to) → copied once into a frame of [`xdp::Umem`] →
-//! [`xdp::Socket`] → the NIC; or into another guest's buffers.
+//! (take) → [`guest_memory`] (translate) → [`device::net_header`] (check) → `datapath::decision`
+//! (where to, by the table [`datapath::Forwarding`]) → `datapath::outlet`, copied once into a frame
+//! of [`xdp::Umem`] → [`xdp::Socket`] → the NIC; or into another guest's buffers.
 //!
 //! To a guest: `bpf/redirect.bpf.c` → [`xdp::Socket`] → `datapath::from_uplink` →
-//! [`datapath::Forwarding`] → `datapath::deliver`, copied once into receive buffers →
+//! `datapath::decision` → `datapath::deliver`, copied once into receive buffers →
 //! [`virtqueue::SplitRing`] (complete, publish, notify); the frame goes back to its fill ring.
 //!
 //! # Four structures
